@@ -1,0 +1,101 @@
+"""loopcore: write the step once, run it on PyTorch and NumPy, listen to any moment of it."""
+
+from __future__ import annotations
+
+from loopcore import data, errors, events, losses, testing
+from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, RunFirst, on
+from loopcore.callbacks.device import ToDevice
+from loopcore.callbacks.metrics import Metrics
+from loopcore.callbacks.progress import MetricsPrinter, ProgressPrinter
+from loopcore.callbacks.recorder import Recorder
+from loopcore.callbacks.stopping import StopOnNaNLoss
+from loopcore.callbacks.wrappers import FunctionCallback, throttle
+from loopcore.errors import (
+    AccessError,
+    CancelEpochException,
+    CancelFittingException,
+    CancelStepException,
+    LoopcoreError,
+)
+from loopcore.events import (
+    BackwardBegin,
+    BackwardEnd,
+    EpochBegin,
+    EpochEnd,
+    Event,
+    FitBegin,
+    FitEnd,
+    LossBegin,
+    StepBegin,
+    StepEnd,
+)
+from loopcore.fitting import FitResult
+from loopcore.learner import Learner
+from loopcore.loop import run_epoch, run_step
+from loopcore.metrics import Loss, Metric, accuracy
+from loopcore.optimizers import SGD, Adam, AdamW, Momentum
+from loopcore.phases import (
+    AbstractTrainingPhase,
+    AbstractValidationPhase,
+    Phase,
+    PredictionPhase,
+    TrainingPhase,
+    ValidationPhase,
+)
+from loopcore.registry import use
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NO_CONFLICT",
+    "SGD",
+    "UNRESOLVABLE",
+    "AbstractTrainingPhase",
+    "AbstractValidationPhase",
+    "AccessError",
+    "Adam",
+    "AdamW",
+    "BackwardBegin",
+    "BackwardEnd",
+    "Callback",
+    "CancelEpochException",
+    "CancelFittingException",
+    "CancelStepException",
+    "EpochBegin",
+    "EpochEnd",
+    "Event",
+    "FitBegin",
+    "FitEnd",
+    "FitResult",
+    "FunctionCallback",
+    "Learner",
+    "LoopcoreError",
+    "Loss",
+    "LossBegin",
+    "Metric",
+    "Metrics",
+    "MetricsPrinter",
+    "Momentum",
+    "Phase",
+    "PredictionPhase",
+    "ProgressPrinter",
+    "Recorder",
+    "RunFirst",
+    "StepBegin",
+    "StepEnd",
+    "StopOnNaNLoss",
+    "ToDevice",
+    "TrainingPhase",
+    "ValidationPhase",
+    "accuracy",
+    "data",
+    "errors",
+    "events",
+    "losses",
+    "on",
+    "run_epoch",
+    "run_step",
+    "testing",
+    "throttle",
+    "use",
+]

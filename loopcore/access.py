@@ -1,0 +1,313 @@
+"""Guarded views: what a handler gets instead of the learner.
+
+A view has one property for every path the callback declared, made once per callback; everything else raises an
+`AccessError` that says which line to add. Host handlers see concrete values and copies of containers; traced
+handlers see what the step body sees.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from loopcore.callback import Callback, name_of
+from loopcore.errors import AccessError
+from loopcore.randomness import Random
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+
+FREE = frozenset(
+    {"epoch", "losses", "loss_fn", "phases", "predict", "run_epoch", "run_step", "fit", "seed", "stop_gradient"}
+    | {"to_host", "tree", "xp", "is_ready"}
+)
+VERBS = {  # verb -> the declarations it needs
+    "gradient": (("params",), ()),
+    "grad": (("model",), ()),
+    "update": ((), ("params", "optimizer")),
+    "minimize": ((), ("params", "optimizer")),
+    "export_weights": (("params",), ()),
+    "import_weights": ((), ("params",)),
+    "set_model": ((), ("model",)),
+    "to_device": ((), ("model",)),
+    "history": (("shared.metrics_epoch",), ()),
+}
+ROOTS = ("step", "shared", "hyper", "model", "params", "buffers", "optimizer", "data")
+_FREE_STEP = frozenset({"outcome"})
+
+
+@dataclass(frozen=True)
+class Access:
+    """What one callback declared."""
+
+    callback: Callback
+    reads: frozenset[str]
+    writes: frozenset[str]
+
+    @classmethod
+    def of(cls, callback: Callback) -> Access:
+        """Read the declarations once; a write implies a read."""
+        writes = frozenset(callback.writes)
+        return cls(callback, frozenset((*callback.reads, *callback.traced_reads, *callback.carries)) | writes, writes)
+
+    def may(self, path: str, declared: frozenset[str]) -> bool:
+        """Whether a declared path covers ``path`` (or lies below it, which opens the way down)."""
+        return any(path == d or path.startswith(f"{d}.") for d in declared)
+
+    def names(self, root: str, declared: Iterable[str]) -> frozenset[str]:
+        """Names directly below a root; ``"*"`` when the root itself is declared."""
+        found = (path.partition(".")[2].partition(".")[0] or "*" for path in declared if path.partition(".")[0] == root)
+        return frozenset(found)
+
+    def error(self, path: str, *, write: bool) -> AccessError:
+        """The error for an undeclared access."""
+        verb, attribute = ("writes", "writes") if write else ("reads", "reads")
+        inner = self.callback.identity()
+        declared = (*getattr(inner, attribute), path)
+        return AccessError(
+            f"{name_of(inner)} {verb} {path}, which it does not declare. Add to class {type(inner).__name__}"
+            f"{_where(type(inner))}: {attribute} = ({', '.join(repr(p) for p in declared)},)"
+        )
+
+
+def _where(cls: type) -> str:
+    try:
+        return f" ({inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]})"
+    except (OSError, TypeError):
+        return ""
+
+
+def make_view(learner: Learner, callback: Callback, *, traced: bool) -> Any:
+    """The guarded view of a learner for one callback.
+
+    Args:
+        learner: the learner behind it.
+        callback: whose declarations decide.
+        traced: for traced handlers: values as the step body sees them.
+    """
+    access = Access.of(callback)
+    parts: dict[str, Any] = {
+        "step": _namespace_view("step", learner, access, traced),
+        "shared": _namespace_view("shared", learner, access, traced),
+        "hyper": _HyperView(learner, access),
+        "random": Random(learner, name_of(callback)),
+    }
+    members: dict[str, Any] = {"__slots__": (), "_access": access}
+    for root in ("step", "shared", "hyper"):
+        if access.names(root, access.reads) or root == "step":
+            members[root] = _constant(parts[root])
+    members["random"] = _constant(parts["random"])
+    for root in ("params", "buffers", "model", "optimizer", "data"):
+        if access.names(root, access.reads):
+            members[root] = property(_guarded_root(root, access))
+    for name in FREE | {verb for verb, needs in VERBS.items() if _allowed(access, needs)}:
+        members[name] = property(_forward(name))
+    view = cast(type[_View], type("LearnerView", (_View,), members))
+    return view(learner)
+
+
+def _allowed(access: Access, needs: tuple[tuple[str, ...], tuple[str, ...]]) -> bool:
+    reads, writes = needs
+    return all(access.may(p, access.reads) for p in reads) and all(access.may(p, access.writes) for p in writes)
+
+
+class _View:
+    """Base of the generated views of a learner."""
+
+    __slots__ = ("_learner",)
+    _access: Access
+
+    def __init__(self, learner: Learner) -> None:
+        object.__setattr__(self, "_learner", learner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in VERBS:
+            reads, writes = VERBS[name]
+            missing = [(p, False) for p in reads if not self._access.may(p, self._access.reads)]
+            missing += [(p, True) for p in writes if not self._access.may(p, self._access.writes)]
+            raise self._access.error(missing[0][0], write=missing[0][1])
+        if name in ROOTS:
+            raise self._access.error(name, write=False)
+        raise AttributeError(f"a callback cannot reach learner.{name}", name=name, obj=self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AccessError(
+            f"{name_of(self._access.callback)} assigns learner.{name}: a callback writes values below step, shared, "
+            "hyper, params or buffers, such as learner.shared.x, and declares them in writes"
+        )
+
+
+def _constant(value: Any) -> property:
+    return property(lambda view: value)
+
+
+def _forward(name: str) -> Callable[[Any], Any]:
+    return lambda view: getattr(view._learner, name)
+
+
+def _guarded_root(root: str, access: Access) -> Callable[[Any], Any]:
+    whole, writable = access.names(root, access.reads), access.names(root, access.writes)
+    if "*" in writable or root in ("optimizer", "data"):
+        return lambda view: getattr(view._learner, root)
+    wrapper = _ModelView if root == "model" else _HandleView
+    return lambda view: wrapper(getattr(view._learner, root), access, root, whole)
+
+
+class _ModelView:
+    """A model for a callback that may not change it: forward passes leave its state as it is."""
+
+    __slots__ = ("_access", "_model", "_names", "_path")
+
+    def __init__(self, model: Any, access: Access, path: str, names: frozenset[str]) -> None:
+        self._model, self._access, self._path, self._names = model, access, path, names
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if "*" not in self._names:
+            raise self._access.error(self._path, write=False)
+        kwargs["update_state"] = False
+        return self._model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if "*" in self._names and name in ("native", "apply"):
+            return getattr(self._model, name)
+        if not self._names & {"*", name}:
+            raise self._access.error(f"{self._path}.{name}", write=False)
+        return _ModelView(getattr(self._model, name), self._access, f"{self._path}.{name}", frozenset({"*"}))
+
+
+class _HandleView:
+    """Parameters or buffers for a callback: readable below what it reads, writable below what it writes."""
+
+    __slots__ = ("_access", "_handle", "_names", "_path")
+
+    def __init__(self, handle: Any, access: Access, path: str, names: frozenset[str]) -> None:
+        for name, value in (("_handle", handle), ("_access", access), ("_path", path), ("_names", names)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def value(self) -> Any:
+        if "*" not in self._names:
+            raise self._access.error(self._path, write=False)
+        return self._handle.value
+
+    def __getattr__(self, name: str) -> Any:
+        if not self._names & {"*", name}:
+            raise self._access.error(f"{self._path}.{name}", write=False)
+        path = f"{self._path}.{name}"
+        handle = self._handle[name]
+        writable = self._access.may(path, self._access.writes)
+        return handle if writable else _HandleView(handle, self._access, path, frozenset({"*"}))
+
+    __getitem__ = __getattr__
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise self._access.error(self._path if name == "value" else f"{self._path}.{name}", write=True)
+
+
+class _HyperView:
+    """Hyperparameters for a callback."""
+
+    __slots__ = ("_access", "_learner")
+
+    def __init__(self, learner: Learner, access: Access) -> None:
+        object.__setattr__(self, "_learner", learner)
+        object.__setattr__(self, "_access", access)
+
+    def __getitem__(self, name: str) -> float:
+        if not self._access.may(f"hyper.{name}", self._access.reads):
+            raise self._access.error(f"hyper.{name}", write=False)
+        return self._learner.hyper[name]
+
+    def __setitem__(self, name: str, value: float) -> None:
+        if not self._access.may(f"hyper.{name}", self._access.writes):
+            raise self._access.error(f"hyper.{name}", write=True)
+        self._learner.hyper[name] = value
+
+    __getattr__ = __getitem__
+    __setattr__ = __setitem__
+
+
+def _namespace_view(root: str, learner: Learner, access: Access, traced: bool) -> Any:
+    """A view of ``step`` or ``shared`` with a generated property for every declared name."""
+    reads, writes = access.names(root, access.reads), access.names(root, access.writes)
+    members: dict[str, Any] = {"__slots__": (), "_access": access, "_root": root, "_writes": writes, "_all": "*" in reads}
+    get = _raw if traced else _concrete(learner)
+    members["_read"] = staticmethod(get)
+    members["_adopt"] = staticmethod(_keep if traced or root == "shared" else _adopting(learner))
+    for name in (reads | (_FREE_STEP if root == "step" else frozenset())) - {"*"}:
+        members[name] = property(_getter(root, name, get if name not in writes or traced else _writable(learner)))
+    return cast(type[_Namespace], type(f"{root.title()}View", (_Namespace,), members))(learner)
+
+
+class _Namespace:
+    """Base of the generated views of ``step`` and ``shared``."""
+
+    __slots__ = ("_learner",)
+    _access: Access
+    _root: str
+    _writes: frozenset[str]
+    _all: bool
+    _read: Callable[[Any], Any]
+    _adopt: Callable[[Any, str, Any], Any]
+
+    def __init__(self, learner: Learner) -> None:
+        object.__setattr__(self, "_learner", learner)
+
+    def __getattr__(self, name: str) -> Any:
+        if self._all and not name.startswith("_"):
+            return self._read(getattr(getattr(self._learner, self._root), name))
+        if name in type(self).__dict__:  # its property raised: the value is not there
+            return getattr(getattr(self._learner, self._root), name)
+        raise self._access.error(f"{self._root}.{name}", write=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not self._writes & {name, "*"}:
+            raise self._access.error(f"{self._root}.{name}", write=True)
+        target = getattr(self._learner, self._root)
+        setattr(target, name, self._adopt(target, name, value))
+
+    def __delattr__(self, name: str) -> None:
+        raise self._access.error(f"{self._root}.{name}", write=True)
+
+
+def _getter(root: str, name: str, read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    if root == "step":
+        return lambda view: read(getattr(view._learner.runs.step, name))
+    return lambda view: read(getattr(view._learner.shared, name))
+
+
+def _raw(value: Any) -> Any:
+    return value
+
+
+def _keep(_: Any, name: str, value: Any) -> Any:
+    return value
+
+
+def _concrete(learner: Learner) -> Callable[[Any], Any]:
+    """Values without graph or tape; containers are copies, so that a reader cannot change the state."""
+    concrete, tree_map = learner.backend.concrete, learner.backend.tree_map
+
+    def read(value: Any) -> Any:
+        seen = concrete(value)
+        return tree_map(_raw, seen) if seen.__class__ in (dict, list) else seen
+
+    return read
+
+
+def _writable(learner: Learner) -> Callable[[Any], Any]:
+    return learner.backend.concrete
+
+
+def _adopting(learner: Learner) -> Callable[[Any, str, Any], Any]:
+    backend = learner.backend
+
+    def adopt(state: Any, name: str, value: Any) -> Any:
+        if name in ("apply", "weight"):
+            return value
+        old = state.__dict__.get(name)
+        return backend.convert(value) if old is None else backend.adopt(old, value)
+
+    return adopt

@@ -1,0 +1,208 @@
+"""The backend protocol: all that the core asks of a framework.
+
+An adapter is one class per framework, with one instance per Learner. It decides nothing about training: which
+parameters are trained, in which order things happen and what a callback may touch is settled in the core.
+
+Words used below. A *path* names one array of one model, ``"0.weight"``, or ``"critic.0.weight"`` when the
+Learner holds several named models. *Leaves* are a dict from path to a native array. A *tree* is nested dicts,
+lists, tuples (or the framework's own containers) of arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = Any
+Tree: TypeAlias = Any
+Leaves: TypeAlias = dict[str, Array]
+Kind: TypeAlias = Literal["params", "buffers"]
+
+
+class DrawKey(NamedTuple):
+    """Names one random draw: equal keys give equal numbers.
+
+    Attributes:
+        seed: of the learner.
+        stream: hash of (phase, owner, draw number within the step); static in a compiled step.
+        step: count of attempted steps of the phase; an input of a compiled step.
+    """
+
+    seed: int
+    stream: int
+    step: int
+
+
+class RandomBackend(Protocol):
+    """Random arrays in the parameters' dtype on the learner's device; equal keys give equal arrays."""
+
+    def normal(self, key: DrawKey, shape: Sequence[int]) -> Array: ...
+    def uniform(self, key: DrawKey, shape: Sequence[int], low: float, high: float) -> Array: ...
+    def bernoulli(self, key: DrawKey, p: float, shape: Sequence[int]) -> Array: ...
+    def integers(self, key: DrawKey, low: int, high: int, shape: Sequence[int]) -> Array: ...
+    def permutation(self, key: DrawKey, n: int) -> Array: ...
+    def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Array: ...
+    def categorical(self, key: DrawKey, logits: Array) -> Array: ...
+
+
+class Backend(Protocol):
+    """One framework's side of one Learner.
+
+    Life: ``__init__``, then ``bind`` once, then ``attach`` once, then everything else in any order.
+    """
+
+    name: str
+    compiles: bool  # whether a step can become one program; False means that every plan is eager
+    xp: Any  # the array functions of `learner.xp`
+    losses: Any  # the functions of `learner.losses`: f(y_pred, ys, reduction="mean")
+    random: RandomBackend
+    transfers: int  # how many arrays `to_host` has copied
+
+    def __init__(self, *, device: Any = None, compile: Any = "auto") -> None: ...
+
+    # -- models and optimizers ---------------------------------------------------------------------------------
+
+    def bind(self, models: Mapping[str, Any]) -> None:
+        """Take the user's models. Names are ``""`` for a single unnamed model.
+
+        Raises UnknownModelError for a model it cannot use. Moves models to ``device`` if one was given.
+        """
+
+    def native(self, model: str) -> Any:
+        """The user's own object, holding the present weights."""
+
+    def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
+        """For each model name the full paths of its arrays, in the model's own order."""
+
+    def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
+        """Take the optimizers, each with the paths it trains (never empty, never overlapping).
+
+        An optimizer is a neutral spec or the framework's own. Raises OptimizerError for one that is neither,
+        and for a native one that holds other parameters than its paths.
+        """
+
+    def hyper_names(self, optimizer: int) -> tuple[str, ...]:
+        """Which of ``learning_rate, momentum, weight_decay`` the n-th attached optimizer has."""
+
+    def get_hyper(self, optimizer: int, name: str) -> float:
+        """Present value of a hyperparameter of the n-th attached optimizer."""
+
+    def set_hyper(self, optimizer: int, name: str, value: float) -> None:
+        """Set it, for the next update, without recompiling."""
+
+    def to_device(self, device: Any) -> None:
+        """Move models, buffers and optimizer state; nothing of the optimizer state is lost."""
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def get(self, paths: Iterable[str]) -> Leaves:
+        """The present arrays, by reference. Inside an objective: those the gradient is taken with respect to."""
+
+    def set(self, leaves: Mapping[str, Array]) -> None:
+        """Copy values in (native or NumPy arrays; dtype and device are adapted, shapes have been checked)."""
+
+    def snapshot(self, paths: Iterable[str]) -> Leaves:
+        """Copies that no later step changes. Inside an objective they are part of what is differentiated."""
+
+    def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
+        """All leaves of one model (keys relative to the model) -> the tree its users know.
+
+        torch and TensorFlow return the dict itself, NumPy and JAX the model's own structure.
+        """
+
+    def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
+        """The inverse of `pack`. Raises ValueError when the structure differs."""
+
+    # -- inside a step -----------------------------------------------------------------------------------------
+
+    def scope(self) -> Any:
+        """Context manager around an outermost run: restores what the adapter changes globally (RNG state)."""
+
+    def run_body(self, call: Callable[[], None], key: DrawKey) -> None:
+        """Run a step body (an eager step): gradients off outside objectives, the framework's dropout seeded by key."""
+
+    def forward(
+        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
+    ) -> Any:
+        """Call a model. ``training`` is its mode; without ``update_state`` its buffers stay as they are.
+
+        Outside an objective it builds no graph.
+        """
+
+    def apply(
+        self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
+    ) -> Any:
+        """Call a model with other parameters (full paths; absent ones are the present ones), buffers unchanged."""
+
+    def gradient(
+        self,
+        objective: Callable[[], Any],
+        wrt: Sequence[tuple[str, ...]],
+        at: Leaves | None,
+        scopes: Sequence[MutableMapping[str, Any]],
+    ) -> list[list[Leaves]]:
+        """Differentiate a zero-argument closure; may be called inside another objective.
+
+        Returns for each scalar the objective returned (usually one), for each entry of ``wrt``, the gradients by
+        path. Parameters not reached get zeros. ``at`` replaces the values of some paths while the objective runs
+        and writes nothing. The values in ``scopes`` (state, shared) that the objective wrote belong to no graph
+        or tape once the outermost gradient has returned; an inner one keeps them differentiable for the outer.
+
+        Raises LossError if it did not return scalars, GradientError if it reaches nothing of ``wrt``.
+        """
+
+    def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
+        """Gradient of a scalar function of trees of arrays: of one argument its gradient, of several a tuple.
+
+        Inside an objective the result can be differentiated again.
+        """
+
+    def update(self, grads: Leaves, apply: Any) -> Any:
+        """One step of every optimizer that trains one of these paths, for these paths only.
+
+        ``apply`` is a bool or a 0-d boolean array; false changes neither parameters nor optimizer state nor its
+        counters. Returns whether the update was applied (a bool, or a 0-d array that is not fetched).
+        """
+
+    def stop_gradient(self, tree: Tree) -> Tree:
+        """The same values, constant for every gradient."""
+
+    # -- arrays ------------------------------------------------------------------------------------------------
+
+    def convert(self, tree: Tree) -> Tree:
+        """A batch from any loader -> native arrays on the device.
+
+        Floating arrays get the parameters' dtype, integers and bools keep theirs. NumPy leaves are copied, since
+        loaders reuse their buffers. Python scalars, strings and None are left alone. A native array that already
+        fits is returned as it is, and so is a tree in which nothing changes.
+        """
+
+    def adopt(self, old: Tree, new: Tree) -> Tree:
+        """Convert what a host handler wrote over ``old``.
+
+        Leaves that the handler had read and handed back unchanged stay those of ``old``, so that a gradient still
+        flows through them; replaced leaves are constants.
+        """
+
+    def concrete(self, tree: Tree) -> Tree:
+        """What a host handler sees: values without graph or tape, read-only where the framework can say so."""
+
+    def to_host(self, tree: Tree) -> Tree:
+        """NumPy copies of all arrays. Counts each in ``transfers``."""
+
+    def is_ready(self, array: Array) -> bool:
+        """Whether ``to_host`` would not wait."""
+
+    def is_array(self, value: Any) -> bool:
+        """Whether the value is a native array or a NumPy array."""
+
+    def signature(self, array: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and dtype of an array, without fetching it."""
+
+    def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+        """Map over the leaves of trees of one structure."""
+
+    def tree_leaves(self, tree: Tree) -> list[Any]:
+        """The leaves in canonical order."""

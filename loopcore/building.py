@@ -1,0 +1,177 @@
+"""Reading the arguments of a Learner: models, optimizers, data and phases in one form each."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from loopcore.errors import DataError, DataExhaustedError, EmptyDataError, NoDataError, OptimizerError
+from loopcore.phases import AbstractValidationPhase, Phase, TrainingPhase, ValidationPhase
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+
+
+def named_models(model: Any) -> dict[str, Any]:
+    """One model under the name ``""``, or the user's names."""
+    if not isinstance(model, dict):
+        return {"": model}
+    models = cast("dict[Any, Any]", model)
+    for name in models:
+        if not (isinstance(name, str) and name.isidentifier()):
+            raise TypeError(f"models are named by identifiers, so that learner.model.<name> works; got {name!r}")
+    if not models:
+        raise TypeError("Learner({}) has no model")
+    return models
+
+
+def named_optimizers(optimizer: Any) -> dict[str, Any]:
+    """Optimizers by path prefix; one alone covers everything."""
+    if optimizer is None:
+        return {}
+    if isinstance(optimizer, type):
+        raise OptimizerError(f"optimizer={optimizer.__name__} is a class: write {optimizer.__name__}(...)")
+    if isinstance(optimizer, Mapping):
+        return dict(cast("Mapping[str, Any]", optimizer))
+    return {"": optimizer}
+
+
+def named_data(data: Any) -> dict[str, Any]:
+    """Data by key, without the absent ones."""
+    if data is None:
+        return {}
+    if isinstance(data, Mapping):
+        named = dict(cast("Mapping[str, Any]", data))
+    elif isinstance(data, tuple):
+        pair = cast("tuple[Any, ...]", data)
+        if len(pair) > 2:
+            raise DataError(f"data is a pair (train, valid), but {len(pair)} were given: use a dict for more")
+        named = dict(zip(("training", "validation"), pair, strict=False))
+    else:
+        raise DataError(
+            f"data={type(data).__name__} is ambiguous: write data=(train, valid), data=(train, None) or "
+            'data={"training": train}'
+        )
+    return {key: _iterable(key, value) for key, value in named.items() if value is not None}
+
+
+def _iterable(key: str, value: Any) -> Any:
+    if isinstance(value, (str, bytes)) or not (hasattr(value, "__iter__") or hasattr(value, "__getitem__")):
+        raise DataError(f"the {key} data is a {type(value).__name__} and cannot be iterated: pass batches")
+    return value
+
+
+def checked_phases(phases: Sequence[Phase] | None) -> tuple[Phase, ...]:
+    """The phases of an epoch of ``fit``."""
+    if phases is None:
+        return (TrainingPhase(), ValidationPhase())
+    found = (phases,) if isinstance(phases, Phase) else tuple(phases)
+    for phase in found:
+        if isinstance(phase, type):
+            raise TypeError(f"phases takes instances: write {phase.__name__}()")
+        if not isinstance(cast(Any, phase), Phase):
+            raise TypeError(f"phases takes subclasses of Phase, not {phase!r}")
+    names = [phase.name for phase in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise TypeError(f"two phases are named {twice[0]!r}, and would share counters and history: override name")
+    return found
+
+
+class Batches:
+    """The data of one epoch; an error if it yields nothing."""
+
+    def __init__(self, data: Any, phase: Phase) -> None:
+        self._data = data
+        self._phase = phase
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[Any]:
+        empty = True
+        for batch in self._data:
+            empty = False
+            yield batch
+            del batch  # while the next one is fetched, this one must not be kept alive here
+        if empty:
+            raise _nothing(self._phase, self._data)
+
+
+def _nothing(phase: Phase, data: Any) -> EmptyDataError:
+    if is_one_shot(data):
+        return DataExhaustedError(
+            f"the data of phase {phase.name!r} is a {type(data).__name__} that is used up: it can be read only once. "
+            "Pass a list, or an object whose __iter__ starts anew, such as lc.data.batches(...)"
+        )
+    return EmptyDataError(f"the data of phase {phase.name!r} ({type(data).__name__}) yielded no batch")
+
+
+def is_one_shot(data: Any) -> bool:
+    """Whether the data is its own iterator."""
+    return hasattr(data, "__next__") and iter(data) is data
+
+
+def length_of(data: Any) -> int | None:
+    """Number of batches, where the data tells."""
+    try:
+        return len(data)
+    except TypeError:
+        return None
+
+
+def data_of(learner: Learner, phase: Phase, data: Any = None) -> Any:
+    """The data a phase runs on; None for a phase without data.
+
+    Raises:
+        NoDataError: there is none.
+        EmptyDataError: it has length 0.
+    """
+    if data is None:
+        if phase.data_key is None:
+            return None
+        data = learner.data.get(phase.data_key)
+        if data is None:
+            there = ", ".join(map(repr, learner.data)) or "none"
+            raise NoDataError(
+                f"phase {phase.name!r} runs on data {phase.data_key!r}, which the learner does not have (it has: "
+                f"{there}): pass Learner(data={{{phase.data_key!r}: ...}}) or run_epoch(phase, data)"
+            )
+    if length_of(data) == 0:
+        raise _nothing(phase, data)
+    return _iterable(phase.name, data)
+
+
+def phases_of_fit(learner: Learner, epochs: int) -> list[tuple[Phase, Any]]:
+    """The phases that ``fit`` runs, with their data; all that can be wrong is found before the first step.
+
+    Raises:
+        NoDataError: a phase that is no validation phase has no data, or no phase is left.
+        DataExhaustedError: a generator would be read more than once.
+        OptimizerError: the supervised training phase has nothing to train.
+    """
+    found: list[tuple[Phase, Any]] = []
+    for phase in learner.phases:
+        absent = phase.data_key is not None and learner.data.get(phase.data_key) is None
+        if absent and isinstance(phase, AbstractValidationPhase):
+            continue
+        data = data_of(learner, phase)
+        if epochs > 1 and isinstance(data, (types.GeneratorType, map, filter, zip)):
+            raise DataExhaustedError(
+                f"the data of phase {phase.name!r} is a {type(data).__name__}, which can be read once, but "
+                f"fit({epochs}) reads it {epochs} times: pass a list, or an object whose __iter__ starts anew"
+            )
+        if isinstance(phase, TrainingPhase) and type(phase).step is TrainingPhase.step and not learner.trained:
+            raise OptimizerError("nothing is trained: pass Learner(..., optimizer=lc.Adam(1e-3))")
+        if type(phase).step in (TrainingPhase.step, ValidationPhase.step):
+            _ = learner.loss_fn
+        found.append((phase, data))
+    if not found:
+        raise NoDataError("no phase of this fit has data: pass Learner(data=(train, valid))")
+    return found
+
+
+def iterable_batches(data: Any) -> Iterable[Any]:
+    """Data for predictions: one array is one batch."""
+    return [data] if hasattr(data, "shape") else cast("Iterable[Any]", data)

@@ -1,0 +1,188 @@
+"""Callbacks: what they declare, and how a method becomes a handler."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+
+from loopcore.errors import CallbackError, EventError
+from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
+
+if TYPE_CHECKING:
+    from loopcore.phases import Phase
+
+Method = TypeVar("Method", bound=Callable[..., None])
+_OUTSIDE_STEPS = (FitBegin, FitEnd, EpochBegin, EpochEnd)
+
+
+@dataclass(frozen=True)
+class RunFirst:
+    """Answer of `Callback.resolve_conflict`: this callback runs before the other one."""
+
+    callback: Callback
+
+
+class Resolution:
+    """A constant answer of `Callback.resolve_conflict`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+NO_CONFLICT = Resolution("NO_CONFLICT")
+UNRESOLVABLE = Resolution("UNRESOLVABLE")
+
+
+@dataclass(frozen=True)
+class Listener:
+    """One ``@on`` of a method: which event in which phase, and whether the handler is traced."""
+
+    event: type[Event]
+    phase: type[Phase] | None
+    traced: bool
+    method: str
+
+
+def on(event: type[Event], phase: type[Phase] | None = None, *, traced: bool = False) -> Callable[[Method], Method]:
+    """Make a method of a `Callback` the handler of an event. A method may have several.
+
+    The method takes ``(self, learner, phase)``, or ``(self, learner, phase, event)`` to see the event itself.
+
+    Args:
+        event: the class of the event; its subclasses are heard too.
+        phase: the class of the phase; its subclasses count too. Default: every phase.
+        traced: the handler is pure array code on declared state and becomes part of the compiled step. Only for
+            events within a step.
+
+    Raises:
+        EventError: ``event`` is no Event class, for instance an instance of one.
+        CallbackError: a traced handler of an event outside steps, or ``phase`` is no class.
+
+    Example:
+        >>> import loopcore as lc
+        >>> class Greeter(lc.Callback):
+        ...     @lc.on(lc.EpochBegin, lc.TrainingPhase)
+        ...     def greet(self, learner, phase):
+        ...         print("a new epoch")
+    """
+    if not (isinstance(event, type) and issubclass(event, Event)):
+        hint = f"write @on({type(event).__name__}, ...)" if isinstance(event, Event) else "pass a subclass of Event"
+        raise EventError(f"@on takes the class of an event, not {event!r}: {hint}")
+    if phase is not None and not isinstance(cast(Any, phase), type):
+        raise CallbackError(f"@on takes the class of a phase, not {phase!r}: write {type(phase).__name__}")
+    if traced and issubclass(event, _OUTSIDE_STEPS):
+        raise CallbackError(f"{event.__name__} is not fired within a step, so its handlers cannot be traced")
+
+    def mark(method: Method) -> Method:
+        mine = (Listener(event, phase, traced, method.__name__),)
+        method.__dict__["_listeners"] = getattr(method, "_listeners", ()) + mine
+        return method
+
+    return mark
+
+
+class Callback:
+    """Something that listens to a loop. Declares what it reads and writes; its order follows from that.
+
+    Class attributes (or properties):
+        reads: dotted paths its handlers read: ``"step.loss"``, ``"step"``, ``"model"``, ``"params"``,
+            ``"optimizer"``, ``"hyper"``, ``"shared.history"``, ``"data"``. A path covers everything below it.
+        writes: dotted paths its handlers write (and may read).
+        traced_reads: paths that only its traced handlers read, so that no step has to hand them back.
+        carries: paths such as ``"shared.average"`` whose arrays pass from step to step and belong to a checkpoint.
+        run_after, run_before: callback classes it runs after or before, where they are present. ``(Callback,)``
+            means all the others that do not say the same.
+        requires: callback classes that must be present; it runs after them.
+
+    Example:
+        >>> import loopcore as lc
+        >>> class LossPrinter(lc.Callback):
+        ...     reads = ("step.loss",)
+        ...
+        ...     @lc.on(lc.StepEnd, lc.TrainingPhase)
+        ...     def report(self, learner, phase):
+        ...         print(f"loss {float(learner.step.loss):.2f}")
+        >>> learner = lc.testing.toy_learner(callbacks=[LossPrinter()], default_callbacks=False, steps=1)
+        >>> result = learner.fit(1)
+        loss 1.00
+    """
+
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    traced_reads: tuple[str, ...] = ()
+    carries: tuple[str, ...] = ()
+    run_after: tuple[type[Callback], ...] = ()
+    run_before: tuple[type[Callback], ...] = ()
+    requires: tuple[type[Callback], ...] = ()
+    listeners: ClassVar[tuple[Listener, ...]] = ()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        found: list[Listener] = []
+        for name in dir(cls):
+            marked: tuple[Listener, ...] = getattr(inspect.getattr_static(cls, name), "_listeners", ())
+            if marked:
+                _check_signature(cls, name)
+            found += marked
+        cls.listeners = tuple(found)
+
+    def setup(self, learner: Any) -> None:
+        """Called once when the callback joins a learner, in callback order, with the same guarded view as handlers."""
+
+    def resolve_conflict(self, other: Callback) -> RunFirst | Resolution | None:
+        """Say how this callback and another one that touches the same path get along.
+
+        Args:
+            other: writes a path that this one writes or reads, or the reverse.
+
+        Returns:
+            ``RunFirst(callback)``, ``NO_CONFLICT``, ``UNRESOLVABLE``, or None for no opinion. Both sides are asked;
+            answers that contradict each other are an error.
+        """
+        return None
+
+    def identity(self) -> Callback:
+        """The callback this one stands for: itself, or what it wraps."""
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: JSON values and arrays."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+
+
+def name_of(callback: Callback) -> str:
+    """How messages call a callback."""
+    inner = callback.identity()
+    name = type(inner).__qualname__.rsplit("<locals>.", 1)[-1]
+    return name if inner is callback else f"{type(callback).__name__}({name})"
+
+
+def _check_signature(cls: type[Callback], name: str) -> None:
+    method = getattr(cls, name)
+    try:
+        inspect.signature(method).bind(None, None, None)
+    except TypeError:
+        try:
+            inspect.signature(method).bind(None, None, None, None)
+        except TypeError:
+            code = method.__code__
+            raise CallbackError(
+                f"{cls.__qualname__}.{name} ({code.co_filename}:{code.co_firstlineno}) cannot be a handler with the "
+                f"signature {inspect.signature(method)}: write def {name}(self, learner, phase), or add a fourth "
+                "parameter for the event"
+            ) from None
+
+
+def wants_event(method: Callable[..., None]) -> bool:
+    """Whether a bound handler takes the event as a third argument without a default."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [p for p in inspect.signature(method).parameters.values() if p.kind in kinds]
+    return len(parameters) >= 3 and parameters[2].default is inspect.Parameter.empty

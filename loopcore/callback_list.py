@@ -1,0 +1,141 @@
+"""The callbacks of a learner: ordered, guarded, and changed as a whole or not at all."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from loopcore.access import make_view
+from loopcore.callback import Callback, name_of
+from loopcore.dispatch import SCOPE_EVENTS, Member
+from loopcore.errors import CallbackError
+from loopcore.events import FitBegin, FitEnd
+from loopcore.ordering import Edge, order_callbacks, overlaps
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+
+C = TypeVar("C", bound=Callback)
+_owners: weakref.WeakKeyDictionary[Callback, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+
+
+class CallbackList:
+    """Callbacks in the order in which they run. Every change is checked first and then made at once.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner()
+        >>> learner.callbacks.remove(learner.callbacks.get(lc.StopOnNaNLoss))
+        >>> learner.callbacks.get(lc.StopOnNaNLoss) is None
+        True
+    """
+
+    def __init__(self, learner: Learner, callbacks: Sequence[Callback]) -> None:
+        self._learner = learner
+        self._given: list[Callback] = []
+        self.members: tuple[Member, ...] = ()
+        self.edges: tuple[Edge, ...] = ()
+        self._commit(list(callbacks))
+
+    def add(self, *callbacks: Callback) -> None:
+        """Add callbacks; where each runs follows from what it declares."""
+        self._commit([*self._given, *callbacks])
+
+    def remove(self, *callbacks: Callback) -> None:
+        """Remove callbacks and the shared state that only they write; an error if another one reads it."""
+        self._commit([c for c in self._given if c not in [self._present(c) for c in callbacks]])
+
+    def replace(self, old: Callback, new: Callback) -> None:
+        """Put a callback in the place of another one."""
+        old = self._present(old)
+        self._commit([new if callback is old else callback for callback in self._given])
+
+    def set(self, *callbacks: Callback) -> None:
+        """Replace the whole list."""
+        self._commit(list(callbacks))
+
+    def get(self, kind: type[C]) -> C | None:
+        """The first callback of a class, also if it is wrapped; None if there is none."""
+        return next((c for member in self.members if isinstance(c := member.callback.identity(), kind)), None)
+
+    def __iter__(self) -> Iterator[Callback]:
+        return (member.callback for member in self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def _present(self, callback: Callback) -> Callback:
+        for known in self._given:
+            if known is callback or known.identity() is callback:
+                return known
+        raise CallbackError(f"{callback!r} is not a callback of this learner: pass the instance, from callbacks.get")
+
+    def _commit(self, given: list[Callback]) -> None:
+        """Order, view and set up; the learner changes only when all of it worked."""
+        learner = self._learner
+        shared = learner.shared.__dict__
+        kept = {id(member.callback): member for member in self.members}
+        gone = [member.callback for member in self.members if not any(c is member.callback for c in given)]
+        stale = _only_written_by(gone, given, shared)
+        order = order_callbacks(given, [f"shared.{name}" for name in shared if name not in stale])
+        new = [callback for callback in order.callbacks if id(callback) not in kept]
+        for callback in new:
+            _check_listeners(callback)
+            _check_owner(callback, learner)
+        members = tuple(kept.get(id(c)) or _member(learner, c) for c in order.callbacks)
+        before = dict(shared)
+        try:
+            for name in stale:
+                del shared[name]
+            for member in members:
+                if id(member.callback) not in kept:
+                    member.callback.setup(member.view)
+        except BaseException:
+            shared.clear()
+            shared.update(before)
+            raise
+        for callback in gone:
+            _owners.pop(callback.identity(), None)
+        for callback in new:
+            _owners[callback.identity()] = weakref.ref(learner)
+        self._given, self.members, self.edges = given, members, order.edges
+        learner.runs.forget_runners()
+
+
+def _member(learner: Learner, callback: Callback) -> Member:
+    return Member(callback, make_view(learner, callback, traced=False), make_view(learner, callback, traced=True))
+
+
+def _only_written_by(gone: Sequence[Callback], given: Sequence[Callback], shared: dict[str, Any]) -> set[str]:
+    def written(name: str, callbacks: Sequence[Callback]) -> bool:
+        return any(overlaps(path, f"shared.{name}") for callback in callbacks for path in callback.writes)
+
+    present = [callback for callback in given if isinstance(callback, Callback)]
+    return {name for name in shared if written(name, gone) and not written(name, present)}
+
+
+def _check_listeners(callback: Callback) -> None:
+    for listener in callback.listeners:
+        if listener.phase is not None and issubclass(listener.event, (FitBegin, FitEnd)):
+            raise CallbackError(
+                f"{name_of(callback)}.{listener.method} listens to {listener.event.__name__} of a phase, but a fit has "
+                f"no phase: write @on({listener.event.__name__})"
+            )
+        if listener.traced and listener.event in SCOPE_EVENTS[:4]:
+            raise CallbackError(f"{name_of(callback)}.{listener.method} is traced, but runs outside steps")
+
+
+def _check_owner(callback: Callback, learner: Learner) -> None:
+    inner = callback.identity()
+    owner = _owners.get(inner)
+    if owner is None or owner() in (None, learner):
+        return
+    del owner
+    gc.collect()  # a learner that is gone may still wait for the collector
+    if _owners[inner]() is not None:
+        raise CallbackError(
+            f"{name_of(callback)} belongs to another learner, and two would mix their state: make a new one, or "
+            "remove it there first with learner.callbacks.remove"
+        )

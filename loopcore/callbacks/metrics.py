@@ -1,0 +1,210 @@
+"""Metrics of steps and epochs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from loopcore.callback import Callback, on
+from loopcore.errors import CallbackError, LossError
+from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
+from loopcore.history import Ring
+from loopcore.metrics import Loss, Metric
+
+_ABSENT = object()
+_FLUSH = 1024  # steps whose values stay on the device at most
+
+
+class Metrics(Callback):
+    """Means of every epoch, weighted by samples, and values of every step. The loss is always the first.
+
+    Values stay on the device and are fetched in bulk, at least every 1,024 steps and when an epoch ends; only
+    metrics with ``host=True`` and objects cost a transfer each step. A metric whose step values a phase does not
+    have is left out there. An epoch without samples has no value (None), never 0.
+
+    Reads: step.loss and the step values of its metrics
+    Writes: shared.metrics_epoch, shared.metrics_step
+    Handles: EpochBegin, StepEnd (also traced), EpochEnd, FitEnd
+
+    Args:
+        *metrics: `Metric` objects, functions ``fn(y_pred, ys)``, names of step values, or objects with
+            ``update/compute/reset``.
+
+    Raises:
+        CallbackError: two metrics have one name.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner(callbacks=[lc.Metrics(lc.Metric(lc.losses.mae, "mae"))])
+        >>> result = learner.fit(3)
+        >>> list(learner.history)
+        ['loss', 'mae']
+    """
+
+    def __init__(self, *metrics: Any) -> None:
+        found = [metric if isinstance(metric, Metric) else Metric(metric) for metric in metrics]
+        losses = [metric for metric in found if isinstance(metric, Loss)] or [Loss()]
+        self.metrics = tuple(losses + [metric for metric in found if not isinstance(metric, Loss)])
+        names = [metric.name for metric in self.metrics]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise CallbackError(f"two metrics are named {twice[0]!r}: give one of them Metric(fn, name=...)")
+        traced = [metric for metric in self.metrics if not metric.host and not metric.value]
+        self._slots = {f"metric_{index}": metric for index, metric in enumerate(traced)}
+        fetched = [(name, metric) for name, metric in self._slots.items()]
+        self._values = [(metric.args[0], metric) for metric in self.metrics if metric.value and not metric.host]
+        self._fetched = self._values + fetched
+        self._hosted = [metric for metric in self.metrics if metric.host]
+        self._open: list[_Epoch] = []
+        self._seen: set[str] = set()
+        hosted = {f"step.{arg}" for metric in self._hosted for arg in metric.args}
+        self.reads = tuple(sorted({f"step.{name}" for name, _ in self._values} | hosted))
+        self.traced_reads = tuple(sorted({f"step.{arg}" for metric in traced for arg in metric.args}))
+        slots = tuple(f"step.{slot}" for slot in self._slots)
+        self.writes = ("shared.metrics_epoch", "shared.metrics_step", *slots)
+
+    def setup(self, learner: Any) -> None:
+        """Start with empty series, unless there are some."""
+        if not hasattr(learner.shared, "metrics_epoch"):
+            learner.shared.metrics_epoch = {}
+            learner.shared.metrics_step = {}
+
+    @on(EpochBegin)
+    def begin_epoch(self, learner: Any, phase: Any) -> None:
+        """Start new sums; those of an epoch around this one are left alone."""
+        self._open.append(_Epoch(phase, [metric for metric in self.metrics if _is_for(metric, phase)]))
+
+    @on(StepEnd, traced=True)
+    def compute(self, learner: Any, phase: Any) -> None:
+        """Evaluate the metrics that are functions, on the device."""
+        step = learner.step
+        for slot, metric in self._slots.items():
+            if _is_for(metric, phase):
+                args = [getattr(step, name, _ABSENT) for name in metric.args]
+                if _ABSENT not in [arg for arg in args if arg is _ABSENT]:
+                    setattr(step, slot, metric.fn(*args))
+
+    @on(StepEnd)
+    def record(self, learner: Any, phase: Any, event: StepEnd) -> None:
+        """Keep the values of a completed step, still on the device."""
+        epoch = self._open[-1] if self._open else None
+        if event.outcome != "completed" or epoch is None or epoch.phase is not phase:
+            return
+        step = learner.step
+        row = [getattr(step, name, None) for name, _ in self._fetched]
+        epoch.rows.append((row, learner.sample_weight))
+        for metric in self._hosted:
+            if _is_for(metric, phase):
+                args = [getattr(step, name, _ABSENT) for name in metric.args]
+                if not any(arg is _ABSENT for arg in args):
+                    epoch.observe(metric, args, learner)
+        if len(epoch.rows) >= _FLUSH:
+            self._flush(learner, epoch)
+
+    @on(EpochEnd)
+    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Append the means of a completed epoch."""
+        epoch = self._open.pop()
+        self._flush(learner, epoch)
+        values = epoch.means()
+        self._seen.update(name for name, value in values.items() if value is not None)
+        if event.outcome != "completed":
+            return
+        series = learner.shared.metrics_epoch.setdefault(phase.name, {})
+        for name in _in_order([metric.name for metric in self.metrics], values):
+            if values[name] is not None or name in series or name == self.metrics[0].name:
+                series.setdefault(name, []).append(values[name])
+
+    @on(FitEnd)
+    def end_fit(self, learner: Any, phase: Any, event: FitEnd) -> None:
+        """Say which metrics never found their values."""
+        for metric in self.metrics[1:]:
+            if event.outcome == "completed" and metric.object is None and metric.name not in self._seen:
+                wanted = ", ".join(f"state.{arg}" for arg in metric.args)
+                warnings.warn(f"metric {metric.name!r} had no value in this fit: no phase wrote {wanted}", stacklevel=2)
+
+    def _flush(self, learner: Any, epoch: _Epoch) -> None:
+        """Fetch the pending values in one go, add them up in float64, and put them into the series of steps."""
+        if not epoch.rows:
+            return
+        rows, epoch.rows = epoch.rows, []
+        weights = _numbers(learner, [weight for _, weight in rows], "step.weight")
+        series = learner.shared.metrics_step.setdefault(epoch.phase.name, {})
+        for column, (_, metric) in enumerate(self._fetched):
+            present = [index for index, (row, _) in enumerate(rows) if row[column] is not None]
+            if present and _is_for(metric, epoch.phase):
+                values = _numbers(learner, [rows[index][0][column] for index in present], metric.name)
+                epoch.add(metric.name, values, weights[present])
+                series.setdefault(metric.name, Ring()).extend(values)
+
+
+class _Epoch:
+    """Sums of one running epoch."""
+
+    def __init__(self, phase: Any, metrics: list[Metric]) -> None:
+        self.phase = phase
+        self.rows: list[tuple[list[Any], Any]] = []
+        self._metrics = metrics
+        self._sums: dict[str, tuple[float, float]] = {}
+        self._everything: dict[str, list[tuple[Any, ...]]] = {}
+        self._accumulators = {metric.name: metric.object for metric in metrics if metric.object is not None}
+        for accumulator in self._accumulators.values():
+            accumulator.reset()
+
+    def add(self, name: str, values: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> None:
+        total, weight = self._sums.get(name, (0.0, 0.0))
+        self._sums[name] = (total + float(values @ weights), weight + float(weights.sum()))
+
+    def observe(self, metric: Metric, args: list[Any], learner: Any) -> None:
+        """Feed a metric that lives on the host."""
+        if metric.object is not None:
+            metric.object.update(*args)
+            return
+        arrays = tuple(learner.to_host(arg) for arg in args)
+        if metric.over == "epoch":
+            self._everything.setdefault(metric.name, []).append(arrays)
+        else:
+            weights = _numbers(learner, [learner.sample_weight], "step.weight")
+            self.add(metric.name, np.array([float(metric.fn(*arrays))]), weights)
+
+    def means(self) -> dict[str, float | None]:
+        found: dict[str, float | None] = {}
+        for metric in self._metrics:
+            if metric.object is not None:
+                found.update(_as_floats(metric.name, metric.object.compute) if self._accumulators else {})
+            elif metric.over == "epoch":
+                parts = self._everything.get(metric.name)
+                args = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else None
+                found[metric.name] = None if args is None else float(metric.fn(*args))
+            else:
+                total, weight = self._sums.get(metric.name, (0.0, 0.0))
+                found[metric.name] = total / weight if weight else None
+        return found
+
+
+def _is_for(metric: Metric, phase: Any) -> bool:
+    return metric.phase is None or isinstance(phase, metric.phase)
+
+
+def _in_order(names: list[str], values: dict[str, float | None]) -> list[str]:
+    return [name for name in names if name in values] + [name for name in values if name not in names]
+
+
+def _numbers(learner: Any, values: list[Any], name: str) -> np.ndarray[Any, Any]:
+    if all(isinstance(value, (int, float)) for value in values):
+        return np.array(values, dtype=np.float64)
+    fetched = [np.asarray(value, dtype=np.float64) for value in learner.to_host(values)]
+    wrong = next((value for value in fetched if value.ndim), None)
+    if wrong is not None:
+        raise LossError(f"metric {name!r} is a scalar for each step, but has the shape {wrong.shape}: take its mean")
+    return np.array(fetched)
+
+
+def _as_floats(name: str, compute: Callable[[], Any]) -> dict[str, float | None]:
+    result = compute()
+    if isinstance(result, dict):
+        return {str(key): float(value) for key, value in result.items()}
+    return {name: float(result)}

@@ -1,0 +1,190 @@
+"""What a person watches: a progress bar and a row of metrics an epoch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import IO, TYPE_CHECKING, Any
+
+from loopcore.callback import Callback, on
+from loopcore.events import EpochBegin, EpochEnd, FitBegin, FitEnd, StepEnd
+from loopcore.history import prefix_of
+from loopcore.text import clean
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_REDRAW = 0.1  # seconds: at most ten redraws, and so ten transfers of the loss, a second
+
+
+class ProgressPrinter(Callback):
+    """A live bar for the running epoch on a terminal, one line a round in a pipe. Joins by default.
+
+    Redraws at most ten times a second. Nested epochs are not shown.
+
+    Reads: step.loss
+    Handles: FitBegin, EpochBegin, StepEnd, EpochEnd, FitEnd
+
+    Args:
+        quiet: print nothing.
+        file: where to print. Default: standard output at the time of printing.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner(callbacks=[lc.ProgressPrinter(quiet=True)])
+        >>> learner.fit(1).status
+        'completed'
+    """
+
+    reads = ("step.loss",)
+
+    def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
+        self.quiet = quiet
+        self._file = file
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._next = 0.0
+        self._round = 0
+        self._began = 0.0
+        self._parts: list[str] = []
+
+    @on(FitBegin)
+    def begin_fit(self, learner: Any, phase: Any) -> None:
+        """Count rounds from 1."""
+        self._round = 1
+        self._parts = []
+
+    @on(EpochBegin)
+    def begin_epoch(self, learner: Any, phase: Any) -> None:
+        """Open a bar."""
+        if self.quiet or learner.epoch.nested:
+            return
+        self._began = time.monotonic()
+        self._next = self._began + _REDRAW
+        out = self._file or sys.stdout
+        if out.isatty():
+            self._open_bar(out, f"{clean(phase.name)}", learner.epoch.length)
+
+    @on(StepEnd)
+    def end_step(self, learner: Any, phase: Any) -> None:
+        """Redraw, if the last time was long enough ago."""
+        if self._bar is None or self._task is None:
+            return
+        now = time.monotonic()
+        if now < self._next or learner.epoch.nested:
+            return
+        self._next = now + _REDRAW
+        loss = getattr(learner.step, "loss", None)
+        shown = ""
+        if loss is not None and learner.is_ready(loss):
+            shown = f"loss {float(learner.to_host(loss)):.4g}"
+        self._bar.update(self._task, completed=learner.epoch.attempted, loss=shown, refresh=True)
+
+    @on(EpochEnd)
+    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Close the bar, or print a line once the round is over."""
+        if self.quiet or learner.epoch.nested:
+            return
+        self._close_bar()
+        out = self._file or sys.stdout
+        if out.isatty():
+            return
+        seconds = time.monotonic() - self._began
+        ended = "" if event.outcome == "completed" else f" {event.outcome}"
+        self._parts.append(f"{clean(phase.name)} {learner.epoch.completed} steps {seconds:.1f} s{ended}")
+        if learner.epoch.last or event.outcome == "failed":
+            print(f"epoch {self._round}: {', '.join(self._parts)}", file=out, flush=True)
+            self._round += 1
+            self._parts = []
+
+    @on(FitEnd)
+    def end_fit(self, learner: Any, phase: Any) -> None:
+        """Print what a stopped round had."""
+        if self._parts and not self.quiet:
+            print(f"epoch {self._round}: {', '.join(self._parts)}", file=self._file or sys.stdout, flush=True)
+        self._parts = []
+        self._close_bar()
+
+    def _open_bar(self, out: IO[str], name: str, length: int | None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+        loss = TextColumn("{task.fields[loss]}", markup=False)
+        console = Console(file=out)
+        self._bar = Progress(*columns, TimeRemainingColumn(), loss, console=console, transient=True, auto_refresh=False)
+        self._task = self._bar.add_task(name, total=length, loss="")
+        self._bar.start()
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+
+class MetricsPrinter(Callback):
+    """A row with the metrics of all phases after every round. Joins by default.
+
+    A metric without a value shows as ``-``.
+
+    Reads: shared.metrics_epoch
+    Handles: FitBegin, EpochEnd
+
+    Args:
+        quiet: print nothing.
+        file: where to print. Default: standard output at the time of printing.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner(callbacks=[lc.MetricsPrinter(), lc.ProgressPrinter(quiet=True)], steps=1)
+        >>> result = learner.fit(2)
+         epoch     loss
+             1        1
+             2     0.64
+    """
+
+    reads = ("shared.metrics_epoch",)
+
+    def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
+        self.quiet = quiet
+        self._file = file
+        self._columns: list[str] = []
+        self._round = 0
+        self._values: dict[str, float | None] = {}
+
+    @on(FitBegin)
+    def begin_fit(self, learner: Any, phase: Any) -> None:
+        """A new table."""
+        self._columns = []
+        self._round = 0
+        self._values = {}
+
+    @on(EpochEnd)
+    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Collect the values of this phase; print when the round is over."""
+        if self.quiet or learner.epoch.nested:
+            return
+        if event.outcome == "completed":
+            series = learner.shared.metrics_epoch.get(phase.name, {})
+            self._values.update({prefix_of(phase.name) + name: values[-1] for name, values in series.items()})
+        if learner.epoch.last and event.outcome in ("completed", "cancelled"):
+            self._round += 1
+            self._print_row()
+            self._values = {}
+
+    def _print_row(self) -> None:
+        if not self._values:
+            return
+        out = self._file or sys.stdout
+        columns = self._columns + [name for name in self._values if name not in self._columns]
+        widths = [max(8, len(clean(name))) for name in columns]
+        if columns != self._columns:
+            self._columns = columns
+            names = " ".join(f"{clean(name):>{width}}" for name, width in zip(columns, widths, strict=True))
+            print(f"{'epoch':>6} {names}", file=out)
+        cells = " ".join(f"{_shown(self._values.get(name)):>{w}}" for name, w in zip(columns, widths, strict=True))
+        print(f"{self._round:>6} {cells}", file=out, flush=True)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,61 @@
+"""Counts completed epochs and steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loopcore.callback import Callback, on
+from loopcore.events import EpochBegin, EpochEnd, StepEnd
+from loopcore.history import Counts, History
+
+
+class Recorder(Callback):
+    """Keeps ``shared.history``: completed epochs and steps, by the name of the phase. Joins by default.
+
+    Writes: shared.history
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner(steps=4)
+        >>> result = learner.fit(2)
+        >>> learner.shared.history["training"]
+        Counts(epochs=2, steps=8, steps_epoch=4)
+    """
+
+    writes = ("shared.history",)
+
+    def setup(self, learner: Any) -> None:
+        """Start with no counts, unless a checkpoint or an earlier recorder left some."""
+        if not hasattr(learner.shared, "history"):
+            learner.shared.history = History()
+
+    @on(EpochBegin)
+    def begin_epoch(self, learner: Any, phase: Any) -> None:
+        """No step of this epoch is completed yet."""
+        self._counts(learner, phase).steps_epoch = 0
+
+    @on(StepEnd)
+    def end_step(self, learner: Any, phase: Any, event: StepEnd) -> None:
+        """Count the step if it was completed."""
+        counts = self._counts(learner, phase)
+        counts.attempts += 1
+        if event.outcome == "completed":
+            counts.steps += 1
+            counts.steps_epoch += 1
+
+    @on(EpochEnd)
+    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Count the epoch if it was completed."""
+        if event.outcome == "completed":
+            self._counts(learner, phase).epochs += 1
+
+    def _counts(self, learner: Any, phase: Any) -> Counts:
+        counts: dict[str, Counts] = learner.shared.history._counts
+        name = phase.name
+        if name not in counts:
+            counts[name] = Counts()
+        return counts[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the counts live in ``shared.history``."""
+        return {}

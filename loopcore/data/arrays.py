@@ -1,0 +1,77 @@
+"""Trees of arrays with one length, and the checks that the loaders share."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import optree
+
+from loopcore.errors import DataError, EmptyDataError
+
+Tree: TypeAlias = Any
+Array: TypeAlias = np.ndarray[Any, Any]
+Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def flatten(arrays: Tree) -> tuple[list[Array], optree.PyTreeSpec]:
+    """The arrays of a tree, after checking that they have one length, at least 1."""
+    accessors, leaves, spec = optree.tree_flatten_with_accessor(arrays)
+    named = {accessor.codify("arrays"): _array(accessor, leaf) for accessor, leaf in zip(accessors, leaves, strict=True)}
+    if not named:
+        raise DataError(f"there is no array in {arrays!r}: pass arrays, as in batches((x, y), 32)")
+    lengths = {name: len(array) for name, array in named.items()}
+    if len(set(lengths.values())) > 1:
+        each = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise DataError(f"the arrays have different numbers of samples along their first axis: {each}")
+    if not any(lengths.values()):
+        shapes = ", ".join(f"{name} has the shape {array.shape}" for name, array in named.items())
+        raise EmptyDataError(f"the arrays have no sample: {shapes}")
+    return list(named.values()), cast(optree.PyTreeSpec, spec)
+
+
+def _array(accessor: optree.PyTreeAccessor, leaf: Any) -> Array:
+    array: Array = np.asarray(leaf if hasattr(leaf, "__array__") else None)
+    if array.ndim == 0:
+        raise DataError(
+            f"{accessor.codify('arrays')} is {type_of(leaf)} and no array with a first axis of samples. Wrap a list of "
+            "numbers in np.asarray(...); take containers other than tuples, lists and dicts apart"
+        )
+    return array
+
+
+def order_of(samples: int, seed: int, *epoch: int) -> Indices:
+    """A random order of the samples that depends on these numbers alone."""
+    sequence = np.random.SeedSequence(seed, spawn_key=epoch)
+    return np.random.Generator(np.random.Philox(sequence)).permutation(samples)
+
+
+def integer(name: str, value: Any, *, least: int) -> int:
+    """The value, after checking that it is an integer and not too small."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        hint = ". Several arrays go in one tuple, as in batches((x, y), 32)" if hasattr(value, "shape") else ""
+        raise TypeError(f"{name} must be an int, not {type_of(value)}{hint}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, not {value}")
+    return int(value)
+
+
+def check_state(what: str, state: Any, keys: Iterable[str]) -> None:
+    """Raise a DataError unless the state is a mapping with exactly these keys."""
+    expected = sorted(keys)
+    found = sorted(map(str, cast(Mapping[Any, Any], state))) if isinstance(state, Mapping) else type_of(state)
+    if found != expected:
+        raise DataError(f"this is no state of {what}: it has to have {expected}, but it is or has {found}")
+
+
+def check_iterable(what: str, loader: Any) -> None:
+    """Raise a TypeError unless the loader can be iterated."""
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise TypeError(f"{what} is {type_of(loader)}, which cannot be iterated: pass an iterable of batches")
+
+
+def type_of(value: Any) -> str:
+    """How messages call a value."""
+    return f"a value of type {type(value).__qualname__}"

@@ -1,0 +1,140 @@
+"""Arrays in memory, cut into batches; and the state that says where an epoch is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optree
+
+from loopcore.data.arrays import Array, Indices, Tree, check_state, flatten, integer, order_of
+from loopcore.errors import DataError, EmptyDataError
+
+
+def batches(arrays: Tree, batch_size: int, shuffle: bool = False, seed: int = 0, drop_last: bool = False) -> Batches:
+    """Cut arrays into batches, one epoch after another.
+
+    Every ``iter()`` starts the next epoch, also when the one before was left in the middle. The order of epoch ``k``
+    depends on ``(seed, k)`` alone, so there is no random state to keep. Batches are copies; the arrays themselves are
+    not copied.
+
+    Args:
+        arrays: one array, or tuples, lists and dicts of arrays, nested as you like. They are cut along their first
+            axis, ``(samples, ...)``, which has one length everywhere. Arrays of other frameworks are read as NumPy's.
+        batch_size: samples of a batch, at least 1. The last batch of an epoch may have fewer.
+        shuffle: whether each epoch has a random order of its own.
+        seed: of these orders, at least 0.
+        drop_last: leave out a last batch that is not full.
+
+    Returns:
+        A loader whose batches have the structure of ``arrays``; its ``len()`` is the batches of an epoch.
+        ``state_dict()`` says where it is; after ``load_state_dict(state)`` the next ``iter()`` goes on there, be it in
+        the middle of an epoch.
+
+    Raises:
+        DataError: there is no array, a leaf is no array, or lengths differ; the message names each.
+        EmptyDataError: the arrays have no sample, or too few for one full batch under ``drop_last``.
+        TypeError: ``batch_size`` or ``seed`` is no integer.
+        ValueError: ``batch_size`` is less than 1, or ``seed`` less than 0.
+
+    Example:
+        >>> import numpy as np
+        >>> import loopcore as lc
+        >>> x, y = np.zeros((10, 3), np.float32), np.arange(10)
+        >>> loader = lc.data.batches((x, y), 4)
+        >>> len(loader)
+        3
+        >>> [(xs.shape, ys.tolist()) for xs, ys in loader]
+        [((4, 3), [0, 1, 2, 3]), ((4, 3), [4, 5, 6, 7]), ((2, 3), [8, 9])]
+    """
+    return Batches(arrays, batch_size, shuffle, seed, drop_last)
+
+
+@dataclass
+class _Pass:
+    """One epoch: its number, and how many of its batches were handed out."""
+
+    epoch: int
+    position: int = 0
+    begun: bool = False
+
+
+class Batches:
+    """The loader that `batches` returns."""
+
+    def __init__(self, arrays: Tree, batch_size: int, shuffle: bool, seed: int, drop_last: bool) -> None:
+        self._leaves, self._spec = flatten(arrays)
+        self._samples = len(self._leaves[0])
+        self._batch_size = integer("batch_size", batch_size, least=1)
+        self._shuffle = bool(shuffle)
+        self._seed = integer("seed", seed, least=0)
+        self._drop_last = bool(drop_last)
+        self._pass = _Pass(0)
+        if len(self) == 0:
+            raise EmptyDataError(
+                f"{self._samples} samples make no full batch of {batch_size}: choose a smaller batch_size, or leave "
+                "drop_last out"
+            )
+
+    def __len__(self) -> int:
+        full, rest = divmod(self._samples, self._batch_size)
+        return full + bool(rest and not self._drop_last)
+
+    def __iter__(self) -> Iterator[Tree]:
+        """Start the next epoch, or go on in the one that was loaded."""
+        if self._pass.begun:
+            self._pass = _Pass(self._pass.epoch + 1)
+        self._pass.begun = True
+        return self._run(self._pass)
+
+    def _run(self, this: _Pass) -> Iterator[Tree]:
+        order = order_of(self._samples, self._seed, this.epoch) if self._shuffle else None
+        while this.position < len(self):
+            start = this.position * self._batch_size
+            leaves = [_take(leaf, order, start, start + self._batch_size) for leaf in self._leaves]
+            this.position += 1
+            yield optree.tree_unflatten(self._spec, leaves)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say where the loader is, in JSON values: the epoch, and how many of its batches were handed out.
+
+        After the last batch of an epoch that is the start of the next one.
+        """
+        epoch, position = self._pass.epoch, self._pass.position
+        if position == len(self):
+            epoch, position = epoch + 1, 0
+        return {"epoch": epoch, "position": position, **self._settings()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next ``iter()`` go on where the state was taken.
+
+        Raises:
+            DataError: the state is of a loader of other data or settings; the message lists what differs.
+        """
+        mine = self._settings()
+        check_state("batches", state, {"epoch", "position", *mine})
+        differing = [f"{name} was {state[name]!r}, is {value!r}" for name, value in mine.items() if state[name] != value]
+        if differing:
+            raise DataError(f"the state is of other batches: {', '.join(differing)}. Make both with the same arguments")
+        epoch = integer("epoch of the state", state["epoch"], least=0)
+        position = integer("position of the state", state["position"], least=0)
+        if position >= len(self):
+            raise DataError(f"the state is at batch {position} of an epoch, which has {len(self)} batches")
+        self._pass = _Pass(epoch, position)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "samples": self._samples,
+            "batch_size": self._batch_size,
+            "shuffle": self._shuffle,
+            "seed": self._seed,
+            "drop_last": self._drop_last,
+        }
+
+    def __repr__(self) -> str:
+        return f"batches({', '.join(f'{name}={value}' for name, value in self._settings().items())})"
+
+
+def _take(leaf: Array, order: Indices | None, start: int, end: int) -> Array:
+    return leaf[start:end].copy() if order is None else leaf.take(order[start:end], axis=0)

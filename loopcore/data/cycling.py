@@ -1,0 +1,99 @@
+"""A loader without end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+
+from loopcore.data.arrays import check_iterable, check_state, type_of
+from loopcore.errors import DataError, DataExhaustedError, EmptyDataError
+
+_END: Any = object()
+
+
+def cycle(loader: Iterable[Any]) -> Cycle:
+    """Repeat a loader without end.
+
+    It is one endless stream: every ``iter()`` goes on where the one before stopped, so that all batches have their
+    turn even where an epoch takes only a few of them. It has no ``len()``. Iterating raises an `EmptyDataError` when a
+    repetition has no batch, which is a `DataExhaustedError` when an iterator that can be walked once is used up.
+
+    Args:
+        loader: is iterated anew for each repetition; a shuffled one has a new order each time.
+
+    Returns:
+        A loader. It has a state where ``loader`` has ``state_dict`` and ``load_state_dict``.
+
+    Raises:
+        TypeError: ``loader`` cannot be iterated.
+
+    Example:
+        >>> from itertools import islice
+        >>> import loopcore as lc
+        >>> loader = lc.data.cycle(["a", "b", "c"])
+        >>> list(islice(loader, 4)), list(islice(loader, 4))
+        (['a', 'b', 'c', 'a'], ['b', 'c', 'a', 'b'])
+    """
+    return Cycle(loader)
+
+
+class Cycle:
+    """The loader that `cycle` returns."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        check_iterable("the loader of cycle", loader)
+        self._loader = loader
+        self._iterator: Iterator[Any] | None = None
+        self._fruitful = False  # whether this repetition had a batch
+        self._repeated = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go on with the stream."""
+        while True:
+            if self._iterator is None:
+                self._iterator = iter(self._loader)
+            batch = next(self._iterator, _END)
+            if batch is _END:
+                self._repeat()
+            else:
+                self._fruitful = True
+                yield batch
+
+    def _repeat(self) -> None:
+        if not self._fruitful and self._repeated and isinstance(self._loader, Iterator):
+            raise DataExhaustedError(
+                f"cycle repeats {type_of(self._loader)}, which can be walked only once: pass a list, or an object "
+                "whose iter() starts anew"
+            )
+        if not self._fruitful:
+            raise EmptyDataError(f"cycle has nothing to repeat: {type_of(self._loader)} had no batch")
+        self._iterator = None
+        self._fruitful = False
+        self._repeated = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say where the stream is: the state of the loader.
+
+        Raises:
+            DataError: the loader has none.
+        """
+        if not hasattr(self._loader, "state_dict"):
+            raise DataError(
+                f"cycle has no state since {type_of(self._loader)} has none. Use lc.data.batches, or another loader "
+                "with state_dict and load_state_dict"
+            )
+        return {"loader": cast(Any, self._loader).state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next ``iter()`` go on where the state was taken.
+
+        Raises:
+            DataError: the state is of another loader.
+        """
+        check_state("cycle", state, {"loader"})
+        cast(Any, self._loader).load_state_dict(state["loader"])
+        self._iterator = None
+        self._fruitful = True  # the loaded repetition may be at its end already
+
+    def __repr__(self) -> str:
+        return f"cycle({self._loader!r})"

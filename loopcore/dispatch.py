@@ -1,0 +1,146 @@
+"""From ordered callbacks to flat tables: which handlers an event has in a phase, and how they are called."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from loopcore.callback import Callback, Listener, name_of, wants_event
+from loopcore.errors import CallbackError, CancelEpochException, CancelException, CancelFittingException, EventError
+from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd, StepBegin, StepEnd
+
+if TYPE_CHECKING:
+    from loopcore.phases import Phase
+
+SCOPE_EVENTS = (FitBegin, FitEnd, EpochBegin, EpochEnd, StepBegin, StepEnd)
+
+
+class Handler(NamedTuple):
+    """A bound handler with the guarded view it is called with."""
+
+    call: Callable[..., None]
+    view: Any
+    callback: Callback
+    listener: Listener
+    event: bool  # whether it takes the event as a third argument
+
+    @property
+    def traced(self) -> bool:
+        """Whether it is part of a compiled step."""
+        return self.listener.traced
+
+
+class Member(NamedTuple):
+    """A callback of a learner with its two guarded views."""
+
+    callback: Callback
+    view: Any
+    traced_view: Any
+
+
+class Table(dict[type[Event], tuple[Handler, ...]]):
+    """Handlers by event type for one phase type, filled when an event is first fired. Its keys are what was fired."""
+
+    def __init__(self, members: Sequence[Member], phase: type[Phase] | None, scopes: bool) -> None:
+        super().__init__()
+        self._handlers = tuple(handler for member in members for handler in _handlers(member, phase))
+        self._scopes = scopes
+
+    def __missing__(self, event: type[Event]) -> tuple[Handler, ...]:
+        if not issubclass(event, Event):
+            written = f"{event!r}" if not issubclass(event, type) else "an event class"
+            raise EventError(f"handle takes an event, not {written}: write handle(LossBegin()), with the brackets")
+        if not self._scopes and issubclass(event, SCOPE_EVENTS):
+            raise EventError(f"{event.__name__} is fired by the loop itself; handle takes the events within a step")
+        found = [handler for handler in self._handlers if issubclass(event, handler.listener.event)]
+        if issubclass(event, (StepBegin, StepEnd)):  # host handlers first when a step begins, traced ones when it ends
+            found.sort(key=lambda handler: handler.traced is issubclass(event, StepBegin))
+        self[event] = tuple(found)
+        return self[event]
+
+    def unfired(self) -> tuple[Handler, ...]:
+        """Handlers of events within a step that no step has fired so far."""
+        fired = (*self, StepBegin, StepEnd, EpochBegin, EpochEnd, FitBegin, FitEnd)
+        return tuple(h for h in self._handlers if not any(issubclass(event, h.listener.event) for event in fired))
+
+
+def _handlers(member: Member, phase: type[Phase] | None) -> list[Handler]:
+    found: list[Handler] = []
+    for listener in member.callback.listeners:
+        if listener.phase is None or (phase is not None and issubclass(phase, listener.phase)):
+            call = getattr(member.callback, listener.method)
+            view = member.traced_view if listener.traced else member.view
+            found.append(Handler(call, view, member.callback, listener, wants_event(call)))
+    return found
+
+
+def warn_unfired(table: Table, phase: Phase) -> None:
+    """Warn about handlers whose event a completed step did not fire."""
+    for handler in table.unfired():
+        warnings.warn(
+            f"{name_of(handler.callback)}.{handler.listener.method} listens to {handler.listener.event.__name__}, but "
+            f"a step of {type(phase).__name__} ended without firing it. Fire it in the body: "
+            f"handle({handler.listener.event.__name__}()); learner.minimize fires BackwardEnd for you",
+            stacklevel=2,
+        )
+
+
+def deliver(handlers: tuple[Handler, ...], phase: Phase | None, event: Event) -> None:
+    """Call every handler of an event, then raise what they raised.
+
+    All handlers hear the event, whatever an earlier one raised, so that every begin a callback hears has its end.
+    An error goes before a cancel, a wider cancel before a narrower one, and an earlier one before a later one.
+    """
+    raised: BaseException | None = None
+    for handler in handlers:
+        if raised is not None and handler.listener.traced:
+            continue  # traced handlers run only in steps that complete
+        try:
+            if handler.event:
+                handler.call(handler.view, phase, event)
+            else:
+                handler.call(handler.view, phase)
+        except BaseException as error:
+            raised = merge(raised, _explained(error, handler, phase, event))
+    if raised is not None:
+        try:
+            raise raised
+        finally:
+            raised = None  # the frame must not keep the exception that keeps the frame
+
+
+def merge(first: BaseException | None, second: BaseException) -> BaseException:
+    """Which of two exceptions goes on; a second error is noted on the first."""
+    if first is None:
+        return second
+    if _rank(second) > _rank(first):
+        return second
+    if _rank(second) == _rank(first) and not isinstance(second, CancelException) and second is not first:
+        first.add_note(f"then also raised: {type(second).__name__}: {second}")
+    return first
+
+
+def _rank(error: BaseException) -> int:
+    if not isinstance(error, CancelException):
+        return 3
+    if isinstance(error, CancelFittingException):
+        return 2
+    return 1 if isinstance(error, CancelEpochException) else 0
+
+
+def _explained(error: BaseException, handler: Handler, phase: Phase | None, event: Event) -> BaseException:
+    name = name_of(handler.callback)
+    if isinstance(error, CancelException):
+        if handler.traced:
+            wrong = CallbackError(
+                f"{name}.{handler.listener.method} is traced and raised {type(error).__name__}: a compiled step cannot "
+                "be cancelled from inside. Write the reason to step or shared and raise in a host handler"
+            )
+            wrong.__cause__ = error
+            return wrong
+        error.raised_by = error.raised_by or name
+        return error
+    where = "" if phase is None else f" of phase {phase.name!r}"
+    error.add_note(f"raised by callback {name} at {type(event).__name__}{where}")
+    return error

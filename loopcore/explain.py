@@ -1,0 +1,36 @@
+"""``learner.explain()``: the order of the callbacks and why, and how each phase runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loopcore.callback import name_of
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+    from loopcore.plan import Plan
+
+
+def explain(learner: Learner) -> str:
+    """The text of `Learner.explain`."""
+    lines = [f"backend {learner.backend.name}, seed {learner.seed}", "", "trained:"]
+    lines += [f"  {prefix or 'all'}: {', '.join(paths)}" for prefix, paths in learner.trained] or ["  nothing"]
+    if learner.frozen:
+        lines += [f"frozen: {', '.join(learner.frozen)}"]
+    lines += ["", "callbacks, in the order in which they run:"]
+    lines += [f"  {index}. {name_of(callback)}" for index, callback in enumerate(learner.callbacks, 1)] or ["  none"]
+    lines += [f"     {name_of(e.before)} before {name_of(e.after)}: {e.reason}" for e in learner.callbacks.edges]
+    for phase in learner.phases:
+        lines += ["", f"phase {phase.name} ({type(phase).__name__})", *_plan_lines(learner.runs.runner_of(phase).plan)]
+    return "\n".join(lines)
+
+
+def _plan_lines(plan: Plan) -> list[str]:
+    lines = [f"  plan: {plan.kind} ({plan.why})"]
+    word = "would be cut at" if plan.kind == "eager" else "cut at"
+    lines += [f"  {word} {event}: {', '.join(names)}" for event, names in plan.cuts]
+    kept = ", ".join(f"{'all' if name == '*' else name} ({', '.join(who)})" for name, who in plan.kept.items())
+    lines += [f"  kept after a step: {kept}"]
+    if plan.carried:
+        lines += [f"  carried: {', '.join(plan.carried)}"]
+    return lines

@@ -1,0 +1,107 @@
+"""``fit``: epochs of all phases until done or stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from loopcore.building import phases_of_fit
+from loopcore.dispatch import deliver
+from loopcore.errors import (
+    CancelEpochException,
+    CancelException,
+    CancelFittingException,
+    CancelStepException,
+    ReentrantFitError,
+)
+from loopcore.events import FitBegin, FitEnd, Outcome
+from loopcore.loop import close_scope, no_scope
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a fit ended.
+
+    Attributes:
+        status: ``completed``; ``stopped`` by a `CancelFittingException`; ``interrupted`` by Ctrl-C (kept as
+            ``learner.result``, since the KeyboardInterrupt itself goes on).
+        reason: of the cancel, in words; empty for a completed fit.
+        stopped_by: the callback that raised it, None where no callback did.
+        epochs: rounds over all phases in which every epoch was completed.
+        history: ``learner.history``.
+    """
+
+    status: Literal["completed", "stopped", "interrupted"]
+    reason: str
+    stopped_by: str | None
+    epochs: int
+    history: Mapping[str, list[float | None]]
+
+
+def fit(learner: Learner, epochs: int) -> FitResult:
+    """Run ``epochs`` rounds over the phases of a learner; see `Learner.fit`."""
+    runs = learner.runs
+    if runs.fitting:
+        raise ReentrantFitError(
+            "fit was called while this learner is in fit: run more phases with learner.run_epoch(phase), or fit "
+            "another learner"
+        )
+    if isinstance(epochs, bool) or not isinstance(cast(Any, epochs), int) or epochs < 0:
+        raise ValueError(f"fit takes a whole number of epochs, at least 0, not {epochs!r}")
+    rounds = phases_of_fit(learner, epochs)
+    run = _Run()
+    error: BaseException | None = None
+    runs.fitting = True
+    runs.open()
+    try:
+        deliver(runs.fit_handlers(FitBegin), None, FitBegin())
+        for _ in range(epochs):
+            outcomes = [
+                learner.run_epoch(phase, data, last=index == len(rounds) - 1).outcome
+                for index, (phase, data) in enumerate(rounds)
+            ]
+            run.epochs += all(outcome == "completed" for outcome in outcomes)
+    except BaseException as caught:
+        error = caught
+    error = _misused(error)
+    event = FitEnd(_outcome(error))
+    error = _misused(close_scope(runs.fit_handlers(FitEnd), None, event, error))
+    runs.close()
+    runs.fitting = False
+    learner.result = result = run.result(error, learner.history)
+    try:
+        if error is not None and not isinstance(error, CancelFittingException):
+            raise error
+    finally:
+        error = None  # the frame must not keep the exception that keeps the frame
+    return result
+
+
+class _Run:
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def result(self, error: BaseException | None, history: Mapping[str, list[float | None]]) -> FitResult:
+        if isinstance(error, CancelFittingException):
+            return FitResult("stopped", error.reason, error.raised_by, self.epochs, history)
+        if error is None:
+            return FitResult("completed", "", None, self.epochs, history)
+        return FitResult("interrupted", f"{type(error).__name__}: {error}", None, self.epochs, history)
+
+
+def _outcome(error: BaseException | None) -> Outcome:
+    if error is None:
+        return "completed"
+    return "cancelled" if isinstance(error, CancelException) else "failed"
+
+
+def _misused(error: BaseException | None) -> BaseException | None:
+    if isinstance(error, CancelStepException):
+        return no_scope(error, "step")
+    if isinstance(error, CancelEpochException):
+        return no_scope(error, "epoch")
+    return error

@@ -1,0 +1,135 @@
+"""What a run remembers: counts per phase, metric values per epoch, and the latest ones per step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from loopcore.phases import Phase
+
+PREFIXES = {"training": "", "validation": "val_"}
+
+
+class Counts:
+    """Completed epochs and steps of one phase.
+
+    Attributes:
+        epochs: completed epochs.
+        steps: completed steps.
+        steps_epoch: completed steps of the running (then last) epoch.
+        attempts: steps that ended, however they ended.
+    """
+
+    __slots__ = ("attempts", "epochs", "steps", "steps_epoch")
+
+    def __init__(self) -> None:
+        self.epochs = self.steps = self.steps_epoch = self.attempts = 0
+
+    def __repr__(self) -> str:
+        return f"Counts(epochs={self.epochs}, steps={self.steps}, steps_epoch={self.steps_epoch})"
+
+
+class History(Mapping[str, Counts]):
+    """Counts by phase, ``learner.shared.history``; ``history[phase]`` takes a phase or its name.
+
+    A phase that has not run yet has zeros; looking it up creates nothing.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counts] = {}
+
+    def __getitem__(self, phase: str | Phase) -> Counts:
+        return self._counts.get(phase if isinstance(phase, str) else phase.name) or Counts()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._counts)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def __repr__(self) -> str:
+        return f"History({self._counts})"
+
+
+class Ring:
+    """The latest values of a series that may be endless, in float64.
+
+    Args:
+        size: how many values are kept.
+    """
+
+    __slots__ = ("_values", "count")
+
+    def __init__(self, size: int = 16_384) -> None:
+        self._values = np.empty(size)
+        self.count = 0  # all values ever added
+
+    def extend(self, values: np.ndarray[Any, Any]) -> None:
+        """Add values, the newest last."""
+        size = len(self._values)
+        kept = values[-size:]
+        start = self.count + len(values) - len(kept)
+        self._values[(start + np.arange(len(kept))) % size] = kept
+        self.count += len(values)
+
+    def latest(self) -> np.ndarray[Any, Any]:
+        """The kept values in order, the newest last."""
+        size = len(self._values)
+        first = max(0, self.count - size)
+        return self._values[np.arange(first, self.count) % size]
+
+
+class Epochs(Mapping[str, list[float | None]]):
+    """Epoch values of every metric, ``learner.history``.
+
+    Keys are metric names with the prefix of their phase: none for ``training``, ``val_`` for ``validation``, else
+    the phase's name and ``_``. Values are lists with one float for each completed epoch of the phase, None for an
+    epoch without samples.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner()
+        >>> result = learner.fit(2)
+        >>> len(learner.history["loss"])
+        2
+    """
+
+    def __init__(self, shared: Any) -> None:
+        self._shared = shared
+
+    def steps(self, key: str) -> list[float]:
+        """The latest values of a metric by step, the newest last (bounded; all of them in a short run)."""
+        phase, name = self._find(key, self._shared.__dict__.get("metrics_step", {}))
+        return [float(value) for value in self._shared.metrics_step[phase][name].latest()]
+
+    def _table(self) -> dict[str, dict[str, list[float | None]]]:
+        return self._shared.__dict__.get("metrics_epoch", {})
+
+    def _find(self, key: str, table: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+        for phase, series in table.items():
+            prefix = prefix_of(phase)
+            if key.startswith(prefix) and key[len(prefix) :] in series:
+                return phase, key[len(prefix) :]
+        raise KeyError(f"history has no {key!r}; it has: {', '.join(self) or 'nothing, no epoch has ended yet'}")
+
+    def __getitem__(self, key: str) -> list[float | None]:
+        table = self._table()
+        phase, name = self._find(key, table)
+        return list(table[phase][name])
+
+    def __iter__(self) -> Iterator[str]:
+        return (prefix_of(phase) + name for phase, series in self._table().items() for name in series)
+
+    def __len__(self) -> int:
+        return sum(len(series) for series in self._table().values())
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def prefix_of(phase: str) -> str:
+    """What the names of a phase's metrics begin with."""
+    return PREFIXES.get(phase, f"{phase}_")

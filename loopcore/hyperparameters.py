@@ -1,0 +1,83 @@
+"""Scalars that may change while training: ``learner.hyper``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from loopcore.backend import Backend
+
+
+class Hyper:
+    """User-defined scalars and those of the optimizers, by name.
+
+    ``learner.hyper.kl_weight`` is a float given as ``Learner(hyper={"kl_weight": 0.0})``;
+    ``learner.hyper.learning_rate`` is that of the optimizer, of all optimizers when assigned;
+    ``learner.hyper["critic.learning_rate"]`` that of the optimizer for the prefix ``critic``. Values are inputs of
+    a step: changing one never recompiles anything.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner(hyper={"kl_weight": 0.5})
+        >>> learner.hyper.learning_rate = 0.01
+        >>> learner.hyper.kl_weight, learner.hyper.learning_rate
+        (0.5, 0.01)
+    """
+
+    __slots__ = ("_backend", "_own", "_slots")
+
+    def __init__(self, backend: Backend, values: Mapping[str, float], prefixes: tuple[str, ...]) -> None:
+        slots: dict[str, list[tuple[int, str]]] = {}
+        for index, prefix in enumerate(prefixes):
+            for name in backend.hyper_names(index):
+                slots.setdefault(name, []).append((index, name))
+                if prefix:
+                    slots.setdefault(f"{prefix}.{name}", []).append((index, name))
+        for name in values:
+            if name in slots:
+                raise ValueError(f"hyper={{{name!r}: ...}} is the name of an optimizer's own: set it in the optimizer")
+        object.__setattr__(self, "_backend", backend)
+        object.__setattr__(self, "_slots", slots)
+        object.__setattr__(self, "_own", {name: _number(name, value) for name, value in values.items()})
+
+    def __getitem__(self, name: str) -> float:
+        own: dict[str, float] = self._own
+        if name in own:
+            return own[name]
+        return self._backend.get_hyper(*self._slots[self._known(name)][0])
+
+    def __setitem__(self, name: str, value: float) -> None:
+        number = _number(name, value)
+        if name in self._own:
+            self._own[name] = number
+            return
+        for index, slot in self._slots[self._known(name)]:
+            self._backend.set_hyper(index, slot, number)
+
+    def __getattr__(self, name: str) -> float:
+        return self[name]
+
+    def __setattr__(self, name: str, value: float) -> None:
+        self[name] = value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._own, *self._slots))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._own or name in self._slots
+
+    def _known(self, name: str) -> str:
+        if name not in self._slots:
+            there = ", ".join(self) or "none"
+            raise AttributeError(
+                f"there is no hyperparameter {name!r}; there are: {there}. Pass Learner(hyper={{{name!r}: 0.0}})",
+                name=name,
+                obj=self,
+            )
+        return name
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"hyper {name!r} is a number, not {value!r}")
+    return float(value)

@@ -1,0 +1,387 @@
+"""The Learner holds everything: models, data, phases, callbacks, and the verbs a step body uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from loopcore import losses, registry
+from loopcore.backend import Tree
+from loopcore.building import (
+    Batches,
+    checked_phases,
+    data_of,
+    iterable_batches,
+    length_of,
+    named_data,
+    named_models,
+    named_optimizers,
+)
+from loopcore.callback import Callback
+from loopcore.callback_list import CallbackList
+from loopcore.defaults import with_defaults
+from loopcore.errors import GradientError, LossError, WeightsError
+from loopcore.events import BackwardEnd
+from loopcore.explain import explain
+from loopcore.fitting import FitResult, fit
+from loopcore.history import Epochs
+from loopcore.hyperparameters import Hyper
+from loopcore.loop import EpochInfo, execute_step, run_epoch
+from loopcore.models import Models
+from loopcore.phases import Phase, PredictionPhase
+from loopcore.randomness import Random
+from loopcore.runs import Runs
+from loopcore.state import Shared, State
+from loopcore.trees import TreeMath
+from loopcore.weights import Handle, assign_optimizers, mismatches
+
+
+class Learner:
+    """Holds all parts of a training run and runs it.
+
+    Args:
+        model: a native model, or a dict from name to model. Its type decides the backend.
+        loss_fn: ``loss_fn(y_pred, ys) -> scalar``, native or neutral such as ``lc.losses.cross_entropy``.
+        optimizer: a neutral spec such as ``lc.Adam(1e-3)``, the framework's own, or a dict from path prefix to one
+            of these. What no prefix covers is frozen.
+        data: ``(train, valid)``, either may be None, or a dict by key. Each is an iterable of batches.
+        phases: what an epoch of `fit` runs, in order. Default ``(TrainingPhase(), ValidationPhase())``.
+        callbacks: in any order; where each runs follows from what it declares.
+        hyper: scalars of your own, read as ``learner.hyper.<name>``.
+        reads: step values kept after each step, such as ``("step.y_pred",)``.
+        default_callbacks: whether the default ones join, each unless you pass one of its kind.
+        backend: name of the backend where the type of the model does not tell.
+        device: where models and batches go, in the words of the framework.
+        compile: ``"auto"``, True or False; False runs every step eagerly.
+        seed: of every random number.
+
+    Raises:
+        UnknownModelError, MissingFrameworkError, OptimizerError: the parts do not fit one backend.
+        CallbackError: the callbacks cannot work together; the message says why.
+        DataError: ``data`` is ambiguous.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> def apply_fn(params, x):
+        ...     return x @ params["w"]
+        >>> xs = np.arange(8.0).reshape(8, 1) / 8
+        >>> learner = lc.Learner(
+        ...     (apply_fn, {"w": np.zeros((1, 1))}),
+        ...     lc.losses.mse,
+        ...     optimizer=lc.SGD(0.5),
+        ...     data=([(xs, 3 * xs)], None),
+        ...     default_callbacks=False,
+        ... )
+        >>> learner.fit(100).status
+        'completed'
+        >>> learner.params.value["w"].round(3)
+        array([[3.]])
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        loss_fn: Callable[..., Any] | None = None,
+        optimizer: Any = None,
+        data: Any = (),
+        *,
+        phases: Sequence[Phase] | None = None,
+        callbacks: Sequence[Callback] = (),
+        hyper: Mapping[str, float] | None = None,
+        reads: Sequence[str] = (),
+        default_callbacks: bool = True,
+        backend: str | None = None,
+        device: Any = None,
+        compile: bool | str = "auto",
+        seed: int = 0,
+    ) -> None:
+        models = named_models(model)
+        self.backend = registry.make(backend or registry.infer(models), device=device, compile=compile)
+        self.backend.bind(models)
+        self.seed = int(seed)
+        self.losses = losses
+        self.xp = self.backend.xp
+        self.tree = TreeMath(self.backend)
+        self.stop_gradient = self.backend.stop_gradient
+        self.to_host = self.backend.to_host
+        self.is_ready = self.backend.is_ready
+        self._loss_fn = losses.predictions_first(loss_fn)
+        self._attach(named_optimizers(optimizer), hyper or {})
+        self.data = named_data(data)
+        self.phases = checked_phases(phases)
+        self.reads = tuple(reads)
+        self.compile = compile
+        self.shared: Any = Shared()
+        self.random = Random(self)
+        self.model = Models(self, tuple(models))
+        self.runs = Runs(self)
+        self.result: FitResult | None = None
+        self.callbacks = CallbackList(self, with_defaults(callbacks) if default_callbacks else callbacks)
+        for phase in self.phases:
+            phase.setup(self)
+
+    def _attach(self, optimizers: Mapping[str, Any], hyper: Mapping[str, float]) -> None:
+        parts = self.backend.paths("params")
+        paths = [path for part in parts.values() for path in part]
+        self.trained = assign_optimizers(paths, optimizers)
+        self.backend.attach([(optimizers[prefix], taken) for prefix, taken in self.trained])
+        taken = {path for _, group in self.trained for path in group}
+        self.frozen = tuple(path for path in paths if path not in taken)
+        self.all_params = Handle(self.backend, "params", parts)
+        chosen = {model: tuple(path for path in part if path in taken) for model, part in parts.items()}
+        self.params = Handle(self.backend, "params", {m: part for m, part in chosen.items() if part or m in parts})
+        self.buffers = Handle(self.backend, "buffers", self.backend.paths("buffers"))
+        self.optimizer = dict(optimizers)
+        self.hyper = Hyper(self.backend, hyper, tuple(prefix for prefix, _ in self.trained))
+
+    # -- what is running ---------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> Any:
+        """State of the running step, then of the last one."""
+        return self.runs.step
+
+    @property
+    def epoch(self) -> EpochInfo | None:
+        """The running epoch, then the last one; None before the first."""
+        return self.runs.epoch
+
+    # -- drivers -----------------------------------------------------------------------------------------------
+
+    def fit(self, epochs: int) -> FitResult:
+        """Run rounds of one epoch of every phase.
+
+        Args:
+            epochs: how many rounds, at least 0. A validation phase without data is skipped.
+
+        Returns:
+            How it ended. A clean stop does not raise.
+
+        Raises:
+            DataError, OptimizerError, LossError: something is missing; found before the first step.
+            ReentrantFitError: this learner is in ``fit``.
+
+        Example:
+            >>> import loopcore as lc
+            >>> lc.testing.toy_learner().fit(2).status
+            'completed'
+        """
+        return fit(self, epochs)
+
+    def run_epoch(self, phase: Phase, data: Iterable[Any] | None = None, *, last: bool = True) -> EpochInfo:
+        """Run one epoch of a phase.
+
+        Args:
+            phase: what a step is.
+            data: batches; default ``learner.data[phase.data_key]``.
+            last: whether it ends a round, so that printers show the round.
+
+        Returns:
+            The epoch, with its outcome and counts.
+        """
+        feed = data_of(self, phase, data)
+        runs = self.runs
+        runs.length, runs.last = (None if feed is None else length_of(feed)), last
+        try:
+            phase.epoch(self, None if feed is None else Batches(feed, phase))
+        finally:
+            runs.length, runs.last = None, True
+        return runs.ended
+
+    def run_step(self, phase: Phase, batch: Any, *, reads: Sequence[str] = ()) -> State:
+        """Run one step of a phase.
+
+        Args:
+            phase: what a step is.
+            batch: what `Phase.unpack` of the phase takes.
+            reads: step values to keep besides the declared ones, such as ``("step.y_pred",)``.
+
+        Returns:
+            The state of the step.
+        """
+        kept = frozenset(path.removeprefix("step.") for path in reads)
+        return execute_step(phase.step, self, phase, phase.unpack(batch), kept)
+
+    def predict(self, data: Any) -> Any:
+        """Run the model forward on data, in evaluation mode.
+
+        Args:
+            data: batches as `PredictionPhase` takes them, or one array as a single batch.
+
+        Returns:
+            ``y_pred`` of all batches, concatenated along the first axis, as NumPy arrays.
+
+        Example:
+            >>> import loopcore as lc, numpy as np
+            >>> lc.testing.toy_learner().predict([np.ones((3, 1)), np.ones((2, 1))]).shape
+            (5, 1)
+        """
+        phase = PredictionPhase()
+        found: list[Any] = []
+        feed = data_of(self, phase, iterable_batches(data))
+        with run_epoch(self, phase, length=length_of(feed)):
+            for batch in Batches(feed, phase):
+                found.append(self.to_host(self.run_step(phase, batch).y_pred))
+        return self.backend.tree_map(lambda *parts: np.concatenate(parts), *found)
+
+    def explain(self) -> str:
+        """Print the order of the callbacks with the reason of each edge, and the plan of each phase.
+
+        Returns:
+            The printed text.
+        """
+        text = explain(self)
+        print(text)
+        return text
+
+    # -- verbs of a step body ----------------------------------------------------------------------------------
+
+    @property
+    def loss_fn(self) -> Callable[..., Any]:
+        """The loss, as ``loss_fn(y_pred, ys)``."""
+        if self._loss_fn is None:
+            raise LossError("this learner has no loss: pass Learner(model, loss_fn), such as lc.losses.cross_entropy")
+        return self._loss_fn
+
+    def gradient(self, objective: Callable[[], Any], wrt: Any = None, at: Tree | None = None) -> Any:
+        """Differentiate a zero-argument closure.
+
+        Args:
+            objective: returns a scalar, or a tuple of scalars for a tuple of gradients from one forward pass.
+                Only what it computes is differentiated; everything from outside is a constant.
+            wrt: a handle such as ``learner.params.critic``, or a tuple of handles. Default ``learner.params``.
+            at: a tree of other values, in the structure of ``wrt``; nothing is written.
+
+        Returns:
+            The gradient in the structure of ``wrt.value``; zeros for parameters that are not reached.
+
+        Raises:
+            LossError: the objective did not return scalars.
+            GradientError: ``wrt`` is empty, or the objective reaches nothing of it.
+        """
+        handles: tuple[Handle, ...] = wrt if isinstance(wrt, tuple) else (self.params if wrt is None else wrt,)
+        empty = next((handle for handle in handles if not handle._paths), None)
+        if empty is not None:
+            raise GradientError(f"wrt={empty!r} holds no parameters: pass an optimizer for what is to be trained")
+        scopes = (vars(self.runs.step), vars(self.shared))
+        leaves = None if at is None else self._at(handles, at, isinstance(wrt, tuple))
+        found = self.backend.gradient(objective, [handle._paths for handle in handles], leaves, scopes)
+        rows = [
+            tuple(handle._tree(grads) for handle, grads in zip(handles, row, strict=True))
+            if isinstance(wrt, tuple)
+            else handles[0]._tree(row[0])
+            for row in found
+        ]
+        return rows[0] if len(rows) == 1 else tuple(rows)
+
+    def _at(self, handles: tuple[Handle, ...], at: Tree, several: bool) -> dict[str, Any]:
+        trees = at if several else (at,)
+        return {path: leaf for h, tree in zip(handles, trees, strict=True) for path, leaf in h._leaves(tree).items()}
+
+    def grad(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Gradient of a scalar function of arrays with respect to its arguments.
+
+        Args:
+            fn: from trees of floating arrays to a scalar.
+
+        Returns:
+            A function of the same arguments: of one argument its gradient, of several a tuple. It may be used
+            inside an objective and differentiated again.
+        """
+        return self.backend.grad(fn, (vars(self.runs.step), vars(self.shared)))
+
+    def update(self, grads: Tree, params: Handle | None = None, when: Any = True) -> None:
+        """Apply one optimizer step.
+
+        Args:
+            grads: in the structure of ``params.value``.
+            params: what the gradients belong to. Default ``learner.params``.
+            when: a bool or a 0-d boolean array. It and ``state.apply`` must both be true; else parameters, optimizer
+                state and its counters stay. ``state.updated`` says what happened.
+        """
+        state = self.runs.step
+        handle = self.params if params is None else params
+        apply = state._apply
+        if when is not True:
+            apply = when if apply is True else apply & when
+        state.updated = self.backend.update(handle._leaves(grads), apply)
+
+    def minimize(self, objective: Callable[[], Any], wrt: Handle | None = None) -> None:
+        """Take the gradient of an objective, fire BackwardEnd, and update.
+
+        Args:
+            objective: returns a scalar.
+            wrt: what to update. Default ``learner.params``.
+        """
+        runner, state = self.runs.runner, self.runs.step
+        state.grads = self.gradient(objective, wrt)
+        if runner is not None:
+            runner.handle(BackwardEnd())
+        self.update(state.grads, wrt)
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def export_weights(self) -> dict[str, np.ndarray[Any, Any]]:
+        """All parameters and buffers of all models, as copies by full path.
+
+        Example:
+            >>> import loopcore as lc
+            >>> lc.testing.toy_learner().export_weights()
+            {'w': array([0.])}
+        """
+        paths = (*self.all_params._paths, *self.buffers._paths)
+        return {path: np.array(self.to_host(leaf)) for path, leaf in self.backend.snapshot(paths).items()}
+
+    def import_weights(self, weights: Mapping[str, Any]) -> None:
+        """Load what `export_weights` gave; everything is checked before anything is written.
+
+        Args:
+            weights: arrays by full path, one for every parameter and buffer.
+
+        Raises:
+            WeightsError: names, shapes or dtypes differ; lists all differences.
+        """
+        paths = {*self.all_params._paths, *self.buffers._paths}
+        problems = [f"  {path}: the model has no such weight" for path in weights if path not in paths]
+        problems += [f"  {path}: missing" for path in sorted(paths - set(weights))]
+        known = {path: np.asarray(value) for path, value in weights.items() if path in paths}
+        problems += mismatches(self.backend, known)
+        if problems:
+            raise WeightsError("the weights do not fit the model, nothing was loaded:\n" + "\n".join(problems))
+        self.backend.set(known)
+
+    def set_model(self, model: Any) -> None:
+        """Replace the models by new ones of the same names; weights are theirs, optimizer state starts anew.
+
+        Args:
+            model: as for the constructor. A native optimizer holds the old parameters and must be a spec instead.
+        """
+        models = named_models(model)
+        self.backend.bind(models)
+        self._attach(self.optimizer, {name: self.hyper[name] for name in self.hyper._own})
+        self.model = Models(self, tuple(models))
+
+    def to_device(self, device: Any) -> None:
+        """Move models, buffers and optimizer state to a device; nothing of it is lost."""
+        self.backend.to_device(device)
+
+    # -- what is remembered ------------------------------------------------------------------------------------
+
+    @property
+    def history(self) -> Epochs:
+        """Epoch values of the metrics: ``learner.history["val_loss"]`` is a list of floats, one an epoch."""
+        return Epochs(self.shared)
+
+    @property
+    def sample_weight(self) -> Any:
+        """Weight of the running step in epoch means: ``state.weight`` if set, else the length of the batch."""
+        state = self.runs.step
+        if "weight" in vars(state):
+            return state.weight
+        return 1 if state._size is None else state._size
+
+    def __repr__(self) -> str:
+        models = ", ".join(name for name in self.backend.paths("params") if name) or "one model"
+        return f"Learner({models}, backend={self.backend.name!r}, callbacks={[type(c).__name__ for c in self.callbacks]})"

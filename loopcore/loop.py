@@ -1,0 +1,234 @@
+"""The loop itself: how a step and an epoch open, run and close.
+
+A scope that was opened is closed once, whatever happens inside: its end event says how it ended. A cancel ends its
+scope and is absorbed there; every other exception goes through unchanged.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import CodeType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from loopcore.dispatch import Handler, deliver, merge
+from loopcore.errors import CancelEpochException, CancelException, CancelScopeError, CancelStepException
+from loopcore.events import EndEvent, EpochBegin, EpochEnd, Event, Outcome, StepBegin, StepEnd
+from loopcore.state import State, keep_only
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+    from loopcore.phases import Phase
+
+_STEP_BEGIN = StepBegin()
+_EPOCH_BEGIN = EpochBegin()
+Body = Callable[..., None]
+
+
+class EpochInfo:
+    """The running epoch of a phase, ``learner.epoch``; read-only for callbacks.
+
+    Attributes:
+        phase: its phase.
+        length: number of batches, or None where the data does not tell.
+        attempted, completed: steps so far.
+        last: whether no other phase of the fit follows in this round.
+        nested: whether it runs inside another epoch.
+        outcome: how it ended; None while it runs.
+    """
+
+    __slots__ = ("attempted", "completed", "last", "length", "nested", "outcome", "pending", "phase")
+
+    def __init__(self, phase: Phase, length: int | None, *, last: bool, nested: bool) -> None:
+        self.phase = phase
+        self.length = length
+        self.last = last
+        self.nested = nested
+        self.attempted = 0
+        self.completed = 0
+        self.outcome: Outcome | None = None
+        self.pending: CancelException | None = None
+
+
+def run_step(body: Body, learner: Learner, phase: Phase, /, **initial_state: Any) -> State:
+    """Run one step: StepBegin, the body, StepEnd. The primitive under every driver.
+
+    Args:
+        body: ``body(handle, state)`` or ``body(learner, handle, state)``; array code as in `Phase.step`.
+        learner: whose callbacks listen.
+        phase: which handlers listen, and the mode of the models.
+        **initial_state: values of the state, converted to arrays of the backend.
+
+    Returns:
+        The state with the loss and every value that somebody declared to read. Its ``outcome`` tells whether the
+        step was completed, skipped (cancelled at StepBegin) or cancelled.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner(default_callbacks=False)
+        >>> def body(handle, state):
+        ...     state.loss = learner.xp.mean((state.xs - 1.0) ** 2)
+        >>> float(lc.run_step(body, learner, lc.ValidationPhase(), xs=[[3.0]][0][0]).loss)
+        4.0
+    """
+    if _parameters(body) == 2:
+        return execute_step(lambda _, handle, state: body(handle, state), learner, phase, initial_state)
+    return execute_step(body, learner, phase, initial_state)
+
+
+def _parameters(body: Body) -> int:
+    code = getattr(body, "__code__", None)
+    return _count(body, code) if code is None else _count_cached(code) - int(inspect.ismethod(body))
+
+
+def _count(body: Body, _: object) -> int:
+    return len(inspect.signature(body).parameters)
+
+
+@lru_cache(maxsize=1024)
+def _count_cached(code: CodeType) -> int:
+    return code.co_argcount
+
+
+def execute_step(
+    body: Body, learner: Learner, phase: Phase, initial: Mapping[str, Any], reads: frozenset[str] = frozenset()
+) -> State:
+    """Run one step from the parts of a batch."""
+    runs = learner.runs
+    runner = runs.runner_of(phase)
+    state, outer = runs.open_step(runner, initial)
+    begun = False
+    error: BaseException | None = None
+    outcome: Outcome
+    try:
+        if runner.begin:
+            deliver(runner.begin, phase, _STEP_BEGIN)
+        begun = True
+        runner.run(body, state)
+        outcome = "completed"
+    except BaseException as caught:
+        error = caught
+        outcome = "failed" if not isinstance(caught, CancelException) else "cancelled" if begun else "skipped"
+    if isinstance(error, CancelStepException):
+        error = None
+    state.outcome = outcome
+    if outcome == "completed":
+        runner.completed(state)
+    if runner.end:
+        error = close_scope(runner.end, phase, StepEnd(outcome), error)
+        if isinstance(error, CancelStepException):
+            error = None  # the step it would cancel is over
+    if not runner.keeps_all:
+        keep_only(state, runner.kept | reads if reads else runner.kept)
+    runs.close_step(outer)
+    if error is not None:
+        try:
+            raise error
+        finally:
+            error = None  # the frame must not keep the exception that keeps the frame
+    return state
+
+
+def close_scope(
+    handlers: tuple[Handler, ...], phase: Phase | None, event: EndEvent, error: BaseException | None
+) -> BaseException | None:
+    """Deliver an end event while ``error`` may be on its way; returns what goes on."""
+    try:
+        deliver(handlers, phase, event)
+    except BaseException as second:
+        return merge(error, second)
+    return error
+
+
+class run_epoch:  # noqa: N801 - used as a function: with run_epoch(learner, phase) as handle
+    """Open an epoch of a phase for hand-written loops; closes it once, however the block ends.
+
+    A `CancelEpochException` raised in the block, or by a handler, ends the epoch and is absorbed. If a handler of
+    EpochBegin raised it, the first step in the block raises it again, so that the block is left at once.
+
+    Args:
+        learner: whose callbacks listen.
+        phase: the phase of the steps in the block.
+        length: number of steps, where it is known; for progress bars.
+
+    Raises:
+        CancelScopeError: the block let a `CancelStepException` out; no step was open.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner, phase = lc.testing.toy_learner(), lc.TrainingPhase()
+        >>> with lc.run_epoch(learner, phase) as handle:
+        ...     for batch in learner.data["training"]:
+        ...         if learner.run_step(phase, batch).loss < 0.1:
+        ...             raise lc.CancelEpochException("low loss reached")
+        >>> learner.epoch.outcome
+        'cancelled'
+    """
+
+    def __init__(self, learner: Learner, phase: Phase, *, length: int | None = None) -> None:
+        self._learner = learner
+        self._phase = phase
+        self._length = length
+        self._begun = False
+
+    def __enter__(self) -> Callable[[Event], None]:
+        """Fire EpochBegin; returns ``handle``, which fires events of your own."""
+        runs, phase = self._learner.runs, self._phase
+        self._runner = runner = runs.runner_of(phase)
+        self._info, self._outer = runs.open_epoch(phase, self._length)
+        try:
+            deliver(runner.scopes[EpochBegin], phase, _EPOCH_BEGIN)
+            self._begun = True
+        except CancelEpochException as cancel:
+            self._info.pending = cancel
+        except BaseException as error:
+            going = self._close(error)
+            if going is error or going is None:
+                raise
+            raise going from error
+        return runner.handle
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """Fire EpochEnd with the outcome; absorb a CancelEpochException."""
+        going = self._close(error)
+        if going is None:
+            return True
+        if going is error:
+            return False
+        try:
+            raise going
+        finally:
+            going = None
+
+    def _close(self, error: BaseException | None) -> BaseException | None:
+        info, runner = self._info, self._runner
+        if isinstance(error, CancelStepException):
+            error = no_scope(error, "step")
+        if error is None and info.pending is None:
+            info.outcome = "completed"
+        elif error is None or isinstance(error, CancelException):
+            info.outcome = "cancelled" if self._begun else "skipped"
+        else:
+            info.outcome = "failed"
+        info.pending = None
+        if isinstance(error, CancelEpochException):
+            error = None
+        runner.carry = None
+        error = close_scope(runner.scopes[EpochEnd], self._phase, EpochEnd(info.outcome), error)
+        self._learner.runs.ended = info
+        self._learner.runs.close_epoch(self._outer)
+        if isinstance(error, CancelStepException):
+            return no_scope(error, "step")
+        return None if isinstance(error, CancelEpochException) else error
+
+
+def no_scope(cancel: CancelException, scope: str) -> CancelScopeError:
+    by = f" (raised by {cancel.raised_by})" if cancel.raised_by else ""
+    wider = "CancelEpochException or CancelFittingException" if scope == "step" else "CancelFittingException"
+    error = CancelScopeError(f"{type(cancel).__name__}{by}: no {scope} is open here to be cancelled. Raise {wider}")
+    error.__cause__ = cancel
+    return error
+

@@ -1,0 +1,126 @@
+"""What a metric is: a step value by name, a function of step values, or an object that accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from loopcore.losses import predictions_first
+from loopcore.registry import namespace_of
+
+
+class Metric:
+    """One number for each epoch of a phase, and for each step where it can be.
+
+    Args:
+        fn: a function of native arrays that returns a scalar; or the name of a step value to average; or an object
+            with ``update(y_pred, ys)``, ``compute()`` and ``reset()`` (torchmetrics, nnx), or ``update_state``,
+            ``result`` and ``reset_state`` (Keras). Functions and objects of scikit-learn and Keras, which take the
+            labels first, get them first.
+        name: key in the history. Default: the name of the function, class or value.
+        args: names of the step values that are passed.
+        phase: class of the phases it is for. Default: every phase that has the values.
+        over: ``"step"`` averages the values of the steps by samples; ``"epoch"`` calls ``fn`` once, on everything
+            concatenated as NumPy arrays, for metrics that are no mean (AUROC).
+        host: call ``fn`` with NumPy arrays outside the compiled step. It costs a transfer each step.
+
+    Raises:
+        TypeError: ``fn`` is none of these.
+        ValueError: ``over`` is neither of the two words.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.Metric(lc.accuracy).name
+        'accuracy'
+        >>> lc.Metric("kl").args
+        ('kl',)
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any] | str | Any,
+        name: str | None = None,
+        args: Sequence[str] = ("y_pred", "ys"),
+        phase: type[Any] | None = None,
+        over: Literal["step", "epoch"] = "step",
+        host: bool = False,
+    ) -> None:
+        if over not in ("step", "epoch"):
+            raise ValueError(f'over is "step" or "epoch", not {over!r}')
+        self.name = name or _name_of(fn)
+        self.args = (fn,) if isinstance(fn, str) else tuple(args)
+        self.phase = phase
+        self.over = over
+        self.value = isinstance(fn, str)
+        self.object = None if self.value else _accumulator(fn)
+        if self.object is None and not self.value and not callable(fn):
+            raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
+        self.fn: Callable[..., Any] = predictions_first(fn)
+        self.host = host or over == "epoch" or self.object is not None or _is_numpy_only(fn)
+
+    def __repr__(self) -> str:
+        return f"Metric({self.name!r})"
+
+
+class Loss(Metric):
+    """The mean of ``step.loss``; every `Metrics` has one, in front.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.Loss().name
+        'loss'
+    """
+
+    def __init__(self, name: str = "loss", phase: type[Any] | None = None) -> None:
+        super().__init__("loss", name, phase=phase)
+
+
+class Accumulator:
+    """An object that accumulates, whatever its framework calls the three verbs."""
+
+    def __init__(self, metric: Any, update: Callable[..., Any], compute: Callable[[], Any], reset: Callable[[], Any]):
+        self.metric = metric
+        self.update = predictions_first(update) if hasattr(metric, "update_state") else update
+        self.compute = compute
+        self.reset = reset
+
+
+def _accumulator(fn: Any) -> Accumulator | None:
+    for update, compute, reset in (("update", "compute", "reset"), ("update_state", "result", "reset_state")):
+        if not isinstance(fn, type) and all(callable(getattr(fn, verb, None)) for verb in (update, compute, reset)):
+            return Accumulator(fn, getattr(fn, update), getattr(fn, compute), getattr(fn, reset))
+    return None
+
+
+def _is_numpy_only(fn: Any) -> bool:
+    return str(getattr(fn, "__module__", "")).split(".")[0] == "sklearn"
+
+
+def _name_of(fn: Any) -> str:
+    if isinstance(fn, str):
+        return fn
+    name = getattr(fn, "__name__", None) or type(fn).__name__
+    if name == "<lambda>":
+        raise TypeError("a metric that is a lambda has no name: Metric(fn, name='...')")
+    return str(name)
+
+
+def accuracy(y_pred: Any, ys: Any) -> Any:
+    """Share of rows whose largest entry is the label.
+
+    Args:
+        y_pred: logits or probabilities, ``(..., classes)``.
+        ys: labels ``(...)`` of any integer dtype, or one-hot rows of the shape of ``y_pred``.
+
+    Returns:
+        A 0-d array in [0, 1].
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> float(lc.accuracy(np.eye(3), np.array([0, 1, 1]))).__round__(4)
+        0.6667
+    """
+    xp = namespace_of(y_pred).xp
+    labels = xp.argmax(ys, axis=-1) if ys.ndim == y_pred.ndim else ys
+    hits = xp.argmax(y_pred, axis=-1) == labels
+    return xp.mean(xp.astype(hits, y_pred.dtype))

@@ -1,0 +1,71 @@
+"""``learner.model``: calling models by name, in the mode of the running phase."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+
+
+class Model:
+    """One model of a learner, called as its own users call it.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> learner = lc.testing.toy_learner()
+        >>> learner.model(np.ones((2, 1))).shape
+        (2, 1)
+    """
+
+    __slots__ = ("_backend", "_learner", "_name", "_runs")
+
+    def __init__(self, learner: Learner, name: str) -> None:
+        self._learner = learner
+        self._backend = learner.backend
+        self._runs = learner.runs
+        self._name = name
+
+    def __call__(self, *args: Any, training: bool | None = None, update_state: bool = True, **kwargs: Any) -> Any:
+        """Run the forward pass.
+
+        Args:
+            *args: as the native model takes them.
+            training: the mode; default that of the running phase (evaluation outside a step).
+            update_state: False leaves non-trainable state, such as BatchNorm statistics, as it is.
+            **kwargs: as the native model takes them.
+        """
+        if training is None:
+            training = self._runs.training
+        return self._backend.forward(self._name, args, kwargs, training=training, update_state=update_state)
+
+    def apply(self, params: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        """Run the forward pass with other parameters, a tree as ``learner.params.value`` has for this model."""
+        learner = self._learner
+        part = learner.all_params[self._name] if self._name else learner.all_params
+        mode = self._runs.training if training is None else training
+        return self._backend.apply(self._name, part._leaves(params), args, kwargs, training=mode)  # pyright: ignore[reportPrivateUsage]
+
+    @property
+    def native(self) -> Any:
+        """The user's own model, with the present weights."""
+        return self._backend.native(self._name)
+
+
+class Models(Model):
+    """All models of a learner: calling it calls the first, ``learner.model.critic`` is a named one."""
+
+    __slots__ = ("_models",)
+
+    def __init__(self, learner: Learner, names: tuple[str, ...]) -> None:
+        super().__init__(learner, names[0])
+        self._models = {name: Model(learner, name) for name in names if name}
+
+    def __getattr__(self, name: str) -> Model:
+        if name in Models.__slots__ or name not in self._models:
+            there = ", ".join(self._models) or "one unnamed model; learner.model.native is the user's own"
+            raise AttributeError(f"there is no model {name!r}; there is: {there}", name=name, obj=self)
+        return self._models[name]
+
+    def __getitem__(self, name: str) -> Model:
+        return getattr(self, name)

@@ -1,0 +1,188 @@
+"""What a step is: phases unpack a batch, run the step body, and say what an epoch does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from loopcore.errors import UnpackError
+from loopcore.events import BackwardBegin, Event, LossBegin
+from loopcore.loop import run_epoch
+from loopcore.state import State
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+
+Handle: TypeAlias = Callable[[Event], None]
+
+
+class Phase:
+    """A kind of step. Subclass `AbstractTrainingPhase` or `AbstractValidationPhase` and write `step`.
+
+    Class attributes:
+        data_key: which data of the learner it runs on; None runs without data.
+        reads: step values, such as ``"step.y_pred"``, kept after each step besides the loss.
+        carries: step values that pass to the next step, detached; `start` makes them.
+        compile: False runs the body eagerly on every backend.
+
+    Example:
+        >>> import loopcore as lc
+        >>> class Distance(lc.AbstractTrainingPhase):
+        ...     data_key = "training"
+        ...
+        ...     def step(self, learner, handle, state):
+        ...         def objective():
+        ...             error = learner.model(state.xs) - state.ys
+        ...             state.loss = learner.xp.mean(learner.xp.abs(error))
+        ...             return state.loss
+        ...
+        ...         learner.minimize(objective)
+        >>> Distance().name
+        'training'
+    """
+
+    data_key: str | None = None
+    reads: tuple[str, ...] = ()
+    carries: tuple[str, ...] = ()
+    compile: bool = True
+
+    @property
+    def name(self) -> str:
+        """The key of its counters and its history: ``data_key``, else the name of the class."""
+        return self.data_key or type(self).__name__
+
+    def unpack(self, batch: Any) -> Mapping[str, Any]:
+        """Name the parts of a batch; they become values of the state. Runs on the host, before conversion.
+
+        Args:
+            batch: one item of the data. A mapping is the state as it is.
+
+        Raises:
+            UnpackError: the batch is no mapping; a phase with other batches overrides this method.
+        """
+        if isinstance(batch, Mapping):
+            return cast(Mapping[str, Any], batch)
+        raise UnpackError(
+            f"{type(self).__name__} got a batch of type {type(batch).__name__} and does not know its parts: yield "
+            "dicts, or define unpack(self, batch) that returns a dict of names and values"
+        )
+
+    def setup(self, learner: Learner) -> None:
+        """Called once when the phase joins a learner."""
+
+    def start(self, learner: Learner, state: State) -> None:
+        """Write the first values of `carries` into ``state``, from the first batch of an epoch."""
+
+    def step(self, learner: Learner, handle: Handle, state: State) -> None:
+        """The step body: array code on ``state`` with the verbs of ``learner``, the same on every backend.
+
+        Args:
+            learner: gives models, parameters, gradients, updates and array functions.
+            handle: fires an event, ``handle(LossBegin())``.
+            state: the parts of the batch; what the body writes is seen by callbacks.
+        """
+        raise TypeError(f"{type(self).__name__} has no step body: define step(self, learner, handle, state)")
+
+    def epoch(self, learner: Learner, data: Any) -> None:
+        """One pass over the data. Override it for loops that are more than that.
+
+        Args:
+            learner: runs the steps.
+            data: the batches of this epoch, or None for a phase without data.
+        """
+        with run_epoch(learner, self):
+            for batch in data:
+                learner.run_step(self, batch)
+
+
+class AbstractTrainingPhase(Phase):
+    """Base of phases that train: models run in training mode, and schedules and guards listen to them."""
+
+
+class AbstractValidationPhase(Phase):
+    """Base of phases that measure: models run in evaluation mode; skipped by ``fit`` when they have no data."""
+
+
+class TrainingPhase(AbstractTrainingPhase):
+    """Supervised training on batches ``(xs, ys)`` of the data ``"training"``."""
+
+    data_key = "training"
+
+    def unpack(self, batch: Any) -> Mapping[str, Any]:
+        """``(xs, ys)`` -> ``{"xs": xs, "ys": ys}``; a mapping is the state as it is."""
+        return _xs_ys(self, batch)
+
+    def step(self, learner: Learner, handle: Handle, state: State) -> None:
+        """Forward, loss, gradient and update, with an event at every seam."""
+
+        def objective() -> Any:
+            state.y_pred = learner.model(state.xs)
+            handle(LossBegin())
+            state.loss = learner.loss_fn(state.y_pred, state.ys)
+            handle(BackwardBegin())
+            return state.loss
+
+        learner.minimize(objective)
+
+
+class ValidationPhase(AbstractValidationPhase):
+    """Loss without training on batches ``(xs, ys)`` of the data ``"validation"``."""
+
+    data_key = "validation"
+
+    def unpack(self, batch: Any) -> Mapping[str, Any]:
+        """``(xs, ys)`` -> ``{"xs": xs, "ys": ys}``; a mapping is the state as it is."""
+        return _xs_ys(self, batch)
+
+    def step(self, learner: Learner, handle: Handle, state: State) -> None:
+        """Forward and loss."""
+        state.y_pred = learner.model(state.xs)
+        handle(LossBegin())
+        state.loss = learner.loss_fn(state.y_pred, state.ys)
+
+
+class PredictionPhase(Phase):
+    """The forward pass alone, in evaluation mode: what `Learner.predict` runs."""
+
+    reads = ("step.y_pred",)
+
+    @property
+    def name(self) -> str:
+        """``"prediction"``."""
+        return "prediction"
+
+    def unpack(self, batch: Any) -> Mapping[str, Any]:
+        """``xs``, ``(xs,)`` or ``(xs, ys)`` -> ``{"xs": xs}``; a mapping is the state as it is."""
+        if isinstance(batch, Mapping):
+            return cast(Mapping[str, Any], batch)
+        if not isinstance(batch, (tuple, list)):
+            return {"xs": batch}
+        parts = cast("tuple[Any, ...] | list[Any]", batch)
+        if len(parts) in (1, 2):
+            return {"xs": parts[0]}
+        raise UnpackError(_wrong_parts(self, len(parts), "xs, (xs,) or (xs, ys)"))
+
+    def step(self, learner: Learner, handle: Handle, state: State) -> None:
+        """Forward."""
+        state.y_pred = learner.model(state.xs)
+
+
+def _xs_ys(phase: Phase, batch: Any) -> Mapping[str, Any]:
+    if isinstance(batch, (tuple, list)):
+        parts = cast("tuple[Any, ...] | list[Any]", batch)
+        if len(parts) == 2:
+            return {"xs": parts[0], "ys": parts[1]}
+        raise UnpackError(_wrong_parts(phase, len(parts), "(xs, ys)"))
+    if isinstance(batch, Mapping):
+        return cast(Mapping[str, Any], batch)
+    raise UnpackError(
+        f"{type(phase).__name__} takes batches (xs, ys), but got one of type {type(batch).__name__}: yield pairs, or "
+        "subclass the phase and define unpack(self, batch)"
+    )
+
+
+def _wrong_parts(phase: Phase, count: int, wanted: str) -> str:
+    return (
+        f"{type(phase).__name__} takes batches {wanted}, but got one with {count} parts: nothing is dropped silently. "
+        "Yield dicts, or subclass the phase and define unpack(self, batch) that names the parts"
+    )

@@ -1,0 +1,160 @@
+"""Who listens decides how a step runs.
+
+`make_plan` reads it off the handlers of a phase; a `Runner` holds what a step of one phase needs, decided once when
+the callbacks change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+from zlib import crc32
+
+from loopcore.backend import DrawKey
+from loopcore.callback import Callback, name_of
+from loopcore.carry import check_carry, detach_carry
+from loopcore.dispatch import SCOPE_EVENTS, Member, Table, deliver, warn_unfired
+from loopcore.events import Event, StepBegin, StepEnd
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+    from loopcore.loop import Body
+    from loopcore.phases import Phase
+    from loopcore.state import State
+
+_BODY_KEY = crc32(b"body")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the steps of one phase run.
+
+    Attributes:
+        kind: ``fused`` (one program), ``split`` (cut where a host handler listens) or ``eager``.
+        why: the reason, in words.
+        cuts: events within the step that a host handler listens to, with the names of the callbacks.
+        kept: step values that outlive the step, with the names of those who read them; ``"*"`` means all.
+        carried: shared paths and step values that pass from step to step.
+    """
+
+    kind: Literal["fused", "split", "eager"]
+    why: str
+    cuts: tuple[tuple[str, tuple[str, ...]], ...]
+    kept: dict[str, tuple[str, ...]]
+    carried: tuple[str, ...]
+
+
+def make_plan(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str], *, compiles: bool, why: str) -> Plan:
+    """Choose the plan of a phase from who listens within its steps.
+
+    Args:
+        callbacks: all of the learner, in order.
+        phase: the phase.
+        reads: step paths the learner was asked to keep.
+        compiles: whether the backend can compile a step and nobody said otherwise.
+        why: why it cannot, for `Learner.explain`.
+    """
+    listening = [callback for callback in callbacks if _hears(callback, phase)]
+    cuts = _cuts(listening, phase)
+    kept = _kept(listening, phase, reads)
+    carried = (*(f"step.{name}" for name in phase.carries), *(path for c in listening for path in c.carries))
+    if not compiles:
+        return Plan("eager", why, cuts, kept, carried)
+    if cuts:
+        return Plan("split", "host handlers listen within the step", cuts, kept, carried)
+    return Plan("fused", "no host handler listens within the step", cuts, kept, carried)
+
+
+def _hears(callback: Callback, phase: Phase) -> bool:
+    return any(listener.phase is None or isinstance(phase, listener.phase) for listener in callback.listeners)
+
+
+def _cuts(callbacks: Sequence[Callback], phase: Phase) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    found: dict[str, list[str]] = {}
+    for callback in callbacks:
+        for listener in callback.listeners:
+            inner = not issubclass(listener.event, SCOPE_EVENTS) and not listener.traced
+            if inner and (listener.phase is None or isinstance(phase, listener.phase)):
+                found.setdefault(listener.event.__name__, []).append(name_of(callback))
+    return tuple((event, tuple(dict.fromkeys(names))) for event, names in found.items())
+
+
+def _kept(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    readers: dict[str, list[str]] = {"loss": ["always"]}
+    sources = [(name_of(callback), (*callback.reads, *callback.writes)) for callback in callbacks]
+    for who, paths in [*sources, (type(phase).__name__, phase.reads), ("Learner", reads)]:
+        for path in paths:
+            root, _, rest = path.partition(".")
+            if root == "step":
+                readers.setdefault(rest.partition(".")[0] or "*", []).append(who)
+    return {name: tuple(dict.fromkeys(who)) for name, who in readers.items()}
+
+
+class Runner:
+    """All that a step of one phase needs. Made once per phase and list of callbacks; called at every step."""
+
+    def __init__(self, learner: Learner, phase: Phase, plan: Plan, members: Sequence[Member], training: bool) -> None:
+        self.learner = learner
+        self.phase = phase
+        self.plan = plan
+        self.name = phase.name
+        self.training = training
+        self.scopes = Table(members, type(phase), scopes=True)
+        self.inner = Table(members, type(phase), scopes=False)
+        begin, end = self.scopes[StepBegin], self.scopes[StepEnd]
+        self.begin = tuple(handler for handler in begin if not handler.traced)
+        self.end = tuple(handler for handler in end if not handler.traced)
+        self._begin_traced = tuple(handler for handler in begin if handler.traced)
+        self._end_traced = tuple(handler for handler in end if handler.traced)
+        self.kept = frozenset(plan.kept) | frozenset(phase.carries)
+        self.keeps_all = "*" in plan.kept
+        self.carry: dict[str, Any] | None = None
+        self._stream = crc32(self.name.encode(), _BODY_KEY)
+        self._unchecked = True
+
+    def handle(self, event: Event) -> None:
+        """Fire an event within a step."""
+        handlers = self.inner[type(event)]
+        if handlers:
+            deliver(handlers, self.phase, event)
+
+    def run(self, body: Body, state: State) -> None:
+        """Run the body eagerly, with the traced handlers of StepBegin and StepEnd around it."""
+        learner = self.learner
+        carries = self.phase.carries
+        before = {name: state.__dict__[name] for name in carries if name in state.__dict__} if carries else None
+
+        def call() -> None:
+            if self._begin_traced:
+                deliver(self._begin_traced, self.phase, _STEP_BEGIN)
+            body(learner, self.handle, state)
+            if self._end_traced:
+                state.outcome = "completed"
+                deliver(self._end_traced, self.phase, _STEP_END)
+
+        try:
+            learner.backend.run_body(call, DrawKey(learner.seed, self._stream, learner.runs.attempt))
+        finally:
+            if before is not None:
+                self.carry = detach_carry(learner.backend, state, carries)
+        if before is not None:
+            check_carry(learner.backend, self.phase, before, state)
+
+    def completed(self, state: State) -> None:
+        """Count a completed step; after the first one, check that no handler waits for an event that never comes."""
+        self.learner.runs.completed_step()
+        if self._unchecked:
+            self._unchecked = False
+            warn_unfired(self.inner, self.phase)
+
+    def start_carry(self, state: State) -> None:
+        """Give a step what the one before it left; the first of an epoch starts anew."""
+        if self.carry is None:
+            self.phase.start(self.learner, state)
+        else:
+            state.__dict__.update(self.carry)
+
+
+_STEP_BEGIN = StepBegin()
+_STEP_END = StepEnd("completed")

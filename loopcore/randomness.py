@@ -1,0 +1,88 @@
+"""Random draws that need no state: every draw is named, and its name decides its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from zlib import crc32
+
+import numpy as np
+
+from loopcore.backend import DrawKey, RandomBackend
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+
+override: ContextVar[RandomBackend | None] = ContextVar("loopcore_random_override", default=None)
+_streams: dict[tuple[str, str, int], int] = {}
+
+
+class Random:
+    """Random arrays in the parameters' dtype, ``learner.random``.
+
+    Each call is a new draw, numbered by its order within the step and its owner (the body, or one callback). Its
+    numbers follow from (seed, phase name, owner, number, count of attempted steps): a resumed run needs no state,
+    and running the same step again draws the same numbers.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner()
+        >>> learner.random.normal((2, 3)).shape
+        (2, 3)
+    """
+
+    __slots__ = ("_learner", "_owner")
+
+    def __init__(self, learner: Learner, owner: str = "body") -> None:
+        self._learner = learner
+        self._owner = owner
+
+    def normal(self, shape: Sequence[int]) -> Any:
+        """Standard normal numbers of the given shape."""
+        return self._draw("normal", shape)
+
+    def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Any:
+        """Uniform numbers in ``[low, high)``."""
+        return self._draw("uniform", shape, low, high)
+
+    def bernoulli(self, p: float, shape: Sequence[int]) -> Any:
+        """Ones with probability ``p``, else zeros, in the parameters' dtype."""
+        return self._draw("bernoulli", p, shape)
+
+    def integers(self, low: int, high: int, shape: Sequence[int]) -> Any:
+        """Integers from ``low`` to ``high`` (excluded), int32."""
+        return self._draw("integers", low, high, shape)
+
+    def permutation(self, n: int) -> Any:
+        """The integers below ``n`` in random order, of shape ``(n,)``."""
+        return self._draw("permutation", n)
+
+    def beta(self, a: float, b: float, shape: Sequence[int]) -> Any:
+        """Numbers in [0, 1] of the Beta(a, b) distribution."""
+        return self._draw("beta", a, b, shape)
+
+    def categorical(self, logits: Any) -> Any:
+        """An index along the last axis of ``logits`` for each row, drawn with the softmax of the row."""
+        return self._draw("categorical", logits)
+
+    def generator(self) -> np.random.Generator:
+        """A new NumPy generator for host code; it is a draw like any other."""
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence(list(self._key()))))
+
+    def _draw(self, kind: str, *args: Any) -> Any:
+        backend, other = self._learner.backend, override.get()
+        if other is None:
+            return getattr(backend.random, kind)(self._key(), *args)
+        if kind == "categorical":
+            args = (backend.to_host(*args),)
+        return backend.convert(getattr(other, kind)(self._key(), *args))
+
+    def _key(self) -> DrawKey:
+        phase, step, counts = self._learner.runs.draw_counts()
+        number = counts[self._owner] = counts.get(self._owner, -1) + 1
+        name = (phase, self._owner, number)
+        stream = _streams.get(name)
+        if stream is None:
+            stream = _streams[name] = crc32("/".join(map(str, name)).encode())
+        return DrawKey(self._learner.seed, stream, step)

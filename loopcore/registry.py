@@ -1,0 +1,144 @@
+"""How a backend is found: by the type of the model, without importing any framework."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Any, NamedTuple, cast
+
+from loopcore.backend import Backend
+from loopcore.errors import MissingFrameworkError, UnknownModelError
+
+
+class Adapter(NamedTuple):
+    """Where an adapter lives: its import package, the framework it needs, and the roots of the types it takes."""
+
+    package: str
+    framework: str
+    roots: frozenset[str]
+
+
+BUILT_IN: dict[str, Adapter] = {
+    "torch": Adapter("loopcore_torch", "torch", frozenset({"torch"})),
+    "jax": Adapter("loopcore_jax", "jax", frozenset({"jax", "jaxlib", "flax", "equinox", "haiku", "optax"})),
+    "tensorflow": Adapter("loopcore_tensorflow", "tensorflow", frozenset({"tensorflow", "keras"})),
+    "numpy": Adapter("loopcore_numpy", "autograd", frozenset({"numpy", "autograd"})),
+}
+GROUP = "loopcore.backends"
+_default: str | None = None
+_namespaces: dict[type, Any] = {}
+
+
+def use(backend: str | None) -> None:
+    """Choose the backend for models whose type does not tell (functions with NumPy parameters).
+
+    The environment variable ``LOOPCORE_BACKEND`` does the same. A model of a framework is not affected.
+
+    Args:
+        backend: ``"numpy"``, ``"torch"``, ``"jax"``, ``"tensorflow"``, a plugin's name, or None to forget.
+
+    Raises:
+        UnknownModelError: no adapter has that name.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.use("numpy")
+        >>> lc.use(None)
+    """
+    global _default
+    if backend is not None and backend not in known():
+        raise UnknownModelError(f"there is no backend {backend!r}; known are {', '.join(sorted(known()))}")
+    _default = backend
+
+
+def known() -> frozenset[str]:
+    """Names of the built-in backends and of those that installed packages offer."""
+    return frozenset(BUILT_IN) | frozenset(point.name for point in entry_points(group=GROUP))
+
+
+def type_roots(value: Any) -> frozenset[str]:
+    """Top-level modules of the classes of a value and of all it holds when it is a tuple, list or dict."""
+    if isinstance(value, Mapping):
+        parts: Iterable[Any] = cast(Mapping[Any, Any], value).values()
+    elif isinstance(value, (tuple, list)):
+        parts = cast(Iterable[Any], value)
+    else:
+        return frozenset(cls.__module__.split(".")[0] for cls in type(value).__mro__)
+    return frozenset[str]().union(*(type_roots(part) for part in parts))
+
+
+def infer(models: Mapping[str, Any]) -> str:
+    """Name of the backend that takes all these models.
+
+    Raises:
+        UnknownModelError: no adapter, or more than one, takes them; the message names the type.
+    """
+    found = {name: _infer_one(name, model) for name, model in models.items()}
+    chosen = set(found.values()) - {"numpy"} or {"numpy"}
+    if len(chosen) > 1:
+        what = ", ".join(f"{name!r} is a {backend} model" for name, backend in found.items())
+        raise UnknownModelError(f"one Learner holds models of one framework, but {what}")
+    name = chosen.pop()
+    return (_default or os.environ.get("LOOPCORE_BACKEND") or name) if name == "numpy" else name
+
+
+def _infer_one(name: str, model: Any) -> str:
+    roots = type_roots(model)
+    if "keras" in roots and "tensorflow" not in roots:  # a Keras model runs on the framework Keras was told to use
+        for backend in ("torch", "jax"):
+            if roots & BUILT_IN[backend].roots:
+                return backend
+    for backend, adapter in BUILT_IN.items():
+        if roots & adapter.roots:
+            return backend
+    for point in entry_points(group=GROUP):
+        if load(point.name).recognises(model):
+            return point.name
+    where = f" {name!r}" if name else ""
+    raise UnknownModelError(
+        f"no backend knows the model{where} of type {type(model).__module__}.{type(model).__qualname__}. Pass a "
+        "torch.nn.Module, a Keras, flax or equinox module, or a pair (apply_fn, params) with params a tree of arrays; "
+        "or name the backend: Learner(..., backend='torch')"
+    )
+
+
+def load(name: str) -> Any:
+    """The adapter class of a backend.
+
+    Raises:
+        UnknownModelError: no adapter has that name.
+        MissingFrameworkError: its framework is not installed; names the extra to install.
+    """
+    for point in entry_points(group=GROUP) if name not in BUILT_IN else ():
+        if point.name == name:
+            return point.load()
+    if name not in BUILT_IN:
+        raise UnknownModelError(f"there is no backend {name!r}; known are {', '.join(sorted(known()))}")
+    adapter = BUILT_IN[name]
+    try:
+        return importlib.import_module(adapter.package).Backend
+    except ModuleNotFoundError as error:
+        if error.name in (adapter.framework, adapter.package):
+            raise MissingFrameworkError(
+                f"the {name} backend needs {error.name}, which is not installed: pip install 'loopcore[{name}]'"
+            ) from error
+        raise
+
+
+def make(name: str, *, device: Any, compile: Any) -> Backend:
+    """A new backend instance for one Learner."""
+    return cast(Backend, load(name)(device=device, compile=compile))
+
+
+def namespace_of(array: Any) -> Any:
+    """The adapter class that owns an array's type; its ``xp`` and ``losses`` work on the array.
+
+    Raises:
+        UnknownModelError: no backend knows the type.
+    """
+    found = _namespaces.get(type(array))
+    if found is None:
+        found = _namespaces[type(array)] = load(_infer_one("array", array))
+    return found

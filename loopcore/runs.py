@@ -1,0 +1,175 @@
+"""What is running: the open fit, epochs and steps of one learner, nested or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from loopcore.dispatch import Handler, Table
+from loopcore.errors import DataError
+from loopcore.events import Event
+from loopcore.loop import EpochInfo
+from loopcore.phases import AbstractTrainingPhase, Phase
+from loopcore.plan import Runner, make_plan
+from loopcore.state import RESERVED, State
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+
+_MAX_RUNNERS = 64
+
+
+class Runs:
+    """Bookkeeping of one learner: the present step and epoch, counts of attempts, and the runner of each phase.
+
+    Nested runs put themselves in front and hand back what was there, so that they never touch the outer ones.
+
+    Attributes:
+        step: state of the running step, then of the last one.
+        epoch: the running epoch, then the last one.
+        training: whether models run in training mode.
+        runner: of the running step; None outside.
+        ended: the epoch that ended last, nested or not.
+        attempts: steps begun, by phase name; names the random draws.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.step = State()
+        self.epoch: EpochInfo | None = None
+        self.training = False
+        self.runner: Runner | None = None
+        self.attempts: dict[str, int] = {}
+        self.fitting = False
+        self.ended: EpochInfo | None = None
+        self.last = True
+        self.length: int | None = None
+        self._learner = learner
+        self._attempt = 0
+        self._depth = 0
+        self._scope: AbstractContextManager[Any] | None = None
+        self._outside: dict[str, int] = {}
+        self._runners: dict[int, Runner] = {}
+        self._fit_table: Table | None = None
+
+    def open(self) -> None:
+        """Enter a scope; the outermost one also enters that of the backend."""
+        if self._depth == 0:
+            self._scope = self._learner.backend.scope()
+            self._scope.__enter__()
+        self._depth += 1
+
+    def close(self) -> None:
+        """Leave a scope."""
+        self._depth -= 1
+        if self._depth == 0 and self._scope is not None:
+            self._scope.__exit__(None, None, None)
+            self._scope = None
+
+    def open_step(self, runner: Runner, initial: Mapping[str, Any]) -> tuple[State, tuple[Any, ...]]:
+        """Begin a step: its state from the parts of the batch. Returns it and what `close_step` puts back."""
+        epoch = self.epoch
+        if epoch is not None and epoch.outcome is None:
+            if epoch.pending is not None:
+                raise epoch.pending
+            epoch.attempted += 1
+        if not RESERVED.isdisjoint(initial):
+            names = ", ".join(sorted(RESERVED & initial.keys()))
+            raise DataError(f"a batch has a part named {names}, which the state of a step uses itself: rename it")
+        state = State()
+        values = state.__dict__
+        values.update(self._learner.backend.convert(initial))
+        state._size = _length(values)  # pyright: ignore[reportPrivateUsage]
+        outer = (self.step, self.training, self.runner, self._attempt)
+        self.open()
+        self.step, self.training, self.runner = state, runner.training, runner
+        name = runner.name
+        self._attempt = self.attempts.get(name, 0)
+        self.attempts[name] = self._attempt + 1
+        if runner.phase.carries:
+            runner.start_carry(state)
+        return state, outer
+
+    def close_step(self, outer: tuple[Any, ...]) -> None:
+        """End a step. The outermost one stays readable as ``learner.step``."""
+        step, self.training, self.runner, self._attempt = outer
+        if self.runner is not None:
+            self.step = step
+        self.close()
+
+    def completed_step(self) -> None:
+        """Count a completed step of the running epoch."""
+        if self.epoch is not None and self.epoch.outcome is None:
+            self.epoch.completed += 1
+
+    def open_epoch(self, phase: Phase, length: int | None) -> tuple[EpochInfo, tuple[Any, ...]]:
+        """Begin an epoch. Returns it and what `close_epoch` puts back."""
+        outer = (self.epoch, self.step)
+        nested = self.runner is not None or (self.epoch is not None and self.epoch.outcome is None)
+        known, self.length = self.length if length is None else length, None
+        self.open()
+        self.epoch = EpochInfo(phase, known, last=self.last, nested=nested)
+        return self.epoch, outer
+
+    def close_epoch(self, outer: tuple[Any, ...]) -> None:
+        """End an epoch. The outermost one stays readable as ``learner.epoch``."""
+        epoch, step = outer
+        if self.epoch is not None and self.epoch.nested:
+            self.epoch, self.step = epoch, step
+        self.close()
+
+    def runner_of(self, phase: Phase) -> Runner:
+        """All that a step of a phase needs; made when it is first asked for."""
+        runner = self._runners.get(id(phase))
+        return self._make_runner(phase) if runner is None else runner
+
+    def _make_runner(self, phase: Phase) -> Runner:
+        if not isinstance(phase, Phase):
+            raise TypeError(f"a phase is an instance of a subclass of Phase, not {phase!r}")
+        learner, backend = self._learner, self._learner.backend
+        compiles = backend.compiles and phase.compile and learner.compile is not False
+        why = f"the {backend.name} backend runs steps eagerly" if not backend.compiles else "compile=False"
+        plan = make_plan(list(learner.callbacks), phase, learner.reads, compiles=compiles, why=why)
+        runner = Runner(learner, phase, plan, learner.callbacks.members, isinstance(phase, AbstractTrainingPhase))
+        if len(self._runners) >= _MAX_RUNNERS:  # a new phase object every step must not fill the memory
+            self._runners.clear()
+        self._runners[id(phase)] = runner
+        return runner
+
+    def forget_runners(self) -> None:
+        """The callbacks changed: decide everything anew."""
+        self._runners.clear()
+        self._fit_table = None
+
+    def fit_handlers(self, event: type[Event]) -> tuple[Handler, ...]:
+        """Handlers of FitBegin or FitEnd."""
+        if self._fit_table is None:
+            self._fit_table = Table(self._learner.callbacks.members, None, scopes=True)
+        return self._fit_table[event]
+
+    def draw_counts(self) -> tuple[str, int, dict[str, int]]:
+        """Phase name, attempt and draw counts by owner, for the next random draw."""
+        if self.runner is None:
+            return "", 0, self._outside
+        state = self.step
+        if state._draws is None:  # pyright: ignore[reportPrivateUsage]
+            state._draws = {}  # pyright: ignore[reportPrivateUsage]
+        return self.runner.name, self._attempt, state._draws  # pyright: ignore[reportPrivateUsage]
+
+    @property
+    def attempt(self) -> int:
+        """Number of the running step among the steps begun in its phase, from 0."""
+        return self._attempt
+
+
+def _length(values: dict[str, Any]) -> int | None:
+    for value in values.values():
+        shape = getattr(value, "shape", None)
+        if shape is None and isinstance(value, (dict, list, tuple)):
+            parts: Any = value.values() if isinstance(value, dict) else value
+            inner = _length(dict(enumerate(parts)))  # type: ignore[arg-type]
+            if inner is not None:
+                return inner
+        elif shape:
+            return int(shape[0])
+    return None

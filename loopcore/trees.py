@@ -1,0 +1,59 @@
+"""Arithmetic on trees of arrays, ``learner.tree``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+from loopcore.backend import Backend, Tree
+
+
+class TreeMath:
+    """Functions of trees of arrays of one structure; the same on every backend.
+
+    Example:
+        >>> import loopcore as lc
+        >>> tree = lc.testing.toy_learner().tree
+        >>> tree.lerp({"a": 0.0}, {"a": 4.0}, 0.25)
+        {'a': 1.0}
+    """
+
+    __slots__ = ("_backend",)
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+        """Apply ``fn`` to the leaves at the same place of every tree."""
+        return self._backend.tree_map(fn, tree, *rest)
+
+    def add(self, a: Tree, b: Tree) -> Tree:
+        """``a + b``."""
+        return self.map(lambda x, y: x + y, a, b)
+
+    def scale(self, tree: Tree, factor: Any) -> Tree:
+        """``factor * tree``, with a number or a 0-d array."""
+        return self.map(lambda x: x * factor, tree)
+
+    def lerp(self, a: Tree, b: Tree, t: Any) -> Tree:
+        """``a + t * (b - a)``."""
+        return self.map(lambda x, y: x + t * (y - x), a, b)
+
+    def dot(self, a: Tree, b: Tree) -> Any:
+        """Sum over all leaves of ``sum(a * b)``, 0-d."""
+        products = self._backend.tree_leaves(self.map(lambda x, y: self._backend.xp.sum(x * y), a, b))
+        return reduce(lambda x, y: x + y, products)
+
+    def global_norm(self, tree: Tree) -> Any:
+        """Euclidean norm of all numbers in the tree, 0-d."""
+        return self._backend.xp.sqrt(self.dot(tree, tree))
+
+    def all_finite(self, tree: Tree) -> Any:
+        """Whether no number is NaN or infinite, a 0-d boolean array."""
+        xp = self._backend.xp
+        return reduce(lambda x, y: x & y, [xp.all(xp.isfinite(x)) for x in self._backend.tree_leaves(tree)])
+
+    def zeros_like(self, tree: Tree) -> Tree:
+        """Zeros of the same shapes and dtypes."""
+        return self.map(self._backend.xp.zeros_like, tree)
