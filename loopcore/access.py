@@ -210,6 +210,8 @@ class _HyperView:
     """Hyperparameters for a callback."""
 
     __slots__ = ("_access", "_learner")
+    _access: Access
+    _learner: Learner
 
     def __init__(self, learner: Learner, access: Access) -> None:
         object.__setattr__(self, "_learner", learner)
@@ -232,7 +234,13 @@ class _HyperView:
 def _namespace_view(root: str, learner: Learner, access: Access, traced: bool) -> Any:
     """A view of ``step`` or ``shared`` with a generated property for every declared name."""
     reads, writes = access.names(root, access.reads), access.names(root, access.writes)
-    members: dict[str, Any] = {"__slots__": (), "_access": access, "_root": root, "_writes": writes, "_all": "*" in reads}
+    members: dict[str, Any] = {
+        "__slots__": (),
+        "_access": access,
+        "_root": root,
+        "_writes": writes,
+        "_all": "*" in reads,
+    }
     get = _raw if traced else _concrete(learner)
     members["_read"] = staticmethod(get)
     members["_adopt"] = staticmethod(_keep if traced or root == "shared" else _adopting(learner))

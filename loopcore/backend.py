@@ -76,6 +76,9 @@ class Backend(Protocol):
     def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
         """For each model name the full paths of its arrays, in the model's own order."""
 
+    def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
+        """Which bound parameters a native optimizer was made for; None for a spec or where it does not tell."""
+
     def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
         """Take the optimizers, each with the paths it trains (never empty, never overlapping).
 

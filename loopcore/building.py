@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from loopcore.errors import DataError, DataExhaustedError, EmptyDataError, NoDataError, OptimizerError
 from loopcore.phases import AbstractValidationPhase, Phase, TrainingPhase, ValidationPhase
@@ -17,13 +17,12 @@ def named_models(model: Any) -> dict[str, Any]:
     """One model under the name ``""``, or the user's names."""
     if not isinstance(model, dict):
         return {"": model}
-    models = cast("dict[Any, Any]", model)
-    for name in models:
+    for name in model:
         if not (isinstance(name, str) and name.isidentifier()):
             raise TypeError(f"models are named by identifiers, so that learner.model.<name> works; got {name!r}")
-    if not models:
+    if not model:
         raise TypeError("Learner({}) has no model")
-    return models
+    return model
 
 
 def named_optimizers(optimizer: Any) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def named_optimizers(optimizer: Any) -> dict[str, Any]:
     if isinstance(optimizer, type):
         raise OptimizerError(f"optimizer={optimizer.__name__} is a class: write {optimizer.__name__}(...)")
     if isinstance(optimizer, Mapping):
-        return dict(cast("Mapping[str, Any]", optimizer))
+        return dict(optimizer)
     return {"": optimizer}
 
 
@@ -42,12 +41,11 @@ def named_data(data: Any) -> dict[str, Any]:
     if data is None:
         return {}
     if isinstance(data, Mapping):
-        named = dict(cast("Mapping[str, Any]", data))
+        named = dict(data)
     elif isinstance(data, tuple):
-        pair = cast("tuple[Any, ...]", data)
-        if len(pair) > 2:
-            raise DataError(f"data is a pair (train, valid), but {len(pair)} were given: use a dict for more")
-        named = dict(zip(("training", "validation"), pair, strict=False))
+        if len(data) > 2:
+            raise DataError(f"data is a pair (train, valid), but {len(data)} were given: use a dict for more")
+        named = dict(zip(("training", "validation"), data, strict=False))
     else:
         raise DataError(
             f"data={type(data).__name__} is ambiguous: write data=(train, valid), data=(train, None) or "
@@ -70,7 +68,7 @@ def checked_phases(phases: Sequence[Phase] | None) -> tuple[Phase, ...]:
     for phase in found:
         if isinstance(phase, type):
             raise TypeError(f"phases takes instances: write {phase.__name__}()")
-        if not isinstance(cast(Any, phase), Phase):
+        if not isinstance(phase, Phase):
             raise TypeError(f"phases takes subclasses of Phase, not {phase!r}")
     names = [phase.name for phase in found]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -174,4 +172,4 @@ def phases_of_fit(learner: Learner, epochs: int) -> list[tuple[Phase, Any]]:
 
 def iterable_batches(data: Any) -> Iterable[Any]:
     """Data for predictions: one array is one batch."""
-    return [data] if hasattr(data, "shape") else cast("Iterable[Any]", data)
+    return [data] if hasattr(data, "shape") else data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from loopcore.errors import CallbackError, EventError
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
@@ -73,7 +73,7 @@ def on(event: type[Event], phase: type[Phase] | None = None, *, traced: bool = F
     if not (isinstance(event, type) and issubclass(event, Event)):
         hint = f"write @on({type(event).__name__}, ...)" if isinstance(event, Event) else "pass a subclass of Event"
         raise EventError(f"@on takes the class of an event, not {event!r}: {hint}")
-    if phase is not None and not isinstance(cast(Any, phase), type):
+    if phase is not None and not isinstance(phase, type):
         raise CallbackError(f"@on takes the class of a phase, not {phase!r}: write {type(phase).__name__}")
     if traced and issubclass(event, _OUTSIDE_STEPS):
         raise CallbackError(f"{event.__name__} is not fired within a step, so its handlers cannot be traced")

@@ -102,11 +102,12 @@ class Epochs(Mapping[str, list[float | None]]):
 
     def steps(self, key: str) -> list[float]:
         """The latest values of a metric by step, the newest last (bounded; all of them in a short run)."""
-        phase, name = self._find(key, self._shared.__dict__.get("metrics_step", {}))
+        phase, name = self._find(key, vars(self._shared).get("metrics_step", {}))
         return [float(value) for value in self._shared.metrics_step[phase][name].latest()]
 
     def _table(self) -> dict[str, dict[str, list[float | None]]]:
-        return self._shared.__dict__.get("metrics_epoch", {})
+        table: dict[str, dict[str, list[float | None]]] = vars(self._shared).get("metrics_epoch", {})
+        return table
 
     def _find(self, key: str, table: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
         for phase, series in table.items():

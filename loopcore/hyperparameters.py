@@ -25,6 +25,9 @@ class Hyper:
     """
 
     __slots__ = ("_backend", "_own", "_slots")
+    _backend: Backend
+    _own: dict[str, float]
+    _slots: dict[str, list[tuple[int, str]]]
 
     def __init__(self, backend: Backend, values: Mapping[str, float], prefixes: tuple[str, ...]) -> None:
         slots: dict[str, list[tuple[int, str]]] = {}
@@ -41,9 +44,8 @@ class Hyper:
         object.__setattr__(self, "_own", {name: _number(name, value) for name, value in values.items()})
 
     def __getitem__(self, name: str) -> float:
-        own: dict[str, float] = self._own
-        if name in own:
-            return own[name]
+        if name in self._own:
+            return self._own[name]
         return self._backend.get_hyper(*self._slots[self._known(name)][0])
 
     def __setitem__(self, name: str, value: float) -> None:

@@ -107,7 +107,7 @@ class Learner:
         self.stop_gradient = self.backend.stop_gradient
         self.to_host = self.backend.to_host
         self.is_ready = self.backend.is_ready
-        self._loss_fn = losses.predictions_first(loss_fn)
+        self._loss_fn: Callable[..., Any] | None = losses.predictions_first(loss_fn)
         self._attach(named_optimizers(optimizer), hyper or {})
         self.data = named_data(data)
         self.phases = checked_phases(phases)
@@ -125,7 +125,9 @@ class Learner:
     def _attach(self, optimizers: Mapping[str, Any], hyper: Mapping[str, float]) -> None:
         parts = self.backend.paths("params")
         paths = [path for part in parts.values() for path in part]
-        self.trained = assign_optimizers(paths, optimizers)
+        self.trained = [
+            (prefix, self._held(optimizers[prefix], covered)) for prefix, covered in assign_optimizers(paths, optimizers)
+        ]
         self.backend.attach([(optimizers[prefix], taken) for prefix, taken in self.trained])
         taken = {path for _, group in self.trained for path in group}
         self.frozen = tuple(path for path in paths if path not in taken)
@@ -135,6 +137,11 @@ class Learner:
         self.buffers = Handle(self.backend, "buffers", self.backend.paths("buffers"))
         self.optimizer = dict(optimizers)
         self.hyper = Hyper(self.backend, hyper, tuple(prefix for prefix, _ in self.trained))
+
+    def _held(self, optimizer: Any, covered: tuple[str, ...]) -> tuple[str, ...]:
+        """A native optimizer trains what it was made for; a neutral spec all that its prefix covers."""
+        held = self.backend.native_paths(optimizer)
+        return covered if held is None else tuple(path for path in covered if path in held)
 
     # -- what is running ---------------------------------------------------------------------------------------
 
@@ -183,11 +190,15 @@ class Learner:
         """
         feed = data_of(self, phase, data)
         runs = self.runs
+        runs.ended = None
         runs.length, runs.last = (None if feed is None else length_of(feed)), last
         try:
             phase.epoch(self, None if feed is None else Batches(feed, phase))
         finally:
-            runs.length, runs.last = None, True
+            runs.ended = None
+        runs.length, runs.last = None, True
+        if runs.ended is None:
+            raise TypeError(f"{type(phase).__name__}.epoch opened no epoch: write with lc.run_epoch(learner, self)")
         return runs.ended
 
     def run_step(self, phase: Phase, batch: Any, *, reads: Sequence[str] = ()) -> State:
@@ -384,4 +395,6 @@ class Learner:
 
     def __repr__(self) -> str:
         models = ", ".join(name for name in self.backend.paths("params") if name) or "one model"
-        return f"Learner({models}, backend={self.backend.name!r}, callbacks={[type(c).__name__ for c in self.callbacks]})"
+        return (
+            f"Learner({models}, backend={self.backend.name!r}, callbacks={[type(c).__name__ for c in self.callbacks]})"
+        )

@@ -102,6 +102,8 @@ def execute_step(
     error: BaseException | None = None
     outcome: Outcome
     try:
+        if phase.carries:
+            runner.start_carry(state)
         if runner.begin:
             deliver(runner.begin, phase, _STEP_BEGIN)
         begun = True
@@ -141,7 +143,7 @@ def close_scope(
     return error
 
 
-class run_epoch:  # noqa: N801 - used as a function: with run_epoch(learner, phase) as handle
+class run_epoch:
     """Open an epoch of a phase for hand-written loops; closes it once, however the block ends.
 
     A `CancelEpochException` raised in the block, or by a handler, ends the epoch and is absorbed. If a handler of
@@ -231,4 +233,3 @@ def no_scope(cancel: CancelException, scope: str) -> CancelScopeError:
     error = CancelScopeError(f"{type(cancel).__name__}{by}: no {scope} is open here to be cancelled. Raise {wider}")
     error.__cause__ = cancel
     return error
-

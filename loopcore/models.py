@@ -68,4 +68,4 @@ class Models(Model):
         return self._models[name]
 
     def __getitem__(self, name: str) -> Model:
-        return getattr(self, name)
+        return self.__getattr__(name)

@@ -226,7 +226,7 @@ def _explicit_edges(nodes: Sequence[_Node]) -> _Edges:
     for node in nodes:
         for verb, cls in _wishes(node):
             for other in nodes:
-                if other is node or not isinstance(other.inner, cls) or _same_wish(verb, cls, node, other):
+                if not isinstance(other.inner, cls) or _same_wish(verb, cls, node, other):
                     continue
                 pair = (node.rank, other.rank) if verb == _BEFORE else (other.rank, node.rank)
                 reasons.setdefault(pair, set()).add(f"{node.name}.{verb} {cls.__name__}")
@@ -240,7 +240,7 @@ def _wishes(node: _Node) -> Iterator[tuple[str, type]]:
 
 
 def _same_wish(verb: str, cls: type, node: _Node, other: _Node) -> bool:
-    """Whether two members of a class both want to run after (or before) its members, as with ``(Callback,)``."""
+    """Whether both are of a class and want to run after (or before) its members. So does each with itself."""
     says = other.run_before if verb == _BEFORE else other.run_after + other.requires
     return cls in says and isinstance(node.inner, cls)
 
@@ -303,12 +303,12 @@ def _flow(writer: _Node, reader: _Node) -> str:
         pairs = [(w, r) for w, r in pairs if w != COMBINED]
     if not pairs:
         return ""
-    written, read = min(pairs)
+    written, read = pairs[0]
     return f"{writer.name} writes {written}, {reader.name} reads {'it' if read == written else read}"
 
 
 def _remedy(a: _Node, b: _Node) -> str:
-    one, other = sorted(type(node.inner).__name__ for node in (a, b))
+    one, other = (type(node.inner).__name__ for node in (a, b))
     resolve = "let resolve_conflict of one return RunFirst(self), RunFirst(other) or NO_CONFLICT"
     return f"keep one {one}, or {resolve}" if one == other else f"write run_after = ({one},) in {other}, or {resolve}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from loopcore.errors import UnpackError
 from loopcore.events import BackwardBegin, Event, LossBegin
@@ -61,7 +61,7 @@ class Phase:
             UnpackError: the batch is no mapping; a phase with other batches overrides this method.
         """
         if isinstance(batch, Mapping):
-            return cast(Mapping[str, Any], batch)
+            return batch
         raise UnpackError(
             f"{type(self).__name__} got a batch of type {type(batch).__name__} and does not know its parts: yield "
             "dicts, or define unpack(self, batch) that returns a dict of names and values"
@@ -154,13 +154,12 @@ class PredictionPhase(Phase):
     def unpack(self, batch: Any) -> Mapping[str, Any]:
         """``xs``, ``(xs,)`` or ``(xs, ys)`` -> ``{"xs": xs}``; a mapping is the state as it is."""
         if isinstance(batch, Mapping):
-            return cast(Mapping[str, Any], batch)
+            return batch
         if not isinstance(batch, (tuple, list)):
             return {"xs": batch}
-        parts = cast("tuple[Any, ...] | list[Any]", batch)
-        if len(parts) in (1, 2):
-            return {"xs": parts[0]}
-        raise UnpackError(_wrong_parts(self, len(parts), "xs, (xs,) or (xs, ys)"))
+        if len(batch) in (1, 2):
+            return {"xs": batch[0]}
+        raise UnpackError(_wrong_parts(self, len(batch), "xs, (xs,) or (xs, ys)"))
 
     def step(self, learner: Learner, handle: Handle, state: State) -> None:
         """Forward."""
@@ -169,12 +168,11 @@ class PredictionPhase(Phase):
 
 def _xs_ys(phase: Phase, batch: Any) -> Mapping[str, Any]:
     if isinstance(batch, (tuple, list)):
-        parts = cast("tuple[Any, ...] | list[Any]", batch)
-        if len(parts) == 2:
-            return {"xs": parts[0], "ys": parts[1]}
-        raise UnpackError(_wrong_parts(phase, len(parts), "(xs, ys)"))
+        if len(batch) == 2:
+            return {"xs": batch[0], "ys": batch[1]}
+        raise UnpackError(_wrong_parts(phase, len(batch), "(xs, ys)"))
     if isinstance(batch, Mapping):
-        return cast(Mapping[str, Any], batch)
+        return batch
     raise UnpackError(
         f"{type(phase).__name__} takes batches (xs, ys), but got one of type {type(batch).__name__}: yield pairs, or "
         "subclass the phase and define unpack(self, batch)"

@@ -61,9 +61,9 @@ def known() -> frozenset[str]:
 def type_roots(value: Any) -> frozenset[str]:
     """Top-level modules of the classes of a value and of all it holds when it is a tuple, list or dict."""
     if isinstance(value, Mapping):
-        parts: Iterable[Any] = cast(Mapping[Any, Any], value).values()
+        parts: Iterable[Any] = value.values()
     elif isinstance(value, (tuple, list)):
-        parts = cast(Iterable[Any], value)
+        parts = value
     else:
         return frozenset(cls.__module__.split(".")[0] for cls in type(value).__mro__)
     return frozenset[str]().union(*(type_roots(part) for part in parts))

@@ -86,8 +86,6 @@ class Runs:
         name = runner.name
         self._attempt = self.attempts.get(name, 0)
         self.attempts[name] = self._attempt + 1
-        if runner.phase.carries:
-            runner.start_carry(state)
         return state, outer
 
     def close_step(self, outer: tuple[Any, ...]) -> None:

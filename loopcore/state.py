@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loopcore.events import Outcome
 
@@ -26,6 +26,10 @@ class State:
         self._size: int | None = None
         self.outcome: Outcome | None = None
         self.updated: Any = None
+
+    if TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     @property
     def apply(self) -> Any:

@@ -15,7 +15,9 @@ def clean(text: str, limit: int = 80) -> str:
         >>> clean("loss" + chr(27) + "[2J")
         'loss\\\\x1b[2J'
     """
-    shown = "".join(c if c not in _BREAKS and unicodedata.category(c) not in ("Cc", "Cf", "Cs") else _escape(c) for c in text)
+    shown = "".join(
+        c if c not in _BREAKS and unicodedata.category(c) not in ("Cc", "Cf", "Cs") else _escape(c) for c in text
+    )
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
 
 

@@ -28,6 +28,11 @@ class Handle:
     """
 
     __slots__ = ("_backend", "_kind", "_parts", "_paths", "_whole")
+    _backend: Backend
+    _kind: Kind
+    _parts: dict[str, _Part]
+    _paths: tuple[str, ...]
+    _whole: str
 
     def __init__(self, backend: Backend, kind: Kind, parts: Mapping[str, tuple[str, ...]], label: str = "") -> None:
         put = object.__setattr__

@@ -181,6 +181,8 @@ def throttle(
         raise CallbackError(f"every={every!r}: a whole number of events, at least 1")
     if seconds is not None and not seconds > 0:
         raise CallbackError(f"seconds={seconds!r}: a time above 0")
-    if not any(issubclass(listener.event, event) or issubclass(event, listener.event) for listener in callback.listeners):
+    if not any(
+        issubclass(listener.event, event) or issubclass(event, listener.event) for listener in callback.listeners
+    ):
         raise CallbackError(f"{type(callback).__name__} does not listen to {event.__name__}: nothing to throttle")
     return Throttle(callback, event, every, seconds)
