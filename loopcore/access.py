@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FREE = frozenset(
     {"epoch", "losses", "loss_fn", "phases", "predict", "run_epoch", "run_step", "fit", "seed", "stop_gradient"}
-    | {"to_host", "tree", "xp", "is_ready"}
+    | {"sample_weight", "to_host", "tree", "xp", "is_ready"}
 )
 VERBS = {  # verb -> the declarations it needs
     "gradient": (("params",), ()),

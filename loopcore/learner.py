@@ -115,8 +115,8 @@ class Learner:
         self.compile = compile
         self.shared: Any = Shared()
         self.random = Random(self)
-        self.model = Models(self, tuple(models))
         self.runs = Runs(self)
+        self.model = Models(self, tuple(models))
         self.result: FitResult | None = None
         self.callbacks = CallbackList(self, with_defaults(callbacks) if default_callbacks else callbacks)
         for phase in self.phases:
@@ -195,8 +195,7 @@ class Learner:
         try:
             phase.epoch(self, None if feed is None else Batches(feed, phase))
         finally:
-            runs.ended = None
-        runs.length, runs.last = None, True
+            runs.length, runs.last = None, True
         if runs.ended is None:
             raise TypeError(f"{type(phase).__name__}.epoch opened no epoch: write with lc.run_epoch(learner, self)")
         return runs.ended

@@ -1,0 +1,416 @@
+"""The NumPy backend: everything runs eagerly, gradients are autograd's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optree
+from autograd.tracer import getval, isbox
+
+from loopcore.backend import Array, DrawKey, Kind, Leaves, Tree
+from loopcore.errors import BackendError, GradientError, OptimizerError
+from loopcore_numpy import functions as f
+from loopcore_numpy import trees
+from loopcore_numpy.losses import Losses
+from loopcore_numpy.models import Model, Part, read, recognises
+from loopcore_numpy.namespace import Namespace
+from loopcore_numpy.optimizers import Optimizer, make
+from loopcore_numpy.random import Random, generator
+from loopcore_numpy.tape import Tape
+
+_FLOAT64: np.dtype[Any] = np.dtype(np.float64)
+
+
+class _Frame(threading.local):
+    """What one thread is in the middle of.
+
+    Attributes:
+        traced: the arrays that an open objective sees in place of the present ones, by path; None outside.
+        key: of the running step body.
+        calls: how many generators its models were given.
+    """
+
+    traced: Leaves | None = None
+    key: DrawKey = DrawKey(0, 0, 0)
+    calls: int = 0
+
+
+class Backend:
+    """NumPy's side of one Learner. See `loopcore.backend.Backend` for what the methods promise.
+
+    Parameters are replaced at each update and never written in place, so that arrays handed out stay as they are.
+
+    Args:
+        device: None or ``"cpu"``.
+        compile: accepted for symmetry; nothing is compiled.
+
+    Raises:
+        BackendError: another device.
+    """
+
+    name = "numpy"
+    compiles = False
+    xp: Any = Namespace(_FLOAT64)
+    losses: Any = Losses()
+
+    def __init__(self, *, device: Any = None, compile: Any = "auto") -> None:
+        self.transfers = 0
+        self._models: dict[str, Model] = {}
+        self._params: Leaves = {}
+        self._buffers: Leaves = {}
+        self._optimizers: list[Optimizer] = []
+        self._frame = _Frame()
+        self._use(_FLOAT64)
+        self.to_device(device)
+
+    def _use(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self.xp = Namespace(dtype)
+        self.random = Random(dtype)
+
+    @staticmethod
+    def recognises(model: Any) -> bool:
+        """Whether it is a tree of NumPy arrays, ``(apply_fn, params)`` or ``(apply_fn, params, state)``."""
+        return recognises(model)
+
+    # -- models and optimizers -------------------------------------------------------------------------------------
+
+    def bind(self, models: Mapping[str, Any]) -> None:
+        """Take the user's models; their arrays are copied."""
+        self._params, self._buffers = {}, {}
+        for name, given in models.items():
+            self._models[name], params, buffers = read(name, given)
+            self._params.update({path: _sealed(value) for path, value in params.items()})
+            self._buffers.update(buffers)
+        if self._params:
+            self._use(np.result_type(*(value.dtype for value in self._params.values())))
+
+    def native(self, model: str) -> Any:
+        """The model as the user gave it, with copies of the present arrays."""
+        return self._models[model].native(lambda path: np.array(getval(self._stored(path))))
+
+    def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
+        """For each model name the full paths of its arrays."""
+        parts = {name: model.part(kind) for name, model in self._models.items()}
+        return {name: part.paths if part else () for name, part in parts.items()}
+
+    def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
+        """None: NumPy has no optimizers of its own that could hold parameters."""
+        return None
+
+    def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
+        """Take neutral optimizer specs, each with the paths it trains."""
+        self._optimizers = [make(spec, {path: self._params[path] for path in paths}) for spec, paths in optimizers]
+
+    def hyper_names(self, optimizer: int) -> tuple[str, ...]:
+        """The hyperparameters of an optimizer that can be set."""
+        return self._optimizers[optimizer].tunable
+
+    def get_hyper(self, optimizer: int, name: str) -> float:
+        """Present value of a hyperparameter."""
+        return self._tunable(optimizer, name)[name]
+
+    def set_hyper(self, optimizer: int, name: str, value: float) -> None:
+        """Set it, for the next update."""
+        self._tunable(optimizer, name)[name] = float(value)
+
+    def _tunable(self, optimizer: int, name: str) -> dict[str, float]:
+        chosen = self._optimizers[optimizer]
+        if name not in chosen.tunable:
+            raise OptimizerError(f"optimizer {optimizer} has no {name}, it has {', '.join(chosen.tunable)}")
+        return chosen.hyper
+
+    def to_device(self, device: Any) -> None:
+        """Accept the only device there is."""
+        if device not in (None, "cpu"):
+            raise BackendError(f"NumPy computes on the CPU, not on {device!r}: leave device out, or pass device='cpu'")
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def _stored(self, path: str) -> Array:
+        return self._params[path] if path in self._params else self._buffers[path]
+
+    def _present(self, path: str) -> Array:
+        traced = self._frame.traced
+        return traced[path] if traced and path in traced else self._stored(path)
+
+    def _lent(self, path: str) -> Array:
+        """The present array for a model to use: its state as a copy, which it may write in place."""
+        value = self._present(path)
+        return value if isbox(value) or path in self._params else value.copy()
+
+    def get(self, paths: Iterable[str]) -> Leaves:
+        """The present arrays by reference; inside an objective its boxes."""
+        return {path: self._present(path) for path in paths}
+
+    def set(self, leaves: Mapping[str, Array]) -> None:
+        """Copy values in, in the dtype of what they replace."""
+        for path, value in leaves.items():
+            if path in self._params:
+                self._params[path] = _sealed(np.array(getval(value), self._params[path].dtype))
+            else:
+                self._buffers[path] = np.array(getval(value), self._buffers[path].dtype)
+
+    def snapshot(self, paths: Iterable[str]) -> Leaves:
+        """Copies of the present arrays; inside an objective its boxes, which nothing can write."""
+        present = self.get(paths)
+        return {path: value if isbox(value) else value.copy() for path, value in present.items()}
+
+    def _part(self, model: str, kind: Kind) -> Part | None:
+        return self._models[model].part(kind)
+
+    def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
+        """Arrays by relative path -> the user's own structure."""
+        part = self._part(model, kind)
+        return part.build(lambda path: leaves[part.relative(path)]) if part else {}
+
+    def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
+        """The user's own structure -> arrays by relative path."""
+        part = self._part(model, kind)
+        if part is None:
+            return {}
+        return {part.relative(path): leaf for path, leaf in part.flatten(tree, "the tree").items()}
+
+    # -- inside a step ---------------------------------------------------------------------------------------------
+
+    def scope(self) -> Any:
+        """Nothing global is changed, so nothing is restored."""
+        return nullcontext()
+
+    def run_body(self, call: Callable[[], None], key: DrawKey) -> None:
+        """Run a step body; NumPy's floating point warnings are off, as they are in every other framework."""
+        frame = self._frame
+        before = frame.traced, frame.key, frame.calls
+        if frame.traced is not None:  # a step within an objective is no part of it
+            self._buffers = {path: getval(value) for path, value in self._buffers.items()}
+        frame.traced, frame.key, frame.calls = None, key, 0
+        try:
+            with np.errstate(all="ignore"):
+                call()
+        finally:
+            frame.traced, frame.key, frame.calls = before
+
+    def forward(
+        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
+    ) -> Any:
+        """Call a model with the present arrays and keep its new state."""
+        called = self._models[model]
+        result, state = called.call(self._lent, args, kwargs, training, self._generator(called))
+        if update_state and state:
+            inside = self._frame.traced is not None
+            self._buffers.update(
+                {path: value if inside and isbox(value) else np.array(getval(value)) for path, value in state.items()}
+            )
+        return result
+
+    def apply(
+        self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
+    ) -> Any:
+        """Call a model with other parameters; its state stays."""
+        called = self._models[model]
+
+        def values(path: str) -> Array:
+            return leaves[path] if path in leaves else self._lent(path)
+
+        return called.call(values, args, kwargs, training, self._generator(called))[0]
+
+    def _generator(self, model: Model) -> np.random.Generator | None:
+        if not model.takes_rng:
+            return None
+        self._frame.calls += 1
+        return generator(self._frame.key, self._frame.calls)
+
+    def gradient(
+        self,
+        objective: Callable[[], Any],
+        wrt: Sequence[tuple[str, ...]],
+        at: Leaves | None,
+        scopes: Sequence[MutableMapping[str, Any]],
+    ) -> list[list[Leaves]]:
+        """Differentiate a closure: one forward, one backward per scalar it returns."""
+        frame, tape = self._frame, Tape()
+        outer = frame.traced
+        traced = {**(outer or {}), **self._fit(at or {})}
+        values = {path: traced[path] if path in traced else self._params[path] for paths in wrt for path in paths}
+        traced.update({path: tape.watch(path, value) for path, value in values.items()})
+        frame.traced = traced
+        try:
+            result = objective()
+        finally:
+            frame.traced = outer
+            tape.strip([*scopes, self._buffers])
+        losses, nodes = tape.scalars(result)
+        if not nodes:
+            raise GradientError(_unreached(losses, values))
+        found = [tape.backward(nodes[n], loss) if n in nodes else {} for n, loss in enumerate(losses)]
+        settled = [_settle(values, gradients) for gradients in found]
+        return [[{path: leaves[path] for path in paths} for paths in wrt] for leaves in settled]
+
+    def _fit(self, at: Leaves) -> Leaves:
+        """Values for ``at`` as arrays in the dtype of the parameters they stand for."""
+        return {path: _cast(value, self._stored(path).dtype) for path, value in at.items()}
+
+    def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
+        """Gradient of a scalar function of trees of arrays with respect to its positional arguments."""
+
+        def gradients(*args: Any, **kwargs: Any) -> Any:
+            tape = Tape()
+            values: dict[Any, Array] = {}
+
+            def watch(position: int, leaf: Any) -> Array:
+                key = len(values)
+                values[key] = self._differentiable(fn, position, leaf)
+                return tape.watch(key, values[key])
+
+            boxed = [optree.tree_map(partial(watch, n), arg) for n, arg in enumerate(args)]
+            try:
+                result = fn(*boxed, **kwargs)
+            finally:
+                tape.strip([*scopes, self._buffers])
+            losses, nodes = tape.scalars(result)
+            if not nodes:
+                raise GradientError(f"the result of {_title(fn)} depends on none of its arguments")
+            settled = iter(_settle(values, tape.backward(nodes[0], losses[0])).values())
+            found = tuple(optree.tree_map(lambda _: next(settled), arg) for arg in args)
+            return found[0] if len(found) == 1 else found
+
+        return gradients
+
+    def _differentiable(self, fn: Callable[..., Any], position: int, leaf: Any) -> Array:
+        if trees.is_array(leaf) and leaf.dtype.kind == "f":
+            return leaf if isbox(leaf) else np.asarray(leaf)
+        if isinstance(leaf, float):
+            return np.asarray(leaf, self._dtype)
+        what = f"holds {leaf.dtype}" if trees.is_array(leaf) else f"holds a {type(leaf).__name__}"
+        raise GradientError(
+            f"argument {position} of {_title(fn)} {what}, only floating arrays can be differentiated: close over it "
+            "instead, learner.grad(lambda x: f(x, labels))(x)"
+        )
+
+    def update(self, grads: Leaves, apply: Any) -> bool:
+        """One step of every optimizer that trains one of these paths; nothing changes unless all of it can."""
+        if not bool(getval(apply)):
+            return False
+        plain = {path: getval(gradient) for path, gradient in grads.items()}
+        proposed = [(optimizer, *optimizer.propose(self._params, plain)) for optimizer in self._optimizers]
+        for optimizer, params, state in proposed:
+            if params:
+                optimizer.commit(state)
+                self._params.update({path: _sealed(value) for path, value in params.items()})
+        return True
+
+    def stop_gradient(self, tree: Tree) -> Tree:
+        """The same values without boxes."""
+        return getval(tree) if isbox(tree) else trees.transform(getval, tree)
+
+    # -- arrays ----------------------------------------------------------------------------------------------------
+
+    def convert(self, tree: Tree) -> Tree:
+        """A batch from any loader -> arrays of our own, floats in the parameters' dtype."""
+        return trees.transform(self._convert_leaf, tree)
+
+    def _convert_leaf(self, leaf: Any) -> Any:
+        return trees.convert_leaf(leaf, self._dtype)
+
+    def adopt(self, old: Tree, new: Tree) -> Tree:
+        """Convert what a handler wrote; leaves that are still the memory of ``old`` stay the leaves of ``old``."""
+        before, old_spec = optree.tree_flatten(old, none_is_leaf=True)
+        after, spec = optree.tree_flatten(new, none_is_leaf=True)
+        known = {trees.place(leaf): leaf for leaf in before}
+        paired = before if spec == old_spec else [None] * len(after)
+        return spec.unflatten([self._adopt_leaf(*pair, known) for pair in zip(paired, after, strict=True)])
+
+    def _adopt_leaf(self, old: Any, new: Any, known: dict[Any, Any]) -> Any:
+        place = trees.place(new)
+        if place not in known:
+            return self._convert_leaf(new)
+        return old if trees.place(old) == place else known[place]
+
+    def concrete(self, tree: Tree) -> Tree:
+        """Values without boxes, arrays as read-only views."""
+        return trees.transform(trees.freeze, tree)
+
+    def to_host(self, tree: Tree) -> Tree:
+        """Copies of all arrays."""
+        return trees.transform(self._copy_leaf, tree)
+
+    def _copy_leaf(self, leaf: Any) -> Any:
+        if not trees.is_array(leaf):
+            return leaf
+        self.transfers += 1
+        return np.array(getval(leaf))
+
+    def is_ready(self, array: Array) -> bool:
+        """Always: NumPy does not compute in the background."""
+        return True
+
+    def is_array(self, value: Any) -> bool:
+        """Whether it is a NumPy array or scalar, or a box around one."""
+        return trees.is_array(value)
+
+    def signature(self, array: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and dtype."""
+        return tuple(np.shape(getval(array))), np.result_type(getval(array))
+
+    def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+        """Map over leaves; None is a leaf."""
+        return optree.tree_map(fn, tree, *rest, none_is_leaf=True)
+
+    def tree_leaves(self, tree: Tree) -> list[Any]:
+        """The leaves in canonical order; None is a leaf."""
+        return optree.tree_leaves(tree, none_is_leaf=True)
+
+
+def _sealed(value: Any) -> Array:
+    """A parameter nobody can write in place: references to it stay what they were."""
+    array = np.asarray(value)
+    array.flags.writeable = False
+    return array
+
+
+def _cast(value: Any, dtype: np.dtype[Any]) -> Array:
+    if not isbox(value):
+        return np.asarray(value, dtype)
+    return value if value.dtype == dtype else f.astype(value, dtype)
+
+
+def _settle(values: Mapping[Any, Array], found: Mapping[Any, Array]) -> dict[Any, Array]:
+    """Gradients in the shape and dtype of their values, zeros where there is none, each in memory of its own."""
+    settled: dict[Any, Array] = {}
+    seen: set[int] = set()
+    for key, value in values.items():
+        gradient = _settle_one(key, value, found.get(key))
+        if not isbox(gradient) and (gradient.base is not None or id(gradient) in seen):
+            gradient = gradient.copy()
+        seen.add(id(gradient))
+        settled[key] = gradient
+    return settled
+
+
+def _settle_one(key: Any, value: Array, gradient: Any) -> Array:
+    if gradient is None:
+        return np.zeros(value.shape, value.dtype)
+    gradient = _cast(gradient, value.dtype)
+    if gradient.shape != value.shape:
+        raise GradientError(
+            f"autograd computed a gradient of shape {gradient.shape} for {key!r} of shape {value.shape}: "
+            "broadcast the operands of numpy.where by hand, or use xp.where"
+        )
+    return gradient
+
+
+def _unreached(losses: Sequence[Any], values: Mapping[str, Array]) -> str:
+    one = "the loss depends" if len(losses) == 1 else "the losses depend"
+    return (
+        f"{one} on none of {', '.join(map(repr, values))}: compute it from learner.model(...) or the parameters inside "
+        "the objective, without stop_gradient; what is computed outside is a constant"
+    )
+
+
+def _title(fn: Callable[..., Any]) -> str:
+    return getattr(fn, "__qualname__", type(fn).__name__)

@@ -1,0 +1,203 @@
+"""Array functions with gradients of their own.
+
+autograd knows most of NumPy. What stands here it does not know (``take``, ``flip``), gets wrong (``where`` over
+broadcast operands, ``broadcast_to`` into more dimensions), computes with overflow (``tanh``), or answers in float64
+for float32 operands (``mean``, ``max``, ``maximum``). Every derivative is itself differentiable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import autograd.numpy
+import numpy as np
+from autograd.extend import defvjp, primitive
+from autograd.numpy.numpy_vjps import unbroadcast_f
+from autograd.tracer import getval
+
+from loopcore.backend import Array
+
+Axis: TypeAlias = int | tuple[int, ...] | None
+anp: Any = autograd.numpy
+
+
+def _elementwise(forward: Callable[[Any], Any], derivative: Callable[[Any, Any], Any]) -> Any:
+    """A function of one array; ``derivative`` takes its result and its argument."""
+    function = primitive(forward)
+    defvjp(function, lambda ans, x: lambda g: g * derivative(ans, x))
+    return function
+
+
+def axes_of(shape: tuple[int, ...], axis: Axis) -> set[int]:
+    """The axes a reduction runs over, counted from the front."""
+    if axis is None:
+        return set(range(len(shape)))
+    return {a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))}
+
+
+def kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
+    """Shape of a reduction that keeps its axes, as ones."""
+    axes = axes_of(shape, axis)
+    return tuple(1 if i in axes else n for i, n in enumerate(shape))
+
+
+def _dtype(x: Array) -> np.dtype[Any]:
+    return np.result_type(getval(x))
+
+
+# -- elementwise ---------------------------------------------------------------------------------------------------
+
+
+def _stable_sigmoid(x: Any) -> Any:
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+tanh = _elementwise(lambda x: np.tanh(x), lambda ans, x: 1.0 - ans * ans)
+sigmoid = _elementwise(_stable_sigmoid, lambda ans, x: ans * (1.0 - ans))
+softplus = _elementwise(lambda x: np.logaddexp(x, 0.0), lambda ans, x: sigmoid(x))
+sqrt = _elementwise(lambda x: np.sqrt(x), lambda ans, x: 0.5 / ans)
+sign: Any = primitive(lambda x: np.sign(x))
+defvjp(sign, lambda ans, x: lambda g: anp.zeros_like(g))
+absolute = _elementwise(lambda x: np.abs(x), lambda ans, x: sign(x))
+
+
+def _convert(x: Any, dtype: Any) -> Any:
+    return np.asarray(x).astype(dtype)
+
+
+astype: Any = primitive(_convert)
+defvjp(astype, lambda ans, x, dtype: lambda g: astype(g, _dtype(x)))
+
+choose: Any = primitive(lambda condition, x, y: np.where(condition, x, y))
+defvjp(
+    choose,
+    lambda ans, c, x, y: unbroadcast_f(x, lambda g: choose(c, g, 0.0)),
+    lambda ans, c, x, y: unbroadcast_f(y, lambda g: choose(c, 0.0, g)),
+    argnums=(1, 2),
+)
+
+
+def _extreme(forward: Callable[[Any, Any], Any], beats: Callable[[Any, Any], Any]) -> Any:
+    """Larger or smaller of two; equal operands share the gradient."""
+
+    def share(mine: Any, other: Any, ans: Any) -> Any:
+        mine, other = getval(mine), getval(other)
+        return np.asarray(beats(mine, other) + 0.5 * np.equal(mine, other), _dtype(ans))
+
+    function = primitive(forward)
+    defvjp(
+        function,
+        lambda ans, x, y: unbroadcast_f(x, lambda g: g * share(x, y, ans)),
+        lambda ans, x, y: unbroadcast_f(y, lambda g: g * share(y, x, ans)),
+    )
+    return function
+
+
+maximum = _extreme(lambda x, y: np.maximum(x, y), np.greater)
+minimum = _extreme(lambda x, y: np.minimum(x, y), np.less)
+
+# -- shapes --------------------------------------------------------------------------------------------------------
+
+broadcast_to: Any = primitive(lambda x, shape: np.broadcast_to(x, shape))
+defvjp(broadcast_to, lambda ans, x, shape: unbroadcast_f(x, lambda g: g))
+
+flip: Any = primitive(lambda x, axis: np.flip(x, axis))
+defvjp(flip, lambda ans, x, axis: lambda g: flip(g, axis))
+
+
+def _spread(g: Array, x: Array, axis: Axis) -> Array:
+    """The gradient of a reduction, repeated over what was reduced."""
+    shape = anp.shape(x)
+    return broadcast_to(anp.reshape(g, kept(shape, axis)), shape)
+
+
+# -- reductions ----------------------------------------------------------------------------------------------------
+
+total: Any = primitive(lambda x, axis, keepdims: np.sum(x, axis=axis, keepdims=keepdims))
+defvjp(total, lambda ans, x, axis, keepdims: lambda g: _spread(g, x, axis))
+
+
+def _extremum(forward: Callable[..., Any]) -> Any:
+    """Largest or smallest along an axis; equal ones share the gradient."""
+
+    def shares(ans: Any, x: Any, axis: Axis) -> Any:
+        x = getval(x)
+        hit = x == np.reshape(getval(ans), kept(np.shape(x), axis))
+        return np.asarray(hit / np.sum(hit, axis=axis, keepdims=True), _dtype(x))
+
+    function = primitive(lambda x, axis, keepdims: forward(x, axis=axis, keepdims=keepdims))
+    defvjp(function, lambda ans, x, axis, keepdims: lambda g: _spread(g, x, axis) * shares(ans, x, axis))
+    return function
+
+
+largest = _extremum(np.max)
+smallest = _extremum(np.min)
+
+
+def _log_total_exp(x: Any, axis: Axis, keepdims: bool) -> Any:
+    top = np.max(x, axis=axis, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0.0)
+    result = np.log(np.sum(np.exp(x - top), axis=axis, keepdims=True)) + top
+    return result if keepdims else np.squeeze(result, axis)
+
+
+def _logsumexp_vjp(ans: Array, x: Array, axis: Axis, keepdims: bool) -> Callable[[Array], Array]:
+    def vjp(g: Array) -> Array:
+        ceiling = choose(np.isfinite(getval(ans)), ans, 0.0)  # -inf - -inf is not a number
+        return _spread(g, x, axis) * anp.exp(x - anp.reshape(ceiling, kept(anp.shape(x), axis)))
+
+    return vjp
+
+
+logsumexp: Any = primitive(_log_total_exp)
+defvjp(logsumexp, _logsumexp_vjp)
+
+log_softmax: Any = primitive(lambda x, axis: x - _log_total_exp(x, axis, True))
+defvjp(log_softmax, lambda ans, x, axis: lambda g: g - anp.exp(ans) * total(g, axis, True))
+
+softmax: Any = primitive(lambda x, axis: np.exp(x - _log_total_exp(x, axis, True)))
+defvjp(softmax, lambda ans, x, axis: lambda g: ans * (g - total(g * ans, axis, True)))
+
+
+def _euclidean_vjp(ans: Array, x: Array, axis: Axis, keepdims: bool) -> Callable[[Array], Array]:
+    def vjp(g: Array) -> Array:
+        norm = anp.reshape(ans, kept(anp.shape(x), axis))
+        zero = getval(norm) == 0
+        return _spread(g, x, axis) * choose(zero, 0.0, x / choose(zero, 1.0, norm))
+
+    return vjp
+
+
+euclidean: Any = primitive(lambda x, axis, keepdims: np.sqrt(np.sum(np.square(x), axis=axis, keepdims=keepdims)))
+defvjp(euclidean, _euclidean_vjp)
+
+# -- indexing ------------------------------------------------------------------------------------------------------
+
+
+def _put(g: Any, indices: Any, axis: int, shape: tuple[int, ...]) -> Any:
+    out = np.zeros(shape, np.result_type(g))
+    axis %= len(shape)
+    moved = np.moveaxis(g, range(axis, axis + indices.ndim), range(indices.ndim))
+    np.add.at(np.moveaxis(out, axis, 0), indices, moved)
+    return out
+
+
+def _put_along(g: Any, indices: Any, axis: int, shape: tuple[int, ...]) -> Any:
+    out = np.zeros(shape, np.result_type(g))
+    where = list(np.indices(shape, sparse=True))
+    where[axis] = indices
+    np.add.at(out, tuple(where), g)
+    return out
+
+
+def _indexing(forward: Callable[..., Any], adjoint: Callable[..., Any]) -> Any:
+    pick, put = primitive(forward), primitive(adjoint)
+    defvjp(pick, lambda ans, x, indices, axis: lambda g: put(g, indices, axis, anp.shape(x)))
+    defvjp(put, lambda ans, g, indices, axis, shape: lambda h: pick(h, indices, axis))
+    return pick
+
+
+take = _indexing(lambda x, indices, axis: np.take(x, indices, axis), _put)
+take_along_axis = _indexing(lambda x, indices, axis: np.take_along_axis(x, indices, axis), _put_along)

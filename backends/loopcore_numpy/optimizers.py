@@ -1,0 +1,118 @@
+"""The neutral optimizers on NumPy arrays, step by step as ``torch.optim`` computes them."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from loopcore.backend import Array, Leaves
+from loopcore.errors import GradientError, OptimizerError
+from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
+
+Slots = tuple[Array, ...]
+
+
+class Optimizer(ABC):
+    """One optimizer with its state: some arrays per path, and a count of updates.
+
+    Args:
+        spec: the neutral spec it obeys.
+        params: the parameters it trains, by path.
+    """
+
+    tunable: tuple[str, ...] = ("learning_rate",)
+    slots: int = 0
+
+    def __init__(self, spec: OptimizerSpec, params: Leaves) -> None:
+        self.hyper: dict[str, float] = asdict(spec)
+        self.steps = 0
+        self.state: dict[str, Slots] = {
+            path: tuple(np.zeros_like(value) for _ in range(self.slots)) for path, value in params.items()
+        }
+
+    def propose(self, params: Leaves, grads: Leaves) -> tuple[Leaves, dict[str, Slots]]:
+        """New parameters and new state for the paths of ``grads`` that it trains; changes nothing."""
+        new: Leaves = {}
+        state: dict[str, Slots] = {}
+        for path, slots in self.state.items():
+            if path in grads:
+                param = params[path]
+                new[path], state[path] = self.step(param, _fitting(path, grads[path], param), slots, self.steps + 1)
+        return new, state
+
+    def commit(self, state: dict[str, Slots]) -> None:
+        """Take the proposed state and count the update."""
+        self.state.update(state)
+        self.steps += 1
+
+    @abstractmethod
+    def step(self, param: Array, grad: Array, slots: Slots, t: int) -> tuple[Array, Slots]:
+        """The t-th update (from 1) of one array."""
+
+
+class _SGD(Optimizer):
+    def step(self, param: Array, grad: Array, slots: Slots, t: int) -> tuple[Array, Slots]:
+        return param - self.hyper["learning_rate"] * grad, ()
+
+
+class _Momentum(Optimizer):
+    tunable = ("learning_rate", "momentum")
+    slots = 1
+
+    def step(self, param: Array, grad: Array, slots: Slots, t: int) -> tuple[Array, Slots]:
+        velocity = self.hyper["momentum"] * slots[0] + grad
+        return param - self.hyper["learning_rate"] * velocity, (velocity,)
+
+
+class _Adam(Optimizer):
+    slots = 2
+
+    def step(self, param: Array, grad: Array, slots: Slots, t: int) -> tuple[Array, Slots]:
+        beta1, beta2 = self.hyper["beta1"], self.hyper["beta2"]
+        mean = slots[0] + (grad - slots[0]) * (1 - beta1)
+        square = beta2 * slots[1] + (1 - beta2) * (grad * grad)
+        root = np.sqrt(square) / math.sqrt(1 - beta2**t) + self.hyper["epsilon"]
+        return param - self.hyper["learning_rate"] / (1 - beta1**t) * (mean / root), (mean, square)
+
+
+class _AdamW(_Adam):
+    tunable = ("learning_rate", "weight_decay")
+
+    def step(self, param: Array, grad: Array, slots: Slots, t: int) -> tuple[Array, Slots]:
+        decayed = param * (1 - self.hyper["learning_rate"] * self.hyper["weight_decay"])
+        return super().step(decayed, grad, slots, t)
+
+
+_KINDS: tuple[tuple[type[OptimizerSpec], type[Optimizer]], ...] = (
+    (AdamW, _AdamW),  # before Adam, whose subclass it is
+    (Adam, _Adam),
+    (Momentum, _Momentum),
+    (SGD, _SGD),
+)
+
+
+def make(spec: Any, params: Leaves) -> Optimizer:
+    """The optimizer of a neutral spec.
+
+    Raises:
+        OptimizerError: it is no neutral spec.
+    """
+    for kind, optimizer in _KINDS:
+        if isinstance(spec, kind):
+            return optimizer(spec, params)
+    cls: type[Any] = spec if isinstance(spec, type) else type(spec)
+    raise OptimizerError(
+        f"{cls.__module__}.{cls.__qualname__} cannot train a NumPy model: use a neutral optimizer, "
+        "optimizer=lc.Adam(1e-3) (or lc.SGD, lc.Momentum, lc.AdamW)"
+    )
+
+
+def _fitting(path: str, grad: Any, param: Array) -> Array:
+    grad = np.asarray(grad, param.dtype)
+    if grad.shape != param.shape:
+        raise GradientError(f"the gradient of {path!r} has shape {grad.shape}, the parameter {param.shape}")
+    return grad

@@ -1,0 +1,78 @@
+"""Conversion of trees of arrays at the border between a program and its host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeGuard, cast
+
+import numpy as np
+import optree
+from autograd.tracer import getval, isbox
+
+from loopcore.backend import Array, Tree
+from loopcore_numpy import functions as f
+from loopcore_numpy.tape import SCALARS
+
+
+def transform(fn: Callable[[Any], Any], tree: Tree) -> Tree:
+    """Map over the leaves; a tree in which nothing changes is returned as it is. Python scalars are left alone."""
+    kind: type[Any] = type(tree)
+    if kind is np.ndarray:
+        return fn(tree)
+    if kind is dict:
+        items = cast(dict[Any, Any], tree)
+        new = {key: transform(fn, value) for key, value in items.items()}
+        return new if any(new[key] is not value for key, value in items.items()) else tree
+    if kind is list or kind is tuple:
+        values = [transform(fn, value) for value in tree]
+        return kind(values) if any(a is not b for a, b in zip(values, tree, strict=True)) else tree
+    if kind in SCALARS:
+        return tree
+    if optree.tree_is_leaf(tree, none_is_leaf=True):
+        return fn(tree)
+    leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
+    values = [transform(fn, leaf) for leaf in leaves]
+    return spec.unflatten(values) if any(a is not b for a, b in zip(values, leaves, strict=True)) else tree
+
+
+def is_array(value: Any) -> TypeGuard[Array]:
+    """Whether a value is an array, a NumPy scalar or a box around one."""
+    return isinstance(value, (np.ndarray, np.number, np.bool_)) or (isbox(value) and hasattr(value, "dtype"))
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is a float, bfloat16 and the like included (NumPy calls their kind void)."""
+    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
+
+
+def convert_leaf(leaf: Any, dtype: np.dtype[Any]) -> Any:
+    """An array of any framework -> a NumPy array of its own, floats in ``dtype``; anything else as it is."""
+    kind: type[Any] = type(leaf)
+    if kind is not np.ndarray:
+        if isbox(leaf):
+            return _convert_box(leaf, dtype) if is_array(leaf) else leaf
+        if isinstance(leaf, (type, str, bytes)) or not hasattr(kind, "__array__"):
+            return np.array(np.from_dlpack(cast(Any, leaf))) if hasattr(kind, "__dlpack__") else leaf
+        leaf = np.asarray(leaf)
+    return leaf.astype(dtype) if leaf.dtype != dtype and is_floating(leaf.dtype) else leaf.copy()
+
+
+def _convert_box(box: Array, dtype: np.dtype[Any]) -> Array:
+    return f.astype(box, dtype) if box.dtype != dtype and is_floating(box.dtype) else box
+
+
+def freeze(leaf: Any) -> Any:
+    """The plain value of a leaf; arrays as views that cannot be written."""
+    value = getval(leaf)
+    if isinstance(value, np.ndarray) and value.flags.writeable:
+        value = value.view()
+        value.flags.writeable = False
+    return value
+
+
+def place(leaf: Any) -> Any:
+    """What tells that two leaves are the same: the memory of an array, the identity of anything else."""
+    value = getval(leaf)
+    if isinstance(value, np.ndarray):
+        return (value.__array_interface__["data"][0], value.shape, value.strides, value.dtype)
+    return id(value)

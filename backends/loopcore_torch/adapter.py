@@ -1,0 +1,255 @@
+"""The PyTorch adapter: the backend protocol, answered with torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+import optree
+import torch
+from torch import Tensor, nn
+
+from loopcore.backend import DrawKey, Kind, Leaves, Tree
+from loopcore.errors import BackendError
+from loopcore_torch import arrays, binding, losses
+from loopcore_torch.gradients import Gradients
+from loopcore_torch.models import Models
+from loopcore_torch.namespace import Namespace
+from loopcore_torch.optimizers import Optimizers
+from loopcore_torch.random import GlobalGenerators, Random, mix
+
+
+class Backend:
+    """PyTorch's side of one Learner; see ``loopcore.backend.Backend`` for what each method promises.
+
+    Models are an ``nn.Module``, also one wrapped by torch.compile or DistributedDataParallel (names are those of the
+    inner module), or a tree of tensors, which has no forward pass. Steps run eagerly; ``compile`` is about forward
+    passes: they are what can be compiled whatever a step does around them. (A compiled objective would record the
+    Python state of the loop as a constant, and be compiled anew each step until torch gives up.) Forward passes
+    inside a nested gradient, with other parameters (``at=``, ``apply``) or with ``update_state=False`` run eagerly.
+
+    Args:
+        device: a torch.device or its name; models move there. Default: where the first parameter is.
+        compile: True compiles each module by ``torch.compile(module, backend="inductor")``; another string names the
+            torch.compile backend; ``"auto"`` and False do not compile. The first call takes about 20 seconds and, on
+            a CPU, a C++ compiler. Dropout then draws other numbers than eager dropout.
+
+    Raises:
+        BackendError: torch does not know the device.
+    """
+
+    name = "torch"
+    compiles = False
+    xp: Any = Namespace(torch.float32, torch.device("cpu"))
+    losses: Any = losses
+
+    def __init__(self, *, device: Any = None, compile: Any = "auto") -> None:
+        self._device = None if device is None else _device(device)
+        backends = {"auto": None, False: None, True: "inductor"}
+        self._arrays = arrays.Arrays()
+        self._models = Models(self._arrays, backends.get(compile, compile))
+        self._gradients = Gradients(self._models, self._arrays)
+        self._optimizers = Optimizers(self._models)
+        self.xp = Namespace(torch.float32, torch.device("cpu"))
+        self._place()
+
+    @staticmethod
+    def recognises(model: Any) -> bool:
+        """Whether it is an ``nn.Module``, or a tree of floating arrays with a tensor among them."""
+        if isinstance(model, nn.Module):
+            return True
+        return binding.is_tree(model) and any(isinstance(x, Tensor) for x in optree.tree_leaves(model))
+
+    @property
+    def transfers(self) -> int:
+        """How many arrays `to_host` has copied; 0-d tensors that are fetched together count once."""
+        return self._arrays.transfers
+
+    def _place(self) -> None:
+        """Follow the dtype and the device of the arrays; ``xp`` stays the same object, since others hold it."""
+        dtype, device = self._arrays.dtype, self._arrays.device
+        self.xp.dtype, self.xp.device = dtype, device
+        self.random = Random(dtype, device)
+        self._generators = GlobalGenerators(device)
+
+    # -- models and optimizers ---------------------------------------------------------------------------------
+
+    def bind(self, models: Mapping[str, Any]) -> None:
+        """Take the user's models, and forget those before.
+
+        Raises:
+            UnknownModelError: one is neither an ``nn.Module`` nor a tree of floating arrays.
+        """
+        self._models.bind(models, self._device)
+        self._optimizers.attach(())
+        self._place()
+
+    def native(self, model: str) -> Any:
+        """The user's own module, or a tree with the present values."""
+        return self._models.native(model)
+
+    def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
+        """Full paths by model; tied parameters are listed once, integer parameters are buffers."""
+        return self._models.paths(kind)
+
+    def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
+        """Take neutral specs or ``torch.optim`` optimizers, each with the paths it trains.
+
+        Raises:
+            OptimizerError: one of another framework, one that needs a closure, or one that holds other parameters.
+        """
+        self._optimizers.attach(optimizers)
+
+    def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
+        """Which of the bound paths a ``torch.optim`` optimizer holds; None for a neutral spec."""
+        return self._optimizers.native_paths(optimizer)
+
+    def hyper_names(self, optimizer: int) -> tuple[str, ...]:
+        """Which of ``learning_rate, momentum, weight_decay`` it has; momentum is beta1 in Adam's family."""
+        return self._optimizers.hyper_names(optimizer)
+
+    def get_hyper(self, optimizer: int, name: str) -> float:
+        """Value in the first parameter group."""
+        return self._optimizers.get_hyper(optimizer, name)
+
+    def set_hyper(self, optimizer: int, name: str, value: float) -> None:
+        """Set the value in every parameter group."""
+        self._optimizers.set_hyper(optimizer, name, value)
+
+    def to_device(self, device: Any) -> None:
+        """Move models and optimizer state in place.
+
+        Raises:
+            BackendError: torch does not know the device, or cannot move parameters there in place.
+        """
+        self._device = _device(device)
+        self._models.to_device(self._device)
+        self._optimizers.to_device(self._device)
+        self._place()
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def get(self, paths: Iterable[str]) -> Leaves:
+        """The present tensors; inside an objective those that stand in for parameters."""
+        return {path: self._models.array(path) for path in paths}
+
+    def set(self, leaves: Mapping[str, Any]) -> None:
+        """Copy values into the module's own parameters and buffers."""
+        self._models.set(leaves)
+
+    def snapshot(self, paths: Iterable[str]) -> Leaves:
+        """Copies; inside an objective they belong to its graph."""
+        return self._models.snapshot(paths)
+
+    def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
+        """The dict itself for a module, the user's structure for a tree."""
+        return self._models.pack(model, kind, leaves)
+
+    def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
+        """The inverse of `pack`.
+
+        Raises:
+            ValueError: the structure differs.
+        """
+        return self._models.unpack(model, kind, tree)
+
+    # -- inside a step -----------------------------------------------------------------------------------------
+
+    def scope(self) -> GlobalGenerators:
+        """Context manager that leaves torch's global random state as it was."""
+        return self._generators
+
+    def run_body(self, call: Callable[[], None], key: DrawKey) -> None:
+        """Run a step body without gradients, with torch's global generators seeded by the key."""
+        self._generators.seed(mix(key))
+        with_graph = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)
+        try:
+            call()
+        finally:
+            torch.set_grad_enabled(with_graph)
+
+    def forward(
+        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
+    ) -> Any:
+        """Call a model in train or eval mode."""
+        return self._models.forward(model, args, kwargs, training, update_state)
+
+    def apply(
+        self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
+    ) -> Any:
+        """Call a model with other parameters, by ``torch.func.functional_call``."""
+        return self._models.apply(model, leaves, args, kwargs, training)
+
+    def gradient(
+        self,
+        objective: Callable[[], Any],
+        wrt: Sequence[tuple[str, ...]],
+        at: Leaves | None,
+        scopes: Sequence[MutableMapping[str, Any]],
+    ) -> list[list[Leaves]]:
+        """Differentiate a zero-argument closure.
+
+        Raises:
+            LossError: it did not return scalars.
+            GradientError: it reaches nothing of ``wrt``.
+        """
+        return self._gradients.gradient(objective, wrt, at, scopes)
+
+    def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
+        """Gradient of a scalar function of trees of tensors."""
+        return self._gradients.grad(fn, scopes)
+
+    def update(self, grads: Leaves, apply: Any) -> bool:
+        """Step every optimizer that trains one of these paths; an ``apply`` on an accelerator is waited for."""
+        return self._optimizers.update(grads, apply)
+
+    def stop_gradient(self, tree: Tree) -> Tree:
+        """The same values without graph."""
+        return arrays.detached(tree)
+
+    # -- arrays ------------------------------------------------------------------------------------------------
+
+    def convert(self, tree: Tree) -> Tree:
+        """A batch from any loader as tensors on the device."""
+        return self._arrays.convert(tree)
+
+    def adopt(self, old: Tree, new: Tree) -> Tree:
+        """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
+        return self._arrays.adopt(old, new)
+
+    def concrete(self, tree: Tree) -> Tree:
+        """The values without graph; they share memory with the originals."""
+        return arrays.detached(tree)
+
+    def to_host(self, tree: Tree) -> Tree:
+        """NumPy copies of all tensors and arrays."""
+        return self._arrays.to_host(tree)
+
+    def is_ready(self, array: Any) -> bool:
+        """True: on a CPU nothing is pending, and torch does not tell for one tensor of an accelerator."""
+        return True
+
+    def is_array(self, value: Any) -> bool:
+        """Whether it is a tensor, a NumPy array or a NumPy scalar."""
+        return arrays.is_array(value)
+
+    def signature(self, array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and NumPy dtype, without fetching it."""
+        return arrays.signature(array)
+
+    def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+        """Map over the leaves of trees of one structure; None is a leaf."""
+        return optree.tree_map(fn, tree, *rest, none_is_leaf=True)
+
+    def tree_leaves(self, tree: Tree) -> list[Any]:
+        """The leaves; dict entries in the order of their keys."""
+        return optree.tree_leaves(tree, none_is_leaf=True)
+
+
+def _device(device: Any) -> torch.device:
+    try:
+        return torch.empty(0, device=torch.device(device)).device  # "cuda" becomes "cuda:0"
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise BackendError(f'device={device!r} is none of torch: {error}. Write for instance "cpu" or "cuda:0"') from None

@@ -1,0 +1,201 @@
+"""Arrays on their way in and out: batches to tensors, tensors to NumPy, trees of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import NoneType
+from typing import Any, TypeGuard
+
+import numpy as np
+import optree
+import torch
+from torch import Tensor
+
+_ATOMS = (str, bytes, bool, int, float, complex, NoneType)
+_FLOATS = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
+_KEPT = frozenset(
+    {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex64, torch.complex128}
+)
+
+
+class Arrays:
+    """Conversions for one floating dtype and one device.
+
+    Attributes:
+        dtype: the parameters' floating dtype.
+        device: where arrays go.
+        transfers: how many arrays `to_host` has copied.
+    """
+
+    def __init__(self) -> None:
+        self.transfers = 0
+        self.place(torch.float32, torch.device("cpu"))
+
+    def place(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Set the dtype and the device that arrays get."""
+        self.dtype = dtype
+        self.device = device
+        self._fitting = _KEPT | {dtype}
+
+    # -- in ----------------------------------------------------------------------------------------------------
+
+    def convert(self, tree: Any) -> Any:
+        """A batch as tensors; the same object if nothing changes."""
+        if type(tree) is dict:
+            fitting, device = self._fitting, self.device
+            for value in tree.values():
+                if (
+                    type(value) is not Tensor
+                    or value.dtype not in fitting
+                    or value.requires_grad
+                    or value.device != device
+                ):
+                    break
+            else:
+                return tree
+        leaves, spec = flatten(tree)
+        converted = [self.leaf(leaf) for leaf in leaves]
+        if all(new is old for new, old in zip(converted, leaves, strict=True)):
+            return tree
+        return optree.tree_unflatten(spec, converted)
+
+    def leaf(self, leaf: Any) -> Any:
+        """One leaf of a batch."""
+        if isinstance(leaf, Tensor):
+            dtype = self.dtype if leaf.is_floating_point() else leaf.dtype
+            moved = leaf.to(self.device, dtype, non_blocking=True)
+            return moved.detach() if moved.requires_grad else moved
+        if isinstance(leaf, np.generic) or not isinstance(leaf, _ATOMS):
+            host = _as_numpy(leaf)
+            if host is not None:
+                return from_numpy(host, self.dtype).to(self.device, non_blocking=True)
+        return leaf
+
+    def tensor(self, value: Any) -> Tensor:
+        """A tensor, an array or a number as a tensor on the device; a tensor keeps its graph and its dtype."""
+        if isinstance(value, Tensor):
+            return value.to(self.device)
+        found = self.leaf(value)
+        if isinstance(found, Tensor):
+            return found
+        return torch.as_tensor(value, dtype=self.dtype if isinstance(value, float) else None, device=self.device)
+
+    def adopt(self, old: Any, new: Any) -> Any:
+        """Convert what a handler wrote; leaves that share all memory with those of ``old`` stay these."""
+        try:
+            return optree.tree_map(self._adopt_leaf, old, new, none_is_leaf=True)
+        except (ValueError, TypeError):  # another structure: nothing of the old one is left
+            return self.convert(new)
+
+    def _adopt_leaf(self, old: Any, new: Any) -> Any:
+        if isinstance(old, Tensor) and isinstance(new, Tensor) and (new is old or _is_same_memory(old, new)):
+            return old
+        return self.convert(new)
+
+    # -- out ---------------------------------------------------------------------------------------------------
+
+    def to_host(self, tree: Any) -> Any:
+        """NumPy copies; 0-d tensors of one dtype and device are fetched together."""
+        if isinstance(tree, Tensor):
+            return self._fetch(tree)
+        leaves, spec = flatten(tree)
+        found: list[Any] = [None] * len(leaves)
+        scalars: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+        for index, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and leaf.ndim == 0:
+                scalars.setdefault((leaf.dtype, leaf.device), []).append(index)
+            else:
+                found[index] = self._fetch(leaf)
+        for places in scalars.values():
+            host = self._fetch(torch.stack([leaves[index].detach() for index in places]))
+            for position, index in enumerate(places):
+                found[index] = host[position, ...]
+        return optree.tree_unflatten(spec, found)
+
+    def _fetch(self, leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            self.transfers += 1
+            return to_numpy(leaf)
+        return np.array(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """Leaves and structure of a tree; None is a leaf."""
+    return optree.tree_flatten(tree, none_is_leaf=True)
+
+
+def is_array(value: Any) -> TypeGuard[Tensor | np.ndarray[Any, Any] | np.generic]:
+    """Whether the value is a tensor, a NumPy array or a NumPy scalar."""
+    return isinstance(value, (Tensor, np.ndarray, np.generic))
+
+
+def signature(array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and NumPy dtype; nothing is fetched."""
+    if isinstance(array, Tensor):
+        return tuple(array.shape), to_numpy(torch.empty(0, dtype=array.dtype)).dtype
+    host = np.asarray(array)
+    return host.shape, host.dtype
+
+
+def detached(tree: Any) -> Any:
+    """The same values without graph; the same object if there was none."""
+    if isinstance(tree, Tensor):
+        return tree.detach() if tree.requires_grad else tree
+    leaves, spec = flatten(tree)
+    attached = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
+    if True not in attached:
+        return tree
+    return optree.tree_unflatten(spec, [x.detach() if cut else x for x, cut in zip(leaves, attached, strict=True)])
+
+
+def from_numpy(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
+    """A copy as a CPU tensor; floats get ``dtype``, and unsigned integers that torch hardly supports become int64."""
+    if array.dtype.name == "bfloat16":
+        bits = np.array(array.view(np.uint16), order="C")
+        return torch.from_numpy(bits).view(torch.bfloat16).to(dtype)
+    kept: Any = array.dtype.newbyteorder("=")
+    if array.dtype.kind == "f":
+        kept = _FLOATS.get(dtype, np.float32)
+    elif array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        kept = np.int64
+    tensor = torch.from_numpy(np.array(array, dtype=kept, order="C"))
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """A copy on the host. bfloat16 stays it where ml_dtypes is installed, else it becomes float32."""
+    host = tensor.detach().to("cpu", copy=True)
+    if host.dtype is torch.bfloat16 and _bfloat16 is not None:
+        return host.view(torch.uint16).numpy().view(_bfloat16)
+    if host.is_floating_point() and host.dtype not in _FLOATS:
+        host = host.float()
+    return host.numpy(force=True)
+
+
+def _bfloat16_or_none() -> Any:
+    try:
+        return np.dtype(import_module("ml_dtypes").bfloat16)
+    except ImportError:
+        return None
+
+
+_bfloat16 = _bfloat16_or_none()
+
+
+def _as_numpy(leaf: Any) -> np.ndarray[Any, Any] | None:
+    if isinstance(leaf, Mapping) or not (hasattr(leaf, "__array__") or hasattr(leaf, "__dlpack__")):
+        return None
+    array = np.asarray(leaf) if hasattr(leaf, "__array__") else np.from_dlpack(leaf)
+    return array if array.dtype.kind in "biufc" or array.dtype.name == "bfloat16" else None
+
+
+def _is_same_memory(old: Tensor, new: Tensor) -> bool:
+    return (
+        old.shape == new.shape
+        and old.dtype == new.dtype
+        and old.device == new.device
+        and old.stride() == new.stride()
+        and old.storage_offset() == new.storage_offset()
+        and old.untyped_storage().data_ptr() == new.untyped_storage().data_ptr()
+    )

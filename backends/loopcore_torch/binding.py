@@ -1,0 +1,230 @@
+"""One bound model: what is called, and where its arrays live."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, TypeGuard
+
+import numpy as np
+import optree
+import torch
+from torch import Tensor, nn
+
+from loopcore.backend import Kind, Tree
+from loopcore.errors import UnknownModelError
+
+_WRAPPER = "_orig_mod"  # what torch.compile puts in front of names
+
+
+class Bound:
+    """A model as the adapter sees it.
+
+    Attributes:
+        module: what the user gave (of a tree of arrays: a container of its parameters).
+        call: runs the forward pass; ``module``, compiled if that was asked for.
+        inner: the module without torch.compile and DDP around it, which calls with stand-ins go to.
+        outer_prefix: what a name of ``inner`` has in front within ``module``.
+        params: trainable tensors by path, tied ones once.
+        names: path -> name within ``inner``, of params and buffers.
+    """
+
+    def __init__(self, name: str, module: nn.Module, call: Callable[..., Any]) -> None:
+        self.module = module
+        self.call = call
+        self.inner, self.outer_prefix = unwrapped(module)
+        self.params: dict[str, nn.Parameter] = {}
+        self.names: dict[str, str] = {}
+        self._prefix = f"{name}." if name else ""
+        self._owners: dict[str, tuple[nn.Module, str]] = {}
+
+    def native(self) -> Any:
+        """The user's object."""
+        return self.module
+
+    @property
+    def distributed(self) -> bool:
+        """Whether gradients are averaged over processes while they are computed."""
+        return "module." in self.outer_prefix
+
+    # -- arrays ------------------------------------------------------------------------------------------------
+
+    def paths(self, kind: Kind) -> tuple[str, ...]:
+        """Paths of the arrays, in the model's order."""
+        return tuple(self.params if kind == "params" else self._owners)
+
+    @cached_property
+    def relative(self) -> dict[Kind, dict[str, str]]:
+        """For each kind name relative to the model -> path."""
+        kinds: tuple[Kind, ...] = ("params", "buffers")
+        return {kind: {path.removeprefix(self._prefix): path for path in self.paths(kind)} for kind in kinds}
+
+    def buffer(self, path: str) -> Tensor:
+        """The present buffer; looked up each time, since a forward pass may assign a new one."""
+        owner, name = self._owners[path]
+        found: Tensor = getattr(owner, name)
+        return found
+
+    def cloned_buffers(self, prefix: str = "") -> dict[str, Tensor]:
+        """Copies by name, for a call that leaves the buffers alone."""
+        return {prefix + self.names[path]: self.buffer(path).detach().clone() for path in self._owners}
+
+    # -- trees -------------------------------------------------------------------------------------------------
+
+    def pack(self, kind: Kind, leaves: dict[str, Any]) -> Tree:
+        """Leaves by relative name -> what users of the model know: the dict itself."""
+        return leaves
+
+    def unpack(self, kind: Kind, tree: Tree) -> dict[str, Any]:
+        """The inverse of `pack`.
+
+        Raises:
+            ValueError: it is no dict with the names of all arrays.
+        """
+        names = self.relative[kind].keys()
+        if not isinstance(tree, Mapping) or tree.keys() != names:
+            there = list(tree) if isinstance(tree, Mapping) else type(tree).__name__
+            raise ValueError(f"expected a dict with the keys {list(names)}, got {there}")
+        return tree if type(tree) is dict else dict(tree)
+
+
+class BoundModule(Bound):
+    """A bound ``nn.Module``."""
+
+    def __init__(self, name: str, module: nn.Module, compile: str | None) -> None:
+        super().__init__(name, module, module)
+        if compile is not None and not _is_compiled(module):
+            self.call = torch.compile(module, backend=compile)
+        for inner_name, parameter in self.inner.named_parameters():
+            path = self._named(inner_name)
+            if nn.parameter.is_lazy(parameter):
+                raise UnknownModelError(
+                    f"the parameter {path} has no shape yet: call the lazy module once on a batch before Learner(...)"
+                )
+            if parameter.is_floating_point() or parameter.is_complex():
+                self.params[path] = parameter
+            else:  # an integer parameter cannot be trained
+                self._own(path, inner_name)
+        for inner_name, _ in self.inner.named_buffers():
+            self._own(self._named(inner_name), inner_name)
+        module.train(module.training)  # the phase decides on the mode of the whole model, from the first step on
+
+    def _named(self, inner_name: str) -> str:
+        parts = [part for part in inner_name.split(".") if part != _WRAPPER]  # submodules may be compiled too
+        path = self._prefix + ".".join(parts)
+        self.names[path] = inner_name
+        return path
+
+    def _own(self, path: str, inner_name: str) -> None:
+        owner, _, attribute = inner_name.rpartition(".")
+        self._owners[path] = (self.inner.get_submodule(owner), attribute)
+
+
+class BoundTree(Bound):
+    """A bound tree of arrays: parameters without a forward. They are copies of the user's."""
+
+    def __init__(self, name: str, tree: Tree, dtype: torch.dtype | None, device: torch.device | None) -> None:
+        paths: Any = optree.tree_paths(tree, none_is_leaf=True)
+        leaves, self._spec = optree.tree_flatten(tree, none_is_leaf=True)
+        parameters = [_parameter(leaf, dtype, device) for leaf in leaves]
+        super().__init__(name, nn.ParameterList(parameters), self._refuse)
+        names = [".".join(map(str, path)) or "value" for path in paths]
+        if len(set(names)) < len(names):
+            raise UnknownModelError(f"two arrays of the tree{_quoted(name)} have the same path: {', '.join(names)}")
+        self.params = {self._prefix + path: found for path, found in zip(names, parameters, strict=True)}
+
+    def native(self) -> Any:
+        """The user's tree with the present values."""
+        return optree.tree_unflatten(self._spec, [parameter.detach() for parameter in self.params.values()])
+
+    def pack(self, kind: Kind, leaves: dict[str, Any]) -> Tree:
+        """Leaves by relative name -> the user's tree."""
+        if kind == "buffers":
+            return leaves
+        return optree.tree_unflatten(self._spec, [leaves[name] for name in self.relative[kind]])
+
+    def unpack(self, kind: Kind, tree: Tree) -> dict[str, Any]:
+        """The inverse of `pack`.
+
+        Raises:
+            ValueError: the structure differs.
+        """
+        if kind == "buffers":
+            return super().unpack(kind, tree)
+        leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
+        if spec != self._spec:
+            raise ValueError(f"expected a tree like {self._spec}, got {spec}")
+        return dict(zip(self.relative[kind], leaves, strict=True))
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise UnknownModelError(
+            f"the model{_quoted(self._prefix[:-1])} is a tree of arrays and has no forward pass: read the arrays from "
+            "learner.params.value, or pass an nn.Module"
+        )
+
+
+def bound(name: str, model: Any, dtype: torch.dtype | None, device: torch.device | None, compile: str | None) -> Bound:
+    """Bind one model.
+
+    Args:
+        name: prefix of its paths; ``""`` for none.
+        model: an ``nn.Module`` or a tree of arrays.
+        dtype: what the NumPy arrays of a tree become; None keeps theirs.
+        device: where it goes; None leaves it where it is.
+        compile: name of a torch.compile backend, or None.
+
+    Raises:
+        UnknownModelError: it is neither.
+    """
+    if isinstance(model, nn.Module):
+        if any(cls.__module__.split(".")[0] == "keras" for cls in type(model).__mro__):
+            raise UnknownModelError(
+                f"the model{_quoted(name)} is a Keras model on its torch backend, which does not follow "
+                "nn.Module.train(): set KERAS_BACKEND=tensorflow or jax, or write it as an nn.Module"
+            )
+        return BoundModule(name, model if device is None else model.to(device), compile)
+    if is_tree(model):
+        return BoundTree(name, model, dtype, device)
+    hint = f": write {model.__name__}(...)" if isinstance(model, type) else ""
+    raise UnknownModelError(
+        f"the model{_quoted(name)} is a {type(model).__name__}{hint}. The torch backend takes an nn.Module, or a "
+        "tree (dict, list, tuple) of floating tensors"
+    )
+
+
+def is_tree(model: Any) -> TypeGuard[Tree]:
+    """Whether it is a non-empty tree of floating tensors or NumPy arrays."""
+    leaves = optree.tree_leaves(model, none_is_leaf=True)
+    return bool(leaves) and all(_is_floating(leaf) for leaf in leaves)
+
+
+def unwrapped(module: nn.Module) -> tuple[nn.Module, str]:
+    """The module inside torch.compile, DistributedDataParallel and DataParallel, and the prefix of its names."""
+    prefix = ""
+    while True:
+        if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            module, prefix = module.module, f"{prefix}module."
+        elif _is_compiled(module):
+            module, prefix = module.get_submodule(_WRAPPER), f"{prefix}{_WRAPPER}."
+        else:
+            return module, prefix
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return any(name == _WRAPPER for name, _ in module.named_children())
+
+
+def _parameter(leaf: Any, dtype: torch.dtype | None, device: torch.device | None) -> nn.Parameter:
+    if isinstance(leaf, Tensor):
+        return nn.Parameter(leaf.detach().to(device, copy=True))
+    return nn.Parameter(torch.tensor(np.asarray(leaf), dtype=dtype, device=device))
+
+
+def _is_floating(leaf: Any) -> bool:
+    if isinstance(leaf, Tensor):
+        return leaf.is_floating_point() or leaf.is_complex()
+    return isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f"
+
+
+def _quoted(name: str) -> str:
+    return f" {name!r}" if name else ""

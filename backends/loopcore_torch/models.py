@@ -1,0 +1,174 @@
+"""The models of one learner: their arrays by path, forward passes, and arrays that stand in for parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loopcore.backend import Kind, Leaves, Tree
+from loopcore.errors import BackendError, GradientError
+from loopcore_torch.arrays import Arrays
+from loopcore_torch.binding import Bound, bound
+
+
+class Models:
+    """Bound models and what stands in for their parameters while an objective runs.
+
+    Attributes:
+        depth: how many objectives are running, one inside the other.
+        params: the trainable tensors of all models, by path.
+    """
+
+    def __init__(self, arrays: Arrays, compile: str | None) -> None:
+        self._arrays = arrays
+        self._compile = compile
+        self._bound: dict[str, Bound] = {}
+        self._owner: dict[str, str] = {}
+        self.params: dict[str, nn.Parameter] = {}
+        self.depth = 0
+        self._stand_ins: dict[str, Tensor] = {}
+
+    def bind(self, models: Mapping[str, Any], device: torch.device | None) -> None:
+        """Take the models; sets the dtype and the device of `Arrays` from their first floating parameter."""
+        self._bound, self._stand_ins, self.depth = {}, {}, 0
+        ordered = sorted(models.items(), key=lambda item: not isinstance(item[1], nn.Module))
+        dtype: torch.dtype | None = None  # NumPy arrays of a tree follow the modules
+        for name, model in ordered:
+            self._bound[name] = bound(name, model, dtype, device, self._compile)
+            dtype = next((p.dtype for p in self._bound[name].params.values() if p.is_floating_point()), None) or dtype
+            if device is None:
+                device = next((p.device for p in self._bound[name].params.values()), None)
+        self._bound = {name: self._bound[name] for name in models}
+        self.params = {path: p for one in self._bound.values() for path, p in one.params.items()}
+        self._owner = {
+            path: name for name, one in self._bound.items() for path in (*one.paths("params"), *one.paths("buffers"))
+        }
+        self._arrays.place(dtype or torch.float32, device or torch.device("cpu"))
+
+    def native(self, model: str) -> Any:
+        """The user's own object."""
+        return self._bound[model].native()
+
+    def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
+        """Paths of the arrays of each model."""
+        return {name: one.paths(kind) for name, one in self._bound.items()}
+
+    def to_device(self, device: torch.device) -> None:
+        """Move all models in place.
+
+        Raises:
+            BackendError: torch made new parameters for that device, so that optimizers would hold the old ones.
+        """
+        for name, one in self._bound.items():
+            before = dict(one.module.named_parameters())
+            one.module.to(device)
+            if any(before[path] is not parameter for path, parameter in one.module.named_parameters()):
+                raise BackendError(
+                    f"torch cannot move the parameters of {name or 'the model'} to {device} in place: build the "
+                    f"Learner anew with device={str(device)!r}"
+                )
+        self._arrays.place(self._arrays.dtype, device)
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def array(self, path: str) -> Tensor:
+        """The present array: what stands in for it in the running objective, else the model's own."""
+        found = self._stand_ins.get(path)
+        return self._own(path) if found is None else found
+
+    def _own(self, path: str) -> Tensor:
+        found = self.params.get(path)
+        return self._bound[self._owner[path]].buffer(path) if found is None else found
+
+    def set(self, leaves: Mapping[str, Any]) -> None:
+        """Copy values into the models' own arrays."""
+        with torch.no_grad():
+            for path, value in leaves.items():
+                self._own(path).copy_(self._arrays.tensor(value))
+
+    def snapshot(self, paths: Iterable[str]) -> Leaves:
+        """Copies; inside an objective they belong to its graph."""
+        if self.depth:
+            return {path: self.array(path).clone() for path in paths}
+        return {path: self._own(path).detach().clone() for path in paths}
+
+    def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
+        """Leaves by relative name -> the tree its users know."""
+        return self._bound[model].pack(kind, leaves)
+
+    def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
+        """The inverse of `pack`."""
+        return self._bound[model].unpack(kind, tree)
+
+    # -- forward -----------------------------------------------------------------------------------------------
+
+    def forward(
+        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool, update_state: bool
+    ) -> Any:
+        """Call a model, with the arrays that stand in for its parameters."""
+        one = self._bound[model]
+        if one.module.training is not training:
+            one.module.train(training)
+        if not self.depth and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.forward(model, args, kwargs, training, update_state)
+        if self.depth > 1 or self._stand_ins or not update_state:
+            return self._call_apart(one, self._stand_ins_of(one), args, kwargs, update_state)
+        return one.call(*args, **kwargs)
+
+    def apply(
+        self, model: str, leaves: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
+    ) -> Any:
+        """Call a model with other parameters; its buffers stay as they are."""
+        one = self._bound[model]
+        if one.module.training is not training:
+            one.module.train(training)
+        if not self.depth and torch.is_grad_enabled():
+            with torch.no_grad():
+                return self.apply(model, leaves, args, kwargs, training)
+        given = {one.names[path]: self._arrays.tensor(leaf) for path, leaf in leaves.items() if path in one.names}
+        return self._call_apart(one, self._stand_ins_of(one) | given, args, kwargs, False)
+
+    def _call_apart(
+        self, one: Bound, stand_ins: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], update: bool
+    ) -> Any:
+        """Call with other arrays, eagerly: what torch.compile made cannot be differentiated twice."""
+        with torch.compiler.set_stance("force_eager"):
+            if stand_ins:
+                arrays = stand_ins if update else {**one.cloned_buffers(), **stand_ins}
+                return torch.func.functional_call(one.inner, arrays, args, kwargs)
+            buffers = {} if update else one.cloned_buffers(one.outer_prefix)
+            if buffers:
+                return torch.func.functional_call(one.module, buffers, args, kwargs)
+            return one.call(*args, **kwargs)
+
+    def _stand_ins_of(self, one: Bound) -> dict[str, Tensor]:
+        found = self._stand_ins
+        mine = {one.names[path]: found[path] for path in one.names if path in found} if found else {}
+        if mine and one.distributed:
+            raise GradientError(
+                "gradients at other values, and gradients inside an objective, are not averaged over processes: pass "
+                "the module itself instead of DistributedDataParallel(module)"
+            )
+        return mine
+
+    # -- objectives --------------------------------------------------------------------------------------------
+
+    def enter(self, stand_ins: Mapping[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
+        """An objective begins, in which these arrays stand in for parameters. Returns what `leave` takes."""
+        outer = (self.depth, self._stand_ins)
+        self.depth += 1
+        if stand_ins:
+            unknown = sorted(stand_ins.keys() - self.params.keys())
+            if unknown:
+                self.leave(outer)
+                raise GradientError(f"at= has values for {', '.join(unknown)}, which are no parameters of the models")
+            self._stand_ins = {**self._stand_ins, **stand_ins}
+        return outer
+
+    def leave(self, outer: tuple[int, dict[str, Tensor]]) -> None:
+        """The objective ended."""
+        self.depth, self._stand_ins = outer

@@ -1,0 +1,137 @@
+"""``learner.xp``: the portable array functions, in array-API spelling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from loopcore_torch import functions
+from loopcore_torch.functions import Number
+
+
+class Linalg:
+    """``xp.linalg``."""
+
+    vector_norm = staticmethod(functions.vector_norm)
+
+
+class Namespace:
+    """The functions of ``learner.xp``. Creation functions make arrays of one floating dtype on one device.
+
+    Args:
+        dtype: of floating arrays that are created without a dtype.
+        device: where arrays are created.
+    """
+
+    __slots__ = ("device", "dtype")
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+
+    # -- creation ----------------------------------------------------------------------------------------------
+
+    def zeros(self, shape: int | Sequence[int], *, dtype: torch.dtype | None = None) -> Tensor:
+        """Zeros."""
+        return torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
+
+    def ones(self, shape: int | Sequence[int], *, dtype: torch.dtype | None = None) -> Tensor:
+        """Ones."""
+        return torch.ones(shape, dtype=dtype or self.dtype, device=self.device)
+
+    def full(
+        self, shape: int | Sequence[int], fill_value: Tensor | Number, *, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """One value everywhere; a float in the parameters' dtype, an integer or a bool in its own."""
+        if dtype is None and isinstance(fill_value, float):
+            dtype = self.dtype
+        value = torch.as_tensor(fill_value, dtype=dtype, device=self.device)
+        return torch.broadcast_to(value, (shape,) if isinstance(shape, int) else tuple(shape)).clone()
+
+    def arange(
+        self, start: Number, /, stop: Number | None = None, step: Number = 1, *, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Evenly spaced numbers, ``stop`` excluded; integers unless a float is among the arguments."""
+        first, last = (0, start) if stop is None else (start, stop)
+        if dtype is None and any(isinstance(number, float) for number in (first, last, step)):
+            dtype = self.dtype
+        return torch.arange(first, last, step, dtype=dtype, device=self.device)
+
+    def eye(
+        self, n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Ones on the k-th diagonal."""
+        columns = n_rows if n_cols is None else n_cols
+        rows_at = torch.arange(n_rows, device=self.device).unsqueeze(1)
+        return (torch.arange(columns, device=self.device) - rows_at == k).to(dtype or self.dtype)
+
+    def one_hot(self, x: Tensor, num_classes: int, /, *, dtype: torch.dtype | None = None) -> Tensor:
+        """``(...)`` integers below ``num_classes`` -> ``(..., num_classes)`` zeros and ones."""
+        return functional.one_hot(x.to(torch.int64), num_classes).to(dtype or self.dtype)
+
+    zeros_like = staticmethod(functions.zeros_like)
+    ones_like = staticmethod(functions.ones_like)
+    full_like = staticmethod(functions.full_like)
+
+    # -- elementwise -------------------------------------------------------------------------------------------
+
+    abs = staticmethod(torch.abs)
+    exp = staticmethod(torch.exp)
+    log = staticmethod(torch.log)
+    log1p = staticmethod(torch.log1p)
+    expm1 = staticmethod(torch.expm1)
+    sqrt = staticmethod(torch.sqrt)
+    square = staticmethod(torch.square)
+    sign = staticmethod(torch.sign)
+    tanh = staticmethod(torch.tanh)
+    sin = staticmethod(torch.sin)
+    cos = staticmethod(torch.cos)
+    isfinite = staticmethod(torch.isfinite)
+    where = staticmethod(torch.where)
+    maximum = staticmethod(functions.maximum)
+    minimum = staticmethod(functions.minimum)
+    clip = staticmethod(functions.clip)
+    astype = staticmethod(functions.astype)
+    relu = staticmethod(torch.relu)
+    sigmoid = staticmethod(torch.sigmoid)
+    softplus = staticmethod(functions.softplus)
+
+    # -- along axes --------------------------------------------------------------------------------------------
+
+    sum = staticmethod(functions.sum)
+    mean = staticmethod(functions.mean)
+    var = staticmethod(functions.var)
+    max = staticmethod(functions.max)
+    min = staticmethod(functions.min)
+    any = staticmethod(functions.any)
+    all = staticmethod(functions.all)
+    argmax = staticmethod(functions.argmax)
+    argmin = staticmethod(functions.argmin)
+    softmax = staticmethod(functions.softmax)
+    log_softmax = staticmethod(functions.log_softmax)
+    logsumexp = staticmethod(functions.logsumexp)
+    matmul = staticmethod(torch.matmul)
+    linalg = Linalg
+
+    # -- shapes ------------------------------------------------------------------------------------------------
+
+    concat = staticmethod(functions.concat)
+    stack = staticmethod(functions.stack)
+    reshape = staticmethod(functions.reshape)
+    permute_dims = staticmethod(functions.permute_dims)
+    expand_dims = staticmethod(functions.expand_dims)
+    squeeze = staticmethod(functions.squeeze)
+    broadcast_to = staticmethod(functions.broadcast_to)
+    flip = staticmethod(functions.flip)
+    take = staticmethod(functions.take)
+    take_along_axis = staticmethod(functions.take_along_axis)
+
+    # -- dtypes ------------------------------------------------------------------------------------------------
+
+    float32 = torch.float32
+    int32 = torch.int32
+    int64 = torch.int64
+    bool = torch.bool

@@ -1,0 +1,217 @@
+"""Optimizers: neutral specs become torch's own, native ones are taken as they are."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from loopcore.backend import Leaves
+from loopcore.errors import OptimizerError
+from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
+from loopcore_torch.models import Models
+
+
+class Attached(NamedTuple):
+    """One attached optimizer: the names of its hyperparameters and all tensors it holds."""
+
+    optimizer: Optimizer
+    hyper: tuple[str, ...]
+    held: tuple[Tensor, ...]
+
+
+class Plan(NamedTuple):
+    """What an update with certain paths does: parameters that get a gradient, those that get none, who steps."""
+
+    params: tuple[nn.Parameter, ...]
+    idle: tuple[Tensor, ...]
+    optimizers: tuple[Optimizer, ...]
+
+
+class Optimizers:
+    """The attached optimizers of one learner."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._attached: list[Attached] = []
+        self._of_path: dict[str, int] = {}
+        self._plans: dict[tuple[str, ...], Plan] = {}
+
+    def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
+        """Take optimizers with the paths they train; these get ``requires_grad``, whatever it was.
+
+        Raises:
+            OptimizerError: one of another framework, or one whose parameters are not those of its paths.
+        """
+        params = self._models.params
+        attached = [self._attach(given, paths) for given, paths in optimizers]
+        for _, paths in optimizers:
+            for path in paths:
+                params[path].requires_grad_(True)
+        self._attached = attached
+        self._of_path = {path: index for index, (_, paths) in enumerate(optimizers) for path in paths}
+        self._plans = {}
+
+    def _attach(self, given: Any, paths: tuple[str, ...]) -> Attached:
+        params = [self._models.params[path] for path in paths]
+        if isinstance(given, OptimizerSpec):
+            optimizer = _build(given, params)
+            names = _spec_hyper(given)
+        elif isinstance(given, Optimizer):
+            optimizer = given
+            self._check(optimizer, paths)
+            names = _native_hyper(optimizer)
+        else:
+            kind = type(given)
+            raise OptimizerError(
+                f"the optimizer is a {kind.__module__}.{kind.__qualname__}, but the model is a torch one: pass "
+                "loopcore.Adam(1e-3), or torch.optim.Adam(model.parameters(), 1e-3)"
+            )
+        return Attached(optimizer, names, _held(optimizer))
+
+    def _check(self, optimizer: Optimizer, paths: tuple[str, ...]) -> None:
+        name = type(optimizer).__name__
+        closure = inspect.signature(optimizer.step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            raise OptimizerError(
+                f"{name} evaluates the loss several times a step and needs a closure, which a step cannot give: use "
+                "an optimizer that steps on gradients, such as torch.optim.Adam"
+            )
+        held = {id(tensor) for tensor in _held(optimizer)}
+        missing = [path for path in paths if id(self._models.params[path]) not in held]
+        if missing:
+            raise OptimizerError(
+                f"{name} does not hold {_some(missing)}: build it from model.parameters() of the model that the "
+                "Learner gets, after moving it to its device"
+            )
+        known = {id(parameter) for parameter in self._models.params.values()}
+        foreign = [str(list(tensor.shape)) for tensor in _held(optimizer) if id(tensor) not in known]
+        if foreign:
+            raise OptimizerError(
+                f"{name} holds tensors that are no parameters of the models, of shapes {_some(foreign)}: build it from "
+                "model.parameters(), or pass the other model to the Learner too"
+            )
+
+    def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
+        """Paths that a torch optimizer holds, in the models' order; None for a neutral spec."""
+        if not isinstance(optimizer, Optimizer):
+            return None
+        held = {id(tensor) for tensor in _held(optimizer)}
+        return tuple(path for path, parameter in self._models.params.items() if id(parameter) in held)
+
+    # -- hyperparameters ---------------------------------------------------------------------------------------
+
+    def hyper_names(self, index: int) -> tuple[str, ...]:
+        """Names of the hyperparameters of an optimizer."""
+        return self._attached[index].hyper
+
+    def get_hyper(self, index: int, name: str) -> float:
+        """Value in the first parameter group."""
+        group = self._attached[index].optimizer.param_groups[0]
+        key = _group_key(group, name)
+        return float(group[key][0] if key == "betas" else group[key])
+
+    def set_hyper(self, index: int, name: str, value: float) -> None:
+        """Set the value in all parameter groups."""
+        for group in self._attached[index].optimizer.param_groups:
+            key = _group_key(group, name)
+            old = group[key][0] if key == "betas" else group[key]
+            new = old.fill_(value) if isinstance(old, Tensor) else value  # a tensor is what a compiled step reads
+            group[key] = (new, *group[key][1:]) if key == "betas" else new
+
+    # -- updates -----------------------------------------------------------------------------------------------
+
+    def update(self, grads: Leaves, apply: Any) -> bool:
+        """Step with these gradients and no others; ``.grad`` is None afterwards. Returns whether it happened."""
+        if apply is not True and not bool(apply):
+            return False
+        params, idle, optimizers = self._plans.get(tuple(grads)) or self._plan(tuple(grads))
+        try:
+            for tensor in idle:
+                tensor.grad = None
+            for parameter, grad in zip(params, grads.values(), strict=True):
+                parameter.grad = grad
+            for optimizer in optimizers:
+                optimizer.step()
+        finally:
+            for parameter in params:
+                parameter.grad = None
+        return True
+
+    def _plan(self, paths: tuple[str, ...]) -> Plan:
+        frozen = [path for path in paths if path not in self._of_path]
+        if frozen:
+            raise OptimizerError(f"no optimizer trains {_some(frozen)}: leave these out of the gradients")
+        params = tuple(self._models.params[path] for path in paths)
+        stepping = [self._attached[index] for index in sorted({self._of_path[path] for path in paths})]
+        given = {id(parameter) for parameter in params}
+        idle = tuple(tensor for one in stepping for tensor in one.held if id(tensor) not in given)
+        plan = self._plans[paths] = Plan(params, idle, tuple(one.optimizer for one in stepping))
+        return plan
+
+    def to_device(self, device: torch.device) -> None:
+        """Move the state of all optimizers, in place."""
+        for one in self._attached:
+            move_state(one.optimizer, device)
+
+
+def move_state(optimizer: Optimizer, device: torch.device) -> None:
+    """Move an optimizer's state; step counters stay on the CPU where torch keeps them there."""
+    for group in optimizer.param_groups:
+        on_device = group.get("capturable") or group.get("fused")
+        for tensor in group["params"]:
+            state = optimizer.state.get(tensor, {})
+            for key, value in state.items():
+                if isinstance(value, Tensor) and (key != "step" or on_device):
+                    state[key] = value.to(device)
+
+
+def _build(spec: OptimizerSpec, params: list[nn.Parameter]) -> Optimizer:
+    match spec:
+        case AdamW():
+            betas = (spec.beta1, spec.beta2)
+            return torch.optim.AdamW(params, spec.learning_rate, betas, spec.epsilon, spec.weight_decay)
+        case Adam():
+            return torch.optim.Adam(params, spec.learning_rate, (spec.beta1, spec.beta2), spec.epsilon)
+        case Momentum():
+            return torch.optim.SGD(params, spec.learning_rate, spec.momentum)
+        case SGD():
+            return torch.optim.SGD(params, spec.learning_rate)
+        case _:
+            raise OptimizerError(
+                f"torch has nothing for {spec!r}: use SGD, Momentum, Adam or AdamW, or pass a torch.optim optimizer"
+            )
+
+
+def _spec_hyper(spec: OptimizerSpec) -> tuple[str, ...]:
+    match spec:
+        case AdamW():
+            return ("learning_rate", "momentum", "weight_decay")
+        case Adam() | Momentum():
+            return ("learning_rate", "momentum")
+        case _:
+            return ("learning_rate",)
+
+
+def _native_hyper(optimizer: Optimizer) -> tuple[str, ...]:
+    group = optimizer.param_groups[0]
+    return tuple(name for name in ("learning_rate", "momentum", "weight_decay") if _group_key(group, name) in group)
+
+
+def _group_key(group: dict[str, Any], name: str) -> str:
+    """What torch calls a hyperparameter."""
+    if name == "learning_rate":
+        return "lr"
+    return "betas" if name == "momentum" and "momentum" not in group and "betas" in group else name
+
+
+def _held(optimizer: Optimizer) -> tuple[Tensor, ...]:
+    return tuple(tensor for group in optimizer.param_groups for tensor in group["params"])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,106 @@
+"""Random arrays that are named by a key, and torch's own generators, which dropout draws from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loopcore.backend import DrawKey
+
+_MASK = (1 << 64) - 1
+
+
+def mix(key: DrawKey) -> int:
+    """A key as 63 well-mixed bits (SplitMix64); torch's CPU generator uses the lower 32."""
+    seed, stream, step = key
+    z = (seed * 0xD1342543DE82EF95 + stream * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (z ^ (z >> 31)) >> 1
+
+
+class Random:
+    """Draws in the parameters' dtype on the learner's device; equal keys give equal arrays.
+
+    Args:
+        dtype: of floating draws.
+        device: of all draws. Numbers of one key differ between kinds of devices.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._generator = torch.Generator(device)
+        self._floating: dict[str, Any] = {"dtype": dtype, "device": device}
+        self._device = device
+
+    def _seeded(self, key: DrawKey) -> torch.Generator:
+        return self._generator.manual_seed(mix(key))
+
+    def normal(self, key: DrawKey, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers."""
+        return torch.randn(tuple(shape), generator=self._seeded(key), **self._floating)
+
+    def uniform(self, key: DrawKey, shape: Sequence[int], low: float, high: float) -> Tensor:
+        """Uniform numbers in ``[low, high)``."""
+        return low + (high - low) * torch.rand(tuple(shape), generator=self._seeded(key), **self._floating)
+
+    def bernoulli(self, key: DrawKey, p: float, shape: Sequence[int]) -> Tensor:
+        """Ones with probability ``p``, else zeros."""
+        draws = torch.rand(tuple(shape), generator=self._seeded(key), device=self._device)
+        return (draws < p).to(self._floating["dtype"])
+
+    def integers(self, key: DrawKey, low: int, high: int, shape: Sequence[int]) -> Tensor:
+        """Integers from ``low`` to ``high`` (excluded), int32."""
+        generator = self._seeded(key)
+        return torch.randint(low, high, tuple(shape), generator=generator, dtype=torch.int32, device=self._device)
+
+    def permutation(self, key: DrawKey, n: int) -> Tensor:
+        """The integers below ``n`` in random order, int64."""
+        return torch.randperm(n, generator=self._seeded(key), device=self._device)
+
+    def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Tensor:
+        """Numbers in [0, 1] of the Beta(a, b) distribution, drawn by NumPy."""
+        draws = np.random.Generator(np.random.PCG64(mix(key))).beta(a, b, tuple(shape))
+        return torch.as_tensor(draws, **self._floating)
+
+    def categorical(self, key: DrawKey, logits: Tensor) -> Tensor:
+        """For each row of ``logits`` an index along its last axis, drawn with the softmax of the row, int64."""
+        logits = logits.detach().float()
+        noise = torch.empty_like(logits).exponential_(generator=self._seeded(key))
+        return torch.argmax(logits - torch.log(noise), dim=-1)  # minus the log of an exponential is a Gumbel draw
+
+
+class GlobalGenerators:
+    """torch's global generators, of the CPU and of one accelerator. ``with`` leaves their states as they were.
+
+    Args:
+        device: of the learner; its generator counts if it is an accelerator.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cpu = torch.default_generator
+        self._accelerator: Any = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
+        self._where = () if device.type == "mps" else (device,)  # there is only one, so its functions take none
+        self._states: list[tuple[Tensor, Tensor | None]] = []
+
+    def seed(self, value: int) -> None:
+        """Seed them; `torch.manual_seed` would seed every device there may be, 100 times slower."""
+        self._cpu.manual_seed(value)
+        if self._accelerator is not None:
+            self._accelerator.manual_seed(value)
+
+    def __enter__(self) -> None:
+        accelerator = None if self._accelerator is None else self._accelerator.get_rng_state(*self._where)
+        self._states.append((self._cpu.get_state(), accelerator))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        state, accelerator = self._states.pop()
+        self._cpu.set_state(state)
+        if accelerator is not None:
+            self._accelerator.set_rng_state(accelerator, *self._where)
