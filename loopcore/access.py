@@ -8,8 +8,9 @@ handlers see what the step body sees.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from loopcore.callback import Callback, name_of
@@ -56,10 +57,10 @@ class Access:
         """Whether a declared path covers ``path`` (or lies below it, which opens the way down)."""
         return any(path == d or path.startswith(f"{d}.") for d in declared)
 
-    def names(self, root: str, declared: Iterable[str]) -> frozenset[str]:
-        """Names directly below a root; ``"*"`` when the root itself is declared."""
-        found = (path.partition(".")[2].partition(".")[0] or "*" for path in declared if path.partition(".")[0] == root)
-        return frozenset(found)
+    def names(self, path: str, declared: frozenset[str]) -> frozenset[str]:
+        """Names directly below a path that are declared; ``"*"`` when the path itself is."""
+        below = (d.removeprefix(f"{path}.").partition(".")[0] for d in declared if d.startswith(f"{path}."))
+        return frozenset(below) | ({"*"} if self.may(path, declared) else frozenset())
 
     def error(self, path: str, *, write: bool) -> AccessError:
         """The error for an undeclared access."""
@@ -104,6 +105,7 @@ def make_view(learner: Learner, callback: Callback, *, traced: bool) -> Any:
             members[root] = property(_guarded_root(root, access))
     for name in FREE | {verb for verb, needs in VERBS.items() if _allowed(access, needs)}:
         members[name] = property(_forward(name))
+    members["epoch"] = property(lambda view: view._learner.epoch and _EpochView(view._learner.epoch, access))
     view = cast(type[_View], type("LearnerView", (_View,), members))
     return view(learner)
 
@@ -149,10 +151,28 @@ def _forward(name: str) -> Callable[[Any], Any]:
 
 def _guarded_root(root: str, access: Access) -> Callable[[Any], Any]:
     whole, writable = access.names(root, access.reads), access.names(root, access.writes)
-    if "*" in writable or root in ("optimizer", "data"):
+    if "*" in writable:
         return lambda view: getattr(view._learner, root)
+    if root in ("optimizer", "data"):
+        return lambda view: MappingProxyType(getattr(view._learner, root))
     wrapper = _ModelView if root == "model" else _HandleView
     return lambda view: wrapper(getattr(view._learner, root), access, root, whole)
+
+
+class _EpochView:
+    """The running epoch for a callback: all of it readable, nothing writable."""
+
+    __slots__ = ("_access", "_epoch")
+
+    def __init__(self, epoch: Any, access: Access) -> None:
+        object.__setattr__(self, "_epoch", epoch)
+        object.__setattr__(self, "_access", access)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoch, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AccessError(f"{name_of(self._access.callback)} assigns learner.epoch.{name}: the loop alone counts")
 
 
 class _ModelView:
@@ -174,7 +194,8 @@ class _ModelView:
             return getattr(self._model, name)
         if not self._names & {"*", name}:
             raise self._access.error(f"{self._path}.{name}", write=False)
-        return _ModelView(getattr(self._model, name), self._access, f"{self._path}.{name}", frozenset({"*"}))
+        path = f"{self._path}.{name}"
+        return _ModelView(getattr(self._model, name), self._access, path, self._access.names(path, self._access.reads))
 
 
 class _HandleView:
@@ -196,9 +217,9 @@ class _HandleView:
         if not self._names & {"*", name}:
             raise self._access.error(f"{self._path}.{name}", write=False)
         path = f"{self._path}.{name}"
-        handle = self._handle[name]
-        writable = self._access.may(path, self._access.writes)
-        return handle if writable else _HandleView(handle, self._access, path, frozenset({"*"}))
+        access, handle = self._access, self._handle[name]
+        writable = access.may(path, access.writes)
+        return handle if writable else _HandleView(handle, access, path, access.names(path, access.reads))
 
     __getitem__ = __getattr__
 
@@ -300,7 +321,7 @@ def _concrete(learner: Learner) -> Callable[[Any], Any]:
 
     def read(value: Any) -> Any:
         seen = concrete(value)
-        return tree_map(_raw, seen) if seen.__class__ in (dict, list) else seen
+        return tree_map(_raw, seen) if isinstance(seen, (dict, list, tuple)) else seen
 
     return read
 

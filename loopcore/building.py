@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loopcore.errors import DataError, DataExhaustedError, EmptyDataError, NoDataError, OptimizerError
+from loopcore.ordering import ROOTS
 from loopcore.phases import AbstractValidationPhase, Phase, TrainingPhase, ValidationPhase
 
 if TYPE_CHECKING:
@@ -70,11 +71,22 @@ def checked_phases(phases: Sequence[Phase] | None) -> tuple[Phase, ...]:
             raise TypeError(f"phases takes instances: write {phase.__name__}()")
         if not isinstance(phase, Phase):
             raise TypeError(f"phases takes subclasses of Phase, not {phase!r}")
+        checked_reads(type(phase).__name__, phase.reads)
     names = [phase.name for phase in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise TypeError(f"two phases are named {twice[0]!r}, and would share counters and history: override name")
     return found
+
+
+def checked_reads(owner: str, reads: Any) -> tuple[str, ...]:
+    """Step paths that a phase or the caller wants kept."""
+    wrong = [reads] if isinstance(reads, str) else [r for r in reads if str(r).partition(".")[0] not in ROOTS]
+    if wrong:
+        name = wrong[0] if isinstance(wrong[0], str) else "y_pred"
+        path = name if name.startswith("step.") else f"step.{name}"
+        raise TypeError(f'{owner} has reads={reads!r}: write a tuple of dotted paths, such as reads=("{path}",)')
+    return tuple(reads)
 
 
 class Batches:
@@ -88,8 +100,11 @@ class Batches:
         return len(self._data)
 
     def __iter__(self) -> Iterator[Any]:
+        return self._checked(iter(self._data))  # not in the generator, which would disguise a StopIteration
+
+    def _checked(self, batches: Iterator[Any]) -> Iterator[Any]:
         empty = True
-        for batch in self._data:
+        for batch in batches:
             empty = False
             yield batch
             del batch  # while the next one is fetched, this one must not be kept alive here

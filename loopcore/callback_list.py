@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from loopcore.learner import Learner
 
 C = TypeVar("C", bound=Callback)
-_owners: weakref.WeakKeyDictionary[Callback, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+_owners: weakref.WeakValueDictionary[int, Learner] = weakref.WeakValueDictionary()  # by id: callbacks need no hash
 
 
 class CallbackList:
@@ -45,7 +45,8 @@ class CallbackList:
 
     def remove(self, *callbacks: Callback) -> None:
         """Remove callbacks and the shared state that only they write; an error if another one reads it."""
-        self._commit([c for c in self._given if c not in [self._present(c) for c in callbacks]])
+        gone = [self._present(callback) for callback in callbacks]
+        self._commit([callback for callback in self._given if not any(callback is one for one in gone)])
 
     def replace(self, old: Callback, new: Callback) -> None:
         """Put a callback in the place of another one."""
@@ -97,9 +98,9 @@ class CallbackList:
             shared.update(before)
             raise
         for callback in gone:
-            _owners.pop(callback.identity(), None)
+            _owners.pop(id(callback.identity()), None)
         for callback in new:
-            _owners[callback.identity()] = weakref.ref(learner)
+            _owners[id(callback.identity())] = learner
         self._given, self.members, self.edges = given, members, order.edges
         learner.runs.forget_runners()
 
@@ -128,13 +129,11 @@ def _check_listeners(callback: Callback) -> None:
 
 
 def _check_owner(callback: Callback, learner: Learner) -> None:
-    inner = callback.identity()
-    owner = _owners.get(inner)
-    if owner is None or owner() in (None, learner):
+    inner = id(callback.identity())
+    if _owners.get(inner, learner) is learner:
         return
-    del owner
     gc.collect()  # a learner that is gone may still wait for the collector
-    if _owners[inner]() is not None:
+    if inner in _owners:
         raise CallbackError(
             f"{name_of(callback)} belongs to another learner, and two would mix their state: make a new one, or "
             "remove it there first with learner.callbacks.remove"

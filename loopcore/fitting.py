@@ -69,7 +69,10 @@ def fit(learner: Learner, epochs: int) -> FitResult:
         error = caught
     error = _misused(error)
     event = FitEnd(_outcome(error))
-    error = _misused(close_scope(runs.fit_handlers(FitEnd), None, event, error))
+    ended = _misused(close_scope(runs.fit_handlers(FitEnd), None, event, error))
+    if ended is error or not isinstance(ended, CancelFittingException):
+        error = ended  # else the fit it would cancel is over
+    del ended  # the frame must not keep the exception that keeps the frame
     runs.close()
     runs.fitting = False
     learner.result = result = run.result(error, learner.history)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 PREFIXES = {"training": "", "validation": "val_"}
 
 
-class Counts:
-    """Completed epochs and steps of one phase.
+class Counts(NamedTuple):
+    """Completed epochs and steps of one phase, as they were when it was asked for.
 
     Attributes:
         epochs: completed epochs.
@@ -23,13 +23,22 @@ class Counts:
         attempts: steps that ended, however they ended.
     """
 
-    __slots__ = ("attempts", "epochs", "steps", "steps_epoch")
-
-    def __init__(self) -> None:
-        self.epochs = self.steps = self.steps_epoch = self.attempts = 0
+    epochs: int = 0
+    steps: int = 0
+    steps_epoch: int = 0
+    attempts: int = 0
 
     def __repr__(self) -> str:
         return f"Counts(epochs={self.epochs}, steps={self.steps}, steps_epoch={self.steps_epoch})"
+
+
+class Tally:
+    """Counts that still count; only a `Recorder` has them."""
+
+    __slots__ = Counts._fields
+
+    def __init__(self) -> None:
+        self.epochs = self.steps = self.steps_epoch = self.attempts = 0
 
 
 class History(Mapping[str, Counts]):
@@ -39,10 +48,11 @@ class History(Mapping[str, Counts]):
     """
 
     def __init__(self) -> None:
-        self._counts: dict[str, Counts] = {}
+        self._counts: dict[str, Tally] = {}
 
     def __getitem__(self, phase: str | Phase) -> Counts:
-        return self._counts.get(phase if isinstance(phase, str) else phase.name) or Counts()
+        tally = self._counts.get(phase if isinstance(phase, str) else phase.name)
+        return Counts() if tally is None else Counts(tally.epochs, tally.steps, tally.steps_epoch, tally.attempts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._counts)
@@ -51,7 +61,7 @@ class History(Mapping[str, Counts]):
         return len(self._counts)
 
     def __repr__(self) -> str:
-        return f"History({self._counts})"
+        return f"History({dict(self)})"
 
 
 class Ring:

@@ -12,6 +12,7 @@ from loopcore.backend import Tree
 from loopcore.building import (
     Batches,
     checked_phases,
+    checked_reads,
     data_of,
     iterable_batches,
     length_of,
@@ -22,7 +23,7 @@ from loopcore.building import (
 from loopcore.callback import Callback
 from loopcore.callback_list import CallbackList
 from loopcore.defaults import with_defaults
-from loopcore.errors import GradientError, LossError, WeightsError
+from loopcore.errors import GradientError, LossError, UnpackError, WeightsError
 from loopcore.events import BackwardEnd
 from loopcore.explain import explain
 from loopcore.fitting import FitResult, fit
@@ -36,6 +37,8 @@ from loopcore.runs import Runs
 from loopcore.state import Shared, State
 from loopcore.trees import TreeMath
 from loopcore.weights import Handle, assign_optimizers, mismatches
+
+_NONE: frozenset[str] = frozenset()
 
 
 class Learner:
@@ -111,7 +114,7 @@ class Learner:
         self._attach(named_optimizers(optimizer), hyper or {})
         self.data = named_data(data)
         self.phases = checked_phases(phases)
-        self.reads = tuple(reads)
+        self.reads = checked_reads("Learner", reads)
         self.compile = compile
         self.shared: Any = Shared()
         self.random = Random(self)
@@ -125,9 +128,8 @@ class Learner:
     def _attach(self, optimizers: Mapping[str, Any], hyper: Mapping[str, float]) -> None:
         parts = self.backend.paths("params")
         paths = [path for part in parts.values() for path in part]
-        self.trained = [
-            (prefix, self._held(optimizers[prefix], covered)) for prefix, covered in assign_optimizers(paths, optimizers)
-        ]
+        assigned = assign_optimizers(paths, optimizers)
+        self.trained = [(prefix, self._held(optimizers[prefix], covered)) for prefix, covered in assigned]
         self.backend.attach([(optimizers[prefix], taken) for prefix, taken in self.trained])
         taken = {path for _, group in self.trained for path in group}
         self.frozen = tuple(path for path in paths if path not in taken)
@@ -211,8 +213,14 @@ class Learner:
         Returns:
             The state of the step.
         """
-        kept = frozenset(path.removeprefix("step.") for path in reads)
-        return execute_step(phase.step, self, phase, phase.unpack(batch), kept)
+        kept = frozenset(path.removeprefix("step.") for path in checked_reads("run_step", reads)) if reads else _NONE
+        initial = phase.unpack(batch)
+        if not isinstance(initial, Mapping):
+            raise UnpackError(
+                f"{type(phase).__name__}.unpack returned a {type(initial).__name__}: return a dict that names the "
+                'parts, {"xs": xs, "ys": ys}'
+            )
+        return execute_step(phase.step, self, phase, initial, kept)
 
     def predict(self, data: Any) -> Any:
         """Run the model forward on data, in evaluation mode.

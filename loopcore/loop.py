@@ -108,6 +108,7 @@ def execute_step(
             deliver(runner.begin, phase, _STEP_BEGIN)
         begun = True
         runner.run(body, state)
+        runner.completed()
         outcome = "completed"
     except BaseException as caught:
         error = caught
@@ -115,8 +116,6 @@ def execute_step(
     if isinstance(error, CancelStepException):
         error = None
     state.outcome = outcome
-    if outcome == "completed":
-        runner.completed(state)
     if runner.end:
         error = close_scope(runner.end, phase, StepEnd(outcome), error)
         if isinstance(error, CancelStepException):
@@ -179,6 +178,7 @@ class run_epoch:
         runs, phase = self._learner.runs, self._phase
         self._runner = runner = runs.runner_of(phase)
         self._info, self._outer = runs.open_epoch(phase, self._length)
+        self._carry, runner.carry = runner.carry, None
         try:
             deliver(runner.scopes[EpochBegin], phase, _EPOCH_BEGIN)
             self._begun = True
@@ -218,7 +218,7 @@ class run_epoch:
         info.pending = None
         if isinstance(error, CancelEpochException):
             error = None
-        runner.carry = None
+        runner.carry = self._carry if info.nested else None
         error = close_scope(runner.scopes[EpochEnd], self._phase, EpochEnd(info.outcome), error)
         self._learner.runs.ended = info
         self._learner.runs.close_epoch(self._outer)

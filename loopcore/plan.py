@@ -141,12 +141,12 @@ class Runner:
         if before is not None:
             check_carry(learner.backend, self.phase, before, state)
 
-    def completed(self, state: State) -> None:
+    def completed(self) -> None:
         """Count a completed step; after the first one, check that no handler waits for an event that never comes."""
-        self.learner.runs.completed_step()
         if self._unchecked:
             self._unchecked = False
             warn_unfired(self.inner, self.phase)
+        self.learner.runs.completed_step()
 
     def start_carry(self, state: State) -> None:
         """Give a step what the one before it left; the first of an epoch starts anew."""

@@ -52,7 +52,7 @@ class State:
                 name=name,
                 obj=self,
             )
-        there = ", ".join(sorted(self.__dict__)) or "nothing"
+        there = ", ".join(sorted(map(str, self.__dict__))) or "nothing"
         raise AttributeError(f"the step has no value {name!r} (yet); it has {there}", name=name, obj=self)
 
     def __repr__(self) -> str:

@@ -72,6 +72,7 @@ class Backend:
         self._dtype = dtype
         self.xp = Namespace(dtype)
         self.random = Random(dtype)
+        self._convert_leaf = partial(trees.convert_leaf, dtype)
 
     @staticmethod
     def recognises(model: Any) -> bool:
@@ -313,9 +314,6 @@ class Backend:
     def convert(self, tree: Tree) -> Tree:
         """A batch from any loader -> arrays of our own, floats in the parameters' dtype."""
         return trees.transform(self._convert_leaf, tree)
-
-    def _convert_leaf(self, leaf: Any) -> Any:
-        return trees.convert_leaf(leaf, self._dtype)
 
     def adopt(self, old: Tree, new: Tree) -> Tree:
         """Convert what a handler wrote; leaves that are still the memory of ``old`` stay the leaves of ``old``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import is_
 from typing import Any, TypeGuard, cast
 
 import numpy as np
@@ -21,18 +22,18 @@ def transform(fn: Callable[[Any], Any], tree: Tree) -> Tree:
         return fn(tree)
     if kind is dict:
         items = cast(dict[Any, Any], tree)
-        new = {key: transform(fn, value) for key, value in items.items()}
-        return new if any(new[key] is not value for key, value in items.items()) else tree
+        new = {key: fn(value) if type(value) is np.ndarray else transform(fn, value) for key, value in items.items()}
+        return tree if all(map(is_, new.values(), items.values())) else new
     if kind is list or kind is tuple:
         values = [transform(fn, value) for value in tree]
-        return kind(values) if any(a is not b for a, b in zip(values, tree, strict=True)) else tree
+        return tree if all(map(is_, values, tree)) else kind(values)
     if kind in SCALARS:
         return tree
     if optree.tree_is_leaf(tree, none_is_leaf=True):
         return fn(tree)
     leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
     values = [transform(fn, leaf) for leaf in leaves]
-    return spec.unflatten(values) if any(a is not b for a, b in zip(values, leaves, strict=True)) else tree
+    return tree if all(map(is_, values, leaves)) else spec.unflatten(values)
 
 
 def is_array(value: Any) -> TypeGuard[Array]:
@@ -45,7 +46,7 @@ def is_floating(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
-def convert_leaf(leaf: Any, dtype: np.dtype[Any]) -> Any:
+def convert_leaf(dtype: np.dtype[Any], leaf: Any) -> Any:
     """An array of any framework -> a NumPy array of its own, floats in ``dtype``; anything else as it is."""
     kind: type[Any] = type(leaf)
     if kind is not np.ndarray:
@@ -54,7 +55,8 @@ def convert_leaf(leaf: Any, dtype: np.dtype[Any]) -> Any:
         if isinstance(leaf, (type, str, bytes)) or not hasattr(kind, "__array__"):
             return np.array(np.from_dlpack(cast(Any, leaf))) if hasattr(kind, "__dlpack__") else leaf
         leaf = np.asarray(leaf)
-    return leaf.astype(dtype) if leaf.dtype != dtype and is_floating(leaf.dtype) else leaf.copy()
+    own = leaf.dtype
+    return leaf.copy() if own is dtype or own == dtype or not is_floating(own) else leaf.astype(dtype)
 
 
 def _convert_box(box: Array, dtype: np.dtype[Any]) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import optree
 import torch
@@ -17,7 +17,6 @@ from loopcore_torch.models import Models
 from loopcore_torch.objectives import along_graph, backward, detach_all, filled, scalars
 
 Scopes = Sequence[MutableMapping[str, Any]]
-Result = TypeVar("Result")
 
 
 class Gradients:
@@ -31,71 +30,81 @@ class Gradients:
     def __init__(self, models: Models, arrays: Arrays) -> None:
         self._models = models
         self._arrays = arrays
+        self._outermost = torch.enable_grad()  # entered once at a time; a new one for each step costs a microsecond
 
     def gradient(
         self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves | None, scopes: Scopes
     ) -> list[list[Leaves]]:
         """Differentiate a zero-argument closure: for each loss, for each group of paths, gradients by path."""
         models = self._models
-        nested = models.depth > 0
         paths = wrt[0] if len(wrt) == 1 else tuple(dict.fromkeys(chain(*wrt)))
-        stand_ins: dict[str, Tensor] = self._stand_ins(paths, at or {}, nested) if nested or at else {}
-        inputs: list[Tensor] = [stand_ins[path] if path in stand_ins else models.params[path] for path in paths]
-
-        def work() -> list[list[Tensor | None]]:
-            losses = scalars(objective())
-            if nested:
-                return [along_graph(loss, inputs, True) for loss in losses]
-            last = len(losses) - 1
-            return [backward(loss, inputs, number < last) for number, loss in enumerate(losses)]
-
-        rows = self._inside(work, stand_ins, scopes)
-        found = [dict(zip(paths, filled(row, inputs, paths, number), strict=True)) for number, row in enumerate(rows)]
+        if models.depth:
+            rows = self._nested(objective, paths, at or {})
+        else:
+            rows = self._outer(objective, paths, at or {}, scopes)
+        found = [dict(zip(paths, row, strict=True)) for row in rows]
         if len(wrt) == 1:
             return [[grads] for grads in found]
         return [[{path: grads[path] for path in group} for group in wrt] for grads in found]
+
+    def _outer(
+        self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves, scopes: Scopes
+    ) -> list[list[Tensor]]:
+        models = self._models
+        params = models.params
+        stand_ins = {path: _variable(self._arrays.tensor(leaf), False) for path, leaf in at.items()} if at else at
+        inputs: list[Tensor] = [stand_ins.get(path, params[path]) for path in paths] if at else [params[p] for p in paths]
+        outer = models.enter(stand_ins)
+        try:
+            with self._outermost:
+                losses = scalars(objective())
+                last = len(losses) - 1
+                found = [backward(loss, inputs, number < last) for number, loss in enumerate(losses)]
+        finally:
+            models.leave(outer)
+            detach_all(scopes)
+        return [filled(row, inputs, paths, number) for number, row in enumerate(found)]
+
+    def _nested(self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves) -> list[list[Tensor]]:
+        models = self._models
+        values = {path: self._arrays.tensor(leaf) for path, leaf in at.items()}
+        values |= {path: models.array(path) for path in paths if path not in values}
+        with torch.enable_grad():
+            stand_ins = {path: _variable(value, True) for path, value in values.items()}
+            inputs = [stand_ins[path] for path in paths]
+            outer = models.enter(stand_ins)
+            try:
+                losses = scalars(objective())
+                found = [along_graph(loss, inputs, True) for loss in losses]
+            finally:
+                models.leave(outer)
+        return [filled(row, inputs, paths, number) for number, row in enumerate(found)]
 
     def grad(self, fn: Callable[..., Any], scopes: Scopes) -> Callable[..., Any]:
         """Gradient of a scalar function of trees of arrays; can be differentiated again inside an objective."""
 
         def gradients(*args: Any) -> Any:
-            nested = self._models.depth > 0
             leaves, spec = optree.tree_flatten(args)
             if not leaves:
                 raise GradientError("grad(fn)() needs the arrays to differentiate by: write grad(fn)(x)")
-            inputs = [self._argument(leaf, index, args, nested) for index, leaf in enumerate(leaves)]
-
-            def work() -> list[Tensor | None]:
-                losses = scalars(fn(*optree.tree_unflatten(spec, inputs)))
-                if len(losses) > 1:
-                    raise LossError(f"the function given to grad returned {len(losses)} values: return one scalar")
-                return along_graph(losses[0], inputs, nested)
-
-            found = filled(self._inside(work, {}, scopes), inputs, ["the arguments of the function"])
-            trees: Any = optree.tree_unflatten(spec, found)
+            models = self._models
+            nested = models.depth > 0
+            outer = models.enter({})
+            try:
+                with torch.enable_grad():
+                    inputs = [self._argument(leaf, index, args, nested) for index, leaf in enumerate(leaves)]
+                    losses = scalars(fn(*optree.tree_unflatten(spec, inputs)))
+                    if len(losses) > 1:
+                        raise LossError(f"the function given to grad returned {len(losses)} values: return one scalar")
+                    found = along_graph(losses[0], inputs, nested)
+            finally:
+                models.leave(outer)
+                if not nested:
+                    detach_all(scopes)
+            trees: Any = optree.tree_unflatten(spec, filled(found, inputs, ["the arguments of the function"]))
             return trees[0] if len(trees) == 1 else trees
 
         return gradients
-
-    def _inside(self, work: Callable[[], Result], stand_ins: dict[str, Tensor], scopes: Scopes) -> Result:
-        """Run as an objective: with graph, and with arrays that stand in for parameters."""
-        models = self._models
-        with_graph = torch.is_grad_enabled()
-        outer = models.enter(stand_ins)
-        torch.set_grad_enabled(True)
-        try:
-            return work()
-        finally:
-            torch.set_grad_enabled(with_graph)
-            models.leave(outer)
-            if models.depth == 0:
-                detach_all(scopes)
-
-    def _stand_ins(self, paths: tuple[str, ...], at: Leaves, nested: bool) -> dict[str, Tensor]:
-        values = {path: self._arrays.tensor(leaf) for path, leaf in at.items()}
-        if nested:
-            values |= {path: self._models.array(path) for path in paths if path not in values}
-        return {path: _variable(value, nested) for path, value in values.items()}
 
     def _argument(self, leaf: Any, index: int, args: tuple[Any, ...], nested: bool) -> Tensor:
         value = leaf if isinstance(leaf, str) else self._arrays.tensor(leaf)

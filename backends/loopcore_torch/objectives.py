@@ -74,7 +74,11 @@ def filled(found: list[Tensor | None], inputs: list[Tensor], names: Sequence[str
     Raises:
         GradientError: nothing was reached.
     """
-    grads = [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(found, inputs, strict=True)]
+    for grad in found:
+        if grad is None:
+            break
+    else:
+        return cast("list[Tensor]", found)
     if all(grad is None for grad in found):
         which = "the loss" if number == 0 else f"loss number {number}"
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
@@ -82,7 +86,7 @@ def filled(found: list[Tensor | None], inputs: list[Tensor], names: Sequence[str
             f"{which} does not depend on {shown}: compute it inside the objective from learner.model(...); what was "
             "computed before it began, detached values and integers are constants"
         )
-    return grads
+    return [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(found, inputs, strict=True)]
 
 
 def detach_all(scopes: Sequence[MutableMapping[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from types import TracebackType
 from typing import Any
 
@@ -12,16 +13,21 @@ from torch import Tensor
 
 from loopcore.backend import DrawKey
 
-_MASK = (1 << 64) - 1
+_MASK = (1 << 63) - 1
 
 
 def mix(key: DrawKey) -> int:
-    """A key as 63 well-mixed bits (SplitMix64); torch's CPU generator uses the lower 32."""
-    seed, stream, step = key
-    z = (seed * 0xD1342543DE82EF95 + stream * 0x9E3779B97F4A7C15 + (step + 1) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return (z ^ (z >> 31)) >> 1
+    """A key as a seed of 63 bits, of which torch's CPU generator uses the lower 32."""
+    return (_stream_seed(key[0], key[1]) + key[2] * 0x9E3779B97F4A7C15) & _MASK
+
+
+@lru_cache(maxsize=4096)
+def _stream_seed(seed: int, stream: int) -> int:
+    """SplitMix64 of a stream; its steps follow in odd strides, so that no two are equal."""
+    z = (seed * 0xD1342543DE82EF95 + (stream + 1) * 0x9E3779B97F4A7C15) & ((1 << 64) - 1)
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & ((1 << 64) - 1)
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & ((1 << 64) - 1)
+    return (z ^ (z >> 31)) & _MASK
 
 
 class Random:

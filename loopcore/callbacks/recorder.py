@@ -6,7 +6,7 @@ from typing import Any
 
 from loopcore.callback import Callback, on
 from loopcore.events import EpochBegin, EpochEnd, StepEnd
-from loopcore.history import Counts, History
+from loopcore.history import History, Tally
 
 
 class Recorder(Callback):
@@ -49,11 +49,11 @@ class Recorder(Callback):
         if event.outcome == "completed":
             self._counts(learner, phase).epochs += 1
 
-    def _counts(self, learner: Any, phase: Any) -> Counts:
-        counts: dict[str, Counts] = learner.shared.history._counts
+    def _counts(self, learner: Any, phase: Any) -> Tally:
+        counts: dict[str, Tally] = learner.shared.history._counts
         name = phase.name
         if name not in counts:
-            counts[name] = Counts()
+            counts[name] = Tally()
         return counts[name]
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ class FunctionCallback(Callback):
 
     Raises:
         EventError: ``event`` is no event class.
+        CallbackError: ``fn`` cannot be called with ``(learner, phase)``.
 
     Example:
         >>> import loopcore as lc
@@ -52,6 +54,7 @@ class FunctionCallback(Callback):
         traced: bool = False,
     ) -> None:
         on(event, phase, traced=traced)  # checks the arguments
+        _check_function(fn)
         self.fn = fn
         self.reads = reads
         self.writes = writes
@@ -60,6 +63,16 @@ class FunctionCallback(Callback):
     def call(self, learner: Any, phase: Any) -> None:
         """Call the function."""
         self.fn(learner, phase)
+
+
+def _check_function(fn: Any) -> None:
+    try:
+        inspect.signature(fn).bind(None, None)
+    except TypeError:
+        came = f"one with the signature {inspect.signature(fn)}" if callable(fn) else repr(fn)
+        raise CallbackError(f"FunctionCallback takes a function fn(learner, phase), not {came}") from None
+    except ValueError:  # a builtin without a signature
+        return
 
 
 class Throttle(Callback):
@@ -117,7 +130,7 @@ class Throttle(Callback):
         throttled = issubclass(listener.event, self._event) or issubclass(self._event, listener.event)
 
         def call(learner: Any, phase: Any, event: Any) -> None:
-            if throttled and isinstance(event, self._event) and not self._due(f"{listener.method}/{phase.name}"):
+            if throttled and isinstance(event, self._event) and not self._due(listener.method, phase):
                 return
             if with_event:
                 method(learner, phase, event)
@@ -126,7 +139,8 @@ class Throttle(Callback):
 
         return call
 
-    def _due(self, key: str) -> bool:
+    def _due(self, method: str, phase: Any) -> bool:
+        key = method if phase is None else f"{method}/{phase.name}"
         if self._every is not None:
             count = self._counts.get(key, 0) + 1
             self._counts[key] = count % self._every
@@ -177,9 +191,9 @@ def throttle(
         raise EventError(f"throttle takes the class of an event, not {event!r}")
     if (every is None) == (seconds is None):
         raise CallbackError("throttle takes every=n or seconds=s, one of the two")
-    if every is not None and (isinstance(every, bool) or every < 1):
+    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
         raise CallbackError(f"every={every!r}: a whole number of events, at least 1")
-    if seconds is not None and not seconds > 0:
+    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
         raise CallbackError(f"seconds={seconds!r}: a time above 0")
     if not any(
         issubclass(listener.event, event) or issubclass(event, listener.event) for listener in callback.listeners

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import optree
@@ -19,7 +19,8 @@ Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 def flatten(arrays: Tree) -> tuple[list[Array], optree.PyTreeSpec]:
     """The arrays of a tree, after checking that they have one length, at least 1."""
     accessors, leaves, spec = optree.tree_flatten_with_accessor(arrays)
-    named = {accessor.codify("arrays"): _array(accessor, leaf) for accessor, leaf in zip(accessors, leaves, strict=True)}
+    names = [accessor.codify("arrays") for accessor in accessors]
+    named = {name: _array(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
     if not named:
         raise DataError(f"there is no array in {arrays!r}: pass arrays, as in batches((x, y), 32)")
     lengths = {name: len(array) for name, array in named.items()}
@@ -29,14 +30,14 @@ def flatten(arrays: Tree) -> tuple[list[Array], optree.PyTreeSpec]:
     if not any(lengths.values()):
         shapes = ", ".join(f"{name} has the shape {array.shape}" for name, array in named.items())
         raise EmptyDataError(f"the arrays have no sample: {shapes}")
-    return list(named.values()), cast(optree.PyTreeSpec, spec)
+    return list(named.values()), spec
 
 
-def _array(accessor: optree.PyTreeAccessor, leaf: Any) -> Array:
+def _array(name: str, leaf: Any) -> Array:
     array: Array = np.asarray(leaf if hasattr(leaf, "__array__") else None)
     if array.ndim == 0:
         raise DataError(
-            f"{accessor.codify('arrays')} is {type_of(leaf)} and no array with a first axis of samples. Wrap a list of "
+            f"{name} is {type_of(leaf)} and no array with a first axis of samples. Wrap a list of "
             "numbers in np.asarray(...); take containers other than tuples, lists and dicts apart"
         )
     return array
@@ -61,7 +62,7 @@ def integer(name: str, value: Any, *, least: int) -> int:
 def check_state(what: str, state: Any, keys: Iterable[str]) -> None:
     """Raise a DataError unless the state is a mapping with exactly these keys."""
     expected = sorted(keys)
-    found = sorted(map(str, cast(Mapping[Any, Any], state))) if isinstance(state, Mapping) else type_of(state)
+    found = sorted(map(str, state)) if isinstance(state, Mapping) else type_of(state)
     if found != expected:
         raise DataError(f"this is no state of {what}: it has to have {expected}, but it is or has {found}")
 

@@ -114,7 +114,9 @@ class Batches:
         """
         mine = self._settings()
         check_state("batches", state, {"epoch", "position", *mine})
-        differing = [f"{name} was {state[name]!r}, is {value!r}" for name, value in mine.items() if state[name] != value]
+        differing = [
+            f"{name} was {state[name]!r}, is {value!r}" for name, value in mine.items() if state[name] != value
+        ]
         if differing:
             raise DataError(f"the state is of other batches: {', '.join(differing)}. Make both with the same arguments")
         epoch = integer("epoch of the state", state["epoch"], least=0)

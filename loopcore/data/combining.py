@@ -162,4 +162,6 @@ def _nothing(name: str, loader: Iterable[Any]) -> EmptyDataError:
             f"the combined loader {name!r} is {type_of(loader)}, which can be walked only once, and it has nothing "
             "(left): pass a list, or an object whose iter() starts anew"
         )
-    return EmptyDataError(f"the combined loader {name!r}, {type_of(loader)}, has no batch: leave it out or give it data")
+    return EmptyDataError(
+        f"the combined loader {name!r}, {type_of(loader)}, has no batch: leave it out or give it data"
+    )

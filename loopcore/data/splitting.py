@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any
 
 import optree
 
@@ -13,7 +14,7 @@ from loopcore.data.arrays import Tree, flatten, integer, order_of
 from loopcore.errors import EmptyDataError
 
 
-def split(arrays: Tree, sizes: float | Sequence[float], seed: int = 0, shuffle: bool = True) -> tuple[Tree, ...]:
+def split(arrays: Tree, sizes: float | Iterable[float], seed: int = 0, shuffle: bool = True) -> tuple[Tree, ...]:
     """Split arrays into parts that share no sample and leave none out.
 
     Args:
@@ -52,15 +53,17 @@ def split(arrays: Tree, sizes: float | Sequence[float], seed: int = 0, shuffle: 
     return tuple(optree.tree_unflatten(spec, part) for part in parts)
 
 
-def _bounds(sizes: float | Sequence[float], samples: int) -> list[tuple[int, int]]:
+def _bounds(sizes: float | Iterable[float], samples: int) -> list[tuple[int, int]]:
     """Where each part starts and ends."""
-    parts = [sizes] if isinstance(sizes, numbers.Real) else list(cast(Sequence[float], sizes))
+    parts = list(sizes) if isinstance(sizes, Iterable) else [sizes]
     whole = 1.0 if _are_shares(parts) else samples
-    if isinstance(sizes, numbers.Real):
-        parts.append(whole - parts[0])
-    _check_sum(sizes, parts, whole)
+    if isinstance(sizes, Iterable):
+        _check_all(parts, whole)
+    else:
+        _check_first(sizes, whole)
+        parts.append(whole - sizes)
     ends = [round(math.fsum(parts[: n + 1]) / whole * samples) for n in range(len(parts))]
-    bounds = list(zip([0, *ends], ends, strict=False))
+    bounds = list(pairwise([0, *ends]))
     empty = [n for n, (start, end) in enumerate(bounds) if start == end]
     if empty:
         raise EmptyDataError(f"part {empty[0]} of the split {sizes} would have none of the {samples} samples")
@@ -69,22 +72,23 @@ def _bounds(sizes: float | Sequence[float], samples: int) -> list[tuple[int, int
 
 def _are_shares(sizes: Sequence[Any]) -> bool:
     """Whether these are shares of the samples; otherwise they are numbers of samples."""
-    real = [size for size in sizes if isinstance(size, numbers.Real) and not isinstance(size, bool)]
+    real: list[Any] = [size for size in sizes if not isinstance(size, bool) and isinstance(size, numbers.Real)]
     whole = [size for size in real if isinstance(size, numbers.Integral)]
     if not sizes or len(real) < len(sizes) or 0 < len(whole) < len(sizes):
         raise TypeError(
-            f"sizes of a split are floats (shares of the samples) or ints (numbers of samples), not {list(sizes)}"
+            f"sizes of a split are floats (shares of the samples) or ints (numbers of samples), not {sizes}"
         )
     return not whole
 
 
-def _check_sum(sizes: float | Sequence[float], parts: Sequence[float], whole: float) -> None:
-    if isinstance(sizes, numbers.Real):
-        if not 0 < sizes < whole:
-            raise ValueError(f"the first part of a split is more than 0 and less than all, {whole}; it was {sizes}")
-    elif min(parts) <= 0:
-        raise ValueError(f"each part of a split is more than 0; they were {list(parts)}")
-    elif not math.isclose(math.fsum(parts), whole, abs_tol=1e-9):
-        raise ValueError(
-            f"the parts of a split add up to all samples, {whole}, but {list(parts)} add up to {math.fsum(parts):g}"
-        )
+def _check_first(size: float, whole: float) -> None:
+    if not 0 < size < whole:
+        raise ValueError(f"the first part of a split is more than 0 and less than all, {whole}; it was {size}")
+
+
+def _check_all(parts: Sequence[float], whole: float) -> None:
+    if min(parts) <= 0:
+        raise ValueError(f"each part of a split is more than 0; they were {parts}")
+    total = math.fsum(parts)
+    if not math.isclose(total, whole, abs_tol=1e-9):
+        raise ValueError(f"the parts of a split add up to all samples, {whole}, but {parts} add up to {total:g}")

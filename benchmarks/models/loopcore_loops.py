@@ -1,0 +1,34 @@
+"""The loopcore variants, the same for every backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import loopcore as lc
+from benchmarks.models.bench import Block, Variant
+
+
+def variants(model: Callable[[], Any], loss_fn: Callable[..., Any], optimizer: Callable[[Any], Any]) -> list[Variant]:
+    """``loopcore bare`` has no callbacks; ``loopcore default`` the default ones with accuracy, printing into nothing.
+
+    Args:
+        model: makes the model with its first weights.
+        loss_fn: the native loss.
+        optimizer: makes the optimizer of a model.
+    """
+    nothing = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - stays open as long as the printers
+    callbacks = [lc.Metrics(lc.accuracy), lc.ProgressPrinter(file=nothing), lc.MetricsPrinter(file=nothing)]
+    bare_model, default_model = model(), model()
+    bare = lc.Learner(bare_model, loss_fn, optimizer(bare_model), default_callbacks=False)
+    default = lc.Learner(default_model, loss_fn, optimizer(default_model), callbacks=callbacks)
+    return [
+        Variant("loopcore bare", _epoch_of(bare)),
+        Variant("loopcore default", _epoch_of(default), nothing.close),
+    ]
+
+
+def _epoch_of(learner: lc.Learner) -> Block:
+    phase = lc.TrainingPhase()
+    return lambda block: learner.run_epoch(phase, block)

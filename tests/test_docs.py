@@ -1,0 +1,96 @@
+"""The documentation runs: every Python block is executed, and the output that is printed below it is what comes out."""
+
+from __future__ import annotations
+
+import io
+import re
+from contextlib import redirect_stdout
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loopcore as lc
+from loopcore import registry
+from loopcore.backend import Backend
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def run(text: str, name: str) -> int:
+    """Execute the Python blocks of a page in one namespace; returns how many. A text block is the output before it."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    printed, count = "", 0
+    for block in BLOCK.finditer(text):
+        language, content = block.groups()
+        line = text.count("\n", 0, block.start(2))
+        if language == "text":
+            assert matches(content, printed), f"{name}:{line} shows\n{content}\nbut this was printed:\n{printed}"
+            continue
+        with redirect_stdout(io.StringIO()) as out:
+            exec(compile("\n" * line + content, name, "exec"), namespace)  # tracebacks have the lines of the page
+        printed, count = out.getvalue(), count + 1
+    return count
+
+
+def matches(expected: str, printed: str) -> bool:
+    """Compare as doctest does, but for line breaks, which make long messages readable, and for seconds."""
+    expected, printed = (re.sub(r"\d+\.\d s\b", "0.0 s", text) for text in (expected, printed))
+    return OutputChecker().check_output(expected, printed, NORMALIZE_WHITESPACE | ELLIPSIS)
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_every_python_block_of_a_page_runs(path: Path) -> None:
+    count = run(path.read_text(encoding="utf-8"), str(path))
+    assert count or path.name == "reference.md"
+
+
+def test_a_wrong_output_is_noticed() -> None:
+    with pytest.raises(AssertionError, match="shows"):
+        run("```python\nprint(1)\n```\n\n```text\n2\n```\n", "page")
+    with pytest.raises(ZeroDivisionError):
+        run("```python\n1 / 0\n```\n", "page")
+    assert run("```python\nprint('epoch 1: 0.3 s')\n```\n\n```text\nepoch 1: 0.1 s\n```\n", "page") == 1
+
+
+@pytest.mark.parametrize("name", lc.__all__)
+def test_every_public_name_is_in_the_reference(name: str) -> None:
+    assert re.search(rf"\bloopcore\.{name}\b", page("reference.md"))
+
+
+@pytest.mark.parametrize("module", [lc.data, lc.losses, lc.testing, lc.events, lc.errors], ids=lambda m: m.__name__)
+def test_every_name_of_a_public_module_is_in_the_reference(module: Any) -> None:
+    found = getattr(module, "__all__", None) or [
+        name for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__
+    ]
+    reference = page("reference.md")
+    whole = f"automodule:: {module.__name__}\n   :members:" in reference
+    absent = [name for name in found if not name.startswith("_") and not re.search(rf"\.{name}\b", reference)]
+    assert whole or not absent
+
+
+def test_every_method_of_the_protocol_is_on_its_page() -> None:
+    listed = set(re.findall(r"automethod:: loopcore\.backend\.Backend\.(\w+)", page("write-a-backend.md")))
+    methods = {name for name, value in vars(Backend).items() if callable(value) and not name.startswith("_")}
+    assert listed == methods
+
+
+def test_the_list_of_array_functions_is_the_one_that_exists() -> None:
+    section = page("write-a-phase.md").partition("## Array functions")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| [^|]+ \| (.*) \|$", section, re.MULTILINE)
+    listed = {name.partition(".")[0] for row in rows for name in re.findall(r"`([\w.]+)`", row)}
+    xp = type(registry.load("numpy").xp)
+    assert listed == {name for name in dir(xp) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", ["JAX", "TensorFlow", "fused", "split"])
+def test_what_does_not_exist_yet_is_announced_once(name: str) -> None:
+    assert sum(page(path.name).count("planned") for path in PAGES[1:]) == 1
+    assert name in page("index.md")
