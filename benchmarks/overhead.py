@@ -131,7 +131,9 @@ def show(backend: str, size: Size, result: dict[str, Any], threads: int) -> None
     from rich.table import Table
 
     shape = "-".join(map(str, size.widths))
-    table = Table(title=f"{backend}, {size.name} MLP {shape}, batch {size.batch}, {threads} thread(s)", title_justify="left")
+    table = Table(
+        title=f"{backend}, {size.name} MLP {shape}, batch {size.batch}, {threads} thread(s)", title_justify="left"
+    )
     for name in ("variant", "ratio", "95 %", "target", "us a step", "best"):
         table.add_column(name, justify="left" if name == "variant" else "right", no_wrap=True)
     for name, row in result["variants"].items():

@@ -56,7 +56,7 @@ def step_events() -> str:
     lines += ["|---" * (len(STEP_EVENTS) + 1) + "|"]
     for event in rows.values():
         cells = [", ".join(f"`{name}`" for name in dict(table).get(event, ())) for table in STEP_EVENTS.values()]
-        lines.append(f"| {{py:class}}`~loopcore.{event.__name__}` | {' | '.join(cell or '–' for cell in cells)} |")
+        lines.append(f"| {{py:class}}`~loopcore.{event.__name__}` | {' | '.join(cell or '-' for cell in cells)} |")
     return "\n".join(lines)
 
 
@@ -77,7 +77,11 @@ FACTS = re.compile(r"^(Reads|Writes|Handles|Runs after|Requires): (.*)$")
 
 
 def tidy(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Show what a callback declares as a list of fields, and the attributes of a class as a section."""
+    """Show what a callback declares as a list of fields, and attributes as a section or as plain text."""
+    if what in ("property", "attribute") and lines:
+        lines.insert(0, "")  # else napoleon takes words before a colon for a type
+    if name == "loopcore.errors":  # a tree for readers of the code; the page has one with links
+        lines.clear()
     for index, line in enumerate(lines):
         lines[index] = FACTS.sub(r":\1: \2", line.replace("Class attributes (or properties):", "Class attributes:"))
 
@@ -87,9 +91,14 @@ def resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     if node.get("refdomain") != "py":
         return None
     target: str = node["reftarget"]
+    owner, _, name = target.rpartition(".")
+    owner = owner or node.get("py:class") or ""
+    wanted = [target, name] if target.startswith("loopcore") else [target]
+    if hasattr(getattr(lc, owner, None), name):  # an attribute without an entry of its own: its class has one
+        wanted.append(owner)
     objects = env.get_domain("py").objects
-    for wanted in (target, target.rpartition(".")[2]) if target.startswith("loopcore") else (target,):
-        found = sorted(name for name in objects if name.endswith(f".{wanted}"))
+    for ending in wanted:
+        found = [known for known in objects if known.endswith(f".{ending}")]
         if found:
             entry = objects[min(found, key=len)]
             uri = app.builder.get_relative_uri(node.get("refdoc", env.docname), entry.docname)

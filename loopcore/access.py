@@ -97,8 +97,7 @@ def make_view(learner: Learner, callback: Callback, *, traced: bool) -> Any:
     }
     members: dict[str, Any] = {"__slots__": (), "_access": access}
     for root in ("step", "shared", "hyper"):
-        if access.names(root, access.reads) or root == "step":
-            members[root] = _constant(parts[root])
+        members[root] = _constant(parts[root])  # always there, so that the error names the full path
     members["random"] = _constant(parts["random"])
     for root in ("params", "buffers", "model", "optimizer", "data"):
         if access.names(root, access.reads):

@@ -38,13 +38,33 @@ class DrawKey(NamedTuple):
 class RandomBackend(Protocol):
     """Random arrays in the parameters' dtype on the learner's device; equal keys give equal arrays."""
 
-    def normal(self, key: DrawKey, shape: Sequence[int]) -> Array: ...
-    def uniform(self, key: DrawKey, shape: Sequence[int], low: float, high: float) -> Array: ...
-    def bernoulli(self, key: DrawKey, p: float, shape: Sequence[int]) -> Array: ...
-    def integers(self, key: DrawKey, low: int, high: int, shape: Sequence[int]) -> Array: ...
-    def permutation(self, key: DrawKey, n: int) -> Array: ...
-    def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Array: ...
-    def categorical(self, key: DrawKey, logits: Array) -> Array: ...
+    def normal(self, key: DrawKey, shape: Sequence[int]) -> Array:
+        """Standard normal numbers."""
+        ...
+
+    def uniform(self, key: DrawKey, shape: Sequence[int], low: float, high: float) -> Array:
+        """Uniform numbers in ``[low, high)``."""
+        ...
+
+    def bernoulli(self, key: DrawKey, p: float, shape: Sequence[int]) -> Array:
+        """Ones with probability ``p``, else zeros, floating."""
+        ...
+
+    def integers(self, key: DrawKey, low: int, high: int, shape: Sequence[int]) -> Array:
+        """Integers in ``[low, high)``, int32."""
+        ...
+
+    def permutation(self, key: DrawKey, n: int) -> Array:
+        """The integers below ``n`` in random order."""
+        ...
+
+    def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Array:
+        """Numbers of the Beta(a, b) distribution."""
+        ...
+
+    def categorical(self, key: DrawKey, logits: Array) -> Array:
+        """An index along the last axis for each row."""
+        ...
 
 
 class Backend(Protocol):
@@ -69,15 +89,19 @@ class Backend(Protocol):
 
         Raises UnknownModelError for a model it cannot use. Moves models to ``device`` if one was given.
         """
+        ...
 
     def native(self, model: str) -> Any:
         """The user's own object, holding the present weights."""
+        ...
 
     def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
         """For each model name the full paths of its arrays, in the model's own order."""
+        ...
 
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
         """Which bound parameters a native optimizer was made for; None for a spec or where it does not tell."""
+        ...
 
     def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
         """Take the optimizers, each with the paths it trains (never empty, never overlapping).
@@ -85,46 +109,58 @@ class Backend(Protocol):
         An optimizer is a neutral spec or the framework's own. Raises OptimizerError for one that is neither,
         and for a native one that holds other parameters than its paths.
         """
+        ...
 
     def hyper_names(self, optimizer: int) -> tuple[str, ...]:
         """Which of ``learning_rate, momentum, weight_decay`` the n-th attached optimizer has."""
+        ...
 
     def get_hyper(self, optimizer: int, name: str) -> float:
         """Present value of a hyperparameter of the n-th attached optimizer."""
+        ...
 
     def set_hyper(self, optimizer: int, name: str, value: float) -> None:
         """Set it, for the next update, without recompiling."""
+        ...
 
     def to_device(self, device: Any) -> None:
         """Move models, buffers and optimizer state; nothing of the optimizer state is lost."""
+        ...
 
     # -- weights -----------------------------------------------------------------------------------------------
 
     def get(self, paths: Iterable[str]) -> Leaves:
         """The present arrays, by reference. Inside an objective: those the gradient is taken with respect to."""
+        ...
 
     def set(self, leaves: Mapping[str, Array]) -> None:
         """Copy values in (native or NumPy arrays; dtype and device are adapted, shapes have been checked)."""
+        ...
 
     def snapshot(self, paths: Iterable[str]) -> Leaves:
         """Copies that no later step changes. Inside an objective they are part of what is differentiated."""
+        ...
 
     def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
         """All leaves of one model (keys relative to the model) -> the tree its users know.
 
         torch and TensorFlow return the dict itself, NumPy and JAX the model's own structure.
         """
+        ...
 
     def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
         """The inverse of `pack`. Raises ValueError when the structure differs."""
+        ...
 
     # -- inside a step -----------------------------------------------------------------------------------------
 
     def scope(self) -> Any:
         """Context manager around an outermost run: restores what the adapter changes globally (RNG state)."""
+        ...
 
     def run_body(self, call: Callable[[], None], key: DrawKey) -> None:
         """Run a step body (an eager step): gradients off outside objectives, the framework's dropout seeded by key."""
+        ...
 
     def forward(
         self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
@@ -133,11 +169,13 @@ class Backend(Protocol):
 
         Outside an objective it builds no graph.
         """
+        ...
 
     def apply(
         self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
     ) -> Any:
         """Call a model with other parameters (full paths; absent ones are the present ones), buffers unchanged."""
+        ...
 
     def gradient(
         self,
@@ -155,12 +193,14 @@ class Backend(Protocol):
 
         Raises LossError if it did not return scalars, GradientError if it reaches nothing of ``wrt``.
         """
+        ...
 
     def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
         """Gradient of a scalar function of trees of arrays: of one argument its gradient, of several a tuple.
 
         Inside an objective the result can be differentiated again.
         """
+        ...
 
     def update(self, grads: Leaves, apply: Any) -> Any:
         """One step of every optimizer that trains one of these paths, for these paths only.
@@ -168,9 +208,11 @@ class Backend(Protocol):
         ``apply`` is a bool or a 0-d boolean array; false changes neither parameters nor optimizer state nor its
         counters. Returns whether the update was applied (a bool, or a 0-d array that is not fetched).
         """
+        ...
 
     def stop_gradient(self, tree: Tree) -> Tree:
         """The same values, constant for every gradient."""
+        ...
 
     # -- arrays ------------------------------------------------------------------------------------------------
 
@@ -181,6 +223,7 @@ class Backend(Protocol):
         loaders reuse their buffers. Python scalars, strings and None are left alone. A native array that already
         fits is returned as it is, and so is a tree in which nothing changes.
         """
+        ...
 
     def adopt(self, old: Tree, new: Tree) -> Tree:
         """Convert what a host handler wrote over ``old``.
@@ -188,24 +231,32 @@ class Backend(Protocol):
         Leaves that the handler had read and handed back unchanged stay those of ``old``, so that a gradient still
         flows through them; replaced leaves are constants.
         """
+        ...
 
     def concrete(self, tree: Tree) -> Tree:
         """What a host handler sees: values without graph or tape, read-only where the framework can say so."""
+        ...
 
     def to_host(self, tree: Tree) -> Tree:
         """NumPy copies of all arrays. Counts each in ``transfers``."""
+        ...
 
     def is_ready(self, array: Array) -> bool:
         """Whether ``to_host`` would not wait."""
+        ...
 
     def is_array(self, value: Any) -> bool:
         """Whether the value is a native array or a NumPy array."""
+        ...
 
     def signature(self, array: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
         """Shape and dtype of an array, without fetching it."""
+        ...
 
     def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         """Map over the leaves of trees of one structure."""
+        ...
 
     def tree_leaves(self, tree: Tree) -> list[Any]:
         """The leaves in canonical order."""
+        ...

@@ -54,6 +54,9 @@ class History(Mapping[str, Counts]):
         tally = self._counts.get(phase if isinstance(phase, str) else phase.name)
         return Counts() if tally is None else Counts(tally.epochs, tally.steps, tally.steps_epoch, tally.attempts)
 
+    def __contains__(self, phase: object) -> bool:
+        return getattr(phase, "name", phase) in self._counts
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._counts)
 

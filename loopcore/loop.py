@@ -142,7 +142,7 @@ def close_scope(
     return error
 
 
-class run_epoch:
+class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, phase)
     """Open an epoch of a phase for hand-written loops; closes it once, however the block ends.
 
     A `CancelEpochException` raised in the block, or by a handler, ends the epoch and is absorbed. If a handler of
@@ -228,6 +228,7 @@ class run_epoch:
 
 
 def no_scope(cancel: CancelException, scope: str) -> CancelScopeError:
+    """The error for a cancel that left all scopes it could have ended."""
     by = f" (raised by {cancel.raised_by})" if cancel.raised_by else ""
     wider = "CancelEpochException or CancelFittingException" if scope == "step" else "CancelFittingException"
     error = CancelScopeError(f"{type(cancel).__name__}{by}: no {scope} is open here to be cancelled. Raise {wider}")

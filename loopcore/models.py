@@ -35,9 +35,8 @@ class Model:
             update_state: False leaves non-trainable state, such as BatchNorm statistics, as it is.
             **kwargs: as the native model takes them.
         """
-        if training is None:
-            training = self._runs.training
-        return self._backend.forward(self._name, args, kwargs, training=training, update_state=update_state)
+        mode = self._runs.training if training is None else training
+        return self._backend.forward(self._name, args, kwargs, training=mode, update_state=update_state)
 
     def apply(self, params: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Run the forward pass with other parameters, a tree as ``learner.params.value`` has for this model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from loopcore.errors import UnpackError
+from loopcore.errors import NoDataError, UnpackError
 from loopcore.events import BackwardBegin, Event, LossBegin
 from loopcore.loop import run_epoch
 from loopcore.state import State
@@ -90,6 +90,11 @@ class Phase:
             learner: runs the steps.
             data: the batches of this epoch, or None for a phase without data.
         """
+        if data is None:
+            raise NoDataError(
+                f"{type(self).__name__} has data_key = None and the default epoch, which walks over data: set "
+                "data_key, call run_epoch(phase, data), or override epoch(self, learner, data)"
+            )
         with run_epoch(learner, self):
             for batch in data:
                 learner.run_step(self, batch)

@@ -47,6 +47,7 @@ class Runs:
         self._learner = learner
         self._attempt = 0
         self._depth = 0
+        self._open_epochs = 0  # also counts one whose EpochEnd is being delivered
         self._scope: AbstractContextManager[Any] | None = None
         self._outside: dict[str, int] = {}
         self._runners: dict[int, Runner] = {}
@@ -55,8 +56,8 @@ class Runs:
     def open(self) -> None:
         """Enter a scope; the outermost one also enters that of the backend."""
         if self._depth == 0:
-            self._scope = self._learner.backend.scope()
-            self._scope.__enter__()
+            scope = self._scope = self._learner.backend.scope()
+            scope.__enter__()
         self._depth += 1
 
     def close(self) -> None:
@@ -103,15 +104,17 @@ class Runs:
     def open_epoch(self, phase: Phase, length: int | None) -> tuple[EpochInfo, tuple[Any, ...]]:
         """Begin an epoch. Returns it and what `close_epoch` puts back."""
         outer = (self.epoch, self.step)
-        nested = self.runner is not None or (self.epoch is not None and self.epoch.outcome is None)
+        nested = self.runner is not None or self._open_epochs > 0
         known, self.length = self.length if length is None else length, None
         self.open()
+        self._open_epochs += 1
         self.epoch = EpochInfo(phase, known, last=self.last, nested=nested)
         return self.epoch, outer
 
     def close_epoch(self, outer: tuple[Any, ...]) -> None:
         """End an epoch. The outermost one stays readable as ``learner.epoch``."""
         epoch, step = outer
+        self._open_epochs -= 1
         if self.epoch is not None and self.epoch.nested:
             self.epoch, self.step = epoch, step
         self.close()

@@ -75,7 +75,7 @@ class Handle:
         if prefix in self._parts:
             return Handle(self._backend, self._kind, {prefix: self._parts[prefix].paths}, prefix)
         for model, part in self._parts.items():
-            full = f"{model}.{prefix}" if model and self._whole else prefix
+            full = f"{self._whole}.{prefix}" if self._whole else prefix
             chosen = tuple(path for path in part.paths if is_below(path, full))
             if chosen:
                 return Handle(self._backend, self._kind, {model: chosen}, full)
@@ -100,6 +100,7 @@ class _Part:
     """The chosen paths of one model. All of them pack into the model's own tree, some into a flat dict."""
 
     __slots__ = ("_all", "_backend", "_kind", "_model", "_names", "_plain", "paths")
+    _kind: Kind
 
     def __init__(self, backend: Backend, kind: Kind, model: str, paths: tuple[str, ...]) -> None:
         self._backend, self._kind, self._model = backend, kind, model

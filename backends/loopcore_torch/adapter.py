@@ -248,4 +248,6 @@ def _device(device: Any) -> torch.device:
     try:
         return torch.empty(0, device=torch.device(device)).device  # "cuda" becomes "cuda:0"
     except (RuntimeError, TypeError, AssertionError) as error:
-        raise BackendError(f'device={device!r} is none of torch: {error}. Write for instance "cpu" or "cuda:0"') from None
+        raise BackendError(
+            f'device={device!r} is none of torch: {error}. Write for instance "cpu" or "cuda:0"'
+        ) from None

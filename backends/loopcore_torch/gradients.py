@@ -53,7 +53,9 @@ class Gradients:
         models = self._models
         params = models.params
         stand_ins = {path: _variable(self._arrays.tensor(leaf), False) for path, leaf in at.items()} if at else at
-        inputs: list[Tensor] = [stand_ins.get(path, params[path]) for path in paths] if at else [params[p] for p in paths]
+        inputs: list[Tensor] = (
+            [stand_ins.get(path, params[path]) for path in paths] if at else [params[p] for p in paths]
+        )
         outer = models.enter(stand_ins)
         try:
             with self._outermost:
@@ -84,7 +86,8 @@ class Gradients:
         """Gradient of a scalar function of trees of arrays; can be differentiated again inside an objective."""
 
         def gradients(*args: Any) -> Any:
-            leaves, spec = optree.tree_flatten(args)
+            given: Any = args
+            leaves, spec = optree.tree_flatten(given)
             if not leaves:
                 raise GradientError("grad(fn)() needs the arrays to differentiate by: write grad(fn)(x)")
             models = self._models
@@ -110,7 +113,8 @@ class Gradients:
         value = leaf if isinstance(leaf, str) else self._arrays.tensor(leaf)
         if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             return _variable(value, nested)
-        position = next(n for n in range(len(args)) if index < len(optree.tree_leaves(args[: n + 1])))
+        given: Any = args
+        position = next(n for n in range(len(args)) if index < len(optree.tree_leaves(given[: n + 1])))
         what = f"an array of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise GradientError(
             f"argument {position} of the function given to grad holds {what}, which has no gradient: close over it, "

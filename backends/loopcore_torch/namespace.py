@@ -60,9 +60,7 @@ class Namespace:
             dtype = self.dtype
         return torch.arange(first, last, step, dtype=dtype, device=self.device)
 
-    def eye(
-        self, n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def eye(self, n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: torch.dtype | None = None) -> Tensor:
         """Ones on the k-th diagonal."""
         columns = n_rows if n_cols is None else n_cols
         rows_at = torch.arange(n_rows, device=self.device).unsqueeze(1)

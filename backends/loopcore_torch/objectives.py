@@ -47,7 +47,7 @@ def backward(loss: Tensor, inputs: list[Tensor], keep_graph: bool) -> list[Tenso
     for leaf in inputs:
         leaf.grad = None
     try:
-        loss.backward(inputs=inputs, retain_graph=keep_graph)
+        loss.backward(inputs=inputs, retain_graph=keep_graph)  # type: ignore[no-untyped-call]
         return [leaf.grad for leaf in inputs]
     except RuntimeError as error:
         if all(leaf.requires_grad for leaf in inputs):

@@ -26,6 +26,7 @@ class Mlp(nn.Module):
         self.out = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(batch, inputs)`` -> ``(batch, outputs)``."""
         result: Tensor = self.out(torch.tanh(self.hidden(x)))
         return result
 
@@ -38,6 +39,7 @@ class Structured(nn.Module):
         self.out = nn.Linear(inputs, outputs)
 
     def forward(self, x: Tensor, *, scale: float) -> dict[str, Tensor]:
+        """``(batch, inputs)`` -> two arrays ``(batch, outputs)``."""
         y = self.out(x)
         return {"plain": y, "scaled": scale * y}
 
@@ -49,7 +51,8 @@ def linear(weights: Weights, dtype: str) -> Any:
 
 def mlp(weights: Weights, dtype: str) -> Any:
     """``out(tanh(hidden(x)))``."""
-    return _filled(Mlp(*weights["hidden.weight"].shape, weights["out.weight"].shape[1]), weights, dtype)
+    inputs, width = weights["hidden.weight"].shape
+    return _filled(Mlp(inputs, width, weights["out.weight"].shape[1]), weights, dtype)
 
 
 def batch_norm(weights: Weights, dtype: str) -> Any:
@@ -80,7 +83,7 @@ def arrays(tree: Any, dtype: str) -> Any:
 
 
 def neutral(weights: Weights) -> dict[str, np.ndarray[Any, Any]]:
-    """torch keeps dense weights transposed, and calls the parts of a normalisation by other names."""
+    """Torch keeps dense weights transposed, and calls the parts of a normalisation by other names."""
     found: dict[str, np.ndarray[Any, Any]] = {}
     for path, value in weights.items():
         head, _, name = path.rpartition(".")

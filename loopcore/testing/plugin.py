@@ -88,7 +88,7 @@ def chosen(config: pytest.Config) -> list[str]:
     from loopcore.testing.conformance.subject import installed, known
 
     required = _split([os.environ.get(REQUIRED, "")])
-    asked = _split(config.getoption("loopcore_backends", default=[]))
+    asked = _split(config.getoption("loopcore_backends", default=[]) or [])
     names = asked or list(dict.fromkeys([*installed(), *required]))
     for name in (*names, *required):
         if name not in known():

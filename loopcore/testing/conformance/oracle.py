@@ -14,7 +14,8 @@ Rule: TypeAlias = Callable[[Array, Array, list[Array], int], Array]
 
 def mlp(w: Params, x: Array) -> Array:
     """``out(tanh(hidden(x)))``."""
-    return np.tanh(x @ w["hidden.weight"] + w["hidden.bias"]) @ w["out.weight"] + w["out.bias"]
+    y: Array = np.tanh(x @ w["hidden.weight"] + w["hidden.bias"]) @ w["out.weight"] + w["out.bias"]
+    return y
 
 
 def mlp_gradient(w: Params, x: Array, dy: Array) -> Params:
