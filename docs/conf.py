@@ -77,13 +77,15 @@ FACTS = re.compile(r"^(Reads|Writes|Handles|Runs after|Requires): (.*)$")
 
 
 def tidy(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Show what a callback declares as a list of fields, and attributes as a section or as plain text."""
-    if what in ("property", "attribute") and lines:
-        lines.insert(0, "")  # else napoleon takes words before a colon for a type
+    """Write docstrings as napoleon reads them: types stand in annotations, and what a callback declares is a list."""
     if name == "loopcore.errors":  # a tree for readers of the code; the page has one with links
         lines.clear()
     for index, line in enumerate(lines):
-        lines[index] = FACTS.sub(r":\1: \2", line.replace("Class attributes (or properties):", "Class attributes:"))
+        line = FACTS.sub(r":\1: \2", line.replace("Class attributes (or properties):", "Class attributes:"))
+        if (what in ("property", "attribute") and index == 0) or (index and lines[index - 1].strip() == "Returns:"):
+            indent = len(line) - len(line.lstrip())
+            line = f"{line[:indent]}: {line[indent:]}"  # else words before a colon are taken for a type
+        lines[index] = line
 
 
 def resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from loopcore.callback import Callback, name_of
 from loopcore.errors import AccessError
 from loopcore.randomness import Random
+from loopcore.weights import Handle
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
@@ -66,13 +68,15 @@ class Access:
         """The error for an undeclared access."""
         verb, attribute = ("writes", "writes") if write else ("reads", "reads")
         inner = self.callback.identity()
-        declared = (*getattr(inner, attribute), path)
-        return AccessError(
-            f"{name_of(inner)} {verb} {path}, which it does not declare. Add to class {type(inner).__name__}"
-            f"{_where(type(inner))}: {attribute} = ({', '.join(repr(p) for p in declared)},)"
-        )
+        paths = ", ".join(repr(p) for p in (*getattr(inner, attribute), path))
+        cls: Any = type(inner)
+        add = f"Add to class {cls.__name__}{_where(cls)}: {attribute} = ({paths},)"
+        if attribute in getattr(inner, "__dict__", ()):  # given to its constructor, as to FunctionCallback
+            add = f"Pass {cls.__name__}(..., {attribute}=({paths},))"
+        return AccessError(f"{name_of(inner)} {verb} {path}, which it does not declare. {add}")
 
 
+@lru_cache(maxsize=64)
 def _where(cls: type) -> str:
     try:
         return f" ({inspect.getsourcefile(cls)}:{inspect.getsourcelines(cls)[1]})"
@@ -101,7 +105,7 @@ def make_view(learner: Learner, callback: Callback, *, traced: bool) -> Any:
     members["random"] = _constant(parts["random"])
     for root in ("params", "buffers", "model", "optimizer", "data"):
         if access.names(root, access.reads):
-            members[root] = property(_guarded_root(root, access))
+            members[root] = property(_guarded_root(root, access, _raw if traced else learner.backend.concrete))
     for name in FREE | {verb for verb, needs in VERBS.items() if _allowed(access, needs)}:
         members[name] = property(_forward(name))
     members["epoch"] = property(lambda view: view._learner.epoch and _EpochView(view._learner.epoch, access))
@@ -148,14 +152,12 @@ def _forward(name: str) -> Callable[[Any], Any]:
     return lambda view: getattr(view._learner, name)
 
 
-def _guarded_root(root: str, access: Access) -> Callable[[Any], Any]:
-    whole, writable = access.names(root, access.reads), access.names(root, access.writes)
-    if "*" in writable:
-        return lambda view: getattr(view._learner, root)
+def _guarded_root(root: str, access: Access, concrete: Callable[[Any], Any]) -> Callable[[Any], Any]:
     if root in ("optimizer", "data"):
-        return lambda view: MappingProxyType(getattr(view._learner, root))
+        writable = access.may(root, access.writes)
+        return lambda view: getattr(view._learner, root) if writable else MappingProxyType(getattr(view._learner, root))
     wrapper = _ModelView if root == "model" else _HandleView
-    return lambda view: wrapper(getattr(view._learner, root), access, root, whole)
+    return lambda view: wrapper(getattr(view._learner, root), access, root, concrete)
 
 
 class _EpochView:
@@ -175,55 +177,63 @@ class _EpochView:
 
 
 class _ModelView:
-    """A model for a callback that may not change it: forward passes leave its state as it is."""
+    """A model for a callback: forward passes of one that may not change it leave its state as it is."""
 
-    __slots__ = ("_access", "_model", "_names", "_path")
+    __slots__ = ("_access", "_concrete", "_model", "_path")
 
-    def __init__(self, model: Any, access: Access, path: str, names: frozenset[str]) -> None:
-        self._model, self._access, self._path, self._names = model, access, path, names
+    def __init__(self, model: Any, access: Access, path: str, concrete: Callable[[Any], Any]) -> None:
+        self._model, self._access, self._path, self._concrete = model, access, path, concrete
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if "*" not in self._names:
+        if not self._access.may(self._path, self._access.reads):
             raise self._access.error(self._path, write=False)
-        kwargs["update_state"] = False
-        return self._model(*args, **kwargs)
+        if not self._access.may(self._path, self._access.writes):
+            kwargs["update_state"] = False
+        return self._concrete(self._model(*args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        if "*" in self._names and name in ("native", "apply"):
-            return getattr(self._model, name)
-        if not self._names & {"*", name}:
+        names = self._access.names(self._path, self._access.reads)
+        if "*" in names and name == "native":
+            return self._model.native
+        if "*" in names and name == "apply":
+            return lambda *args, **kwargs: self._concrete(self._model.apply(*args, **kwargs))
+        if not names & {"*", name}:
             raise self._access.error(f"{self._path}.{name}", write=False)
-        path = f"{self._path}.{name}"
-        return _ModelView(getattr(self._model, name), self._access, path, self._access.names(path, self._access.reads))
+        return _ModelView(getattr(self._model, name), self._access, f"{self._path}.{name}", self._concrete)
+
+    __getitem__ = __getattr__
 
 
-class _HandleView:
+class _HandleView(Handle):
     """Parameters or buffers for a callback: readable below what it reads, writable below what it writes."""
 
-    __slots__ = ("_access", "_handle", "_names", "_path")
+    __slots__ = ("_access", "_concrete", "_path")
+    _access: Access
+    _concrete: Callable[[Any], Any]
+    _path: str
 
-    def __init__(self, handle: Any, access: Access, path: str, names: frozenset[str]) -> None:
-        for name, value in (("_handle", handle), ("_access", access), ("_path", path), ("_names", names)):
+    def __init__(self, handle: Handle, access: Access, path: str, concrete: Callable[[Any], Any]) -> None:
+        for name in Handle.__slots__:
+            object.__setattr__(self, name, getattr(handle, name))
+        for name, value in (("_access", access), ("_concrete", concrete), ("_path", path)):
             object.__setattr__(self, name, value)
 
     @property
     def value(self) -> Any:
-        if "*" not in self._names:
+        if not self._access.may(self._path, self._access.reads):
             raise self._access.error(self._path, write=False)
-        return self._handle.value
+        return self._concrete(super().value)
 
-    def __getattr__(self, name: str) -> Any:
-        if not self._names & {"*", name}:
-            raise self._access.error(f"{self._path}.{name}", write=False)
-        path = f"{self._path}.{name}"
-        access, handle = self._access, self._handle[name]
-        writable = access.may(path, access.writes)
-        return handle if writable else _HandleView(handle, access, path, access.names(path, access.reads))
+    @value.setter
+    def value(self, tree: Any) -> None:
+        if not self._access.may(self._path, self._access.writes):
+            raise self._access.error(self._path, write=True)
+        self._assign(tree)
 
-    __getitem__ = __getattr__
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise self._access.error(self._path if name == "value" else f"{self._path}.{name}", write=True)
+    def __getitem__(self, prefix: str) -> Handle:
+        if not self._access.names(self._path, self._access.reads) & {"*", prefix}:
+            raise self._access.error(f"{self._path}.{prefix}", write=False)
+        return _HandleView(super().__getitem__(prefix), self._access, f"{self._path}.{prefix}", self._concrete)
 
 
 class _HyperView:

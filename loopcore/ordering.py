@@ -24,7 +24,7 @@ KNOWN_WRITERS: dict[str, str] = {
     "shared.metrics_epoch": "Metrics",
     "shared.metrics_step": "Metrics",
 }
-_PATHS = ("reads", "writes", "carries")
+_PATHS = ("reads", "traced_reads", "writes", "carries")
 _CLASSES = ("run_after", "run_before", "requires")
 _BEFORE = "run_before names"
 _Edges = dict[tuple[int, int], str]  # (rank of the first, rank of the second) -> why
@@ -154,6 +154,8 @@ def _nodes(callbacks: Sequence[Callback]) -> list[_Node]:
     declared = [{attribute: getattr(callback, attribute) for attribute in _PATHS + _CLASSES} for callback in ranked]
     names = [name_of(callback) for callback in ranked]
     _raise_first(problem for name, values in zip(names, declared, strict=True) for problem in _malformed(name, values))
+    for values in declared:
+        values["reads"] += values.pop("traced_reads")  # who reads, a host or a traced handler, makes no difference here
     return [
         _Node(callback, callback.identity(), name, rank, **values)
         for rank, (callback, name, values) in enumerate(zip(ranked, names, declared, strict=True))

@@ -49,6 +49,9 @@ class Handle:
 
     @value.setter
     def value(self, tree: Tree) -> None:
+        self._assign(tree)
+
+    def _assign(self, tree: Tree) -> None:
         leaves = self._leaves(tree)
         problems = mismatches(self._backend, leaves)
         if problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from operator import setitem
 from typing import Any
 
@@ -66,8 +67,8 @@ class Meddler(lc.Callback):
         self.attempt("delete", lc.AccessError, lambda: delattr(learner.shared, "box"))
         self.attempt("update", lc.AccessError, lambda: learner.update({"w": np.full(1, 9.0)}))
         self.attempt("import", lc.AccessError, lambda: learner.import_weights({"w": np.full(1, 9.0)}))
-        learner.params.value["w"][...] = 9.0  # a snapshot: theirs to change
-        learner.model.native[1]["w"][...] = 9.0
+        self.attempt("params array", ValueError, lambda: learner.params.value["w"].fill(9.0))
+        learner.model.native[1]["w"][...] = 9.0  # a copy: theirs to change
         learner.shared.box["list"].append(9.0)
         learner.shared.box["inner"]["x"] = 9.0
         learner.shared.box["tuple"][0].append(9.0)
@@ -77,11 +78,11 @@ class Meddler(lc.Callback):
         self.attempt("shared array", ValueError, lambda: learner.shared.box["array"].fill(9.0))
         for name in ("xs", "ys", "y_pred", "grads", "loss"):
             if hasattr(learner.step, name):
-                self.attempt(f"set {name}", lc.AccessError, lambda name=name: setattr(learner.step, name, 9.0))
+                self.attempt(f"set {name}", lc.AccessError, partial(setattr, learner.step, name, 9.0))
                 value = getattr(learner.step, name)
                 array = value["w"] if name == "grads" else value
                 if isinstance(array, np.ndarray) and array.ndim:
-                    self.attempt(f"fill {name}", ValueError, lambda array=array: array.fill(9.0))
+                    self.attempt(f"fill {name}", ValueError, partial(array.fill, 9.0))
         if hasattr(learner.step, "parts"):
             learner.step.parts["more"] = learner.step.parts["names"].append("y")
             learner.step.pair[0].append(9.0)

@@ -68,7 +68,7 @@ class Wrapper(Callback):
 
     def __init__(self, inner: Callback) -> None:
         self.inner = inner
-        for attribute in ("reads", "writes", "run_after", "run_before", "requires"):
+        for attribute in ("reads", "traced_reads", "writes", "run_after", "run_before", "requires"):
             setattr(self, attribute, getattr(inner, attribute))
 
     def identity(self) -> Callback:
@@ -99,7 +99,7 @@ def test_overlaps(a: str, b: str, expected: bool) -> None:
     assert overlaps(b, a) is expected
 
 
-@pytest.mark.parametrize("attribute", ["reads", "writes", "carries"])
+@pytest.mark.parametrize("attribute", ["reads", "traced_reads", "writes", "carries"])
 @pytest.mark.parametrize("path", ["", ".", "loss", "step.", ".step", "step..loss", "step.0", "step.a b", "Step.loss"])
 def test_a_malformed_path_is_named_with_the_allowed_roots(attribute: str, path: str) -> None:
     text = failure(CallbackError, make("Odd", **{attribute: ("step.loss", path)}), make("Fine"))
@@ -190,6 +190,13 @@ def test_a_writer_runs_before_its_readers() -> None:
     reader, writer = make("A", reads=("shared.x",)), make("B", writes=("shared.x",))
     assert ordered(reader, writer) == ["B", "A"]
     assert reasons(reader, writer) == ["B writes shared.x, A reads it"]
+
+
+def test_traced_reads_are_reads() -> None:
+    reader, writer = make("A", traced_reads=("shared.x",)), make("B", writes=("shared.x",))
+    assert ordered(reader, writer) == ["B", "A"]
+    assert reasons(Wrapper(reader), writer) == ["B writes shared.x, Wrapper(A) reads it"]
+    assert failure(MissingWriterError, reader).startswith("A reads shared.x, nothing writes it")
 
 
 def test_a_path_covers_what_is_below_it() -> None:
@@ -573,6 +580,7 @@ def random_case(rng: Random, most: int = 12) -> Case:
         member = rng.choice(FAMILY)()
         member.tag, member.answers = tag, {}
         member.reads = tuple(rng.choice(paths) for _ in range(rng.randint(0, 1 + round(2 * density))))
+        member.traced_reads = (rng.choice(paths),) if rng.random() < 0.1 else ()
         member.writes = tuple(rng.choice(paths) for _ in range(rng.random() < 0.4 + 0.5 * density))
         for attribute, chance in (("run_after", 0.15), ("run_before", 0.15), ("requires", 0.02)):
             if rng.random() < chance * 2 * density:
@@ -625,7 +633,7 @@ def oracle(case: Case) -> Verdict:
                 return Verdict(MissingRequirementError)
     written = [path for callback in callbacks for path in callback.writes]
     for callback in callbacks:
-        for path in callback.reads:
+        for path in (*callback.reads, *callback.traced_reads):
             if path[:7] == "shared." and not [p for p in [*written, *case.available] if _covers(p, path)]:
                 return Verdict(MissingWriterError)
     explicit = {(i, j) for i in positions for j in positions if i != j and _explicitly(callbacks[i], callbacks[j])}
@@ -667,8 +675,9 @@ def _leads(pairs: set[tuple[int, int]], start: int, goal: int) -> bool:
 def _implied(a: Callback, b: Callback) -> list[bool] | None:
     """For each edge that the paths of a pair imply, whether a is first; None for a conflict."""
     both_write = [p for p in a.writes for q in b.writes if _covers(p, q) and (p, q) != (COMBINED, COMBINED)]
-    a_first = [p for p in a.writes for q in b.reads if _covers(p, q) and not (p == COMBINED and COMBINED in b.writes)]
-    b_first = [p for p in b.writes for q in a.reads if _covers(p, q) and not (p == COMBINED and COMBINED in a.writes)]
+    a_reads, b_reads = (*a.reads, *a.traced_reads), (*b.reads, *b.traced_reads)
+    a_first = [p for p in a.writes for q in b_reads if _covers(p, q) and not (p == COMBINED and COMBINED in b.writes)]
+    b_first = [p for p in b.writes for q in a_reads if _covers(p, q) and not (p == COMBINED and COMBINED in a.writes)]
     if not (both_write or a_first or b_first):
         return []
     one, two = a.identity(), b.identity()

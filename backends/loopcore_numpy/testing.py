@@ -9,6 +9,8 @@ import autograd.numpy as anp
 import numpy as np
 from autograd.tracer import isbox
 
+_anp: Any = anp  # its functions are made at run time, where a type checker does not see them
+
 Weights: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
 
 dtypes = ("float64", "float32")
@@ -77,7 +79,7 @@ def _dense(params: Any, x: Any) -> Any:
 
 
 def _mlp(params: Any, x: Any) -> Any:
-    return _dense(params["out"], anp.tanh(_dense(params["hidden"], x)))
+    return _dense(params["out"], _anp.tanh(_dense(params["hidden"], x)))
 
 
 def _structured(params: Any, x: Any, *, scale: float) -> Any:
@@ -87,9 +89,9 @@ def _structured(params: Any, x: Any, *, scale: float) -> Any:
 
 def _batch_norm(params: Any, state: Any, x: Any, train: bool) -> Any:
     kept = state["norm"]
-    mean, variance = (anp.mean(x, axis=0), anp.var(x, axis=0)) if train else (kept["mean"], kept["variance"])
+    mean, variance = (_anp.mean(x, axis=0), _anp.var(x, axis=0)) if train else (kept["mean"], kept["variance"])
     if train:
         new = {"mean": mean, "variance": variance}
         state = {"norm": {name: _KEPT * kept[name] + (1 - _KEPT) * new[name] for name in new}}
-    normal = (x - mean) / anp.sqrt(variance + _EPSILON)
+    normal = (x - mean) / _anp.sqrt(variance + _EPSILON)
     return _dense(params["out"], normal * params["norm"]["scale"] + params["norm"]["offset"]), state

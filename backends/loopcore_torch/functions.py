@@ -207,6 +207,6 @@ def vector_norm(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False, ord:
         return torch.linalg.vector_norm(x, ord=ord, dim=_axes(x, axis), keepdim=keepdims)
     squares = sum(x * x, axis=axis, keepdims=keepdims)
     zero = squares == 0  # torch's own norm has a second gradient of NaN here
-    return torch.where(
-        zero, torch.zeros_like(squares), torch.sqrt(torch.where(zero, torch.ones_like(squares), squares))
-    )
+    roots = torch.sqrt(torch.where(zero, torch.ones_like(squares), squares))
+    norm: Tensor = torch.where(zero, torch.zeros_like(squares), roots)
+    return norm

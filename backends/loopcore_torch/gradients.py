@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import optree
 import torch
@@ -16,7 +16,8 @@ from loopcore_torch.arrays import Arrays
 from loopcore_torch.models import Models
 from loopcore_torch.objectives import along_graph, backward, detach_all, filled, scalars
 
-Scopes = Sequence[MutableMapping[str, Any]]
+Scopes: TypeAlias = Sequence[MutableMapping[str, Any]]
+Spec: TypeAlias = "optree.PyTreeSpec"
 
 
 class Gradients:
@@ -38,36 +39,29 @@ class Gradients:
         """Differentiate a zero-argument closure: for each loss, for each group of paths, gradients by path."""
         models = self._models
         paths = wrt[0] if len(wrt) == 1 else tuple(dict.fromkeys(chain(*wrt)))
-        if models.depth:
-            rows = self._nested(objective, paths, at or {})
-        else:
-            rows = self._outer(objective, paths, at or {}, scopes)
-        found = [dict(zip(paths, row, strict=True)) for row in rows]
+        rows = self._nested(objective, paths, at or {}) if models.depth else self._outer(objective, paths, at, scopes)
         if len(wrt) == 1:
-            return [[grads] for grads in found]
-        return [[{path: grads[path] for path in group} for group in wrt] for grads in found]
+            return [[grads] for grads in rows]
+        return [[{path: grads[path] for path in group} for group in wrt] for grads in rows]
 
     def _outer(
-        self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves, scopes: Scopes
-    ) -> list[list[Tensor]]:
+        self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves | None, scopes: Scopes
+    ) -> list[Leaves]:
         models = self._models
-        params = models.params
-        stand_ins = {path: _variable(self._arrays.tensor(leaf), False) for path, leaf in at.items()} if at else at
-        inputs: list[Tensor] = (
-            [stand_ins.get(path, params[path]) for path in paths] if at else [params[p] for p in paths]
-        )
+        stand_ins = {path: _variable(self._arrays.tensor(leaf), False) for path, leaf in at.items()} if at else {}
+        inputs: list[Tensor] = [stand_ins.get(path, models.params[path]) for path in paths]
         outer = models.enter(stand_ins)
         try:
             with self._outermost:
                 losses = scalars(objective())
                 last = len(losses) - 1
-                found = [backward(loss, inputs, number < last) for number, loss in enumerate(losses)]
+                found = [backward(loss, paths, inputs, number < last) for number, loss in enumerate(losses)]
         finally:
             models.leave(outer)
             detach_all(scopes)
-        return [filled(row, inputs, paths, number) for number, row in enumerate(found)]
+        return [filled(row, inputs, number) for number, row in enumerate(found)]
 
-    def _nested(self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves) -> list[list[Tensor]]:
+    def _nested(self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves) -> list[Leaves]:
         models = self._models
         values = {path: self._arrays.tensor(leaf) for path, leaf in at.items()}
         values |= {path: models.array(path) for path in paths if path not in values}
@@ -77,49 +71,62 @@ class Gradients:
             outer = models.enter(stand_ins)
             try:
                 losses = scalars(objective())
-                found = [along_graph(loss, inputs, True) for loss in losses]
+                found = [along_graph(loss, paths, inputs, True) for loss in losses]
             finally:
                 models.leave(outer)
-        return [filled(row, inputs, paths, number) for number, row in enumerate(found)]
+        return [filled(row, inputs, number) for number, row in enumerate(found)]
 
     def grad(self, fn: Callable[..., Any], scopes: Scopes) -> Callable[..., Any]:
         """Gradient of a scalar function of trees of arrays; can be differentiated again inside an objective."""
 
         def gradients(*args: Any) -> Any:
-            given: Any = args
-            leaves, spec = optree.tree_flatten(given)
-            if not leaves:
+            if not args:
                 raise GradientError("grad(fn)() needs the arrays to differentiate by: write grad(fn)(x)")
             models = self._models
             nested = models.depth > 0
             outer = models.enter({})
             try:
                 with torch.enable_grad():
-                    inputs = [self._argument(leaf, index, args, nested) for index, leaf in enumerate(leaves)]
-                    losses = scalars(fn(*optree.tree_unflatten(spec, inputs)))
+                    inputs, specs = self._variables(args, nested)
+                    losses = scalars(fn(*_trees(specs, inputs)))
                     if len(losses) > 1:
                         raise LossError(f"the function given to grad returned {len(losses)} values: return one scalar")
-                    found = along_graph(losses[0], inputs, nested)
+                    found = along_graph(losses[0], list(inputs), list(inputs.values()), nested)
             finally:
                 models.leave(outer)
                 if not nested:
                     detach_all(scopes)
-            trees: Any = optree.tree_unflatten(spec, filled(found, inputs, ["the arguments of the function"]))
+            trees = _trees(specs, filled(found, list(inputs.values())))
             return trees[0] if len(trees) == 1 else trees
 
         return gradients
 
-    def _argument(self, leaf: Any, index: int, args: tuple[Any, ...], nested: bool) -> Tensor:
+    def _variables(self, args: tuple[Any, ...], nested: bool) -> tuple[dict[str, Tensor], list[Spec]]:
+        """What to differentiate by, by a name that messages can show, and the structure of each argument."""
+        inputs: dict[str, Tensor] = {}
+        specs: list[Spec] = []
+        for position, arg in enumerate(args):
+            leaves, spec = optree.tree_flatten(arg)
+            specs.append(spec)
+            for number, leaf in enumerate(leaves):
+                name = f"argument {position}" if leaf is arg else f"leaf {number} of argument {position}"
+                inputs[name] = _variable(self._argument(leaf, name), nested)
+        return inputs, specs
+
+    def _argument(self, leaf: Any, name: str) -> Tensor:
         value = leaf if isinstance(leaf, str) else self._arrays.tensor(leaf)
         if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
-            return _variable(value, nested)
-        given: Any = args
-        position = next(n for n in range(len(args)) if index < len(optree.tree_leaves(given[: n + 1])))
-        what = f"an array of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            return value
+        what = f"an array of {value.dtype}" if isinstance(value, Tensor) else f"a {type(leaf).__name__}"
         raise GradientError(
-            f"argument {position} of the function given to grad holds {what}, which has no gradient: close over it, "
-            "as in grad(lambda x: fn(x, labels))(x)"
+            f"{name} of the function given to grad is {what}, which has no gradient: close over it, as in "
+            "grad(lambda x: fn(x, labels))(x)"
         )
+
+
+def _trees(specs: list[Spec], leaves: dict[str, Tensor]) -> tuple[Any, ...]:
+    remaining = iter(leaves.values())
+    return tuple(optree.tree_unflatten(spec, [next(remaining) for _ in range(spec.num_leaves)]) for spec in specs)
 
 
 def _variable(value: Tensor, nested: bool) -> Tensor:

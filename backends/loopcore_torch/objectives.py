@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from typing import Any, cast
+from functools import lru_cache
+from typing import Any, TypeAlias, cast
 
 import optree
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from loopcore.errors import GradientError, LossError
 from loopcore_torch.arrays import detached
 
+Found: TypeAlias = "dict[str, Tensor | None]"
 _leaf_types: set[type] = {bool, int, float, complex, str, bytes, type(None)}  # of values that hold no tensor
 
 
@@ -40,15 +42,15 @@ def scalars(result: Any) -> Sequence[Tensor]:
     raise LossError(f"the objective returned a {type(result).__name__}: return a scalar, or a tuple of scalars")
 
 
-def backward(loss: Tensor, inputs: list[Tensor], keep_graph: bool) -> list[Tensor | None]:
+def backward(loss: Tensor, paths: Sequence[str], inputs: list[Tensor], keep_graph: bool) -> Found:
     """Gradients by ``Tensor.backward``, as DDP needs it; whatever the user left in ``.grad`` is dropped."""
     if not loss.requires_grad:
-        return [None] * len(inputs)
+        return dict.fromkeys(paths)
     for leaf in inputs:
         leaf.grad = None
     try:
-        loss.backward(inputs=inputs, retain_graph=keep_graph)  # type: ignore[no-untyped-call]
-        return [leaf.grad for leaf in inputs]
+        loss.backward(_one(loss.dtype, loss.device), inputs=inputs, retain_graph=keep_graph)  # type: ignore[no-untyped-call]
+        return {path: leaf.grad for path, leaf in zip(paths, inputs, strict=True)}
     except RuntimeError as error:
         if all(leaf.requires_grad for leaf in inputs):
             raise
@@ -61,32 +63,40 @@ def backward(loss: Tensor, inputs: list[Tensor], keep_graph: bool) -> list[Tenso
             leaf.grad = None
 
 
-def along_graph(loss: Tensor, inputs: list[Tensor], differentiable: bool) -> list[Tensor | None]:
+@lru_cache(maxsize=8)
+def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What ``backward`` would make anew each time, which costs 3 microseconds."""
+    return torch.ones((), dtype=dtype, device=device)
+
+
+def along_graph(loss: Tensor, paths: Sequence[str], inputs: list[Tensor], differentiable: bool) -> Found:
     """Gradients by ``torch.autograd.grad``, which can be differentiated again if asked."""
     if not loss.requires_grad:
-        return [None] * len(inputs)
-    return list(torch.autograd.grad(loss, inputs, create_graph=differentiable, allow_unused=True))
+        return dict.fromkeys(paths)
+    found = torch.autograd.grad(loss, inputs, create_graph=differentiable, allow_unused=True)
+    return dict(zip(paths, found, strict=True))
 
 
-def filled(found: list[Tensor | None], inputs: list[Tensor], names: Sequence[str], number: int = 0) -> list[Tensor]:
+def filled(found: Found, inputs: list[Tensor], number: int = 0) -> dict[str, Tensor]:
     """Zeros for what was not reached.
 
     Raises:
         GradientError: nothing was reached.
     """
-    for grad in found:
+    for grad in found.values():
         if grad is None:
             break
     else:
-        return cast("list[Tensor]", found)
-    if all(grad is None for grad in found):
+        return cast("dict[str, Tensor]", found)
+    if all(grad is None for grad in found.values()):
         which = "the loss" if number == 0 else f"loss number {number}"
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        shown = ", ".join(list(found)[:5]) + (", ..." if len(found) > 5 else "")
         raise GradientError(
             f"{which} does not depend on {shown}: compute it inside the objective from learner.model(...); what was "
             "computed before it began, detached values and integers are constants"
         )
-    return [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in zip(found, inputs, strict=True)]
+    pairs = zip(found.items(), inputs, strict=True)
+    return {path: torch.zeros_like(leaf) if grad is None else grad for (path, grad), leaf in pairs}
 
 
 def detach_all(scopes: Sequence[MutableMapping[str, Any]]) -> None:
