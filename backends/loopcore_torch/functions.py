@@ -204,7 +204,8 @@ def logsumexp(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Ten
 def vector_norm(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False, ord: float = 2) -> Tensor:
     """Norm of vectors along axes. Its first and second gradients are 0 at the zero vector."""
     if ord != 2 or x.is_complex():
-        return torch.linalg.vector_norm(x, ord=ord, dim=_axes(x, axis), keepdim=keepdims)
+        other: Tensor = torch.linalg.vector_norm(x, ord=ord, dim=_axes(x, axis), keepdim=keepdims)
+        return other
     squares = sum(x * x, axis=axis, keepdims=keepdims)
     zero = squares == 0  # torch's own norm has a second gradient of NaN here
     roots = torch.sqrt(torch.where(zero, torch.ones_like(squares), squares))
