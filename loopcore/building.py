@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from loopcore.errors import DataError, DataExhaustedError, EmptyDataError, NoDataError, OptimizerError
+from loopcore.callback import Callback
+from loopcore.errors import (
+    CallbackError,
+    DataError,
+    DataExhaustedError,
+    EmptyDataError,
+    LossError,
+    NoDataError,
+    OptimizerError,
+)
 from loopcore.ordering import ROOTS
 from loopcore.phases import AbstractValidationPhase, Phase, TrainingPhase, ValidationPhase
 
@@ -67,16 +77,32 @@ def checked_phases(phases: Sequence[Phase] | None) -> tuple[Phase, ...]:
         return (TrainingPhase(), ValidationPhase())
     found = (phases,) if isinstance(phases, Phase) else tuple(phases)
     for phase in found:
-        if isinstance(phase, type):
-            raise TypeError(f"phases takes instances: write {phase.__name__}()")
-        if not isinstance(phase, Phase):
-            raise TypeError(f"phases takes subclasses of Phase, not {phase!r}")
+        check_phase(phase)
         checked_reads(type(phase).__name__, phase.reads)
     names = [phase.name for phase in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise TypeError(f"two phases are named {twice[0]!r}, and would share counters and history: override name")
     return found
+
+
+def check_options(callbacks: Any, loss_fn: Any, compile: Any, seed: Any) -> None:
+    """Refuse arguments of a Learner that would be misunderstood, or fail at the first step only."""
+    if isinstance(callbacks, Callback):
+        raise CallbackError(f"callbacks is a list: write callbacks=[{type(callbacks).__name__}(...)]")
+    if loss_fn is not None and not callable(loss_fn):
+        raise LossError(f"loss_fn={loss_fn!r} cannot be called: pass loss_fn(y_pred, ys), such as lc.losses.mse")
+    if not (isinstance(compile, bool) or compile == "auto"):
+        raise ValueError(f'compile is "auto", True or False, not {compile!r}')
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed is a whole number, at least 0, not {seed!r}")
+
+
+def check_phase(phase: Any) -> None:
+    """Refuse what is no phase, such as its class."""
+    if not isinstance(phase, Phase):
+        write = f": write {phase.__name__}()" if isinstance(phase, type) else ""
+        raise TypeError(f"a phase is an instance of a subclass of Phase, not {phase!r}{write}")
 
 
 def checked_reads(owner: str, reads: Any) -> tuple[str, ...]:
@@ -141,6 +167,7 @@ def data_of(learner: Learner, phase: Phase, data: Any = None) -> Any:
         NoDataError: there is none.
         EmptyDataError: it has length 0.
     """
+    check_phase(phase)
     if data is None:
         if phase.data_key is None:
             return None

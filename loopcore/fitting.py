@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Literal
 
 from loopcore.building import phases_of_fit
@@ -50,7 +51,7 @@ def fit(learner: Learner, epochs: int) -> FitResult:
             "fit was called while this learner is in fit: run more phases with learner.run_epoch(phase), or fit "
             "another learner"
         )
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 0:
+    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 0:
         raise ValueError(f"fit takes a whole number of epochs, at least 0, not {epochs!r}")
     rounds = phases_of_fit(learner, epochs)
     run = _Run()

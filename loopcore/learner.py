@@ -11,6 +11,8 @@ from loopcore import losses, registry
 from loopcore.backend import Tree
 from loopcore.building import (
     Batches,
+    check_options,
+    check_phase,
     checked_phases,
     checked_reads,
     data_of,
@@ -100,6 +102,7 @@ class Learner:
         compile: bool | str = "auto",
         seed: int = 0,
     ) -> None:
+        check_options(callbacks, loss_fn, compile, seed)
         models = named_models(model)
         self.backend = registry.make(backend or registry.infer(models), device=device, compile=compile)
         self.backend.bind(models)
@@ -214,6 +217,8 @@ class Learner:
             The state of the step.
         """
         kept = frozenset(path.removeprefix("step.") for path in checked_reads("run_step", reads)) if reads else _NONE
+        if not isinstance(phase, Phase):
+            check_phase(phase)
         initial = phase.unpack(batch)
         if not isinstance(initial, Mapping):
             raise UnpackError(
@@ -361,6 +366,8 @@ class Learner:
         Raises:
             WeightsError: names, shapes or dtypes differ; lists all differences.
         """
+        if not isinstance(weights, Mapping):
+            raise WeightsError(f"weights is a dict from path to array, as export_weights gives, not {type(weights)}")
         paths = {*self.all_params._paths, *self.buffers._paths}
         problems = [f"  {path}: the model has no such weight" for path in weights if path not in paths]
         problems += [f"  {path}: missing" for path in sorted(paths - set(weights))]

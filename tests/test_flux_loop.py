@@ -109,15 +109,17 @@ def test_flux_T5() -> None:
 
 @pytest.mark.parametrize(
     ("scope", "event"),
-    [("step", lc.EpochBegin), ("step", lc.EpochEnd), ("step", lc.FitBegin), ("step", lc.FitEnd)]
+    [("step", event) for event in (lc.EpochBegin, lc.EpochEnd, lc.FitBegin, lc.FitEnd)]
     + [("epoch", lc.FitBegin), ("epoch", lc.FitEnd)],
 )
 def test_flux_T6(scope: str, event: type[lc.Event]) -> None:
     """A cancel for a scope that was not open, such as a step at EpochEnd, escaped as a crash."""
     trace = Trace()
     learner = toy_learner([cancel(scope, event), trace])
-    with pytest.raises(CancelScopeError, match=rf"raised by FunctionCallback.*no {scope} is open.*Raise Cancel") as caught:
+    with pytest.raises(CancelScopeError) as caught:
         learner.fit(1)
+    assert f"(raised by FunctionCallback): no {scope} is open here" in str(caught.value)
+    assert "Raise Cancel" in str(caught.value)
     assert isinstance(caught.value.__cause__, WIDER[scope])
     assert count(trace, "FitEnd") == 1 and count(trace, "EpochBegin") == count(trace, "EpochEnd")
     assert learner.fit(1).status == "completed"
@@ -324,8 +326,8 @@ def test_flux_T13_carries() -> None:
             nested = False
 
     callback = lc.FunctionCallback(run, lc.StepEnd)
-    learner = toy_learner([callback], phases=[phase], data=([np.ones(1)] * 4, None), default_callbacks=False, quiet=False)
-    learner.callbacks.add(lc.Recorder(), lc.Metrics())
+    data = ([np.ones(1)] * 4, None)
+    learner = toy_learner([callback, lc.Metrics()], phases=[phase], data=data, default_callbacks=False, quiet=False)
     learner.fit(2)
     outer = [loss for loss in learner.history["loss"] if loss == 2.5]
     assert len(outer) == 2 and learner.history["loss"].count(3.0) == 8
@@ -415,7 +417,7 @@ def test_flux_T17() -> None:
     weights: list[Any] = []
     for seed, fits in ((3, (4,)), (3, (1, 3)), (3, (2, 1, 1)), (4, (4,))):
         learner = toy_learner(phases=[Noisy()], seed=seed, steps=3)
-        np.random.seed(seed * 7 + len(fits))  # noqa: NPY002 - global state must play no part
+        np.random.seed(seed * 7 + len(fits))  # global state plays no part
         results = [learner.fit(epochs) for epochs in fits]
         assert [(result.status, result.epochs) for result in results] == [("completed", epochs) for epochs in fits]
         assert learner.result is results[-1] and results[-1].history["loss"] == learner.history["loss"]

@@ -14,7 +14,7 @@ from loopcore.backend import Leaves
 from loopcore.errors import GradientError, LossError
 from loopcore_torch.arrays import Arrays
 from loopcore_torch.models import Models
-from loopcore_torch.objectives import along_graph, backward, detach_all, filled, scalars
+from loopcore_torch.objectives import along_graph, backward, detach_all, scalars
 
 Scopes: TypeAlias = Sequence[MutableMapping[str, Any]]
 Spec: TypeAlias = "optree.PyTreeSpec"
@@ -49,17 +49,19 @@ class Gradients:
     ) -> list[Leaves]:
         models = self._models
         stand_ins = {path: _variable(self._arrays.tensor(leaf), False) for path, leaf in at.items()} if at else {}
-        inputs: list[Tensor] = [stand_ins.get(path, models.params[path]) for path in paths]
+        inputs = [stand_ins.get(path, models.params[path]) for path in paths] if at else models.leaves(paths)
+        rows: list[Leaves] = []
         outer = models.enter(stand_ins)
         try:
             with self._outermost:
                 losses = scalars(objective())
                 last = len(losses) - 1
-                found = [backward(loss, paths, inputs, number < last) for number, loss in enumerate(losses)]
+                for number, loss in enumerate(losses):
+                    rows.append(backward(loss, paths, inputs, number, number == last))
         finally:
             models.leave(outer)
             detach_all(scopes)
-        return [filled(row, inputs, number) for number, row in enumerate(found)]
+        return rows
 
     def _nested(self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves) -> list[Leaves]:
         models = self._models
@@ -71,10 +73,9 @@ class Gradients:
             outer = models.enter(stand_ins)
             try:
                 losses = scalars(objective())
-                found = [along_graph(loss, paths, inputs, True) for loss in losses]
+                return [along_graph(loss, paths, inputs, number, True) for number, loss in enumerate(losses)]
             finally:
                 models.leave(outer)
-        return [filled(row, inputs, number) for number, row in enumerate(found)]
 
     def grad(self, fn: Callable[..., Any], scopes: Scopes) -> Callable[..., Any]:
         """Gradient of a scalar function of trees of arrays; can be differentiated again inside an objective."""
@@ -91,12 +92,12 @@ class Gradients:
                     losses = scalars(fn(*_trees(specs, inputs)))
                     if len(losses) > 1:
                         raise LossError(f"the function given to grad returned {len(losses)} values: return one scalar")
-                    found = along_graph(losses[0], list(inputs), list(inputs.values()), nested)
+                    found = along_graph(losses[0], list(inputs), list(inputs.values()), 0, nested)
             finally:
                 models.leave(outer)
                 if not nested:
                     detach_all(scopes)
-            trees = _trees(specs, filled(found, list(inputs.values())))
+            trees = _trees(specs, found)
             return trees[0] if len(trees) == 1 else trees
 
         return gradients

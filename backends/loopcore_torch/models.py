@@ -30,10 +30,11 @@ class Models:
         self.params: dict[str, nn.Parameter] = {}
         self.depth = 0
         self._stand_ins: dict[str, Tensor] = {}
+        self._leaves: dict[tuple[str, ...], list[Tensor]] = {}
 
     def bind(self, models: Mapping[str, Any], device: torch.device | None) -> None:
         """Take the models; sets the dtype and the device of `Arrays` from their first floating parameter."""
-        self._bound, self._stand_ins, self.depth = {}, {}, 0
+        self._bound, self._stand_ins, self._leaves, self.depth = {}, {}, {}, 0
         ordered = sorted(models.items(), key=lambda item: not isinstance(item[1], nn.Module))
         dtype: torch.dtype | None = None  # NumPy arrays of a tree follow the modules
         for name, model in ordered:
@@ -78,6 +79,13 @@ class Models:
         """The present array: what stands in for it in the running objective, else the model's own."""
         found = self._stand_ins.get(path)
         return self._own(path) if found is None else found
+
+    def leaves(self, paths: tuple[str, ...]) -> list[Tensor]:
+        """The models' own parameters of some paths."""
+        found = self._leaves.get(paths)
+        if found is None:
+            found = self._leaves[paths] = [self.params[path] for path in paths]
+        return found
 
     def _own(self, path: str) -> Tensor:
         found = self.params.get(path)

@@ -10,6 +10,7 @@ import optree
 import torch
 from torch import Tensor, nn
 
+from loopcore.backend import Leaves
 from loopcore.errors import GradientError, LossError
 from loopcore_torch.arrays import detached
 
@@ -42,15 +43,25 @@ def scalars(result: Any) -> Sequence[Tensor]:
     raise LossError(f"the objective returned a {type(result).__name__}: return a scalar, or a tuple of scalars")
 
 
-def backward(loss: Tensor, paths: Sequence[str], inputs: list[Tensor], keep_graph: bool) -> Found:
-    """Gradients by ``Tensor.backward``, as DDP needs it; whatever the user left in ``.grad`` is dropped."""
+def backward(loss: Tensor, paths: Sequence[str], inputs: Sequence[Tensor], number: int, last: bool) -> Leaves:
+    """Gradients by ``Tensor.backward``, as DDP needs it; whatever the user left in ``.grad`` is dropped.
+
+    Args:
+        loss: of an outermost objective.
+        paths: names of ``inputs``.
+        inputs: leaves of the graph.
+        number: of the loss among those of the objective.
+        last: whether the graph can be freed.
+    """
+    found: Found = {}
     if not loss.requires_grad:
-        return dict.fromkeys(paths)
+        return filled(dict.fromkeys(paths), inputs, number)
     for leaf in inputs:
         leaf.grad = None
     try:
-        loss.backward(_one(loss.dtype, loss.device), inputs=inputs, retain_graph=keep_graph)  # type: ignore[no-untyped-call]
-        return {path: leaf.grad for path, leaf in zip(paths, inputs, strict=True)}
+        loss.backward(_one(loss.dtype, loss.device), inputs=inputs, retain_graph=not last)  # type: ignore[no-untyped-call]
+        for path, leaf in zip(paths, inputs, strict=True):
+            found[path] = leaf.grad
     except RuntimeError as error:
         if all(leaf.requires_grad for leaf in inputs):
             raise
@@ -61,6 +72,7 @@ def backward(loss: Tensor, paths: Sequence[str], inputs: list[Tensor], keep_grap
     finally:
         for leaf in inputs:
             leaf.grad = None
+    return filled(found, inputs, number)
 
 
 @lru_cache(maxsize=8)
@@ -69,15 +81,17 @@ def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.ones((), dtype=dtype, device=device)
 
 
-def along_graph(loss: Tensor, paths: Sequence[str], inputs: list[Tensor], differentiable: bool) -> Found:
+def along_graph(
+    loss: Tensor, paths: Sequence[str], inputs: Sequence[Tensor], number: int, differentiable: bool
+) -> Leaves:
     """Gradients by ``torch.autograd.grad``, which can be differentiated again if asked."""
     if not loss.requires_grad:
-        return dict.fromkeys(paths)
+        return filled(dict.fromkeys(paths), inputs, number)
     found = torch.autograd.grad(loss, inputs, create_graph=differentiable, allow_unused=True)
-    return dict(zip(paths, found, strict=True))
+    return filled(dict(zip(paths, found, strict=True)), inputs, number)
 
 
-def filled(found: Found, inputs: list[Tensor], number: int = 0) -> dict[str, Tensor]:
+def filled(found: Found, inputs: Sequence[Tensor], number: int) -> Leaves:
     """Zeros for what was not reached.
 
     Raises:
@@ -87,7 +101,7 @@ def filled(found: Found, inputs: list[Tensor], number: int = 0) -> dict[str, Ten
         if grad is None:
             break
     else:
-        return cast("dict[str, Tensor]", found)
+        return found
     if all(grad is None for grad in found.values()):
         which = "the loss" if number == 0 else f"loss number {number}"
         shown = ", ".join(list(found)[:5]) + (", ..." if len(found) > 5 else "")

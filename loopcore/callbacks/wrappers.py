@@ -110,10 +110,7 @@ class Throttle(Callback):
 
     def resolve_conflict(self, other: Callback) -> RunFirst | Resolution | None:
         """Answer for the wrapped callback."""
-        answer = self.callback.resolve_conflict(other.identity())
-        if isinstance(answer, RunFirst):
-            return RunFirst(self if answer.callback.identity() is self.identity() else other)
-        return answer
+        return self.callback.resolve_conflict(other)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts and the state of the wrapped callback."""
