@@ -28,8 +28,8 @@ class FitResult:
     """How a fit ended.
 
     Attributes:
-        status: ``completed``; ``stopped`` by a `CancelFittingException`; ``interrupted`` by Ctrl-C (kept as
-            ``learner.result``, since the KeyboardInterrupt itself goes on).
+        status: ``completed``; ``stopped`` by a `CancelFittingException`; ``interrupted`` by any other
+            exception, Ctrl-C among them (kept as ``learner.result``, since the exception itself goes on).
         reason: of the cancel, in words; empty for a completed fit.
         stopped_by: the callback that raised it, None where no callback did.
         epochs: rounds over all phases in which every epoch was completed.

@@ -98,12 +98,13 @@ def execute_step(
     runs = learner.runs
     runner = runs.runner_of(phase)
     state, outer = runs.open_step(runner, initial)
-    begun = False
+    opened = begun = False
     error: BaseException | None = None
     outcome: Outcome
     try:
         if phase.carries:
             runner.start_carry(state)
+        opened = True  # from here on somebody may have heard StepBegin
         if runner.begin:
             deliver(runner.begin, phase, _STEP_BEGIN)
         begun = True
@@ -116,7 +117,7 @@ def execute_step(
     if isinstance(error, CancelStepException):
         error = None
     state.outcome = outcome
-    if runner.end:
+    if opened and runner.end:
         error = close_scope(runner.end, phase, StepEnd(outcome), error)
         if isinstance(error, CancelStepException):
             error = None  # the step it would cancel is over

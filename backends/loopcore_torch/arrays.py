@@ -25,6 +25,7 @@ class Arrays:
     Attributes:
         dtype: the parameters' floating dtype.
         device: where arrays go.
+        one: the number, 0-d.
         transfers: how many arrays `to_host` has copied.
     """
 
@@ -36,6 +37,7 @@ class Arrays:
         """Set the dtype and the device that arrays get."""
         self.dtype = dtype
         self.device = device
+        self.one = torch.ones((), dtype=dtype, device=device)
         self._fitting = _KEPT | {dtype}
 
     # -- in ----------------------------------------------------------------------------------------------------

@@ -38,30 +38,44 @@ class Gradients:
     ) -> list[list[Leaves]]:
         """Differentiate a zero-argument closure: for each loss, for each group of paths, gradients by path."""
         models = self._models
-        paths = wrt[0] if len(wrt) == 1 else tuple(dict.fromkeys(chain(*wrt)))
-        rows = self._nested(objective, paths, at or {}) if models.depth else self._outer(objective, paths, at, scopes)
-        if len(wrt) == 1:
-            return [[grads] for grads in rows]
+        if models.depth or at or len(wrt) != 1:
+            return self._gradient(objective, wrt, at or {}, scopes)
+        paths = wrt[0]  # the usual case, and what a step costs: nothing is done twice here
+        models.depth = 1
+        try:
+            with self._outermost:
+                result = objective()
+                if type(result) is Tensor and result.ndim == 0:
+                    return [[backward(result, self._arrays.one, paths, models.leaves(paths), 0, True)]]
+                return [[grads] for grads in self._backward(scalars(result), paths, models.leaves(paths))]
+        finally:
+            models.depth = 0
+            detach_all(scopes)
+
+    def _gradient(
+        self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves, scopes: Scopes
+    ) -> list[list[Leaves]]:
+        """The general case: nested, at other values, or with respect to several groups of paths."""
+        paths = tuple(dict.fromkeys(chain(*wrt)))
+        rows = self._nested(objective, paths, at) if self._models.depth else self._at(objective, paths, at, scopes)
         return [[{path: grads[path] for path in group} for group in wrt] for grads in rows]
 
-    def _outer(
-        self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves | None, scopes: Scopes
-    ) -> list[Leaves]:
+    def _at(self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves, scopes: Scopes) -> list[Leaves]:
         models = self._models
-        stand_ins = {path: _variable(self._arrays.tensor(leaf), False) for path, leaf in at.items()} if at else {}
-        inputs = [stand_ins.get(path, models.params[path]) for path in paths] if at else models.leaves(paths)
-        rows: list[Leaves] = []
+        stand_ins = {path: _variable(self._arrays.tensor(leaf), False) for path, leaf in at.items()}
+        inputs = [stand_ins.get(path, models.params[path]) for path in paths]
         outer = models.enter(stand_ins)
         try:
             with self._outermost:
-                losses = scalars(objective())
-                last = len(losses) - 1
-                for number, loss in enumerate(losses):
-                    rows.append(backward(loss, paths, inputs, number, number == last))
+                return self._backward(scalars(objective()), paths, inputs)
         finally:
             models.leave(outer)
             detach_all(scopes)
-        return rows
+
+    def _backward(self, losses: Sequence[Tensor], paths: tuple[str, ...], inputs: list[Tensor]) -> list[Leaves]:
+        last = len(losses) - 1
+        one = self._arrays.one
+        return [backward(loss, one, paths, inputs, number, number == last) for number, loss in enumerate(losses)]
 
     def _nested(self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves) -> list[Leaves]:
         models = self._models
