@@ -39,6 +39,7 @@ VERBS = {  # verb -> the declarations it needs
 }
 ROOTS = ("step", "shared", "hyper", "model", "params", "buffers", "optimizer", "data")
 _FREE_STEP = frozenset({"outcome"})
+_OBJECTIVES = frozenset({"gradient", "grad", "minimize"})
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def make_view(learner: Learner, callback: Callback, *, traced: bool) -> Any:
         traced: for traced handlers: values as the step body sees them.
     """
     access = Access.of(callback)
+    own = _OwnObjectives(learner.backend.concrete)
     parts: dict[str, Any] = {
         "step": _namespace_view("step", learner, access, traced),
         "shared": _namespace_view("shared", learner, access, traced),
@@ -105,9 +107,9 @@ def make_view(learner: Learner, callback: Callback, *, traced: bool) -> Any:
     members["random"] = _constant(parts["random"])
     for root in ("params", "buffers", "model", "optimizer", "data"):
         if access.names(root, access.reads):
-            members[root] = property(_guarded_root(root, access, _raw if traced else learner.backend.concrete))
+            members[root] = property(_guarded_root(root, access, _raw if traced else own.see))
     for name in FREE | {verb for verb, needs in VERBS.items() if _allowed(access, needs)}:
-        members[name] = property(_forward(name))
+        members[name] = property(_forward(name) if traced or name not in _OBJECTIVES else own.verb(name))
     members["epoch"] = property(lambda view: view._learner.epoch and _EpochView(view._learner.epoch, access))
     view = cast(type[_View], type("LearnerView", (_View,), members))
     return view(learner)
@@ -158,6 +160,31 @@ def _guarded_root(root: str, access: Access, concrete: Callable[[Any], Any]) -> 
         return lambda view: getattr(view._learner, root) if writable else MappingProxyType(getattr(view._learner, root))
     wrapper = _ModelView if root == "model" else _HandleView
     return lambda view: wrapper(getattr(view._learner, root), access, root, concrete)
+
+
+class _OwnObjectives:
+    """What a host handler sees: concrete values, but within an objective of its own those that are differentiated."""
+
+    def __init__(self, concrete: Callable[[Any], Any]) -> None:
+        self._concrete = concrete
+        self._depth = 0
+
+    def see(self, value: Any) -> Any:
+        return value if self._depth or value is None else self._concrete(value)
+
+    def verb(self, name: str) -> Callable[[Any], Any]:
+        return lambda view: self._within(getattr(view._learner, name))
+
+    def _within(self, verb: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._depth += 1
+            try:
+                result = verb(*args, **kwargs)
+            finally:
+                self._depth -= 1
+            return self._within(result) if callable(result) else self.see(result)
+
+        return call
 
 
 class _EpochView:

@@ -158,8 +158,8 @@ class Backend(Protocol):
         """Context manager around an outermost run: restores what the adapter changes globally (RNG state)."""
         ...
 
-    def run_body(self, call: Callable[[], None], key: DrawKey) -> None:
-        """Run a step body (an eager step): gradients off outside objectives, the framework's dropout seeded by key."""
+    def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
+        """Call ``call(*args)``, a step body: no gradients outside objectives, the framework's dropout seeded by key."""
         ...
 
     def forward(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,11 @@ def checked_phases(phases: Sequence[Phase] | None) -> tuple[Phase, ...]:
     return found
 
 
+def no_loss(*_: Any) -> Any:
+    """Stand for the loss of a learner that was given none."""
+    raise LossError("this learner has no loss: pass Learner(model, loss_fn), such as lc.losses.cross_entropy")
+
+
 def check_options(callbacks: Any, loss_fn: Any, compile: Any, seed: Any) -> None:
     """Refuse arguments of a Learner that would be misunderstood, or fail at the first step only."""
     if isinstance(callbacks, Callback):
@@ -126,16 +132,10 @@ class Batches:
         return len(self._data)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._checked(iter(self._data))  # not in the generator, which would disguise a StopIteration
-
-    def _checked(self, batches: Iterator[Any]) -> Iterator[Any]:
-        empty = True
-        for batch in batches:
-            empty = False
-            yield batch
-            del batch  # while the next one is fetched, this one must not be kept alive here
-        if empty:
-            raise _nothing(self._phase, self._data)
+        batches = iter(self._data)
+        for first in batches:
+            return chain((first,), batches)
+        raise _nothing(self._phase, self._data)
 
 
 def _nothing(phase: Phase, data: Any) -> EmptyDataError:
@@ -204,8 +204,8 @@ def phases_of_fit(learner: Learner, epochs: int) -> list[tuple[Phase, Any]]:
             )
         if isinstance(phase, TrainingPhase) and type(phase).step is TrainingPhase.step and not learner.trained:
             raise OptimizerError("nothing is trained: pass Learner(..., optimizer=lc.Adam(1e-3))")
-        if type(phase).step in (TrainingPhase.step, ValidationPhase.step):
-            _ = learner.loss_fn
+        if type(phase).step in (TrainingPhase.step, ValidationPhase.step) and learner.loss_fn is no_loss:
+            no_loss()
         found.append((phase, data))
     if not found:
         raise NoDataError("no phase of this fit has data: pass Learner(data=(train, valid))")

@@ -19,7 +19,21 @@ _OUTSIDE_STEPS = (FitBegin, FitEnd, EpochBegin, EpochEnd)
 
 @dataclass(frozen=True)
 class RunFirst:
-    """Answer of `Callback.resolve_conflict`: this callback runs before the other one."""
+    """Answer of `Callback.resolve_conflict`: this callback runs before the other one.
+
+    Example:
+        >>> import loopcore as lc
+        >>> class Noise(lc.Callback):
+        ...     writes = ("step.xs",)
+        >>> class Crop(lc.Callback):
+        ...     writes = ("step.xs",)
+        ...
+        ...     def resolve_conflict(self, other):
+        ...         return lc.RunFirst(self) if isinstance(other, Noise) else None
+        >>> learner = lc.testing.toy_learner([Noise(), Crop()], default_callbacks=False, quiet=False)
+        >>> [type(callback).__name__ for callback in learner.callbacks]
+        ['Crop', 'Noise']
+    """
 
     callback: Callback
 

@@ -33,11 +33,30 @@ from typing import Any
 
 
 class LoopcoreError(Exception):
-    """Base of every error loopcore raises on purpose."""
+    """Base of every error loopcore raises on purpose.
+
+    Example:
+        >>> import loopcore as lc
+        >>> try:
+        ...     lc.testing.toy_learner(data=([], None)).fit(1)
+        ... except lc.LoopcoreError as error:
+        ...     print(type(error).__name__)
+        EmptyDataError
+    """
 
 
 class AccessError(LoopcoreError):
-    """A callback touched state that it did not declare in ``reads`` or ``writes``."""
+    """A callback touched state that it did not declare in ``reads`` or ``writes``.
+
+    Example:
+        >>> import loopcore as lc
+        >>> peek = lc.FunctionCallback(lambda learner, phase: learner.step.loss, lc.StepEnd)
+        >>> try:
+        ...     lc.testing.toy_learner([peek]).fit(1)
+        ... except lc.AccessError as error:
+        ...     print(str(error).partition(" ")[2][:15])
+        reads step.loss
+    """
 
 
 class CallbackError(LoopcoreError):

@@ -48,55 +48,136 @@ class EndEvent(Event):
 
 
 class FitBegin(Event):
-    """Fired once when ``fit`` starts, before its first epoch."""
+    """Fired once when ``fit`` starts, before its first epoch.
+
+    Example:
+        >>> import loopcore as lc
+        >>> hello = lc.FunctionCallback(lambda learner, phase: print("off we go, phase is", phase), lc.FitBegin)
+        >>> result = lc.testing.toy_learner([hello]).fit(2)
+        off we go, phase is None
+    """
 
     __slots__ = ()
 
 
 class FitEnd(EndEvent):
-    """Fired once when ``fit`` ends, however it ends."""
+    """Fired once when ``fit`` ends, however it ends.
+
+    Example:
+        >>> import loopcore as lc
+        >>> trace = lc.testing.Trace()
+        >>> result = lc.testing.toy_learner([trace], target=float("nan")).fit(1)
+        >>> trace.events[-1]
+        ('FitEnd', None, 'cancelled')
+    """
 
     __slots__ = ()
 
 
 class EpochBegin(Event):
-    """Fired when an epoch of a phase starts, before its first batch is fetched."""
+    """Fired when an epoch of a phase starts, before its first batch is fetched.
+
+    Example:
+        >>> import loopcore as lc
+        >>> show = lc.FunctionCallback(lambda learner, phase: print(phase.name, learner.epoch.length), lc.EpochBegin)
+        >>> result = lc.testing.toy_learner([show], steps=3).fit(1)
+        training 3
+    """
 
     __slots__ = ()
 
 
 class EpochEnd(EndEvent):
-    """Fired when an epoch of a phase ends, once for every EpochBegin, with its outcome."""
+    """Fired when an epoch of a phase ends, once for every EpochBegin, with its outcome.
+
+    Example:
+        >>> import loopcore as lc
+        >>> def stop(learner, phase):
+        ...     raise lc.CancelEpochException("enough")
+        >>> trace = lc.testing.Trace()
+        >>> result = lc.testing.toy_learner([trace, lc.FunctionCallback(stop, lc.StepEnd)]).fit(1)
+        >>> trace.events[-2]
+        ('EpochEnd', 'training', 'cancelled')
+    """
 
     __slots__ = ()
 
 
 class StepBegin(Event):
-    """Fired when a step starts; the parts of the batch are in the state."""
+    """Fired when a step starts; the parts of the batch are in the state.
+
+    Example:
+        >>> import loopcore as lc
+        >>> show = lc.FunctionCallback(
+        ...     lambda learner, phase: print(learner.step.xs.shape), lc.StepBegin, reads=("step.xs",)
+        ... )
+        >>> result = lc.testing.toy_learner([show], steps=1).fit(1)
+        (4, 1)
+    """
 
     __slots__ = ()
 
 
 class LossBegin(Event):
-    """Fired after the forward pass and before the loss is computed."""
+    """Fired after the forward pass and before the loss is computed.
+
+    Example:
+        >>> import loopcore as lc
+        >>> show = lc.FunctionCallback(
+        ...     lambda learner, phase: print(learner.step.y_pred.sum()), lc.LossBegin, reads=("step.y_pred",)
+        ... )
+        >>> result = lc.testing.toy_learner([show], steps=1).fit(1)
+        0.0
+    """
 
     __slots__ = ()
 
 
 class BackwardBegin(Event):
-    """Fired after the loss is computed and before its gradient is."""
+    """Fired after the loss is computed and before its gradient is.
+
+    Example:
+        >>> import loopcore as lc
+        >>> show = lc.FunctionCallback(
+        ...     lambda learner, phase: print(learner.step.loss), lc.BackwardBegin, reads=("step.loss",)
+        ... )
+        >>> result = lc.testing.toy_learner([show], steps=1).fit(1)
+        1.0
+    """
 
     __slots__ = ()
 
 
 class BackwardEnd(Event):
-    """Fired after the gradient is computed and before the update applies ``state.grads``."""
+    """Fired after the gradient is computed and before the update applies ``state.grads``.
+
+    Example:
+        >>> import loopcore as lc
+        >>> def halve(learner, phase):
+        ...     learner.step.grads = learner.tree.scale(learner.step.grads, 0.5)
+        >>> halved = lc.FunctionCallback(halve, lc.BackwardEnd, writes=("step.grads",))
+        >>> learner = lc.testing.toy_learner([halved], steps=1)
+        >>> result = learner.fit(1)
+        >>> learner.params.value
+        {'w': array([0.1])}
+    """
 
     __slots__ = ()
 
 
 class StepEnd(EndEvent):
-    """Fired when a step ends, once for every StepBegin, with its outcome."""
+    """Fired when a step ends, once for every StepBegin, with its outcome.
+
+    Example:
+        >>> import loopcore as lc
+        >>> class Outcomes(lc.Callback):
+        ...     @lc.on(lc.StepEnd)
+        ...     def show(self, learner, phase, event):
+        ...         print(event.outcome)
+        >>> result = lc.testing.toy_learner([Outcomes()], steps=2).fit(1)
+        completed
+        completed
+    """
 
     __slots__ = ()
 

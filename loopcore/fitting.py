@@ -34,6 +34,12 @@ class FitResult:
         stopped_by: the callback that raised it, None where no callback did.
         epochs: rounds over all phases in which every epoch was completed.
         history: ``learner.history``.
+
+    Example:
+        >>> import loopcore as lc
+        >>> result = lc.testing.toy_learner(target=float("nan")).fit(3)
+        >>> result.status, result.stopped_by, result.epochs
+        ('stopped', 'StopOnNaNLoss', 0)
     """
 
     status: Literal["completed", "stopped", "interrupted"]

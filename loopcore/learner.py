@@ -21,11 +21,13 @@ from loopcore.building import (
     named_data,
     named_models,
     named_optimizers,
+    no_loss,
 )
 from loopcore.callback import Callback
 from loopcore.callback_list import CallbackList
 from loopcore.defaults import with_defaults
-from loopcore.errors import GradientError, LossError, UnpackError, WeightsError
+from loopcore.dispatch import deliver
+from loopcore.errors import GradientError, UnpackError, WeightsError
 from loopcore.events import BackwardEnd
 from loopcore.explain import explain
 from loopcore.fitting import FitResult, fit
@@ -36,11 +38,12 @@ from loopcore.models import Models
 from loopcore.phases import Phase, PredictionPhase
 from loopcore.randomness import Random
 from loopcore.runs import Runs
-from loopcore.state import Shared, State
+from loopcore.state import Shared, State, batch_length
 from loopcore.trees import TreeMath
 from loopcore.weights import Handle, assign_optimizers, mismatches
 
 _NONE: frozenset[str] = frozenset()
+_BACKWARD_END = BackwardEnd()
 
 
 class Learner:
@@ -113,7 +116,7 @@ class Learner:
         self.stop_gradient = self.backend.stop_gradient
         self.to_host = self.backend.to_host
         self.is_ready = self.backend.is_ready
-        self._loss_fn: Callable[..., Any] | None = losses.predictions_first(loss_fn)
+        self.loss_fn: Callable[..., Any] = losses.predictions_first(loss_fn) or no_loss
         self._attach(named_optimizers(optimizer), hyper or {})
         self.data = named_data(data)
         self.phases = checked_phases(phases)
@@ -220,7 +223,7 @@ class Learner:
         if not isinstance(phase, Phase):
             check_phase(phase)
         initial = phase.unpack(batch)
-        if not isinstance(initial, Mapping):
+        if type(initial) is not dict and not isinstance(initial, Mapping):
             raise UnpackError(
                 f"{type(phase).__name__}.unpack returned a {type(initial).__name__}: return a dict that names the "
                 'parts, {"xs": xs, "ys": ys}'
@@ -261,13 +264,6 @@ class Learner:
 
     # -- verbs of a step body ----------------------------------------------------------------------------------
 
-    @property
-    def loss_fn(self) -> Callable[..., Any]:
-        """The loss, as ``loss_fn(y_pred, ys)``."""
-        if self._loss_fn is None:
-            raise LossError("this learner has no loss: pass Learner(model, loss_fn), such as lc.losses.cross_entropy")
-        return self._loss_fn
-
     def gradient(self, objective: Callable[[], Any], wrt: Any = None, at: Tree | None = None) -> Any:
         """Differentiate a zero-argument closure.
 
@@ -284,24 +280,28 @@ class Learner:
             LossError: the objective did not return scalars.
             GradientError: ``wrt`` is empty, or the objective reaches nothing of it.
         """
-        handles: tuple[Handle, ...] = wrt if isinstance(wrt, tuple) else (self.params if wrt is None else wrt,)
-        empty = next((handle for handle in handles if not handle._paths), None)
-        if empty is not None:
-            raise GradientError(f"wrt={empty!r} holds no parameters: pass an optimizer for what is to be trained")
-        scopes = (vars(self.runs.step), vars(self.shared))
-        leaves = None if at is None else self._at(handles, at, isinstance(wrt, tuple))
-        found = self.backend.gradient(objective, [handle._paths for handle in handles], leaves, scopes)
-        rows = [
-            tuple(handle._tree(grads) for handle, grads in zip(handles, row, strict=True))
-            if isinstance(wrt, tuple)
-            else handles[0]._tree(row[0])
-            for row in found
-        ]
-        return rows[0] if len(rows) == 1 else tuple(rows)
+        scopes = (self.runs.step.__dict__, self.shared.__dict__)
+        if isinstance(wrt, tuple):
+            return self._gradients(objective, wrt, at, scopes)
+        handle: Handle = self.params if wrt is None else wrt
+        if not handle._paths:
+            raise _nothing_in(handle)
+        leaves = None if at is None else handle._leaves(at)
+        found = self.backend.gradient(objective, (handle._paths,), leaves, scopes)
+        if len(found) == 1:
+            grads = found[0][0]
+            return grads if handle._flat is not None else handle._tree(grads)
+        return tuple(handle._tree(row[0]) for row in found)
 
-    def _at(self, handles: tuple[Handle, ...], at: Tree, several: bool) -> dict[str, Any]:
-        trees = at if several else (at,)
-        return {path: leaf for h, tree in zip(handles, trees, strict=True) for path, leaf in h._leaves(tree).items()}
+    def _gradients(self, objective: Callable[[], Any], wrt: tuple[Handle, ...], at: Tree | None, scopes: Any) -> Any:
+        empty = next((handle for handle in wrt if not handle._paths), None)
+        if empty is not None:
+            raise _nothing_in(empty)
+        pairs = () if at is None else zip(wrt, at, strict=True)
+        leaves = {path: leaf for handle, tree in pairs for path, leaf in handle._leaves(tree).items()}
+        found = self.backend.gradient(objective, [handle._paths for handle in wrt], leaves, scopes)
+        rows = [tuple(handle._tree(grads) for handle, grads in zip(wrt, row, strict=True)) for row in found]
+        return rows[0] if len(rows) == 1 else tuple(rows)
 
     def grad(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Gradient of a scalar function of arrays with respect to its arguments.
@@ -338,11 +338,15 @@ class Learner:
             objective: returns a scalar.
             wrt: what to update. Default ``learner.params``.
         """
-        runner, state = self.runs.runner, self.runs.step
-        state.grads = self.gradient(objective, wrt)
-        if runner is not None:
-            runner.handle(BackwardEnd())
-        self.update(state.grads, wrt)
+        runs = self.runs
+        runner, state = runs.runner, runs.step
+        grads = state.grads = self.gradient(objective, wrt)
+        if runner is not None and (handlers := runner.inner[BackwardEnd]):
+            deliver(handlers, runner.phase, _BACKWARD_END)
+        if wrt is None and state.grads is grads and self.params._flat is not None:  # nothing to check
+            state.updated = self.backend.update(grads, state._apply)
+        else:
+            self.update(state.grads, wrt)
 
     # -- weights -----------------------------------------------------------------------------------------------
 
@@ -403,12 +407,18 @@ class Learner:
     def sample_weight(self) -> Any:
         """Weight of the running step in epoch means: ``state.weight`` if set, else the length of the batch."""
         state = self.runs.step
-        if "weight" in vars(state):
+        if "weight" in state.__dict__:
             return state.weight
-        return 1 if state._size is None else state._size
+        if state._size is None:
+            state._size = batch_length(state._batch)
+        return state._size
 
     def __repr__(self) -> str:
         models = ", ".join(name for name in self.backend.paths("params") if name) or "one model"
         return (
             f"Learner({models}, backend={self.backend.name!r}, callbacks={[type(c).__name__ for c in self.callbacks]})"
         )
+
+
+def _nothing_in(handle: Handle) -> GradientError:
+    return GradientError(f"wrt={handle!r} holds no parameters: pass an optimizer for what is to be trained")

@@ -12,10 +12,11 @@ from functools import lru_cache
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from loopcore.backend import DrawKey
 from loopcore.dispatch import Handler, deliver, merge
 from loopcore.errors import CancelEpochException, CancelException, CancelScopeError, CancelStepException
 from loopcore.events import EndEvent, EpochBegin, EpochEnd, Event, Outcome, StepBegin, StepEnd
-from loopcore.state import State, keep_only
+from loopcore.state import State
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
@@ -96,7 +97,7 @@ def execute_step(
 ) -> State:
     """Run one step from the parts of a batch."""
     runs = learner.runs
-    runner = runs.runner_of(phase)
+    runner = runs.runners.get(id(phase)) or runs.runner_of(phase)
     state, outer = runs.open_step(runner, initial)
     opened = begun = False
     error: BaseException | None = None
@@ -108,9 +109,17 @@ def execute_step(
         if runner.begin:
             deliver(runner.begin, phase, _STEP_BEGIN)
         begun = True
-        runner.run(body, state)
-        runner.completed()
+        key = tuple.__new__(DrawKey, (learner.seed, runner.stream, runs.attempt))  # DrawKey(...) takes twice as long
+        if runner.plain:
+            runner.backend.run_body(body, key, learner, runner.handle, state)
+        else:
+            runner.run(body, key, state)
         outcome = "completed"
+        if runner.unchecked:
+            runner.check_events()
+        epoch = runs.epoch
+        if epoch is not None and epoch.outcome is None:
+            epoch.completed += 1
     except BaseException as caught:
         error = caught
         outcome = "failed" if not isinstance(caught, CancelException) else "cancelled" if begun else "skipped"
@@ -122,7 +131,10 @@ def execute_step(
         if isinstance(error, CancelStepException):
             error = None  # the step it would cancel is over
     if not runner.keeps_all:
-        keep_only(state, runner.kept | reads if reads else runner.kept)
+        values = state.__dict__
+        dropped = state._dropped = values.keys() - (runner.kept | reads if reads else runner.kept)
+        for name in dropped:
+            del values[name]
     runs.close_step(outer)
     if error is not None:
         try:

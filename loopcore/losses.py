@@ -6,10 +6,13 @@ per row (cross entropy) or per element. They work on the arrays of any backend, 
 
 from __future__ import annotations
 
+from inspect import ismethod
 from typing import Any, Literal
 
 from loopcore.errors import LossError
 from loopcore.registry import namespace_of
+
+__all__ = ["binary_cross_entropy", "cross_entropy", "huber", "mae", "mse"]
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -109,7 +112,8 @@ def _same_shape(name: str, y_pred: Any, ys: Any) -> None:
 def predictions_first(fn: Any) -> Any:
     """A function in the order ``(y_pred, ys)``: Keras losses and scikit-learn metrics take the labels first."""
     owner = fn if hasattr(fn, "__module__") and isinstance(fn.__module__, str) else type(fn)
-    roots = {owner.__module__.split(".")[0], *(cls.__module__.split(".")[0] for cls in type(fn).__mro__)}
+    holder = fn.__self__ if ismethod(fn) else fn  # a class of the user's own may extend one of Keras
+    roots = {owner.__module__.split(".")[0], *(cls.__module__.split(".")[0] for cls in type(holder).__mro__)}
     if roots & {"keras", "sklearn"}:
         return lambda y_pred, ys, *args, **kwargs: fn(ys, y_pred, *args, **kwargs)
     return fn

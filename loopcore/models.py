@@ -18,11 +18,12 @@ class Model:
         (2, 1)
     """
 
-    __slots__ = ("_backend", "_learner", "_name", "_runs")
+    __slots__ = ("_backend", "_forward", "_learner", "_name", "_runs")
 
     def __init__(self, learner: Learner, name: str) -> None:
         self._learner = learner
         self._backend = learner.backend
+        self._forward = learner.backend.forward
         self._runs = learner.runs
         self._name = name
 
@@ -36,7 +37,7 @@ class Model:
             **kwargs: as the native model takes them.
         """
         mode = self._runs.training if training is None else training
-        return self._backend.forward(self._name, args, kwargs, training=mode, update_state=update_state)
+        return self._forward(self._name, args, kwargs, training=mode, update_state=update_state)
 
     def apply(self, params: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Run the forward pass with other parameters, a tree as ``learner.params.value`` has for this model."""

@@ -101,20 +101,55 @@ class Phase:
 
 
 class AbstractTrainingPhase(Phase):
-    """Base of phases that train: models run in training mode, and schedules and guards listen to them."""
+    """Base of phases that train: models run in training mode, and schedules and guards listen to them.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> class Decay(lc.AbstractTrainingPhase):
+        ...     def step(self, learner, handle, state):
+        ...         learner.minimize(lambda: learner.tree.dot(learner.params.value, learner.params.value))
+        >>> learner = lc.testing.toy_learner(model=(lambda params, x: x, {"w": np.ones(1)}))
+        >>> state = learner.run_step(Decay(), {})
+        >>> learner.params.value["w"]
+        array([0.8])
+    """
 
 
 class AbstractValidationPhase(Phase):
-    """Base of phases that measure: models run in evaluation mode; skipped by ``fit`` when they have no data."""
+    """Base of phases that measure: models run in evaluation mode; skipped by ``fit`` when they have no data.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> class Testing(lc.AbstractValidationPhase):
+        ...     data_key = "testing"
+        ...
+        ...     def step(self, learner, handle, state):
+        ...         state.loss = lc.losses.mae(learner.model(state.xs), state.ys)
+        >>> batch = {"xs": np.ones((4, 1)), "ys": np.full((4, 1), 3.0)}
+        >>> learner = lc.testing.toy_learner(data={"testing": [batch]}, phases=[Testing()])
+        >>> result = learner.fit(1)
+        >>> learner.history["testing_loss"]
+        [3.0]
+    """
 
 
 class TrainingPhase(AbstractTrainingPhase):
-    """Supervised training on batches ``(xs, ys)`` of the data ``"training"``."""
+    """Supervised training on batches ``(xs, ys)`` of the data ``"training"``.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> learner = lc.testing.toy_learner()
+        >>> state = learner.run_step(lc.TrainingPhase(), (np.ones((4, 1)), np.ones((4, 1))))
+        >>> float(state.loss), learner.params.value
+        (1.0, {'w': array([0.2])})
+    """
 
     data_key = "training"
 
     def unpack(self, batch: Any) -> Mapping[str, Any]:
         """``(xs, ys)`` -> ``{"xs": xs, "ys": ys}``; a mapping is the state as it is."""
+        if type(batch) is tuple and len(batch) == 2:
+            return {"xs": batch[0], "ys": batch[1]}
         return _xs_ys(self, batch)
 
     def step(self, learner: Learner, handle: Handle, state: State) -> None:
@@ -131,7 +166,15 @@ class TrainingPhase(AbstractTrainingPhase):
 
 
 class ValidationPhase(AbstractValidationPhase):
-    """Loss without training on batches ``(xs, ys)`` of the data ``"validation"``."""
+    """Loss without training on batches ``(xs, ys)`` of the data ``"validation"``.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> learner = lc.testing.toy_learner()
+        >>> state = learner.run_step(lc.ValidationPhase(), (np.ones((4, 1)), np.ones((4, 1))))
+        >>> float(state.loss), learner.params.value
+        (1.0, {'w': array([0.])})
+    """
 
     data_key = "validation"
 
@@ -147,7 +190,14 @@ class ValidationPhase(AbstractValidationPhase):
 
 
 class PredictionPhase(Phase):
-    """The forward pass alone, in evaluation mode: what `Learner.predict` runs."""
+    """The forward pass alone, in evaluation mode: what `Learner.predict` runs.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> lc.testing.toy_learner().run_step(lc.PredictionPhase(), np.ones((2, 1))).y_pred
+        array([[0.],
+               [0.]])
+    """
 
     reads = ("step.y_pred",)
 

@@ -96,6 +96,7 @@ class Runner:
 
     def __init__(self, learner: Learner, phase: Phase, plan: Plan, members: Sequence[Member], training: bool) -> None:
         self.learner = learner
+        self.backend = learner.backend
         self.phase = phase
         self.plan = plan
         self.name = phase.name
@@ -110,8 +111,9 @@ class Runner:
         self.kept = frozenset(plan.kept) | frozenset(phase.carries)
         self.keeps_all = "*" in plan.kept
         self.carry: dict[str, Any] | None = None
-        self._stream = crc32(self.name.encode(), _BODY_KEY)
-        self._unchecked = True
+        self.unchecked = True  # until a step was completed
+        self.plain = not (phase.carries or self._begin_traced or self._end_traced)
+        self.stream = crc32(self.name.encode("utf-8", "surrogatepass"), _BODY_KEY)
 
     def handle(self, event: Event) -> None:
         """Fire an event within a step."""
@@ -119,34 +121,31 @@ class Runner:
         if handlers:
             deliver(handlers, self.phase, event)
 
-    def run(self, body: Body, state: State) -> None:
-        """Run the body eagerly, with the traced handlers of StepBegin and StepEnd around it."""
-        learner = self.learner
+    def run(self, body: Body, key: DrawKey, state: State) -> None:
+        """Run the body eagerly, with carries, and the traced handlers of StepBegin and StepEnd around it."""
         carries = self.phase.carries
-        before = {name: state.__dict__[name] for name in carries if name in state.__dict__} if carries else None
-
-        def call() -> None:
-            if self._begin_traced:
-                deliver(self._begin_traced, self.phase, _STEP_BEGIN)
-            body(learner, self.handle, state)
-            if self._end_traced:
-                state.outcome = "completed"
-                deliver(self._end_traced, self.phase, _STEP_END)
-
+        if not carries:
+            self.backend.run_body(self._call, key, body, state)
+            return
+        before = {name: state.__dict__[name] for name in carries if name in state.__dict__}
         try:
-            learner.backend.run_body(call, DrawKey(learner.seed, self._stream, learner.runs.attempt))
+            self.backend.run_body(self._call, key, body, state)
         finally:
-            if before is not None:
-                self.carry = detach_carry(learner.backend, state, carries)
-        if before is not None:
-            check_carry(learner.backend, self.phase, before, state)
+            self.carry = detach_carry(self.backend, state, carries)
+        check_carry(self.backend, self.phase, before, state)
 
-    def completed(self) -> None:
-        """Count a completed step; after the first one, check that no handler waits for an event that never comes."""
-        if self._unchecked:
-            self._unchecked = False
-            warn_unfired(self.inner, self.phase)
-        self.learner.runs.completed_step()
+    def _call(self, body: Body, state: State) -> None:
+        if self._begin_traced:
+            deliver(self._begin_traced, self.phase, _STEP_BEGIN)
+        body(self.learner, self.handle, state)
+        if self._end_traced:
+            state.outcome = "completed"
+            deliver(self._end_traced, self.phase, _STEP_END)
+
+    def check_events(self) -> None:
+        """After the first completed step: no handler may wait for an event that never comes."""
+        self.unchecked = False
+        warn_unfired(self.inner, self.phase)
 
     def start_carry(self, state: State) -> None:
         """Give a step what the one before it left; the first of an epoch starts anew."""

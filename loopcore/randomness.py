@@ -84,5 +84,5 @@ class Random:
         name = (phase, self._owner, number)
         stream = _streams.get(name)
         if stream is None:
-            stream = _streams[name] = crc32("/".join(map(str, name)).encode())
+            stream = _streams[name] = crc32("/".join(map(str, name)).encode("utf-8", "surrogatepass"))
         return DrawKey(self._learner.seed, stream, step)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterable, Mapping
-from importlib.metadata import entry_points
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from loopcore.backend import Backend
 from loopcore.errors import MissingFrameworkError, UnknownModelError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
 
 
 class Adapter(NamedTuple):
@@ -53,9 +55,15 @@ def use(backend: str | None) -> None:
     _default = backend
 
 
+def _plugins() -> EntryPoints:
+    from importlib.metadata import entry_points  # 20 ms, and few programs need it
+
+    return entry_points(group=GROUP)
+
+
 def known() -> frozenset[str]:
     """Names of the built-in backends and of those that installed packages offer."""
-    return frozenset(BUILT_IN) | frozenset(point.name for point in entry_points(group=GROUP))
+    return frozenset(BUILT_IN) | frozenset(point.name for point in _plugins())
 
 
 def type_roots(value: Any) -> frozenset[str]:
@@ -93,7 +101,7 @@ def _infer_one(name: str, model: Any) -> str:
     for backend, adapter in BUILT_IN.items():
         if roots & adapter.roots:
             return backend
-    for point in entry_points(group=GROUP):
+    for point in _plugins():
         if load(point.name).recognises(model):
             return point.name
     where = f" {name!r}" if name else ""
@@ -111,7 +119,7 @@ def load(name: str) -> Any:
         UnknownModelError: no adapter has that name.
         MissingFrameworkError: its framework is not installed; names the extra to install.
     """
-    for point in entry_points(group=GROUP) if name not in BUILT_IN else ():
+    for point in _plugins() if name not in BUILT_IN else ():
         if point.name == name:
             return point.load()
     if name not in BUILT_IN:

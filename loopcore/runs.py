@@ -31,7 +31,9 @@ class Runs:
         training: whether models run in training mode.
         runner: of the running step; None outside.
         ended: the epoch that ended last, nested or not.
-        attempts: steps begun, by phase name; names the random draws.
+        attempt: number of the running step among the steps begun in its phase, from 0; names the random draws.
+        attempts: steps begun, by phase name.
+        runners: by the id of their phase; made by `runner_of`.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -45,12 +47,12 @@ class Runs:
         self.last = True
         self.length: int | None = None
         self._learner = learner
-        self._attempt = 0
+        self.attempt = 0
         self._depth = 0
         self._open_epochs = 0  # also counts one whose EpochEnd is being delivered
         self._scope: AbstractContextManager[Any] | None = None
         self._outside: dict[str, int] = {}
-        self._runners: dict[int, Runner] = {}
+        self.runners: dict[int, Runner] = {}
         self._fit_table: Table | None = None
 
     def open(self) -> None:
@@ -78,28 +80,30 @@ class Runs:
             names = ", ".join(sorted(RESERVED & initial.keys()))
             raise DataError(f"a batch has a part named {names}, which the state of a step uses itself: rename it")
         state = State()
-        values = state.__dict__
-        values.update(self._learner.backend.convert(initial))
-        state._size = _length(values)  # pyright: ignore[reportPrivateUsage]
-        outer = (self.step, self.training, self.runner, self._attempt)
-        self.open()
+        state._apply = True  # pyright: ignore[reportPrivateUsage]
+        state._batch = batch = runner.backend.convert(initial)  # pyright: ignore[reportPrivateUsage]
+        state.__dict__.update(batch)
+        outer = (self.step, self.training, self.runner, self.attempt)
+        if self._depth:
+            self._depth += 1
+        else:
+            self.open()
         self.step, self.training, self.runner = state, runner.training, runner
-        name = runner.name
-        self._attempt = self.attempts.get(name, 0)
-        self.attempts[name] = self._attempt + 1
+        name, attempts = runner.name, self.attempts
+        self.attempt = attempts.get(name, 0)
+        attempts[name] = self.attempt + 1
         return state, outer
 
     def close_step(self, outer: tuple[Any, ...]) -> None:
         """End a step. The outermost one stays readable as ``learner.step``."""
-        step, self.training, self.runner, self._attempt = outer
+        self.step._batch = None  # pyright: ignore[reportPrivateUsage]
+        step, self.training, self.runner, self.attempt = outer
         if self.runner is not None:
             self.step = step
-        self.close()
-
-    def completed_step(self) -> None:
-        """Count a completed step of the running epoch."""
-        if self.epoch is not None and self.epoch.outcome is None:
-            self.epoch.completed += 1
+        if self._depth > 1:
+            self._depth -= 1
+        else:
+            self.close()
 
     def open_epoch(self, phase: Phase, length: int | None) -> tuple[EpochInfo, tuple[Any, ...]]:
         """Begin an epoch. Returns it and what `close_epoch` puts back."""
@@ -121,7 +125,7 @@ class Runs:
 
     def runner_of(self, phase: Phase) -> Runner:
         """All that a step of a phase needs; made when it is first asked for."""
-        runner = self._runners.get(id(phase))
+        runner = self.runners.get(id(phase))
         return self._make_runner(phase) if runner is None else runner
 
     def _make_runner(self, phase: Phase) -> Runner:
@@ -132,14 +136,14 @@ class Runs:
         why = f"the {backend.name} backend runs steps eagerly" if not backend.compiles else "compile=False"
         plan = make_plan(list(learner.callbacks), phase, learner.reads, compiles=compiles, why=why)
         runner = Runner(learner, phase, plan, learner.callbacks.members, isinstance(phase, AbstractTrainingPhase))
-        if len(self._runners) >= _MAX_RUNNERS:  # a new phase object every step must not fill the memory
-            self._runners.clear()
-        self._runners[id(phase)] = runner
+        if len(self.runners) >= _MAX_RUNNERS:  # a new phase object every step must not fill the memory
+            self.runners.clear()
+        self.runners[id(phase)] = runner
         return runner
 
     def forget_runners(self) -> None:
         """The callbacks changed: decide everything anew."""
-        self._runners.clear()
+        self.runners.clear()
         self._fit_table = None
 
     def fit_handlers(self, event: type[Event]) -> tuple[Handler, ...]:
@@ -155,22 +159,4 @@ class Runs:
         state = self.step
         if state._draws is None:  # pyright: ignore[reportPrivateUsage]
             state._draws = {}  # pyright: ignore[reportPrivateUsage]
-        return self.runner.name, self._attempt, state._draws  # pyright: ignore[reportPrivateUsage]
-
-    @property
-    def attempt(self) -> int:
-        """Number of the running step among the steps begun in its phase, from 0."""
-        return self._attempt
-
-
-def _length(values: dict[str, Any]) -> int | None:
-    for value in values.values():
-        shape = getattr(value, "shape", None)
-        if shape is None and isinstance(value, (dict, list, tuple)):
-            parts: Any = value.values() if isinstance(value, dict) else value
-            inner = _length(dict(enumerate(parts)))  # type: ignore[arg-type]
-            if inner is not None:
-                return inner
-        elif shape:
-            return int(shape[0])
-    return None
+        return self.runner.name, self.attempt, state._draws  # pyright: ignore[reportPrivateUsage]

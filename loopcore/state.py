@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from loopcore.events import Outcome
 
 RESERVED = frozenset({"outcome", "apply", "updated"})
+_UNSET: dict[str, Any] = {"_apply": True, "_dropped": ()} | dict.fromkeys(
+    ("_batch", "_draws", "_size", "outcome", "updated")
+)
 
 
 class State:
@@ -17,17 +21,16 @@ class State:
     update did).
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_apply", "_draws", "_dropped", "_size", "outcome", "updated")
-
-    def __init__(self) -> None:
-        self._apply: Any = True
-        self._draws: dict[str, int] | None = None
-        self._dropped: tuple[str, ...] = ()
-        self._size: int | None = None
-        self.outcome: Outcome | None = None
-        self.updated: Any = None
+    __slots__ = ("__dict__", "__weakref__", "_apply", "_batch", "_draws", "_dropped", "_size", "outcome", "updated")
 
     if TYPE_CHECKING:
+        _apply: Any
+        _batch: Any
+        _draws: dict[str, int] | None
+        _dropped: Iterable[str]
+        _size: int | None
+        outcome: Outcome | None
+        updated: Any
 
         def __setattr__(self, name: str, value: Any) -> None: ...
 
@@ -44,6 +47,8 @@ class State:
             self._apply = self._apply & value
 
     def __getattr__(self, name: str) -> Any:
+        if name in _UNSET:  # no __init__ writes these at every step
+            return _UNSET[name]
         if name in self._dropped:
             raise AttributeError(
                 f"step.{name} was not kept when the step ended, since nobody declared to read it. Add "
@@ -59,13 +64,18 @@ class State:
         return f"State({', '.join(self.__dict__)})"
 
 
-def keep_only(state: State, kept: frozenset[str]) -> None:
-    """Drop every value that nobody declared to read."""
-    values = state.__dict__
-    dropped = tuple(name for name in values if name not in kept)
-    for name in dropped:
-        del values[name]
-    state._dropped = dropped  # pyright: ignore[reportPrivateUsage]
+def batch_length(values: Any) -> int:
+    """Length of the first array of a batch; 1 where there is none."""
+    length = _length(values)
+    return 1 if length is None else length
+
+
+def _length(value: Any) -> int | None:
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return int(shape[0]) if len(shape) else None
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return next((length for length in map(_length, parts) if length is not None), None)
 
 
 class Shared:

@@ -27,8 +27,9 @@ class Handle:
         {'w': array([2.])}
     """
 
-    __slots__ = ("_backend", "_kind", "_parts", "_paths", "_whole")
+    __slots__ = ("_backend", "_flat", "_kind", "_parts", "_paths", "_whole")
     _backend: Backend
+    _flat: frozenset[str] | None
     _kind: Kind
     _parts: dict[str, _Part]
     _paths: tuple[str, ...]
@@ -41,6 +42,8 @@ class Handle:
         put(self, "_parts", {model: _Part(backend, kind, model, paths) for model, paths in parts.items()})
         put(self, "_whole", label)
         put(self, "_paths", tuple(path for part in self._parts.values() for path in part.paths))
+        only = next(iter(self._parts.values())) if len(self._parts) == 1 and (label or "" in self._parts) else None
+        put(self, "_flat", frozenset(self._paths) if only is not None and only.is_flat() else None)
 
     @property
     def value(self) -> Tree:
@@ -59,6 +62,8 @@ class Handle:
         self._backend.set(leaves)
 
     def _tree(self, leaves: Leaves) -> Tree:
+        if self._flat is not None:
+            return leaves
         if "" in self._parts:
             return self._parts[""].pack(leaves)
         if self._whole:
@@ -66,6 +71,8 @@ class Handle:
         return {model: part.pack(leaves) for model, part in self._parts.items()}
 
     def _leaves(self, tree: Tree) -> Leaves:
+        if self._flat is not None and type(tree) is dict and tree.keys() == self._flat:
+            return tree
         if "" in self._parts:
             return self._parts[""].unpack(tree)
         if self._whole:
@@ -111,6 +118,11 @@ class _Part:
         self._all = paths == backend.paths(kind)[model]
         self._names = {path: path.removeprefix(f"{model}.") if model else path for path in paths}
         self._plain = all(path == name for path, name in self._names.items())
+
+    def is_flat(self) -> bool:
+        """Whether its tree is the dict from path to array itself."""
+        leaves: Leaves = dict.fromkeys(self.paths)
+        return self._plain and self.pack(leaves) is leaves
 
     def pack(self, leaves: Leaves) -> Tree:
         if self._plain and len(leaves) == len(self._names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from itertools import combinations, permutations
@@ -44,7 +45,7 @@ def either_way(a: Callback, b: Callback) -> list[str]:
     return names(a, b)
 
 
-def test_flux_G1_cycles_are_found_at_once_and_named() -> None:
+def test_flux_G1() -> None:
     """Cycles were not checked at construction, and the error at the first event named nobody."""
     printer = make("Printer", reads=("shared.history",), writes=("shared.text",))
     recorder = make("Keeper", reads=("shared.text",), writes=("shared.history",))
@@ -56,7 +57,7 @@ def test_flux_G1_cycles_are_found_at_once_and_named() -> None:
     assert "Bystander" not in str(caught.value)
 
 
-def test_flux_G2_a_shared_path_that_nothing_writes_is_found_at_once() -> None:
+def test_flux_G2() -> None:
     """Reads of shared state that nobody writes ended in a KeyError in the middle of training."""
     with pytest.raises(MissingWriterError) as caught:
         order_callbacks([LossPrinter()])
@@ -65,7 +66,7 @@ def test_flux_G2_a_shared_path_that_nothing_writes_is_found_at_once() -> None:
 
 
 @pytest.mark.parametrize("who", ["A", "B"])
-def test_flux_G3_no_conflict_holds_in_both_argument_orders(who: str) -> None:
+def test_flux_G3(who: str) -> None:
     """A NoConflict defined for one order of the arguments failed on the mirrored pair."""
 
     def resolve(self: Callback, other: Callback) -> Resolution | None:
@@ -91,7 +92,7 @@ def test_flux_G3_answers_that_disagree_are_an_error() -> None:
 
 
 @pytest.mark.parametrize("kind", ["self", "other", "no conflict", "unresolvable", "no opinion"])
-def test_flux_G4_every_resolution_of_two_writers_works(kind: str) -> None:
+def test_flux_G4(kind: str) -> None:
     """RunFirst between two writers had never worked: objects were passed where indices belong."""
 
     def resolve(self: Callback, other: Callback) -> Any:
@@ -111,7 +112,7 @@ def test_flux_G4_every_resolution_of_two_writers_works(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["self", "other", "no conflict", "unresolvable", "no opinion"])
 @pytest.mark.parametrize("asked", ["writer", "reader"])
-def test_flux_G5_every_resolution_of_a_writer_and_a_reader_works(kind: str, asked: str) -> None:
+def test_flux_G5(kind: str, asked: str) -> None:
     """Between a writer and a reader, Unresolvable and NoConflict were ignored."""
 
     def resolve(self: Callback, other: Callback) -> Any:
@@ -131,14 +132,14 @@ def test_flux_G5_every_resolution_of_a_writer_and_a_reader_works(kind: str, aske
     assert len(order_callbacks([writer, reader]).edges) == (kind != "no conflict")
 
 
-def test_flux_G6_explicit_order_wins_over_reads_and_writes() -> None:
+def test_flux_G6() -> None:
     """A reader declared to run before the writer it reads from made an instant cycle."""
     reader = make("Zero", reads=("shared.history",), run_before=(Recorder,))
     assert either_way(reader, Recorder()) == ["Zero", "Recorder"]
     assert [edge.reason for edge in order_callbacks([reader, Recorder()]).edges] == ["Zero.run_before names Recorder"]
 
 
-def test_flux_G7_running_last_is_no_loop_to_oneself() -> None:
+def test_flux_G7() -> None:
     """A callback that runs after all callbacks ran after itself, which is a cycle."""
     last = [make("A", run_after=(Callback,)), make("B", run_after=(Callback,))]
     first = [make("Y", run_before=(Callback,)), make("Z", run_before=(Callback,))]
@@ -147,7 +148,7 @@ def test_flux_G7_running_last_is_no_loop_to_oneself() -> None:
         assert names(*listed) == ["Y", "Z", "M", "A", "B"]
 
 
-def test_flux_G8_an_absent_target_is_fine_for_run_after_and_an_error_for_requires() -> None:
+def test_flux_G8() -> None:
     """Absent targets of runafter were ignored, whether the callback could do without them or not."""
     assert names(make("Soft", run_after=(Recorder,))) == ["Soft"]
     with pytest.raises(MissingRequirementError, match=r"^Hard requires Recorder: add Recorder\(\)$"):
@@ -155,7 +156,7 @@ def test_flux_G8_an_absent_target_is_fine_for_run_after_and_an_error_for_require
     assert names(make("Hard", requires=(Recorder,)), Recorder()) == ["Recorder", "Hard"]
 
 
-def test_flux_G9_the_order_of_the_list_does_not_matter() -> None:
+def test_flux_G9() -> None:
     """Unrelated callbacks ran in the reverse order of the list, although the docs said that it does not matter."""
     callbacks = [make(name, reads=("step.loss",)) for name in "DACB"]
     for listed in permutations([*callbacks, Recorder()]):
@@ -187,7 +188,7 @@ def many() -> list[str]:
     return [type(callback).__name__ for callback in order.callbacks]
 
 
-def test_flux_G11_equal_callbacks_are_told_apart_by_identity() -> None:
+def test_flux_G11() -> None:
     """Two equal callbacks without fields were confused, since one comparison was by equality."""
 
     class Equal(Callback):
@@ -212,7 +213,7 @@ def test_flux_G11_equal_callbacks_are_told_apart_by_identity() -> None:
             assert order_callbacks(listed).callbacks[0] is chief
 
 
-def test_flux_G12_every_pair_counts_however_long_the_list() -> None:
+def test_flux_G12() -> None:
     """A helper stopped at the ninth callback, and one kind of callback could not be passed at all."""
     quiet = [make(f"C{i:02}") for i in range(12)]
     assert names(*reversed(quiet)) == [f"C{i:02}" for i in range(12)]
@@ -222,3 +223,12 @@ def test_flux_G12_every_pair_counts_however_long_the_list() -> None:
         with pytest.raises(ConflictError, match=f"W{i:02} and W{j:02} both write"):
             order_callbacks(listed)
     assert names(Callback()) == ["Callback"]
+
+
+def test_every_defect_has_its_test() -> None:
+    """Rows of the list of defects that concern the graph, permissions, the learner and the loop."""
+    here = Path(__file__).parent
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted(here.glob("test_flux_*.py")))
+    found = re.findall(r"^def test_flux_([A-Z]\d+)\(", text, re.MULTILINE)
+    rows = [f"{kind}{n}" for kind, last in {"G": 15, "P": 7, "L": 9, "T": 17}.items() for n in range(1, last + 1)]
+    assert sorted(found) == sorted(rows)

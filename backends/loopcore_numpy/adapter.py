@@ -12,7 +12,7 @@ import numpy as np
 import optree
 from autograd.tracer import getval, isbox
 
-from loopcore.backend import Array, DrawKey, Kind, Leaves, Tree
+from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.errors import BackendError, GradientError, OptimizerError
 from loopcore_numpy import functions as f
 from loopcore_numpy import trees
@@ -71,7 +71,7 @@ class Backend:
     def _use(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
         self.xp = Namespace(dtype)
-        self.random = Random(dtype)
+        self.random: RandomBackend = Random(dtype)
         self._convert_leaf = partial(trees.convert_leaf, dtype)
 
     @staticmethod
@@ -83,13 +83,11 @@ class Backend:
 
     def bind(self, models: Mapping[str, Any]) -> None:
         """Take the user's models; their arrays are copied."""
-        self._params, self._buffers = {}, {}
-        for name, given in models.items():
-            self._models[name], params, buffers = read(name, given)
-            self._params.update({path: _sealed(value) for path, value in params.items()})
-            self._buffers.update(buffers)
-        if self._params:
-            self._use(np.result_type(*(value.dtype for value in self._params.values())))
+        found = {name: read(name, given) for name, given in models.items()}
+        self._models = {name: model for name, (model, _, _) in found.items()}
+        self._params = {path: _sealed(value) for _, params, _ in found.values() for path, value in params.items()}
+        self._buffers = {path: value for _, _, buffers in found.values() for path, value in buffers.items()}
+        self._use(np.result_type(*(value.dtype for value in self._params.values())))
 
     def native(self, model: str) -> Any:
         """The model as the user gave it, with copies of the present arrays."""
@@ -183,7 +181,7 @@ class Backend:
         """Nothing global is changed, so nothing is restored."""
         return nullcontext()
 
-    def run_body(self, call: Callable[[], None], key: DrawKey) -> None:
+    def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
         """Run a step body; NumPy's floating point warnings are off, as they are in every other framework."""
         frame = self._frame
         before = frame.traced, frame.key, frame.calls
@@ -192,7 +190,7 @@ class Backend:
         frame.traced, frame.key, frame.calls = None, key, 0
         try:
             with np.errstate(all="ignore"):
-                call()
+                call(*args)
         finally:
             frame.traced, frame.key, frame.calls = before
 
@@ -404,8 +402,9 @@ def _settle_one(key: Any, value: Array, gradient: Any) -> Array:
 
 def _unreached(losses: Sequence[Any], values: Mapping[str, Array]) -> str:
     one = "the loss depends" if len(losses) == 1 else "the losses depend"
+    names = ", ".join(map(repr, [*values][:4])) + (f" and {len(values) - 4} more" if len(values) > 4 else "")
     return (
-        f"{one} on none of {', '.join(map(repr, values))}: compute it from learner.model(...) or the parameters inside "
+        f"{one} on none of {names}: compute it from learner.model(...) or the parameters inside "
         "the objective, without stop_gradient; what is computed outside is a constant"
     )
 

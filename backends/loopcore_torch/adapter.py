@@ -10,14 +10,14 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from loopcore.backend import DrawKey, Kind, Leaves, Tree
+from loopcore.backend import DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.errors import BackendError
 from loopcore_torch import arrays, binding, losses
 from loopcore_torch.gradients import Gradients
 from loopcore_torch.models import Models
 from loopcore_torch.namespace import Namespace
 from loopcore_torch.optimizers import Optimizers
-from loopcore_torch.random import GlobalGenerators, Random, mix
+from loopcore_torch.random import MASK, STRIDE, GlobalGenerators, Random, stream_seed
 
 
 class Backend:
@@ -28,6 +28,9 @@ class Backend:
     passes: they are what can be compiled whatever a step does around them. (A compiled objective would record the
     Python state of the loop as a constant, and be compiled anew each step until torch gives up.) Forward passes
     inside a nested gradient, with other parameters (``at=``, ``apply``) or with ``update_state=False`` run eagerly.
+
+    The mode is the phase's, for the whole model and from the first step on: a part that shall stay in eval mode, such
+    as a frozen BatchNorm, overrides its ``train`` method.
 
     Args:
         device: a torch.device or its name; models move there. Default: where the first parameter is.
@@ -51,7 +54,13 @@ class Backend:
         self._models = Models(self._arrays, backends.get(compile, compile))
         self._gradients = Gradients(self._models, self._arrays)
         self._optimizers = Optimizers(self._models)
+        self.transfers = 0
         self.xp = Namespace(torch.float32, torch.device("cpu"))
+        # What a step calls is bound here once: each call that only passes on would cost it a microsecond.
+        self.convert = self._arrays.convert
+        self.forward = self._models.forward
+        self.gradient = self._gradients.gradient
+        self.update = self._optimizers.update
         self._place()
 
     @staticmethod
@@ -61,17 +70,13 @@ class Backend:
             return True
         return binding.is_tree(model) and any(isinstance(x, Tensor) for x in optree.tree_leaves(model))
 
-    @property
-    def transfers(self) -> int:
-        """How many arrays `to_host` has copied; 0-d tensors that are fetched together count once."""
-        return self._arrays.transfers
-
     def _place(self) -> None:
         """Follow the dtype and the device of the arrays; ``xp`` stays the same object, since others hold it."""
         dtype, device = self._arrays.dtype, self._arrays.device
         self.xp.dtype, self.xp.device = dtype, device
-        self.random = Random(dtype, device)
+        self.random: RandomBackend = Random(dtype, device)
         self._generators = GlobalGenerators(device)
+        self._seed = self._generators.seed
 
     # -- models and optimizers ---------------------------------------------------------------------------------
 
@@ -160,17 +165,15 @@ class Backend:
         """Context manager that leaves torch's global random state as it was."""
         return self._generators
 
-    def run_body(self, call: Callable[[], None], key: DrawKey) -> None:
+    def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
         """Run a step body without gradients, with torch's global generators seeded by the key."""
-        self._generators.seed(mix(key))
-        with torch.set_grad_enabled(False):  # half the cost of no_grad()
-            call()
-
-    def forward(
-        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
-    ) -> Any:
-        """Call a model in train or eval mode."""
-        return self._models.forward(model, args, kwargs, training, update_state)
+        self._seed((stream_seed(key[0], key[1]) + key[2] * STRIDE) & MASK)
+        was = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)  # as a function: a third of the cost of a context manager
+        try:
+            call(*args)
+        finally:
+            torch.set_grad_enabled(was)
 
     def apply(
         self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
@@ -178,38 +181,15 @@ class Backend:
         """Call a model with other parameters, by ``torch.func.functional_call``."""
         return self._models.apply(model, leaves, args, kwargs, training)
 
-    def gradient(
-        self,
-        objective: Callable[[], Any],
-        wrt: Sequence[tuple[str, ...]],
-        at: Leaves | None,
-        scopes: Sequence[MutableMapping[str, Any]],
-    ) -> list[list[Leaves]]:
-        """Differentiate a zero-argument closure.
-
-        Raises:
-            LossError: it did not return scalars.
-            GradientError: it reaches nothing of ``wrt``.
-        """
-        return self._gradients.gradient(objective, wrt, at, scopes)
-
     def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
         """Gradient of a scalar function of trees of tensors."""
         return self._gradients.grad(fn, scopes)
-
-    def update(self, grads: Leaves, apply: Any) -> bool:
-        """Step every optimizer that trains one of these paths; an ``apply`` on an accelerator is waited for."""
-        return self._optimizers.update(grads, apply)
 
     def stop_gradient(self, tree: Tree) -> Tree:
         """The same values without graph."""
         return arrays.detached(tree)
 
     # -- arrays ------------------------------------------------------------------------------------------------
-
-    def convert(self, tree: Tree) -> Tree:
-        """A batch from any loader as tensors on the device."""
-        return self._arrays.convert(tree)
 
     def adopt(self, old: Tree, new: Tree) -> Tree:
         """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
@@ -220,8 +200,10 @@ class Backend:
         return arrays.detached(tree)
 
     def to_host(self, tree: Tree) -> Tree:
-        """NumPy copies of all tensors and arrays."""
-        return self._arrays.to_host(tree)
+        """NumPy copies of all tensors and arrays; 0-d tensors that are fetched together count as one transfer."""
+        found, copies = arrays.to_host(tree)
+        self.transfers += copies
+        return found
 
     def is_ready(self, array: Any) -> bool:
         """True: on a CPU nothing is pending, and torch does not tell for one tensor of an accelerator."""

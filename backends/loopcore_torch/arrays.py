@@ -26,11 +26,9 @@ class Arrays:
         dtype: the parameters' floating dtype.
         device: where arrays go.
         one: the number, 0-d.
-        transfers: how many arrays `to_host` has copied.
     """
 
     def __init__(self) -> None:
-        self.transfers = 0
         self.place(torch.float32, torch.device("cpu"))
 
     def place(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -39,19 +37,18 @@ class Arrays:
         self.device = device
         self.one = torch.ones((), dtype=dtype, device=device)
         self._fitting = _KEPT | {dtype}
-
-    # -- in ----------------------------------------------------------------------------------------------------
+        self._on_cpu = device.type == "cpu"
 
     def convert(self, tree: Any) -> Any:
         """A batch as tensors; the same object if nothing changes."""
         if type(tree) is dict:
-            fitting, device = self._fitting, self.device
+            fitting, on_cpu = self._fitting, self._on_cpu
             for value in tree.values():
                 if (
                     type(value) is not Tensor
                     or value.dtype not in fitting
                     or value.requires_grad
-                    or value.device != device
+                    or not (value.is_cpu if on_cpu else value.device == self.device)
                 ):
                     break
             else:
@@ -95,31 +92,29 @@ class Arrays:
             return old
         return self.convert(new)
 
-    # -- out ---------------------------------------------------------------------------------------------------
 
-    def to_host(self, tree: Any) -> Any:
-        """NumPy copies; 0-d tensors of one dtype and device are fetched together."""
-        if isinstance(tree, Tensor):
-            return self._fetch(tree)
-        leaves, spec = flatten(tree)
-        found: list[Any] = [None] * len(leaves)
-        scalars: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-        for index, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor) and leaf.ndim == 0:
-                scalars.setdefault((leaf.dtype, leaf.device), []).append(index)
-            else:
-                found[index] = self._fetch(leaf)
-        for places in scalars.values():
-            host = self._fetch(torch.stack([leaves[index].detach() for index in places]))
-            for position, index in enumerate(places):
-                found[index] = host[position, ...]
-        return optree.tree_unflatten(spec, found)
-
-    def _fetch(self, leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            self.transfers += 1
-            return to_numpy(leaf)
-        return np.array(leaf) if isinstance(leaf, np.ndarray) else leaf
+def to_host(tree: Any) -> tuple[Any, int]:
+    """NumPy copies, and how many copies that took: 0-d tensors of one dtype and device are fetched together."""
+    if isinstance(tree, Tensor):
+        return to_numpy(tree), 1
+    leaves, spec = flatten(tree)
+    copies = 0
+    found: list[Any] = [None] * len(leaves)
+    scalars: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and leaf.ndim == 0:
+            scalars.setdefault((leaf.dtype, leaf.device), []).append(index)
+        elif isinstance(leaf, Tensor):
+            found[index] = to_numpy(leaf)
+            copies += 1
+        else:
+            found[index] = np.array(leaf) if isinstance(leaf, np.ndarray) else leaf
+    for places in scalars.values():
+        host = to_numpy(torch.stack([leaves[index].detach() for index in places]))
+        copies += 1
+        for position, index in enumerate(places):
+            found[index] = host[position, ...]
+    return optree.tree_unflatten(spec, found), copies
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:

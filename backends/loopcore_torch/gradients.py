@@ -14,7 +14,7 @@ from loopcore.backend import Leaves
 from loopcore.errors import GradientError, LossError
 from loopcore_torch.arrays import Arrays
 from loopcore_torch.models import Models
-from loopcore_torch.objectives import along_graph, backward, detach_all, scalars
+from loopcore_torch.objectives import along_graph, detach_all, outermost, scalars
 
 Scopes: TypeAlias = Sequence[MutableMapping[str, Any]]
 Spec: TypeAlias = "optree.PyTreeSpec"
@@ -23,15 +23,14 @@ Spec: TypeAlias = "optree.PyTreeSpec"
 class Gradients:
     """Differentiates closures with respect to parameters of `Models`, and functions of arrays.
 
-    An outermost gradient is ``backward(inputs=...)`` with the result moved out of ``.grad``; one inside an objective
-    is ``torch.autograd.grad(create_graph=True)`` with respect to aliases, so that only what its own closure computes
-    from them counts.
+    A gradient is ``torch.autograd.grad``: nothing is ever left in ``.grad``. One inside an objective creates a graph
+    and is taken with respect to aliases, so that only what its own closure computes from them counts. An outermost
+    one of a module that works on ``.grad`` (DistributedDataParallel, FSDP) is ``backward(inputs=...)``.
     """
 
     def __init__(self, models: Models, arrays: Arrays) -> None:
         self._models = models
         self._arrays = arrays
-        self._outermost = torch.enable_grad()  # entered once at a time; a new one for each step costs a microsecond
 
     def gradient(
         self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves | None, scopes: Scopes
@@ -41,15 +40,18 @@ class Gradients:
         if models.depth or at or len(wrt) != 1:
             return self._gradient(objective, wrt, at or {}, scopes)
         paths = wrt[0]  # the usual case, and what a step costs: nothing is done twice here
+        leaves = models.leaves.get(paths) or models.leaves_of(paths)
+        was = torch.is_grad_enabled()
+        torch.set_grad_enabled(True)
         models.depth = 1
         try:
-            with self._outermost:
-                result = objective()
-                if type(result) is Tensor and result.ndim == 0:
-                    return [[backward(result, self._arrays.one, paths, models.leaves(paths), 0, True)]]
-                return [[grads] for grads in self._backward(scalars(result), paths, models.leaves(paths))]
+            result = objective()
+            if type(result) is Tensor and result.ndim == 0:
+                return [[outermost(result, self._arrays.one, paths, leaves, 0, True, models.hooked)]]
+            return [[grads] for grads in self._outermost(scalars(result), paths, leaves)]
         finally:
             models.depth = 0
+            torch.set_grad_enabled(was)
             detach_all(scopes)
 
     def _gradient(
@@ -66,16 +68,17 @@ class Gradients:
         inputs = [stand_ins.get(path, models.params[path]) for path in paths]
         outer = models.enter(stand_ins)
         try:
-            with self._outermost:
-                return self._backward(scalars(objective()), paths, inputs)
+            with torch.enable_grad():
+                return self._outermost(scalars(objective()), paths, inputs)
         finally:
             models.leave(outer)
             detach_all(scopes)
 
-    def _backward(self, losses: Sequence[Tensor], paths: tuple[str, ...], inputs: list[Tensor]) -> list[Leaves]:
-        last = len(losses) - 1
-        one = self._arrays.one
-        return [backward(loss, one, paths, inputs, number, number == last) for number, loss in enumerate(losses)]
+    def _outermost(self, losses: Sequence[Tensor], paths: tuple[str, ...], inputs: Sequence[Tensor]) -> list[Leaves]:
+        one, last, hooked = self._arrays.one, len(losses) - 1, self._models.hooked
+        return [
+            outermost(loss, one, paths, inputs, number, number == last, hooked) for number, loss in enumerate(losses)
+        ]
 
     def _nested(self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves) -> list[Leaves]:
         models = self._models

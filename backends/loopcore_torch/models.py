@@ -20,6 +20,9 @@ class Models:
     Attributes:
         depth: how many objectives are running, one inside the other.
         params: the trainable tensors of all models, by path.
+        leaves: what `leaves_of` has found, by paths.
+        hooked: whether one of them works on ``.grad`` while gradients arrive: DistributedDataParallel, or parameters
+            of another type than torch's own, as FSDP makes them.
     """
 
     def __init__(self, arrays: Arrays, compile: str | None) -> None:
@@ -29,12 +32,13 @@ class Models:
         self._owner: dict[str, str] = {}
         self.params: dict[str, nn.Parameter] = {}
         self.depth = 0
+        self.hooked = False
         self._stand_ins: dict[str, Tensor] = {}
-        self._leaves: dict[tuple[str, ...], list[Tensor]] = {}
+        self.leaves: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
 
     def bind(self, models: Mapping[str, Any], device: torch.device | None) -> None:
         """Take the models; sets the dtype and the device of `Arrays` from their first floating parameter."""
-        self._bound, self._stand_ins, self._leaves, self.depth = {}, {}, {}, 0
+        self._bound, self._stand_ins, self.leaves, self.depth = {}, {}, {}, 0
         ordered = sorted(models.items(), key=lambda item: not isinstance(item[1], nn.Module))
         dtype: torch.dtype | None = None  # NumPy arrays of a tree follow the modules
         for name, model in ordered:
@@ -47,6 +51,8 @@ class Models:
         self._owner = {
             path: name for name, one in self._bound.items() for path in (*one.paths("params"), *one.paths("buffers"))
         }
+        plain = all(type(parameter) is nn.Parameter for parameter in self.params.values())
+        self.hooked = not plain or any(one.distributed for one in self._bound.values())
         self._arrays.place(dtype or torch.float32, device or torch.device("cpu"))
 
     def native(self, model: str) -> Any:
@@ -80,11 +86,9 @@ class Models:
         found = self._stand_ins.get(path)
         return self._own(path) if found is None else found
 
-    def leaves(self, paths: tuple[str, ...]) -> list[Tensor]:
+    def leaves_of(self, paths: tuple[str, ...]) -> tuple[Tensor, ...]:
         """The models' own parameters of some paths."""
-        found = self._leaves.get(paths)
-        if found is None:
-            found = self._leaves[paths] = [self.params[path] for path in paths]
+        found = self.leaves[paths] = tuple(self.params[path] for path in paths)
         return found
 
     def _own(self, path: str) -> Tensor:
@@ -114,15 +118,15 @@ class Models:
     # -- forward -----------------------------------------------------------------------------------------------
 
     def forward(
-        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool, update_state: bool
+        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
     ) -> Any:
-        """Call a model, with the arrays that stand in for its parameters."""
+        """Call a model in train or eval mode, with the arrays that stand in for its parameters."""
         one = self._bound[model]
         if one.module.training is not training:
             one.module.train(training)
         if not self.depth and torch.is_grad_enabled():
             with torch.no_grad():
-                return self.forward(model, args, kwargs, training, update_state)
+                return self.forward(model, args, kwargs, training=training, update_state=update_state)
         if self.depth > 1 or self._stand_ins or not update_state:
             return self._call_apart(one, self._stand_ins_of(one), args, kwargs, update_state)
         return one.call(*args, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import TracebackType
 from typing import Any
@@ -13,21 +13,22 @@ from torch import Tensor
 
 from loopcore.backend import DrawKey
 
-_MASK = (1 << 63) - 1
+MASK = (1 << 63) - 1
+STRIDE = 0x9E3779B97F4A7C15
 
 
 def mix(key: DrawKey) -> int:
     """A key as a seed of 63 bits, of which torch's CPU generator uses the lower 32."""
-    return (_stream_seed(key[0], key[1]) + key[2] * 0x9E3779B97F4A7C15) & _MASK
+    return (stream_seed(key[0], key[1]) + key[2] * STRIDE) & MASK
 
 
 @lru_cache(maxsize=4096)
-def _stream_seed(seed: int, stream: int) -> int:
+def stream_seed(seed: int, stream: int) -> int:
     """SplitMix64 of a stream; its steps follow in odd strides, so that no two are equal."""
     z = (seed * 0xD1342543DE82EF95 + (stream + 1) * 0x9E3779B97F4A7C15) & ((1 << 64) - 1)
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & ((1 << 64) - 1)
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & ((1 << 64) - 1)
-    return (z ^ (z >> 31)) & _MASK
+    return (z ^ (z >> 31)) & MASK
 
 
 class Random:
@@ -65,8 +66,8 @@ class Random:
         return torch.randint(low, high, tuple(shape), generator=generator, dtype=torch.int32, device=self._device)
 
     def permutation(self, key: DrawKey, n: int) -> Tensor:
-        """The integers below ``n`` in random order, int64."""
-        return torch.randperm(n, generator=self._seeded(key), device=self._device)
+        """The integers below ``n`` in random order, int32."""
+        return torch.randperm(n, generator=self._seeded(key), dtype=torch.int32, device=self._device)
 
     def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Tensor:
         """Numbers in [0, 1] of the Beta(a, b) distribution, drawn by NumPy."""
@@ -74,10 +75,11 @@ class Random:
         return torch.as_tensor(draws, **self._floating)
 
     def categorical(self, key: DrawKey, logits: Tensor) -> Tensor:
-        """For each row of ``logits`` an index along its last axis, drawn with the softmax of the row, int64."""
+        """For each row of ``logits`` an index along its last axis, drawn with the softmax of the row, int32."""
         logits = logits.detach().float()
         noise = torch.empty_like(logits).exponential_(generator=self._seeded(key))
-        return torch.argmax(logits - torch.log(noise), dim=-1)  # minus the log of an exponential is a Gumbel draw
+        gumbel = -torch.log(noise)
+        return torch.argmax(logits + gumbel, dim=-1).to(torch.int32)
 
 
 class GlobalGenerators:
@@ -88,25 +90,38 @@ class GlobalGenerators:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cpu = torch.default_generator
-        self._accelerator: Any = None if device.type in ("cpu", "meta") else torch.get_device_module(device)
-        self._where = () if device.type == "mps" else (device,)  # there is only one, so its functions take none
-        self._states: list[tuple[Tensor, Tensor | None]] = []
+        self._generators: list[Any] = [torch.default_generator]
+        if device.type not in ("cpu", "meta"):
+            self._generators.append(_of_accelerator(device))
+        self._states: list[list[Tensor]] = []
 
-    def seed(self, value: int) -> None:
-        """Seed them; `torch.manual_seed` would seed every device there may be, 100 times slower."""
-        self._cpu.manual_seed(value)
-        if self._accelerator is not None:
-            self._accelerator.manual_seed(value)
+        # Seeds them; `torch.manual_seed` would seed every device there may be, 100 times slower.
+        self.seed: Callable[[int], object] = self._seed_all if self._generators[1:] else self._generators[0].manual_seed
+
+    def _seed_all(self, value: int) -> None:
+        for generator in self._generators:
+            generator.manual_seed(value)
 
     def __enter__(self) -> None:
-        accelerator = None if self._accelerator is None else self._accelerator.get_rng_state(*self._where)
-        self._states.append((self._cpu.get_state(), accelerator))
+        self._states.append([generator.get_state() for generator in self._generators])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        state, accelerator = self._states.pop()
-        self._cpu.set_state(state)
-        if accelerator is not None:
-            self._accelerator.set_rng_state(accelerator, *self._where)
+        for generator, state in zip(self._generators, self._states.pop(), strict=True):
+            generator.set_state(state)
+
+
+class _OnlyGenerator:
+    """The generator of a kind of device of which there is one (MPS): torch gives its functions, not the object."""
+
+    def __init__(self, module: Any) -> None:
+        self.manual_seed = module.manual_seed
+        self.get_state = module.get_rng_state
+        self.set_state = module.set_rng_state
+
+
+def _of_accelerator(device: torch.device) -> Any:
+    module: Any = torch.get_device_module(device)
+    generators = getattr(module, "default_generators", None)
+    return generators[device.index or 0] if generators else _OnlyGenerator(module)

@@ -44,7 +44,7 @@ class ProgressPrinter(Callback):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._next = 0.0
-        self._round = 0
+        self._round = 1
         self._began = 0.0
         self._parts: list[str] = []
 

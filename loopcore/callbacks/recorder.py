@@ -13,6 +13,7 @@ class Recorder(Callback):
     """Keeps ``shared.history``: completed epochs and steps, by the name of the phase. Joins by default.
 
     Writes: shared.history
+    Handles: EpochBegin, StepEnd, EpochEnd
 
     Example:
         >>> import loopcore as lc

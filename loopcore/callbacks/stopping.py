@@ -14,7 +14,7 @@ class StopOnNaNLoss(Callback):
     """Stop the fit when the training loss is NaN or infinite, before it reaches a parameter. Joins by default.
 
     The update of the first bad step is not applied, nor any later one. The guard works on the device; the host
-    looks at it when that costs nothing, so the fit may end some steps later, and the reason names the first bad step.
+    looks at it when that costs nothing, so the fit may end some steps later; the reason says when it was seen.
 
     Reads: step.loss
     Writes: step.apply, shared.loss_finite

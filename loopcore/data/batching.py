@@ -61,7 +61,17 @@ class _Pass:
 
 
 class Batches:
-    """The loader that `batches` returns."""
+    """The loader that `batches` returns.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> loader = lc.data.batches(np.arange(6), 2)
+        >>> _ = next(iter(loader))
+        >>> resumed = lc.data.batches(np.arange(6), 2)
+        >>> resumed.load_state_dict(loader.state_dict())
+        >>> [batch.tolist() for batch in resumed]
+        [[2, 3], [4, 5]]
+    """
 
     def __init__(self, arrays: Tree, batch_size: int, shuffle: bool, seed: int, drop_last: bool) -> None:
         self._leaves, self._spec = flatten(arrays)

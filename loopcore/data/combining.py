@@ -51,7 +51,14 @@ class _Pass:
 
 
 class Combined:
-    """The loader that `combine` returns."""
+    """The loader that `combine` returns.
+
+    Example:
+        >>> import loopcore as lc
+        >>> loader = lc.data.combine({"a": [1, 2, 3], "b": lc.data.cycle([7, 8])})
+        >>> len(loader), list(loader)[2]
+        (3, {'a': 3, 'b': 7})
+    """
 
     def __init__(self, loaders: Mapping[str, Iterable[Any]]) -> None:
         if not isinstance(cast(Any, loaders), Mapping):

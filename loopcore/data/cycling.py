@@ -38,7 +38,14 @@ def cycle(loader: Iterable[Any]) -> Cycle:
 
 
 class Cycle:
-    """The loader that `cycle` returns."""
+    """The loader that `cycle` returns.
+
+    Example:
+        >>> import loopcore as lc
+        >>> stream = iter(lc.data.cycle([1, 2]))
+        >>> [next(stream) for _ in range(5)]
+        [1, 2, 1, 2, 1]
+    """
 
     def __init__(self, loader: Iterable[Any]) -> None:
         check_iterable("the loader of cycle", loader)

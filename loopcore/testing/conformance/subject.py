@@ -148,8 +148,8 @@ class Subject:
 
     def _close(self, name: str, actual: Any, desired: Any, rtol: float) -> None:
         rtol = max(rtol, _FLOORS[self.dtype])
-        largest = np.max(np.abs(desired), initial=0.0)
-        np.testing.assert_allclose(actual, desired, rtol=rtol, atol=rtol * largest, err_msg=name, strict=False)
+        atol = rtol * np.max(np.abs(desired), initial=0.0) + 1e-30
+        np.testing.assert_allclose(actual, desired, rtol=rtol, atol=atol, err_msg=name)
         np.testing.assert_equal(np.shape(actual), np.shape(desired), err_msg=name)
 
 

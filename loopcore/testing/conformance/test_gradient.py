@@ -83,16 +83,14 @@ def test_grad_of_several_arguments_and_of_trees(backend: Subject) -> None:
         backend.close(actual, desired)
 
 
-@pytest.mark.parametrize(
-    "phase", [lc.TrainingPhase(), lc.ValidationPhase(), lc.PredictionPhase()], ids=lambda p: p.name
-)
-def test_gradients_work_in_every_phase(backend: Subject, phase: lc.Phase) -> None:
+@pytest.mark.parametrize("kind", [lc.TrainingPhase, lc.ValidationPhase, lc.PredictionPhase])
+def test_gradients_work_in_every_phase(backend: Subject, kind: type[lc.Phase]) -> None:
     def body(learner: Any, handle: Any, state: Any) -> None:
         state.found = learner.gradient(lambda: loss(learner, state))
         state.inputs = learner.grad(lambda x: learner.xp.sum(x * x))(state.xs)
 
     learner = make_learner(backend.mlp(W))
-    state = run(learner, body, phase, xs=X, ys=Y)
+    state = run(learner, body, kind(), xs=X, ys=Y)
     backend.close(backend.leaves(learner, state.found), oracle.mse_gradient(W, X, Y))
     backend.close(learner.to_host(state.inputs), 2 * X)
 
@@ -122,6 +120,21 @@ def test_at_other_values_of_a_part(backend: Subject) -> None:
     expected = oracle.mse_gradient(there, X, Y)
     expected = {name: expected[name] for name in expected if name.startswith("hidden.")}
     backend.close(backend.leaves(learner, state.found, learner.params.hidden), expected)
+
+
+def test_at_other_values_of_several_handles(backend: Subject) -> None:
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        wrt = (learner.params.out, learner.params.hidden)
+        there = tuple(learner.tree.scale(part.value, factor) for part, factor in zip(wrt, (3.0, 2.0), strict=True))
+        state.out, state.hidden = learner.gradient(lambda: loss(learner, state), wrt=wrt, at=there)
+
+    learner = make_learner(backend.mlp(W))
+    state = run(learner, body, xs=X, ys=Y)
+    params = learner.params
+    found = backend.leaves(learner, state.out, params.out) | backend.leaves(learner, state.hidden, params.hidden)
+    there = {name: value * (2 if name.startswith("hidden.") else 3) for name, value in W.items()}
+    backend.close(found, oracle.mse_gradient(there, X, Y))
+    backend.close(backend.weights(learner), W)
 
 
 def test_a_tuple_of_objectives_is_one_forward_and_a_tuple_of_gradients(backend: Subject) -> None:
@@ -328,9 +341,8 @@ def test_the_first_order_variant_by_at(backend: Subject) -> None:
 
     def body(learner: Any, handle: Any, state: Any) -> None:
         slopes = learner.gradient(lambda: loss(learner, state))
-        there = learner.tree.map(
-            lambda w, g: w + 0.05 * g / learner.tree.global_norm(slopes), learner.params.value, slopes
-        )
+        norm = learner.tree.global_norm(slopes)
+        there = learner.tree.map(lambda w, g: w + 0.05 * g / norm, learner.params.value, slopes)
         state.grads = learner.gradient(lambda: loss(learner, state), at=there)
         handle(lc.BackwardEnd())
         learner.update(state.grads)

@@ -1,0 +1,239 @@
+"""Random draws: what they are, when they repeat, and when they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import loopcore as lc
+from loopcore.testing.conformance.problems import Array, make_learner, mlp_weights, run
+from loopcore.testing.conformance.subject import Subject
+
+N = 4000
+SHAPE = (N // 4, 4)
+LOGITS = np.log(np.array([[0.1, 0.2, 0.7]] * N))
+
+
+class Draw(NamedTuple):
+    """A draw with its range, mean and standard deviation."""
+
+    call: Callable[[Any, Any], Any]
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    mean: float
+    deviation: float
+    kind: str = "f"
+
+
+DRAWS = {
+    "normal": Draw(lambda r, s: r.normal(SHAPE), SHAPE, -8, 8, 0, 1),
+    "uniform": Draw(lambda r, s: r.uniform(SHAPE), SHAPE, 0, 1, 0.5, 12**-0.5),
+    "uniform_between": Draw(lambda r, s: r.uniform(SHAPE, low=-1.0, high=3.0), SHAPE, -1, 3, 1, 4 * 12**-0.5),
+    "bernoulli": Draw(lambda r, s: r.bernoulli(0.3, SHAPE), SHAPE, 0, 1, 0.3, 0.21**0.5),
+    "integers": Draw(lambda r, s: r.integers(2, 6, SHAPE), SHAPE, 2, 5, 3.5, 1.25**0.5, "i"),
+    "permutation": Draw(lambda r, s: r.permutation(N), (N,), 0, N - 1, (N - 1) / 2, N * 12**-0.5, "i"),
+    "beta": Draw(lambda r, s: r.beta(2.0, 3.0, SHAPE), SHAPE, 0, 1, 0.4, 0.2),
+    "categorical": Draw(lambda r, s: r.categorical(s.logits), (N,), 0, 2, 1.6, 0.44**0.5, "i"),
+}
+
+
+def test_every_draw_has_a_case(backend: Subject) -> None:
+    random = make_learner(backend.mlp(mlp_weights())).random
+    public = {name for name in dir(random) if not name.startswith("_")} - {"generator"}
+    assert public == {name.partition("_")[0] for name in DRAWS}
+
+
+def drawn(backend: Subject, name: str, steps: int = 1, phase: lc.Phase | None = None, **options: Any) -> list[Array]:
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.found = DRAWS[name].call(learner.random, state)
+
+    learner = make_learner(backend.mlp(mlp_weights()), **options)
+    return [learner.to_host(run(learner, body, phase, logits=LOGITS).found) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_shape_dtype_range_and_moments(backend: Subject, name: str) -> None:
+    draw, found = DRAWS[name], drawn(backend, name)[0]
+    assert found.shape == draw.shape
+    assert found.dtype.kind == draw.kind
+    if draw.kind == "f":
+        assert found.dtype == backend.dtype
+    assert draw.low <= found.min() <= found.max() <= draw.high
+    assert abs(found.mean() - draw.mean) < 5 * draw.deviation / N**0.5
+    assert abs(found.std() / draw.deviation - 1) < 0.1
+
+
+def test_integers_are_int32_and_reach_both_ends(backend: Subject) -> None:
+    found = drawn(backend, "integers")[0]
+    assert found.dtype == np.int32
+    assert sorted(set(found.ravel().tolist())) == [2, 3, 4, 5]
+
+
+def test_a_bernoulli_mask_holds_ones_and_zeros(backend: Subject) -> None:
+    assert sorted(set(drawn(backend, "bernoulli")[0].ravel().tolist())) == [0.0, 1.0]
+
+
+def test_a_permutation_holds_each_number_once(backend: Subject) -> None:
+    found = drawn(backend, "permutation")[0]
+    np.testing.assert_array_equal(np.sort(found), np.arange(N))
+    assert (found != np.arange(N)).mean() > 0.9
+
+
+def test_categories_follow_the_softmax_of_the_logits(backend: Subject) -> None:
+    shares = np.bincount(drawn(backend, "categorical")[0], minlength=3) / N
+    np.testing.assert_allclose(shares, [0.1, 0.2, 0.7], atol=0.04)
+
+
+def test_categories_of_batches_of_rows(backend: Subject) -> None:
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.found = learner.random.categorical(state.logits)
+
+    sharp = np.where(np.arange(12).reshape(2, 2, 3) % 3 == 1, 50.0, 0.0)
+    learner = make_learner(backend.mlp(mlp_weights()))
+    np.testing.assert_array_equal(learner.to_host(run(learner, body, logits=sharp).found), np.ones((2, 2)))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_the_same_seed_and_step_draw_the_same(backend: Subject, name: str) -> None:
+    first, second = drawn(backend, name, 3, seed=5), drawn(backend, name, 3, seed=5)
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_steps_seeds_and_phases_draw_differently(backend: Subject, name: str) -> None:
+    class Another(lc.AbstractTrainingPhase):
+        """Another phase."""
+
+    first, second = drawn(backend, name, 2)
+    others = [second, drawn(backend, name, seed=1)[0], drawn(backend, name, phase=Another())[0]]
+    for other in others:
+        assert (first != other).mean() > 0.2
+
+
+def test_each_call_is_a_new_draw_and_each_owner_has_its_own(backend: Subject) -> None:
+    class Noisy(lc.Callback):
+        writes = ("step.theirs",)
+
+        @lc.on(lc.StepBegin, lc.TrainingPhase, traced=True)
+        def draw(self, learner: Any, phase: Any) -> None:
+            learner.step.theirs = learner.random.normal((100,))
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.first, state.second = learner.random.normal((100,)), learner.random.normal((100,))
+
+    def found(*callbacks: lc.Callback) -> list[Array]:
+        learner = make_learner(backend.mlp(mlp_weights()), callbacks=callbacks)
+        state = run(learner, body)
+        names = ("first", "second", "theirs") if callbacks else ("first", "second")
+        return [learner.to_host(getattr(state, name)) for name in names]
+
+    first, second, theirs = found(Noisy())
+    for a, b in ((first, second), (first, theirs), (second, theirs)):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.5
+        assert (a != b).all()
+    np.testing.assert_array_equal(found(), [first, second])  # a callback that draws does not disturb the body
+
+
+def test_draws_in_nested_objectives_are_in_order(backend: Subject) -> None:
+    def nested(learner: Any, handle: Any, state: Any) -> None:
+        def outer() -> Any:
+            state.first = learner.random.normal((5,))
+
+            def inner() -> Any:
+                state.second = learner.random.normal((5,))
+                return learner.xp.sum(learner.model(state.xs))
+
+            slopes = learner.gradient(inner)
+            state.third = learner.random.normal((5,))
+            return learner.tree.dot(slopes, slopes)
+
+        learner.gradient(outer)
+
+    def flat(learner: Any, handle: Any, state: Any) -> None:
+        state.first, state.second, state.third = (learner.random.normal((5,)) for _ in range(3))
+
+    learners = [make_learner(backend.mlp(mlp_weights())) for _ in range(2)]
+    states = [run(learner, body, xs=np.ones((2, 3))) for learner, body in zip(learners, (nested, flat), strict=True)]
+    for name in ("first", "second", "third"):
+        a, b = (learner.to_host(getattr(state, name)) for learner, state in zip(learners, states, strict=True))
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_skipped_step_counts_as_an_attempt(backend: Subject) -> None:
+    class SkipFirst(lc.Callback):
+        @lc.on(lc.StepBegin)
+        def skip(self, learner: Any, phase: Any) -> None:
+            if learner.epoch.attempted == 1:
+                raise lc.CancelStepException
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.found = learner.random.normal((5,))
+
+    phase = lc.TrainingPhase()
+    learner = make_learner(backend.mlp(mlp_weights()), callbacks=[SkipFirst()])
+    other = make_learner(backend.mlp(mlp_weights()))
+    found = []
+    with lc.run_epoch(learner, phase):
+        for _ in range(2):
+            found.append(getattr(run(learner, body, phase), "found", None))
+    assert found[0] is None
+    run(other, body, phase)
+    np.testing.assert_array_equal(learner.to_host(found[1]), other.to_host(run(other, body, phase).found))
+
+
+def test_draws_are_plain_numbers_for_the_gradient(backend: Subject) -> None:
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        def objective() -> Any:
+            state.noise = learner.random.normal(state.xs.shape)
+            return learner.xp.sum(learner.model(state.xs) * state.noise[:, :2])
+
+        state.found = learner.gradient(objective)
+
+    learner = make_learner(backend.mlp(mlp_weights()))
+    state = run(learner, body, xs=np.ones((4, 3)))
+    noise = learner.to_host(state.noise)[:, :2]
+    backend.close(backend.leaves(learner, state.found)["out.bias"], noise.sum(axis=0))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_same_random_gives_every_backend_the_same_numbers(backend: Subject, witness: Subject, name: str) -> None:
+    with lc.testing.same_random():
+        found, expected = drawn(backend, name, 2), drawn(witness, name, 2)
+    for a, b in zip(found, expected, strict=True):
+        backend.close(a, b, rtol=1e-6)
+        assert a.dtype.kind == b.dtype.kind
+    assert (found[0] != found[1]).mean() > 0.2
+
+
+def test_training_with_noise_is_the_same_everywhere_under_same_random(backend: Subject, witness: Subject) -> None:
+    class Noisy(lc.TrainingPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.xs = state.xs + 0.1 * learner.random.normal(state.xs.shape)
+            super().step(learner, handle, state)
+
+    def trained(subject: Subject) -> dict[str, Array]:
+        draw = np.random.default_rng(0).normal
+        learner = make_learner(
+            subject.mlp(mlp_weights()), data=([(draw(size=(5, 3)), draw(size=(5, 2)))] * 5, None), phases=[Noisy()]
+        )
+        with lc.testing.same_random():
+            learner.fit(2)
+        return subject.weights(learner)
+
+    backend.close(trained(backend), trained(witness))
+
+
+def test_a_generator_for_host_code(backend: Subject) -> None:
+    def numbers(seed: int) -> Array:
+        learner = make_learner(backend.mlp(mlp_weights()), seed=seed)
+        return np.stack([learner.random.generator().normal(size=4) for _ in range(2)])
+
+    first, again, other = numbers(0), numbers(0), numbers(1)
+    np.testing.assert_array_equal(first, again)
+    assert (first[0] != first[1]).all()
+    assert (first != other).all()

@@ -1,0 +1,122 @@
+"""Arithmetic on trees of arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loopcore.testing.conformance import oracle
+from loopcore.testing.conformance.problems import batches, make_learner, mlp_weights, run
+from loopcore.testing.conformance.subject import Subject
+
+(A, B), (C, D) = batches(2)
+W, V = mlp_weights(), mlp_weights(1)
+ALL_W = np.concatenate([value.ravel() for value in W.values()])
+ALL_V = np.concatenate([value.ravel() for value in V.values()])
+
+
+def computed(backend: Subject, fn: Any) -> dict[str, Any]:
+    """A function of two trees in the structure of the parameters -> NumPy, under the names of the suite."""
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.found = fn(learner, learner.params.value, state.other)
+
+    learner, other = make_learner(backend.mlp(W)), make_learner(backend.mlp(V))
+    state = run(learner, body, other=other.params.value)
+    return backend.leaves(learner, state.found)
+
+
+def scalar(backend: Subject, fn: Any) -> Any:
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.found = fn(learner, learner.params.value, state.other)
+
+    learner, other = make_learner(backend.mlp(W)), make_learner(backend.mlp(V))
+    found = learner.to_host(run(learner, body, other=other.params.value).found)
+    assert found.shape == ()
+    return found
+
+
+def test_every_function_is_tested_here(backend: Subject) -> None:
+    tree = make_learner(backend.mlp(W)).tree
+    assert {name for name in dir(tree) if not name.startswith("_")} == {
+        *("map", "add", "scale", "lerp", "dot", "global_norm", "all_finite", "zeros_like")
+    }
+
+
+def test_map(backend: Subject) -> None:
+    found = computed(backend, lambda learner, w, v: learner.tree.map(lambda a, b: a * b, w, v))
+    backend.close(found, {name: W[name] * V[name] for name in W})
+
+
+def test_add(backend: Subject) -> None:
+    found = computed(backend, lambda learner, w, v: learner.tree.add(w, v))
+    backend.close(found, {name: W[name] + V[name] for name in W})
+
+
+@pytest.mark.parametrize("array", [False, True], ids=["number", "array"])
+def test_scale(backend: Subject, array: bool) -> None:
+    found = computed(backend, lambda learner, w, v: learner.tree.scale(w, learner.xp.full((), 2.5) if array else 2.5))
+    backend.close(found, {name: 2.5 * W[name] for name in W})
+
+
+def test_lerp(backend: Subject) -> None:
+    found = computed(backend, lambda learner, w, v: learner.tree.lerp(w, v, 0.25))
+    backend.close(found, {name: 0.75 * W[name] + 0.25 * V[name] for name in W})
+
+
+def test_zeros_like(backend: Subject) -> None:
+    for name, value in computed(backend, lambda learner, w, v: learner.tree.zeros_like(w)).items():
+        np.testing.assert_array_equal(value, np.zeros_like(W[name]))
+        assert value.dtype == backend.dtype
+
+
+def test_dot(backend: Subject) -> None:
+    backend.close(scalar(backend, lambda learner, w, v: learner.tree.dot(w, v)), ALL_W @ ALL_V)
+
+
+def test_global_norm(backend: Subject) -> None:
+    backend.close(scalar(backend, lambda learner, w, v: learner.tree.global_norm(w)), np.linalg.norm(ALL_W))
+
+
+@pytest.mark.parametrize("bad", [None, np.nan, np.inf, -np.inf])
+def test_all_finite(backend: Subject, bad: float | None) -> None:
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.found = learner.tree.all_finite(state.tree)
+
+    tree: dict[str, Any] = {"a": A.copy(), "b": [B.copy()]}
+    if bad is not None:
+        tree["b"][0][1, 1] = bad
+    learner = make_learner(backend.mlp(W))
+    found = learner.to_host(run(learner, body, tree=tree).found)
+    assert (found.shape, found.dtype) == ((), np.bool_)
+    assert bool(found) is (bad is None)
+
+
+def test_trees_of_batches(backend: Subject) -> None:
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.sum = learner.tree.add(state.one, state.two)
+
+    learner = make_learner(backend.mlp(W))
+    state = run(learner, body, one={"a": A, "b": (B, [A])}, two={"a": C, "b": (D, [C])})
+    found = learner.to_host(state.sum)
+    backend.close(found["a"], A + C)
+    backend.close(found["b"][0], B + D)
+    backend.close(found["b"][1][0], A + C)
+
+
+def test_gradients_flow_through_trees(backend: Subject) -> None:
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        def objective() -> Any:
+            tree = learner.tree.lerp(learner.params.value, state.other, 0.5)
+            return learner.tree.global_norm(learner.tree.scale(tree, 3.0))
+
+        state.found = learner.gradient(objective)
+
+    def norm(w: oracle.Params) -> float:
+        return float(np.linalg.norm([np.linalg.norm(1.5 * (w[name] + V[name])) for name in w]))
+
+    learner, other = make_learner(backend.mlp(W)), make_learner(backend.mlp(V))
+    state = run(learner, body, other=other.params.value)
+    backend.close(backend.leaves(learner, state.found), oracle.difference_of_weights(norm, W), rtol=1e-7)

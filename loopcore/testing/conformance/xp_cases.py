@@ -1,0 +1,204 @@
+"""One or more calls of every function of ``learner.xp``, with what NumPy makes of the same arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loopcore.testing.conformance.problems import Array
+
+_NAMES = (
+    "abs exp log log1p expm1 sqrt square sign tanh sin cos maximum minimum clip where sum mean var max min any all "
+    "argmax argmin concat stack reshape permute_dims expand_dims squeeze broadcast_to flip take take_along_axis matmul "
+    "zeros zeros_like ones ones_like full full_like arange eye astype isfinite float32 int32 int64 bool linalg relu "
+    "sigmoid softplus softmax log_softmax logsumexp one_hot"
+)
+NAMES = frozenset(_NAMES.split(" "))
+DTYPES = frozenset({"float32", "int32", "int64", "bool"})
+
+_draw = np.random.default_rng(7)
+X, Y = _draw.normal(0, 1.5, (3, 4)), _draw.normal(0, 1.5, (3, 4))
+POSITIVE = _draw.uniform(0.1, 3, (3, 4))
+ROW, COLUMN = _draw.normal(size=4), _draw.normal(size=(3, 1))
+CUBE = _draw.normal(size=(2, 3, 4))
+MATRIX, BATCHED = _draw.normal(size=(4, 2)), _draw.normal(size=(2, 4, 3))
+BITS = np.array([[True, False, True, True], [False] * 4, [True] * 4])
+INTEGERS = np.array([[3, -1, 4, 1], [5, 9, -2, 6], [5, 3, 5, 8]])
+INDICES, ALONG = np.array([2, 0, 2]), np.array([[1, 0, 1], [3, 3, 2], [0, 2, 0]])
+HUGE = np.array([[1e3, -1e3, 0.0], [80.0, -80.0, 700.0]])
+
+
+class Case(NamedTuple):
+    """A call and its oracle.
+
+    Attributes:
+        call: ``call(xp, *arrays)``.
+        expected: the same of NumPy arrays.
+        arrays: the arguments.
+        smooth: whether its gradient is compared with finite differences.
+    """
+
+    call: Callable[..., Any]
+    expected: Callable[..., Any]
+    arrays: tuple[Array, ...]
+    smooth: bool
+
+
+CASES: dict[str, Case] = {}
+
+
+def _case(label: str, call: Callable[..., Any], expected: Callable[..., Any], *arrays: Array) -> None:
+    smooth = any(array.dtype.kind == "f" for array in arrays) and np.asarray(expected(*arrays)).dtype.kind == "f"
+    CASES[label] = Case(call, expected, arrays, smooth)
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(np.exp(-np.logaddexp(0, -x)))
+
+
+def _logsumexp(x: Array, axis: Any, keepdims: bool = False) -> Array:
+    top = x.max(axis=axis, keepdims=True)
+    result = np.log(np.exp(x - top).sum(axis=axis, keepdims=True)) + top
+    return np.asarray(result if keepdims else np.squeeze(result, axis))
+
+
+# -- elementwise
+
+_case("abs", lambda xp, x: xp.abs(x), np.abs, X)
+_case("abs integers", lambda xp, x: xp.abs(x), np.abs, INTEGERS)
+_case("exp", lambda xp, x: xp.exp(x), np.exp, X)
+_case("log", lambda xp, x: xp.log(x), np.log, POSITIVE)
+_case("log1p", lambda xp, x: xp.log1p(x), np.log1p, POSITIVE)
+_case("log1p small", lambda xp, x: xp.log1p(x * 1e-6), lambda x: np.log1p(x * 1e-6), POSITIVE)
+_case("expm1", lambda xp, x: xp.expm1(x), np.expm1, X)
+_case("sqrt", lambda xp, x: xp.sqrt(x), np.sqrt, POSITIVE)
+_case("square", lambda xp, x: xp.square(x), np.square, X)
+_case("sign", lambda xp, x: xp.sign(x), np.sign, X)
+_case("tanh", lambda xp, x: xp.tanh(x), np.tanh, X)
+_case("sin", lambda xp, x: xp.sin(x), np.sin, X)
+_case("cos", lambda xp, x: xp.cos(x), np.cos, X)
+_case("relu", lambda xp, x: xp.relu(x), lambda x: np.maximum(x, 0), X)
+_case("sigmoid", lambda xp, x: xp.sigmoid(x), _sigmoid, X)
+_case("sigmoid huge", lambda xp, x: xp.sigmoid(x), _sigmoid, HUGE)
+_case("softplus", lambda xp, x: xp.softplus(x), lambda x: np.logaddexp(0, x), X)
+_case("softplus huge", lambda xp, x: xp.softplus(x), lambda x: np.logaddexp(0, x), HUGE)
+_case("maximum", lambda xp, x, y: xp.maximum(x, y), np.maximum, X, Y)
+_case("maximum broadcast", lambda xp, x, y: xp.maximum(x, y), np.maximum, X, ROW)
+_case("maximum number", lambda xp, x: xp.maximum(x, 0.5), lambda x: np.maximum(x, 0.5), X)
+_case("minimum", lambda xp, x, y: xp.minimum(x, y), np.minimum, X, Y)
+_case("minimum number", lambda xp, x: xp.minimum(x, 0.5), lambda x: np.minimum(x, 0.5), X)
+_case("clip", lambda xp, x: xp.clip(x, -0.5, 0.7), lambda x: np.clip(x, -0.5, 0.7), X)
+_case("clip below", lambda xp, x: xp.clip(x, min=-0.5), lambda x: np.clip(x, -0.5, None), X)
+_case("clip above", lambda xp, x: xp.clip(x, max=0.5), lambda x: np.clip(x, None, 0.5), X)
+_case("where", lambda xp, c, x, y: xp.where(c, x, y), np.where, BITS, X, Y)
+_case("where broadcast", lambda xp, c, x, y: xp.where(c, x, y), np.where, BITS, ROW, COLUMN)
+_case("isfinite", lambda xp, x: xp.isfinite(x), np.isfinite, np.array([1.0, np.nan, np.inf, -np.inf]))
+
+# -- along axes
+
+_case("sum", lambda xp, x: xp.sum(x), np.sum, CUBE)
+_case("sum axis", lambda xp, x: xp.sum(x, axis=1), lambda x: x.sum(axis=1), CUBE)
+_case("sum axes", lambda xp, x: xp.sum(x, axis=(0, -1)), lambda x: x.sum(axis=(0, -1)), CUBE)
+_case("sum keepdims", lambda xp, x: xp.sum(x, axis=-1, keepdims=True), lambda x: x.sum(axis=-1, keepdims=True), CUBE)
+_case("sum integers", lambda xp, x: xp.sum(x, axis=0), lambda x: x.sum(axis=0), INTEGERS)
+_case("mean", lambda xp, x: xp.mean(x), np.mean, CUBE)
+_case("mean axes", lambda xp, x: xp.mean(x, axis=(0, 2)), lambda x: x.mean(axis=(0, 2)), CUBE)
+_case("mean keepdims", lambda xp, x: xp.mean(x, axis=1, keepdims=True), lambda x: x.mean(axis=1, keepdims=True), CUBE)
+_case("var", lambda xp, x: xp.var(x), np.var, CUBE)
+_case("var axis", lambda xp, x: xp.var(x, axis=0, keepdims=True), lambda x: x.var(axis=0, keepdims=True), CUBE)
+_case("var correction", lambda xp, x: xp.var(x, axis=-1, correction=1), lambda x: x.var(axis=-1, ddof=1), CUBE)
+_case("max", lambda xp, x: xp.max(x), np.max, CUBE)
+_case("max axis", lambda xp, x: xp.max(x, axis=1), lambda x: x.max(axis=1), CUBE)
+_case("max keepdims", lambda xp, x: xp.max(x, axis=-1, keepdims=True), lambda x: x.max(axis=-1, keepdims=True), CUBE)
+_case("max axes", lambda xp, x: xp.max(x, axis=(0, 2)), lambda x: x.max(axis=(0, 2)), CUBE)
+_case("min", lambda xp, x: xp.min(x), np.min, CUBE)
+_case("min axis", lambda xp, x: xp.min(x, axis=0), lambda x: x.min(axis=0), CUBE)
+_case("any", lambda xp, x: xp.any(x), np.any, BITS)
+_case("any axis", lambda xp, x: xp.any(x, axis=1), lambda x: x.any(axis=1), BITS)
+_case("all", lambda xp, x: xp.all(x), np.all, BITS)
+_case("all keepdims", lambda xp, x: xp.all(x, axis=1, keepdims=True), lambda x: x.all(axis=1, keepdims=True), BITS)
+_case("argmax", lambda xp, x: xp.argmax(x), np.argmax, X)
+_case("argmax axis", lambda xp, x: xp.argmax(x, axis=-1), lambda x: x.argmax(axis=-1), CUBE)
+_case("argmin axis", lambda xp, x: xp.argmin(x, axis=0), lambda x: x.argmin(axis=0), CUBE)
+_case("softmax", lambda xp, x: xp.softmax(x), lambda x: np.exp(x - _logsumexp(x, -1, True)), X)
+_case("softmax axis", lambda xp, x: xp.softmax(x, axis=0), lambda x: np.exp(x - _logsumexp(x, 0, True)), X)
+_case("softmax huge", lambda xp, x: xp.softmax(x, axis=-1), lambda x: np.exp(x - _logsumexp(x, -1, True)), HUGE)
+_case("log_softmax", lambda xp, x: xp.log_softmax(x, axis=-1), lambda x: x - _logsumexp(x, -1, True), X)
+_case("log_softmax huge", lambda xp, x: xp.log_softmax(x, axis=-1), lambda x: x - _logsumexp(x, -1, True), HUGE)
+_case("logsumexp", lambda xp, x: xp.logsumexp(x, axis=1), lambda x: _logsumexp(x, 1), CUBE)
+_case("logsumexp all", lambda xp, x: xp.logsumexp(x), lambda x: _logsumexp(x, (0, 1, 2)), CUBE)
+_case("logsumexp huge", lambda xp, x: xp.logsumexp(x, axis=-1), lambda x: _logsumexp(x, -1), HUGE)
+_case("linalg vector_norm", lambda xp, x: xp.linalg.vector_norm(x), lambda x: np.sqrt((x**2).sum()), X)
+_case(
+    "linalg vector_norm axis",
+    lambda xp, x: xp.linalg.vector_norm(x, axis=-1, keepdims=True),
+    lambda x: np.sqrt((x**2).sum(axis=-1, keepdims=True)),
+    X,
+)
+_case("matmul", lambda xp, x, y: xp.matmul(x, y), np.matmul, X, MATRIX)
+_case("matmul batched", lambda xp, x, y: xp.matmul(x, y), np.matmul, CUBE, BATCHED)
+_case("matmul vector", lambda xp, x, y: xp.matmul(x, y), np.matmul, X, ROW)
+_case("matmul broadcast", lambda xp, x, y: xp.matmul(x, y), np.matmul, CUBE, MATRIX)
+
+# -- shapes and indices
+
+_case("concat", lambda xp, x, y: xp.concat([x, y]), lambda x, y: np.concatenate([x, y]), X, Y)
+_case("concat axis", lambda xp, x, y: xp.concat((x, y), axis=-1), lambda x, y: np.concatenate([x, y], -1), X, COLUMN)
+_case("stack", lambda xp, x, y: xp.stack([x, y]), lambda x, y: np.stack([x, y]), X, Y)
+_case("stack axis", lambda xp, x, y: xp.stack((x, y), axis=-1), lambda x, y: np.stack([x, y], -1), X, Y)
+_case("reshape", lambda xp, x: xp.reshape(x, (4, -1)), lambda x: x.reshape(4, -1), CUBE)
+_case("reshape flat", lambda xp, x: xp.reshape(x, (-1,)), lambda x: x.reshape(-1), CUBE)
+_case("permute_dims", lambda xp, x: xp.permute_dims(x, (2, 0, 1)), lambda x: x.transpose(2, 0, 1), CUBE)
+_case("expand_dims", lambda xp, x: xp.expand_dims(x, axis=-1), lambda x: x[..., None], X)
+_case("expand_dims first", lambda xp, x: xp.expand_dims(x, axis=0), lambda x: x[None], X)
+_case("squeeze", lambda xp, x: xp.squeeze(x, axis=1), lambda x: x[:, 0], COLUMN)
+_case("broadcast_to", lambda xp, x: xp.broadcast_to(x, (3, 4)), lambda x: np.broadcast_to(x, (3, 4)), COLUMN)
+_case("broadcast_to more", lambda xp, x: xp.broadcast_to(x, (2, 3, 4)), lambda x: np.broadcast_to(x, (2, 3, 4)), ROW)
+_case("flip", lambda xp, x: xp.flip(x, axis=-1), lambda x: x[..., ::-1], CUBE)
+_case("flip all", lambda xp, x: xp.flip(x), np.flip, CUBE)
+_case("take", lambda xp, x, i: xp.take(x, i, axis=0), lambda x, i: x[i.astype(int)], X, INDICES)
+_case("take columns", lambda xp, x, i: xp.take(x, i, axis=1), lambda x, i: x[:, i.astype(int)], X, INDICES)
+_case(
+    "take_along_axis",
+    lambda xp, x, i: xp.take_along_axis(x, i, axis=1),
+    lambda x, i: np.take_along_axis(x, i.astype(int), axis=1),
+    X,
+    ALONG,
+)
+_case("one_hot", lambda xp, i: xp.one_hot(i, 4), lambda i: np.eye(4)[i], ALONG)
+
+# -- creation
+
+_case("zeros", lambda xp, x: xp.zeros((2, 3)) + x[0, 0], lambda x: np.zeros((2, 3)) + x[0, 0], X)
+_case("ones", lambda xp, x: xp.ones((2, 3)) * x[0, 0], lambda x: np.ones((2, 3)) * x[0, 0], X)
+_case("full", lambda xp, x: xp.full((2, 3), 2.5) * x[0, 0], lambda x: np.full((2, 3), 2.5) * x[0, 0], X)
+_case("zeros_like", lambda xp, x: xp.zeros_like(x) + x, lambda x: x, X)
+_case("ones_like", lambda xp, x: xp.ones_like(x) + x, lambda x: 1 + x, X)
+_case("full_like", lambda xp, x: xp.full_like(x, 2.5) * x, lambda x: 2.5 * x, X)
+_case("zeros_like integers", lambda xp, x: xp.zeros_like(x), np.zeros_like, INTEGERS)
+_case("eye", lambda xp, x: xp.eye(3) @ x, lambda x: x, X)
+_case("eye more", lambda xp, x: xp.eye(3, 4, k=1) * x, lambda x: np.eye(3, 4, k=1) * x, X)
+_case("arange", lambda xp, x: xp.arange(4) + xp.zeros_like(x[0]), lambda x: np.arange(4), INTEGERS)
+_case("arange floats", lambda xp, x: xp.arange(0.0, 2.0, 0.5) + x, lambda x: np.arange(0.0, 2.0, 0.5) + x, ROW)
+_case("astype", lambda xp, x: xp.astype(x, xp.int32), lambda x: x.astype(np.int32), X)
+_case("astype bool", lambda xp, x: xp.astype(x, xp.bool), lambda x: x.astype(bool), INTEGERS)
+_case("astype gradient", lambda xp, x: xp.astype(x, x.dtype) * 2.0, lambda x: x * 2, X)
+
+# -- operators: what else is portable on arrays, spelled as in NumPy
+
+
+def _operators(label: str, fn: Callable[..., Any], *arrays: Array) -> None:
+    _case(f"operators {label}", lambda xp, *given: fn(*given), fn, *arrays)
+
+
+_operators("arithmetic", lambda x, y: (x + y) * x - y / (x**2 + 1.0), X, Y)
+_operators("numbers", lambda x: 1.0 - 2 * x + (-x) / 3 + 4 / (x * x + 1), X)
+_operators("broadcast", lambda x, y: x * y + y, X, COLUMN)
+_operators("matmul", lambda x, y: x @ y, X, MATRIX)
+_operators("power", lambda x: x**3 + x**0.5, POSITIVE)
+_operators("compare", lambda x, y: (x > y) & ~(x <= 0) | (x == y), X, Y)
+_operators("slices", lambda x: x[:, 1:3] * x[..., ::2] + x[0, -1], X)
+_operators("integers", lambda x: x * 2 + 1 - x, INTEGERS)
+_operators("mixed", lambda x, i: x * i + i, X, INTEGERS)
