@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FREE = frozenset(
     {"epoch", "losses", "loss_fn", "phases", "predict", "run_epoch", "run_step", "fit", "seed", "stop_gradient"}
-    | {"sample_weight", "to_host", "tree", "xp", "is_ready"}
+    | {"attempt", "is_ready", "number", "sample_weight", "to_host", "tree", "xp"}
 )
 VERBS = {  # verb -> the declarations it needs
     "gradient": (("params",), ()),
@@ -299,10 +299,11 @@ def _namespace_view(root: str, learner: Learner, access: Access, traced: bool) -
         "_all": "*" in reads,
     }
     get = _raw if traced else _concrete(learner)
+    own = None if traced else learner.backend.concrete
     members["_read"] = staticmethod(get)
     members["_adopt"] = staticmethod(_keep if traced or root == "shared" else _adopting(learner))
     for name in (reads | (_FREE_STEP if root == "step" else frozenset())) - {"*"}:
-        members[name] = property(_getter(root, name, get if name not in writes or traced else _writable(learner)))
+        members[name] = property(_getter(learner, root, name, own if name in writes or traced else get))
     return cast(type[_Namespace], type(f"{root.title()}View", (_Namespace,), members))(learner)
 
 
@@ -337,10 +338,12 @@ class _Namespace:
         raise self._access.error(f"{self._root}.{name}", write=True)
 
 
-def _getter(root: str, name: str, read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    if root == "step":
-        return lambda view: read(getattr(view._learner.runs.step, name))
-    return lambda view: read(getattr(view._learner.shared, name))
+def _getter(learner: Learner, root: str, name: str, read: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+    """The getter of a property; handlers call them at every step, so that no call in them is idle."""
+    runs, shared = learner.runs, learner.shared
+    if root == "shared":
+        return (lambda view: getattr(shared, name)) if read is None else (lambda view: read(getattr(shared, name)))
+    return (lambda view: getattr(runs.step, name)) if read is None else (lambda view: read(getattr(runs.step, name)))
 
 
 def _raw(value: Any) -> Any:
@@ -356,14 +359,11 @@ def _concrete(learner: Learner) -> Callable[[Any], Any]:
     concrete, tree_map = learner.backend.concrete, learner.backend.tree_map
 
     def read(value: Any) -> Any:
-        seen = concrete(value)
-        return tree_map(_raw, seen) if isinstance(seen, (dict, list, tuple)) else seen
+        if isinstance(value, (dict, list, tuple)):
+            return tree_map(_raw, concrete(value))
+        return concrete(value)
 
     return read
-
-
-def _writable(learner: Learner) -> Callable[[Any], Any]:
-    return learner.backend.concrete
 
 
 def _adopting(learner: Learner) -> Callable[[Any, str, Any], Any]:

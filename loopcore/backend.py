@@ -241,6 +241,10 @@ class Backend(Protocol):
         """NumPy copies of all arrays. Counts each in ``transfers``."""
         ...
 
+    def number(self, value: Any) -> Any:
+        """A Python number for a 0-d array that is in the memory of the host and complete, anything else as it is."""
+        ...
+
     def is_ready(self, array: Array) -> bool:
         """Whether ``to_host`` would not wait."""
         ...

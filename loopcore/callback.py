@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopcore.errors import CallbackError, EventError
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
@@ -133,7 +133,7 @@ class Callback:
     run_after: tuple[type[Callback], ...] = ()
     run_before: tuple[type[Callback], ...] = ()
     requires: tuple[type[Callback], ...] = ()
-    listeners: ClassVar[tuple[Listener, ...]] = ()
+    listeners: tuple[Listener, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -19,16 +19,30 @@ def detach_carry(backend: Backend, state: State, names: Sequence[str]) -> dict[s
     return {name: backend.stop_gradient(values[name]) for name in names if name in values}
 
 
+def check_started(phase: Phase, state: State) -> None:
+    """Look for the first values, before a body that needs them runs.
+
+    Raises:
+        CarryError: `Phase.start` did not write one, and it was no part of the batch either.
+    """
+    for name in phase.carries:
+        if name not in state.__dict__:
+            raise CarryError(
+                f"{type(phase).__name__} carries {name!r}, but no value was there: write state.{name} in "
+                "start(self, learner, state)"
+            )
+
+
 def check_carry(backend: Backend, phase: Phase, before: dict[str, Any], state: State) -> None:
     """Compare the carried values at the end of a step with those it began with.
 
     Raises:
-        CarryError: a value was never written, or changed its structure, shape or dtype; names the leaf.
+        CarryError: a value is gone, or changed its structure, shape or dtype; names the leaf.
     """
     for name in phase.carries:
         where = f"{type(phase).__name__} carries {name!r}"
         if name not in before or name not in state.__dict__:
-            raise CarryError(f"{where}, but no value was there: write state.{name} in start(self, learner, state)")
+            raise CarryError(f"{where}, but its value is gone: the body must not delete it")
         old, new = backend.tree_leaves(before[name]), backend.tree_leaves(state.__dict__[name])
         if len(old) != len(new):
             raise CarryError(f"{where}, but it began the step with {len(old)} arrays and ended it with {len(new)}")

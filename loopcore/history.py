@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -95,6 +96,33 @@ class Ring:
         return self._values[np.arange(first, self.count) % size]
 
 
+class Series(Mapping[str, Mapping[str, Any]]):
+    """Series of metric values, by phase name and metric name; read-only but for `Metrics`.
+
+    It is no dict, so that no backend looks for arrays in it at every step.
+    """
+
+    def __init__(self) -> None:
+        self._by_phase: dict[str, dict[str, Any]] = {}
+
+    def of(self, phase: str, name: str, new: Callable[[], Any]) -> Any:
+        """The series of a metric, to add to; ``new()`` makes it the first time."""
+        found = self._by_phase.setdefault(phase, {})
+        return found[name] if name in found else found.setdefault(name, new())
+
+    def __getitem__(self, phase: str) -> Mapping[str, Any]:
+        return MappingProxyType(self._by_phase[phase])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_phase)
+
+    def __len__(self) -> int:
+        return len(self._by_phase)
+
+    def __repr__(self) -> str:
+        return f"Series({self._by_phase})"
+
+
 class Epochs(Mapping[str, list[float | None]]):
     """Epoch values of every metric, ``learner.history``.
 
@@ -115,11 +143,11 @@ class Epochs(Mapping[str, list[float | None]]):
 
     def steps(self, key: str) -> list[float]:
         """The latest values of a metric by step, the newest last (bounded; all of them in a short run)."""
-        phase, name = self._find(key, vars(self._shared).get("metrics_step", {}))
+        phase, name = self._find(key, vars(self._shared).get("metrics_step") or Series())
         return [float(value) for value in self._shared.metrics_step[phase][name].latest()]
 
-    def _table(self) -> dict[str, dict[str, list[float | None]]]:
-        table: dict[str, dict[str, list[float | None]]] = vars(self._shared).get("metrics_epoch", {})
+    def _table(self) -> Series:
+        table: Series = vars(self._shared).get("metrics_epoch") or Series()
         return table
 
     def _find(self, key: str, table: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:

@@ -114,6 +114,7 @@ class Learner:
         self.xp = self.backend.xp
         self.tree = TreeMath(self.backend)
         self.stop_gradient = self.backend.stop_gradient
+        self.number = self.backend.number
         self.to_host = self.backend.to_host
         self.is_ready = self.backend.is_ready
         self.loss_fn: Callable[..., Any] = losses.predictions_first(loss_fn) or no_loss
@@ -162,6 +163,11 @@ class Learner:
     def epoch(self) -> EpochInfo | None:
         """The running epoch, then the last one; None before the first."""
         return self.runs.epoch
+
+    @property
+    def attempt(self) -> int:
+        """Number of the running step among those begun in its phase, from 0; an input of a compiled step."""
+        return self.runs.attempt
 
     # -- drivers -----------------------------------------------------------------------------------------------
 

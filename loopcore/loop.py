@@ -66,11 +66,11 @@ def run_step(body: Body, learner: Learner, phase: Phase, /, **initial_state: Any
         step was completed, skipped (cancelled at StepBegin) or cancelled.
 
     Example:
-        >>> import loopcore as lc
+        >>> import loopcore as lc, numpy as np
         >>> learner = lc.testing.toy_learner(default_callbacks=False)
         >>> def body(handle, state):
         ...     state.loss = learner.xp.mean((state.xs - 1.0) ** 2)
-        >>> float(lc.run_step(body, learner, lc.ValidationPhase(), xs=[[3.0]][0][0]).loss)
+        >>> float(lc.run_step(body, learner, lc.ValidationPhase(), xs=np.array([3.0, -1.0])).loss)
         4.0
     """
     if _parameters(body) == 2:

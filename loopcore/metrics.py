@@ -19,7 +19,7 @@ class Metric:
             labels first, get them first.
         name: key in the history. Default: the name of the function, class or value.
         args: names of the step values that are passed.
-        phase: class of the phases it is for. Default: every phase that has the values.
+        phase: class of the phases it is for. Default: every phase that has the values, but not predictions.
         over: ``"step"`` averages the values of the steps by samples; ``"epoch"`` calls ``fn`` once, on everything
             concatenated as NumPy arrays, for metrics that are no mean (AUROC).
         host: call ``fn`` with NumPy arrays outside the compiled step. It costs a transfer each step.
@@ -123,4 +123,4 @@ def accuracy(y_pred: Any, ys: Any) -> Any:
     xp = namespace_of(y_pred).xp
     labels = xp.argmax(ys, axis=-1) if ys.ndim == y_pred.ndim else ys
     hits = xp.argmax(y_pred, axis=-1) == labels
-    return xp.mean(xp.astype(hits, y_pred.dtype))
+    return xp.mean(hits)

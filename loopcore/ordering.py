@@ -7,25 +7,19 @@ the other reads, then the writer is. What is open still follows the names of the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from heapq import heappop, heappush
 from itertools import combinations
 from typing import Any
 
-from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, Resolution, RunFirst, name_of
-from loopcore.errors import CallbackError, ConflictError, CycleError, MissingRequirementError, MissingWriterError
+from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, Resolution, RunFirst
+from loopcore.declarations import KNOWN_WRITERS, ROOTS, Declared, in_words, overlaps, raise_first, read_declarations
+from loopcore.errors import CallbackError, ConflictError, CycleError
 
-ROOTS = ("step", "model", "params", "buffers", "optimizer", "hyper", "shared", "data")
+__all__ = ["COMBINED", "KNOWN_WRITERS", "ROOTS", "Edge", "Order", "order_callbacks", "overlaps"]
+
 COMBINED = "step.apply"  # what is written there is combined by `and`: the order of its writers does not matter
-KNOWN_WRITERS: dict[str, str] = {
-    "shared.history": "Recorder",
-    "shared.metrics_epoch": "Metrics",
-    "shared.metrics_step": "Metrics",
-}
-_PATHS = ("reads", "traced_reads", "writes", "carries")
-_CLASSES = ("run_after", "run_before", "requires")
 _BEFORE = "run_before names"
 _Edges = dict[tuple[int, int], str]  # (rank of the first, rank of the second) -> why
 
@@ -45,22 +39,6 @@ class Order:
 
     callbacks: tuple[Callback, ...]
     edges: tuple[Edge, ...]
-
-
-@dataclass(eq=False, slots=True)
-class _Node:
-    """A callback and its declarations, each evaluated once; ``rank`` counts by class name, then by list order."""
-
-    callback: Callback
-    inner: Callback
-    name: str
-    rank: int
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    carries: tuple[str, ...]
-    run_after: tuple[type, ...]
-    run_before: tuple[type, ...]
-    requires: tuple[type, ...]
 
 
 def order_callbacks(callbacks: Sequence[Callback], available: Collection[str] = ()) -> Order:
@@ -95,10 +73,7 @@ def order_callbacks(callbacks: Sequence[Callback], available: Collection[str] = 
         >>> order.edges[0].reason
         'Recorder writes shared.history, LossPrinter reads it'
     """
-    _raise_first(_misfits(callbacks))
-    nodes = _nodes(callbacks)
-    _raise_first(_unmet_requirements(nodes))
-    _raise_first(_unwritten_reads(nodes, available))
+    nodes = read_declarations(callbacks, available)
     edges = _explicit_edges(nodes)
     edges.update(_derived_edges(nodes, _closure(edges, len(nodes))))
     ranks = _topological(edges, len(nodes))
@@ -112,118 +87,10 @@ def order_callbacks(callbacks: Sequence[Callback], available: Collection[str] = 
     )
 
 
-@lru_cache(maxsize=4096)
-def overlaps(a: str, b: str) -> bool:
-    """Whether one of two dotted paths covers the other.
-
-    Example:
-        >>> overlaps("step", "step.loss"), overlaps("step.loss", "step.loss_scale")
-        (True, False)
-    """
-    return a == b or a.startswith(b + ".") or b.startswith(a + ".")
-
-
-def _raise_first(problems: Iterable[CallbackError]) -> None:
-    """Raise the problem whose text sorts first: which one it is must not depend on the order of the list."""
-    found = sorted(problems, key=str)
-    if found:
-        raise found[0]
-
-
-# ---- what is in the list, and what it declares
-
-
-def _misfits(callbacks: Iterable[Any]) -> Iterator[CallbackError]:
-    seen: set[int] = set()
-    for callback in callbacks:
-        if isinstance(callback, type) and issubclass(callback, Callback):
-            name = callback.__name__
-            yield CallbackError(f"a callback is an instance: write {name}() instead of {name}")
-        elif not isinstance(callback, Callback):
-            what = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
-            yield CallbackError(f"{what} is no Callback: subclass Callback, or use FunctionCallback(fn, StepEnd)")
-        elif id(callback.identity()) in seen:
-            name = name_of(callback.identity())
-            yield CallbackError(f"the same {name} is in the list twice: make two of them, or remove one")
-        else:
-            seen.add(id(callback.identity()))
-
-
-def _nodes(callbacks: Sequence[Callback]) -> list[_Node]:
-    ranked = sorted(callbacks, key=_class_name)
-    declared = [{attribute: getattr(callback, attribute) for attribute in _PATHS + _CLASSES} for callback in ranked]
-    names = [name_of(callback) for callback in ranked]
-    _raise_first(problem for name, values in zip(names, declared, strict=True) for problem in _malformed(name, values))
-    for values in declared:
-        values["reads"] += values.pop("traced_reads")  # who reads, a host or a traced handler, makes no difference here
-    return [
-        _Node(callback, callback.identity(), name, rank, **values)
-        for rank, (callback, name, values) in enumerate(zip(ranked, names, declared, strict=True))
-    ]
-
-
-def _class_name(callback: Callback) -> tuple[str, str]:
-    cls = type(callback.identity())
-    return cls.__module__, cls.__qualname__
-
-
-def _malformed(name: str, declared: dict[str, Any]) -> Iterator[CallbackError]:
-    for attribute, values in declared.items():
-        where = f"{name}.{attribute}"
-        kind, example = (type, "Recorder") if attribute in _CLASSES else (str, '"step.loss"')
-        if not isinstance(values, tuple):
-            if isinstance(values, kind):
-                example = values.__name__ if isinstance(values, type) else f'"{values}"'
-            yield CallbackError(f"{where} is {_in_words(values)}: write a tuple, {attribute} = ({example},)")
-            continue
-        items: tuple[Any, ...] = values
-        for value in items:
-            if not isinstance(value, kind):
-                yield CallbackError(f"{where} holds {_in_words(value)}: write for instance {attribute} = ({example},)")
-            elif isinstance(value, str) and not _is_path(value):
-                rule = f"a path is names joined by dots, the first one of {', '.join(ROOTS)}"
-                yield CallbackError(f'{where} holds "{value}": {rule}, for instance {attribute} = ({example},)')
-
-
-@lru_cache(maxsize=4096)
-def _is_path(path: str) -> bool:
-    parts = path.split(".")
-    return parts[0] in ROOTS and all(part.isidentifier() for part in parts)
-
-
-def _in_words(value: Any) -> str:
-    """A value without anything that changes from run to run, such as an address."""
-    if isinstance(value, _Node):
-        return f"{value.name} first"
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    return f'"{value}"' if isinstance(value, str) else f"a {type(value).__name__}"
-
-
-# ---- what is absent
-
-
-def _unmet_requirements(nodes: Sequence[_Node]) -> Iterator[CallbackError]:
-    for node in nodes:
-        for cls in node.requires:
-            if not any(isinstance(other.inner, cls) for other in nodes if other is not node):
-                yield MissingRequirementError(f"{node.name} requires {cls.__name__}: add {cls.__name__}()")
-
-
-def _unwritten_reads(nodes: Sequence[_Node], available: Collection[str]) -> Iterator[CallbackError]:
-    there = {*available, *(path for node in nodes for path in node.writes)}
-    for node in nodes:
-        for path in node.reads:
-            if path.startswith("shared.") and not any(overlaps(path, other) for other in there):
-                writer = next((name for known, name in KNOWN_WRITERS.items() if overlaps(path, known)), None)
-                add = f"{writer}()" if writer else "a callback that does"
-                yield MissingWriterError(f"{node.name} reads {path}, nothing writes it: add {add}")
-
-
 # ---- edges by class
 
 
-def _explicit_edges(nodes: Sequence[_Node]) -> _Edges:
+def _explicit_edges(nodes: Sequence[Declared]) -> _Edges:
     reasons: dict[tuple[int, int], set[str]] = {}
     for node in nodes:
         for verb, cls in _wishes(node):
@@ -235,13 +102,13 @@ def _explicit_edges(nodes: Sequence[_Node]) -> _Edges:
     return {pair: ", ".join(sorted(why)) for pair, why in reasons.items()}
 
 
-def _wishes(node: _Node) -> Iterator[tuple[str, type]]:
+def _wishes(node: Declared) -> Iterator[tuple[str, type]]:
     yield from (("run_after names", cls) for cls in node.run_after)
     yield from (("requires", cls) for cls in node.requires)
     yield from ((_BEFORE, cls) for cls in node.run_before)
 
 
-def _same_wish(verb: str, cls: type, node: _Node, other: _Node) -> bool:
+def _same_wish(verb: str, cls: type, node: Declared, other: Declared) -> bool:
     """Whether both are of a class and want to run after (or before) its members. So does each with itself."""
     says = other.run_before if verb == _BEFORE else other.run_after + other.requires
     return cls in says and isinstance(node.inner, cls)
@@ -262,7 +129,7 @@ def _closure(edges: _Edges, count: int) -> list[set[int]]:
 # ---- edges by path
 
 
-def _derived_edges(nodes: Sequence[_Node], later: Sequence[set[int]]) -> _Edges:
+def _derived_edges(nodes: Sequence[Declared], later: Sequence[set[int]]) -> _Edges:
     """The edges of all pairs that explicit order leaves open."""
     edges: _Edges = {}
     problems: list[CallbackError] = []
@@ -273,18 +140,18 @@ def _derived_edges(nodes: Sequence[_Node], later: Sequence[set[int]]) -> _Edges:
             edges.update(_settle(a, b))
         except CallbackError as problem:
             problems.append(problem)
-    _raise_first(problems)
+    raise_first(problems)
     return edges
 
 
-def _settle(a: _Node, b: _Node) -> _Edges:
+def _settle(a: Declared, b: Declared) -> _Edges:
     flows = {(x.rank, y.rank): why for x, y in ((a, b), (b, a)) if (why := _flow(x, y))}
     clash = _clash(a, b)
     if not (clash or flows):
         return {}
     what = clash or min(flows.values())
     answer, by = _resolve(a, b, what)
-    if isinstance(answer, _Node):
+    if isinstance(answer, Declared):
         last = b if answer is a else a
         return {(answer.rank, last.rank): f"{by}.resolve_conflict: {answer.name} first"}
     if clash and answer is None:
@@ -292,13 +159,13 @@ def _settle(a: _Node, b: _Node) -> _Edges:
     return {} if answer is NO_CONFLICT else flows
 
 
-def _clash(a: _Node, b: _Node) -> str:
+def _clash(a: Declared, b: Declared) -> str:
     """What both write, in words; empty if nothing."""
     paths = [max(x, y, key=len) for x in a.writes for y in b.writes if overlaps(x, y) and not x == y == COMBINED]
     return f"{' and '.join(sorted((a.name, b.name)))} both write {min(paths)}" if paths else ""
 
 
-def _flow(writer: _Node, reader: _Node) -> str:
+def _flow(writer: Declared, reader: Declared) -> str:
     """What one writes and the other reads, in words; empty if nothing."""
     pairs = [(w, r) for w in writer.writes for r in reader.reads if overlaps(w, r)]
     if COMBINED in reader.writes:  # those who combine do not read what the others put in
@@ -309,13 +176,13 @@ def _flow(writer: _Node, reader: _Node) -> str:
     return f"{writer.name} writes {written}, {reader.name} reads {'it' if read == written else read}"
 
 
-def _remedy(a: _Node, b: _Node) -> str:
+def _remedy(a: Declared, b: Declared) -> str:
     one, other = (type(node.inner).__name__ for node in (a, b))
     resolve = "let resolve_conflict of one return RunFirst(self), RunFirst(other) or NO_CONFLICT"
     return f"keep one {one}, or {resolve}" if one == other else f"write run_after = ({one},) in {other}, or {resolve}"
 
 
-def _resolve(a: _Node, b: _Node, what: str) -> tuple[_Node | Resolution | None, str]:
+def _resolve(a: Declared, b: Declared, what: str) -> tuple[Declared | Resolution | None, str]:
     """The answer of a pair, and the name of who gave it. Both sides are asked, once."""
     asked = [(node.name, _answer(node, other)) for node, other in ((a, b), (b, a))]
     given = [(name, answer) for name, answer in sorted(asked, key=lambda said: said[0]) if answer is not None]
@@ -325,13 +192,13 @@ def _resolve(a: _Node, b: _Node, what: str) -> tuple[_Node | Resolution | None, 
     if not given:
         return None, ""
     if given[0][1] is not given[-1][1]:
-        words = ((name, "NO_CONFLICT" if answer is NO_CONFLICT else _in_words(answer)) for name, answer in given)
+        words = ((name, "NO_CONFLICT" if answer is NO_CONFLICT else in_words(answer)) for name, answer in given)
         says = " but ".join(sorted(f"{name}.resolve_conflict says {word}" for name, word in words))
         raise ConflictError(f"{what}, and {says}: let both give one answer, or one of them None")
     return given[0][1], given[0][0]
 
 
-def _answer(node: _Node, other: _Node) -> _Node | Resolution | None:
+def _answer(node: Declared, other: Declared) -> Declared | Resolution | None:
     """What ``node`` says about ``other``; of RunFirst, the one of the two that is first."""
     answer: Any = node.callback.resolve_conflict(other.inner)
     if answer is None or answer is NO_CONFLICT or answer is UNRESOLVABLE:
@@ -340,7 +207,7 @@ def _answer(node: _Node, other: _Node) -> _Node | Resolution | None:
         for first in (node, other):
             if answer.callback is first.callback or answer.callback is first.inner:
                 return first
-    came = "RunFirst of a third callback" if isinstance(answer, RunFirst) else _in_words(answer)
+    came = "RunFirst of a third callback" if isinstance(answer, RunFirst) else in_words(answer)
     raise CallbackError(
         f"{node.name}.resolve_conflict({other.name}) returned {came}: return RunFirst(self), RunFirst(other), "
         "NO_CONFLICT, UNRESOLVABLE or None"
@@ -374,7 +241,7 @@ def _topological(edges: _Edges, count: int) -> list[int]:
     return order
 
 
-def _cycle_error(nodes: Sequence[_Node], edges: _Edges) -> CycleError:
+def _cycle_error(nodes: Sequence[Declared], edges: _Edges) -> CycleError:
     """The error for a shortest cycle: of several the one whose text sorts first, whatever the order of the list."""
     after = _successors(edges, len(nodes))
     far = [_distances(after, rank) for rank in range(len(nodes))]

@@ -13,9 +13,10 @@ from zlib import crc32
 
 from loopcore.backend import DrawKey
 from loopcore.callback import Callback, name_of
-from loopcore.carry import check_carry, detach_carry
+from loopcore.carry import check_carry, check_started, detach_carry
 from loopcore.dispatch import SCOPE_EVENTS, Member, Table, deliver, warn_unfired
-from loopcore.events import Event, StepBegin, StepEnd
+from loopcore.events import EpochBegin, Event, FitBegin, FitEnd, StepBegin, StepEnd
+from loopcore.state import RESERVED
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from loopcore.state import State
 
 _BODY_KEY = crc32(b"body")
+_OUTSIDE = (FitBegin, FitEnd, EpochBegin)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,12 @@ def make_plan(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str],
 
 
 def _hears(callback: Callback, phase: Phase) -> bool:
-    return any(listener.phase is None or isinstance(phase, listener.phase) for listener in callback.listeners)
+    """Whether it listens to the steps of a phase or to what follows them.
+
+    Who listens to nothing but the begin of epochs and to the fit may look at the last step, whatever its phase was.
+    """
+    within = [listener for listener in callback.listeners if not issubclass(listener.event, _OUTSIDE)]
+    return any(one.phase is None or isinstance(phase, one.phase) for one in within or callback.listeners)
 
 
 def _cuts(callbacks: Sequence[Callback], phase: Phase) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -86,8 +93,9 @@ def _kept(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str]) -> 
     for who, paths in [*sources, (type(phase).__name__, phase.reads), ("Learner", reads)]:
         for path in paths:
             root, _, rest = path.partition(".")
-            if root == "step":
-                readers.setdefault(rest.partition(".")[0] or "*", []).append(who)
+            name = rest.partition(".")[0] or "*"
+            if root == "step" and name not in RESERVED:  # these belong to every state
+                readers.setdefault(name, []).append(who)
     return {name: tuple(dict.fromkeys(who)) for name, who in readers.items()}
 
 
@@ -151,6 +159,7 @@ class Runner:
         """Give a step what the one before it left; the first of an epoch starts anew."""
         if self.carry is None:
             self.phase.start(self.learner, state)
+            check_started(self.phase, state)
         else:
             state.__dict__.update(self.carry)
 

@@ -482,6 +482,7 @@ def test_later_updates_are_blocked_until_the_host_looks() -> None:
         lambda learner, phase: updated.append(bool(learner.step.updated)), lc.StepEnd, reads=("step.updated",)
     )
     learner = toy_learner([watch], data=(spoiled(1, float("nan"), 8), None))
+    learner.number = lambda array: array  # as on an accelerator, where a look is a transfer
     learner.is_ready = lambda array: learner.epoch is not None and learner.epoch.attempted >= 6
     result = learner.fit(1)
     assert result.status == "stopped" and first_step_in(result.reason) == 2, "the first bad step, not where it was seen"

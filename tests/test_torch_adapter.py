@@ -891,11 +891,27 @@ def test_stop_gradient() -> None:
 # -- update ------------------------------------------------------------------------------------------------------------
 
 TWINS: list[tuple[OptimizerSpec, Callable[[Any], torch.optim.Optimizer]]] = [
-    (SGD(0.1), lambda params: torch.optim.SGD(params, 0.1)),
-    (Momentum(0.1, 0.8), lambda params: torch.optim.SGD(params, 0.1, 0.8)),
-    (Adam(0.1, 0.8, 0.95, 1e-6), lambda params: torch.optim.Adam(params, 0.1, (0.8, 0.95), 1e-6)),
-    (AdamW(0.1, weight_decay=0.3), lambda params: torch.optim.AdamW(params, 0.1, weight_decay=0.3)),
+    (SGD(0.1), lambda params: torch.optim.SGD(params, 0.1, fused=True)),
+    (Momentum(0.1, 0.8), lambda params: torch.optim.SGD(params, 0.1, 0.8, fused=True)),
+    (Adam(0.1, 0.8, 0.95, 1e-6), lambda params: torch.optim.Adam(params, 0.1, (0.8, 0.95), 1e-6, fused=True)),
+    (AdamW(0.1, weight_decay=0.3), lambda params: torch.optim.AdamW(params, 0.1, weight_decay=0.3, fused=True)),
 ]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_fused_optimizers_with_gradients_of_other_strides(kind: Any) -> None:
+    found = list[Tensor]()
+    for fused in (False, True):
+        model = nn.ParameterDict({"w": torch.arange(6.0).reshape(2, 3) - 2})
+        backend = Backend()
+        backend.bind({"": model})
+        backend.attach([(kind(model.parameters(), 0.1, fused=fused), ("w",))])
+        for _ in range(2):
+            grads = gradient(backend, lambda: backend.get(["w"])["w"].sum() * 2)
+            assert grads["w"].stride() != model["w"].stride()
+            backend.update(grads, True)
+        found.append(model["w"].detach())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("spec", "native"), TWINS, ids=lambda value: getattr(type(value), "__name__", ""))

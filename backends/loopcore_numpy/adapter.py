@@ -341,6 +341,11 @@ class Backend:
         self.transfers += 1
         return np.array(getval(leaf))
 
+    def number(self, value: Any) -> Any:
+        """A number for a 0-d array, anything else as it is."""
+        value = getval(value)
+        return value.item() if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0 else value
+
     def is_ready(self, array: Array) -> bool:
         """Always: NumPy does not compute in the background."""
         return True

@@ -61,6 +61,7 @@ class Backend:
         self.forward = self._models.forward
         self.gradient = self._gradients.gradient
         self.update = self._optimizers.update
+        self.concrete = arrays.detached  # shares memory with the originals
         self._place()
 
     @staticmethod
@@ -195,15 +196,15 @@ class Backend:
         """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
         return self._arrays.adopt(old, new)
 
-    def concrete(self, tree: Tree) -> Tree:
-        """The values without graph; they share memory with the originals."""
-        return arrays.detached(tree)
-
     def to_host(self, tree: Tree) -> Tree:
         """NumPy copies of all tensors and arrays; 0-d tensors that are fetched together count as one transfer."""
         found, copies = arrays.to_host(tree)
         self.transfers += copies
         return found
+
+    def number(self, value: Any) -> Any:
+        """A number for a 0-d tensor on the CPU, anything else as it is."""
+        return value.item() if type(value) is Tensor and value.ndim == 0 and value.is_cpu else value
 
     def is_ready(self, array: Any) -> bool:
         """True: on a CPU nothing is pending, and torch does not tell for one tensor of an accelerator."""

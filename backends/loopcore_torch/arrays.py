@@ -135,11 +135,19 @@ def signature(array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return host.shape, host.dtype
 
 
+OPAQUE: set[type] = set(_ATOMS)  # types of values that hold no tensor
+
+
 def detached(tree: Any) -> Any:
     """The same values without graph; the same object if there was none."""
     if isinstance(tree, Tensor):
         return tree.detach() if tree.requires_grad else tree
+    kind = type(tree)
+    if kind in OPAQUE:
+        return tree
     leaves, spec = flatten(tree)
+    if len(leaves) == 1 and leaves[0] is tree:
+        OPAQUE.add(kind)
     attached = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
     if True not in attached:
         return tree

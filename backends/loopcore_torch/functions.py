@@ -61,6 +61,8 @@ def sum(x: Tensor, /, *, axis: Axis = None, dtype: torch.dtype | None = None, ke
 
 def mean(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Mean over axes; of integers and bools in float32."""
+    if x.dtype is torch.bool and axis is None and not keepdims:
+        return torch.count_nonzero(x) / x.numel()  # in half the time
     dtype = None if x.is_floating_point() else torch.float32
     return torch.mean(x, dim=_axes(x, axis), keepdim=keepdims, dtype=dtype)
 

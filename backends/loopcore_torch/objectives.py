@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import MutableMapping, Sequence
 from typing import Any, TypeAlias, cast
 
-import optree
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loopcore.backend import Leaves
 from loopcore.errors import GradientError, LossError
-from loopcore_torch.arrays import detached
+from loopcore_torch.arrays import OPAQUE, detached
 
 Found: TypeAlias = "dict[str, Tensor | None]"
-_leaf_types: set[type] = {bool, int, float, complex, str, bytes, type(None)}  # of values that hold no tensor
 
 
 def scalars(result: Any) -> Sequence[Tensor]:
@@ -122,12 +120,10 @@ def detach_all(scopes: Sequence[MutableMapping[str, Any]]) -> None:
     for scope in scopes:
         for name, value in scope.items():
             kind = type(value)
-            if kind is Tensor or kind is nn.Parameter:
+            if kind is Tensor:
                 if value.requires_grad:
                     scope[name] = value.detach()
-            elif kind not in _leaf_types:
+            elif kind not in OPAQUE:
                 cut = detached(value)
                 if cut is not value:
                     scope[name] = cut
-                elif not isinstance(value, Tensor) and optree.tree_is_leaf(value):
-                    _leaf_types.add(kind)

@@ -30,6 +30,7 @@ class Plan(NamedTuple):
     params: tuple[nn.Parameter, ...]
     idle: tuple[Tensor, ...]
     optimizers: tuple[Optimizer, ...]
+    fused: bool
 
 
 class Optimizers:
@@ -129,12 +130,12 @@ class Optimizers:
         """Step with these gradients and no others; ``.grad`` is None afterwards. Returns whether it happened."""
         if apply is not True and not bool(apply):
             return False
-        params, idle, optimizers = self._plans.get(tuple(grads)) or self._plan(tuple(grads))
+        params, idle, optimizers, fused = self._plans.get(tuple(grads)) or self._plan(tuple(grads))
         try:
             for tensor in idle:
                 tensor.grad = None
             for parameter, grad in zip(params, grads.values(), strict=True):
-                parameter.grad = grad
+                parameter.grad = _laid_out(grad, parameter) if fused else grad
             for optimizer in optimizers:
                 optimizer.step()
         finally:
@@ -150,7 +151,9 @@ class Optimizers:
         stepping = [self._attached[index] for index in sorted({self._of_path[path] for path in paths})]
         given = {id(parameter) for parameter in params}
         idle = tuple(tensor for one in stepping for tensor in one.held if id(tensor) not in given)
-        plan = self._plans[paths] = Plan(params, idle, tuple(one.optimizer for one in stepping))
+        optimizers = tuple(one.optimizer for one in stepping)
+        fused = any(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups)
+        plan = self._plans[paths] = Plan(params, idle, optimizers, fused)
         return plan
 
     def to_device(self, device: torch.device) -> None:
@@ -170,21 +173,38 @@ def move_state(optimizer: Optimizer, device: torch.device) -> None:
                     state[key] = value.to(device)
 
 
+def _laid_out(grad: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient with the strides of its parameter: torch's fused kernels on a CPU take that for granted."""
+    if grad.stride() == parameter.stride():
+        return grad
+    return torch.empty_like(parameter).copy_(grad)
+
+
 def _build(spec: OptimizerSpec, params: list[nn.Parameter]) -> Optimizer:
+    fused = _can_fuse(params)
     match spec:
         case AdamW():
             betas = (spec.beta1, spec.beta2)
-            return torch.optim.AdamW(params, spec.learning_rate, betas, spec.epsilon, spec.weight_decay)
+            rate, decay = spec.learning_rate, spec.weight_decay
+            return torch.optim.AdamW(params, rate, betas, spec.epsilon, decay, fused=fused)
         case Adam():
-            return torch.optim.Adam(params, spec.learning_rate, (spec.beta1, spec.beta2), spec.epsilon)
+            return torch.optim.Adam(params, spec.learning_rate, (spec.beta1, spec.beta2), spec.epsilon, fused=fused)
         case Momentum():
-            return torch.optim.SGD(params, spec.learning_rate, spec.momentum)
+            return torch.optim.SGD(params, spec.learning_rate, spec.momentum, fused=fused)
         case SGD():
-            return torch.optim.SGD(params, spec.learning_rate)
+            return torch.optim.SGD(params, spec.learning_rate, fused=fused)
         case _:
             raise OptimizerError(
                 f"torch has nothing for {spec!r}: use SGD, Momentum, Adam or AdamW, or pass a torch.optim optimizer"
             )
+
+
+def _can_fuse(params: list[nn.Parameter]) -> bool:
+    """Whether torch has one kernel for the whole update; a step of a small MLP takes a quarter less with it."""
+    return all(
+        type(p) is nn.Parameter and p.device.type in ("cpu", "cuda") and p.dtype in (torch.float32, torch.float64)
+        for p in params
+    )
 
 
 def _spec_hyper(spec: OptimizerSpec) -> tuple[str, ...]:

@@ -11,10 +11,10 @@ import numpy as np
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError, LossError
 from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
-from loopcore.history import Ring
+from loopcore.history import Ring, Series
 from loopcore.metrics import Loss, Metric
+from loopcore.phases import PredictionPhase
 
-_ABSENT = object()
 _FLUSH = 1024  # steps whose values stay on the device at most
 
 
@@ -69,8 +69,8 @@ class Metrics(Callback):
     def setup(self, learner: Any) -> None:
         """Start with empty series, unless there are some."""
         if not hasattr(learner.shared, "metrics_epoch"):
-            learner.shared.metrics_epoch = {}
-            learner.shared.metrics_step = {}
+            learner.shared.metrics_epoch = Series()
+            learner.shared.metrics_step = Series()
 
     @on(EpochBegin)
     def begin_epoch(self, learner: Any, phase: Any) -> None:
@@ -82,10 +82,8 @@ class Metrics(Callback):
         """Evaluate the metrics that are functions, on the device."""
         step = learner.step
         for slot, metric in self._slots.items():
-            if _is_for(metric, phase):
-                args = [getattr(step, name, _ABSENT) for name in metric.args]
-                if _ABSENT not in [arg for arg in args if arg is _ABSENT]:
-                    setattr(step, slot, metric.fn(*args))
+            if _is_for(metric, phase) and (args := _args(step, metric)) is not None:
+                setattr(step, slot, metric.fn(*args))
 
     @on(StepEnd)
     def record(self, learner: Any, phase: Any, event: StepEnd) -> None:
@@ -94,13 +92,12 @@ class Metrics(Callback):
         if event.outcome != "completed" or epoch is None or epoch.phase is not phase:
             return
         step = learner.step
-        row = [getattr(step, name, None) for name, _ in self._fetched]
+        number = learner.number
+        row = [number(getattr(step, name, None)) for name, _ in self._fetched]
         epoch.rows.append((row, learner.sample_weight))
         for metric in self._hosted:
-            if _is_for(metric, phase):
-                args = [getattr(step, name, _ABSENT) for name in metric.args]
-                if not any(arg is _ABSENT for arg in args):
-                    epoch.observe(metric, args, learner)
+            if _is_for(metric, phase) and (args := _args(step, metric)) is not None:
+                epoch.observe(metric, args, learner)
         if len(epoch.rows) >= _FLUSH:
             self._flush(learner, epoch)
 
@@ -113,10 +110,12 @@ class Metrics(Callback):
         self._seen.update(name for name, value in values.items() if value is not None)
         if event.outcome != "completed":
             return
-        series = learner.shared.metrics_epoch.setdefault(phase.name, {})
+        series: Series = learner.shared.metrics_epoch
+        there = series.get(phase.name, ())
         for name in _in_order([metric.name for metric in self.metrics], values):
-            if values[name] is not None or name in series or name == self.metrics[0].name:
-                series.setdefault(name, []).append(values[name])
+            empty = name == self.metrics[0].name and not learner.epoch.completed
+            if values[name] is not None or name in there or empty:
+                series.of(phase.name, name, list).append(values[name])
 
     @on(FitEnd)
     def end_fit(self, learner: Any, phase: Any, event: FitEnd) -> None:
@@ -132,13 +131,13 @@ class Metrics(Callback):
             return
         rows, epoch.rows = epoch.rows, []
         weights = _numbers(learner, [weight for _, weight in rows], "step.weight")
-        series = learner.shared.metrics_step.setdefault(epoch.phase.name, {})
+        series, phase = learner.shared.metrics_step, epoch.phase.name
         for column, (_, metric) in enumerate(self._fetched):
             present = [index for index, (row, _) in enumerate(rows) if row[column] is not None]
             if present and _is_for(metric, epoch.phase):
                 values = _numbers(learner, [rows[index][0][column] for index in present], metric.name)
                 epoch.add(metric.name, values, weights[present])
-                series.setdefault(metric.name, Ring()).extend(values)
+                series.of(phase, metric.name, Ring).extend(values)
 
 
 class _Epoch:
@@ -185,8 +184,18 @@ class _Epoch:
         return found
 
 
+def _args(step: Any, metric: Metric) -> list[Any] | None:
+    """What a metric is called with; None where the step lacks a value."""
+    try:
+        return [getattr(step, name) for name in metric.args]
+    except AttributeError:
+        return None
+
+
 def _is_for(metric: Metric, phase: Any) -> bool:
-    return metric.phase is None or isinstance(phase, metric.phase)
+    if metric.phase is None:
+        return not isinstance(phase, PredictionPhase)  # labels that come with the data are no reason to measure
+    return isinstance(phase, metric.phase)
 
 
 def _in_order(names: list[str], values: dict[str, float | None]) -> list[str]:
@@ -194,13 +203,13 @@ def _in_order(names: list[str], values: dict[str, float | None]) -> list[str]:
 
 
 def _numbers(learner: Any, values: list[Any], name: str) -> np.ndarray[Any, Any]:
-    if all(isinstance(value, (int, float)) for value in values):
+    if set(map(type, values)) <= {int, float, bool}:
         return np.array(values, dtype=np.float64)
-    fetched = [np.asarray(value, dtype=np.float64) for value in learner.to_host(values)]
-    wrong = next((value for value in fetched if value.ndim), None)
+    fetched = learner.to_host(values)
+    wrong = next((value for value in fetched if getattr(value, "shape", ())), None)
     if wrong is not None:
         raise LossError(f"metric {name!r} is a scalar for each step, but has the shape {wrong.shape}: take its mean")
-    return np.array(fetched)
+    return np.array([float(value) for value in fetched])
 
 
 def _as_floats(name: str, compute: Callable[[], Any]) -> dict[str, float | None]:

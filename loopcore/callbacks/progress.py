@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 from loopcore.callback import Callback, on
 from loopcore.events import EpochBegin, EpochEnd, FitBegin, FitEnd, StepEnd
 from loopcore.history import prefix_of
+from loopcore.phases import PredictionPhase
 from loopcore.text import clean
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class ProgressPrinter(Callback):
             return
         self._close_bar()
         out = self._file or sys.stdout
-        if out.isatty():
+        if out.isatty() or isinstance(phase, PredictionPhase):
             return
         seconds = time.monotonic() - self._began
         ended = "" if event.outcome == "completed" else f" {event.outcome}"
@@ -144,6 +145,7 @@ class MetricsPrinter(Callback):
     """
 
     reads = ("shared.metrics_epoch",)
+    run_after = (ProgressPrinter,)  # first the line that closes the round, then its row
 
     def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
         self.quiet = quiet
@@ -162,7 +164,7 @@ class MetricsPrinter(Callback):
     @on(EpochEnd)
     def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Collect the values of this phase; print when the round is over."""
-        if self.quiet or learner.epoch.nested:
+        if self.quiet or learner.epoch.nested or isinstance(phase, PredictionPhase):
             return
         if event.outcome == "completed":
             series = learner.shared.metrics_epoch.get(phase.name, {})

@@ -53,9 +53,7 @@ class Recorder(Callback):
     def _counts(self, learner: Any, phase: Any) -> Tally:
         counts: dict[str, Tally] = learner.shared.history._counts
         name = phase.name
-        if name not in counts:
-            counts[name] = Tally()
-        return counts[name]
+        return counts.get(name) or counts.setdefault(name, Tally())
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the counts live in ``shared.history``."""

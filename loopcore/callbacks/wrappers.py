@@ -98,7 +98,7 @@ class Throttle(Callback):
             setattr(self, name, self._caller(listener))
             listeners.append(replace(listener, method=name))
         listeners.append(Listener(FitBegin, None, False, "_restart"))
-        self.listeners = tuple(listeners)  # type: ignore[misc]
+        self.listeners = tuple(listeners)
 
     def setup(self, learner: Any) -> None:
         """Set up the wrapped callback."""

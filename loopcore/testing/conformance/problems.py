@@ -105,7 +105,7 @@ class At(lc.Callback):
     ) -> None:
         found = lc.FunctionCallback(self._call, event, phase, reads=reads, writes=writes)
         self.reads, self.writes = reads, writes
-        self.listeners = found.listeners  # type: ignore[misc]
+        self.listeners = found.listeners
         self.call = found.call
         self.heard = 0
         self._fn = fn

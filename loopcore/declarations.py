@@ -1,0 +1,167 @@
+"""What callbacks declare: read once, and checked before anything is ordered.
+
+Every check looks at all callbacks and raises the problem whose text sorts first, so that the error does not depend on
+the order of the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from loopcore.callback import Callback, name_of
+from loopcore.errors import CallbackError, MissingRequirementError, MissingWriterError
+
+ROOTS = ("step", "model", "params", "buffers", "optimizer", "hyper", "shared", "data")
+KNOWN_WRITERS: dict[str, str] = {
+    "shared.history": "Recorder",
+    "shared.metrics_epoch": "Metrics",
+    "shared.metrics_step": "Metrics",
+}
+_PATHS = ("reads", "traced_reads", "writes", "carries")
+_CLASSES = ("run_after", "run_before", "requires")
+
+
+@dataclass(eq=False, slots=True)
+class Declared:
+    """A callback and its declarations, each evaluated once; ``rank`` counts by class name, then by list order."""
+
+    callback: Callback
+    inner: Callback
+    name: str
+    rank: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    carries: tuple[str, ...]
+    run_after: tuple[type, ...]
+    run_before: tuple[type, ...]
+    requires: tuple[type, ...]
+
+
+def read_declarations(callbacks: Sequence[Callback], available: Collection[str]) -> list[Declared]:
+    """The declarations of all callbacks, by rank.
+
+    Args:
+        callbacks: each one once.
+        available: ``shared`` paths that are there although no callback writes them.
+
+    Raises:
+        CallbackError: an entry is no callback or comes twice, or a declaration is malformed.
+        MissingRequirementError: a required callback is absent.
+        MissingWriterError: a ``shared`` path is read that nothing writes.
+    """
+    raise_first(_misfits(callbacks))
+    nodes = _nodes(callbacks)
+    raise_first(_unmet_requirements(nodes))
+    raise_first(_unwritten_reads(nodes, available))
+    return nodes
+
+
+@lru_cache(maxsize=4096)
+def overlaps(a: str, b: str) -> bool:
+    """Whether one of two dotted paths covers the other.
+
+    Example:
+        >>> overlaps("step", "step.loss"), overlaps("step.loss", "step.loss_scale")
+        (True, False)
+    """
+    return a == b or a.startswith(b + ".") or b.startswith(a + ".")
+
+
+def raise_first(problems: Iterable[CallbackError]) -> None:
+    """Raise the problem whose text sorts first: which one it is must not depend on the order of the list."""
+    found = sorted(problems, key=str)
+    if found:
+        raise found[0]
+
+
+# ---- what is in the list, and what it declares
+
+
+def _misfits(callbacks: Iterable[Any]) -> Iterator[CallbackError]:
+    seen: set[int] = set()
+    for callback in callbacks:
+        if isinstance(callback, type) and issubclass(callback, Callback):
+            name = callback.__name__
+            yield CallbackError(f"a callback is an instance: write {name}() instead of {name}")
+        elif not isinstance(callback, Callback):
+            what = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
+            yield CallbackError(f"{what} is no Callback: subclass Callback, or use FunctionCallback(fn, StepEnd)")
+        elif id(callback.identity()) in seen:
+            name = name_of(callback.identity())
+            yield CallbackError(f"the same {name} is in the list twice: make two of them, or remove one")
+        else:
+            seen.add(id(callback.identity()))
+
+
+def _nodes(callbacks: Sequence[Callback]) -> list[Declared]:
+    ranked = sorted(callbacks, key=_class_name)
+    declared = [{attribute: getattr(callback, attribute) for attribute in _PATHS + _CLASSES} for callback in ranked]
+    names = [name_of(callback) for callback in ranked]
+    raise_first(problem for name, values in zip(names, declared, strict=True) for problem in _malformed(name, values))
+    for values in declared:
+        values["reads"] += values.pop("traced_reads")  # who reads, a host or a traced handler, makes no difference here
+    return [
+        Declared(callback, callback.identity(), name, rank, **values)
+        for rank, (callback, name, values) in enumerate(zip(ranked, names, declared, strict=True))
+    ]
+
+
+def _class_name(callback: Callback) -> tuple[str, str]:
+    cls = type(callback.identity())
+    return cls.__module__, cls.__qualname__
+
+
+def _malformed(name: str, declared: dict[str, Any]) -> Iterator[CallbackError]:
+    for attribute, values in declared.items():
+        where = f"{name}.{attribute}"
+        kind, example = (type, "Recorder") if attribute in _CLASSES else (str, '"step.loss"')
+        if not isinstance(values, tuple):
+            if isinstance(values, kind):
+                example = values.__name__ if isinstance(values, type) else f'"{values}"'
+            yield CallbackError(f"{where} is {in_words(values)}: write a tuple, {attribute} = ({example},)")
+            continue
+        items: tuple[Any, ...] = values
+        for value in items:
+            if not isinstance(value, kind):
+                yield CallbackError(f"{where} holds {in_words(value)}: write for instance {attribute} = ({example},)")
+            elif isinstance(value, str) and not _is_path(value):
+                rule = f"a path is names joined by dots, the first one of {', '.join(ROOTS)}"
+                yield CallbackError(f'{where} holds "{value}": {rule}, for instance {attribute} = ({example},)')
+
+
+@lru_cache(maxsize=4096)
+def _is_path(path: str) -> bool:
+    parts = path.split(".")
+    return parts[0] in ROOTS and all(part.isidentifier() for part in parts)
+
+
+def in_words(value: Any) -> str:
+    """A value without anything that changes from run to run, such as an address."""
+    if isinstance(value, Declared):
+        return f"{value.name} first"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f'"{value}"' if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+# ---- what is absent
+
+
+def _unmet_requirements(nodes: Sequence[Declared]) -> Iterator[CallbackError]:
+    for node in nodes:
+        for cls in node.requires:
+            if not any(isinstance(other.inner, cls) for other in nodes if other is not node):
+                yield MissingRequirementError(f"{node.name} requires {cls.__name__}: add {cls.__name__}()")
+
+
+def _unwritten_reads(nodes: Sequence[Declared], available: Collection[str]) -> Iterator[CallbackError]:
+    there = {*available, *(path for node in nodes for path in node.writes)}
+    for node in nodes:
+        for path in node.reads:
+            if path.startswith("shared.") and not any(overlaps(path, other) for other in there):
+                writer = next((name for known, name in KNOWN_WRITERS.items() if overlaps(path, known)), None)
+                add = f"{writer}()" if writer else "a callback that does"
+                yield MissingWriterError(f"{node.name} reads {path}, nothing writes it: add {add}")

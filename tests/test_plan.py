@@ -1,0 +1,129 @@
+"""What ``explain`` says of a phase, and what a step hands on to the next one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loopcore as lc
+from loopcore.errors import CarryError
+from loopcore.testing import Trace, toy_learner
+
+BATCH = (np.ones((4, 1)), np.ones((4, 1)))
+
+
+def sections(learner: lc.Learner) -> dict[str, list[str]]:
+    """The lines of ``explain`` for each phase, by the first word of its headline."""
+    parts = learner.explain().split("\nphase ")[1:]
+    return {part.partition(" ")[0]: part.splitlines()[1:] for part in parts}
+
+
+def test_values_of_the_state_itself_are_not_listed_as_kept() -> None:
+    class Watcher(lc.Callback):
+        reads = ("step.outcome", "step.updated", "step.grads")
+        writes = ("step.apply",)
+
+        @lc.on(lc.StepEnd)
+        def look(self, learner: Any, phase: Any) -> None:
+            assert learner.step.outcome == "completed"
+
+    learner = toy_learner([Watcher()], default_callbacks=False)
+    kept = next(line for line in sections(learner)["training"] if "kept" in line)
+    assert kept == "  kept after a step: loss (always), grads (Watcher)"
+    learner.fit(1)
+    assert learner.step.outcome == "completed" and learner.step.updated is True and learner.step.apply is True
+
+
+def test_who_hears_nothing_within_a_step_keeps_nothing_of_it() -> None:
+    class Guard(lc.Callback):
+        reads = ("step.y_pred",)
+        carries = ("shared.mark",)
+
+        def setup(self, learner: Any) -> None:
+            pass
+
+        @lc.on(lc.FitBegin)
+        @lc.on(lc.FitEnd)
+        @lc.on(lc.EpochBegin)
+        @lc.on(lc.LossBegin, lc.TrainingPhase)
+        def look(self, learner: Any, phase: Any) -> None:
+            pass
+
+    learner = toy_learner([Guard()], data=([BATCH], [BATCH]))
+    found = sections(learner)
+    assert any("y_pred (Guard)" in line for line in found["training"])
+    assert any("shared.mark" in line for line in found["training"])
+    assert not [line for line in found["validation"] if "Guard" in line or "shared.mark" in line]
+    assert not [line for line in found["validation"] if "StopOnNaNLoss" in line or "first_bad_step" in line]
+
+
+@pytest.mark.parametrize("event", [lc.FitEnd, lc.EpochEnd, lc.FitBegin])
+def test_who_looks_at_the_last_step_from_outside_gets_what_it_reads(event: type[lc.Event]) -> None:
+    shapes: list[Any] = []
+
+    class Last(lc.Callback):
+        reads = ("step.y_pred",)
+
+        @lc.on(event)
+        def look(self, learner: Any, phase: Any) -> None:
+            shapes.append(learner.step.y_pred.shape)
+
+    learner = toy_learner(default_callbacks=False, reads=("step.y_pred",))
+    learner.fit(1)
+    learner = toy_learner([Last()], default_callbacks=False)
+    learner.run_step(lc.TrainingPhase(), BATCH)
+    learner.fit(1)
+    assert shapes == [(4, 1)]
+
+
+# ---- carries
+
+
+class Counts(lc.TrainingPhase):
+    """Carries a value that its ``start`` may have forgotten."""
+
+    carries = ("seen", "hidden")
+
+    def step(self, learner: Any, handle: Any, state: Any) -> None:
+        state.hidden = state.hidden + state.seen
+        super().step(learner, handle, state)
+
+
+class StartsHalf(Counts):
+    """Writes one of two."""
+
+    def start(self, learner: Any, state: Any) -> None:
+        state.seen = learner.xp.zeros(())
+
+
+@pytest.mark.parametrize(("phase", "name"), [(Counts(), "seen"), (StartsHalf(), "hidden")])
+def test_a_carry_that_nobody_started(phase: lc.Phase, name: str) -> None:
+    trace = Trace()
+    learner = toy_learner([trace], phases=[phase])
+    with pytest.raises(CarryError) as caught:
+        learner.fit(1)
+    words = (
+        f"{type(phase).__name__} carries '{name}', but no value was there: write state.{name} in start(self, learner"
+    )
+    assert words in str(caught.value)
+    assert [event for event, _, _ in trace.events] == ["FitBegin", "EpochBegin", "EpochEnd", "FitEnd"]
+
+
+def test_a_carry_that_the_body_deletes() -> None:
+    class Deletes(StartsHalf):
+        carries = ("seen",)
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            del state.seen
+
+    with pytest.raises(CarryError, match="Deletes carries 'seen', but its value is gone"):
+        toy_learner(phases=[Deletes()]).fit(1)
+
+
+def test_a_carry_may_come_with_the_batch() -> None:
+    batch = {"xs": np.ones((4, 1)), "ys": np.ones((4, 1)), "seen": np.ones(()), "hidden": np.zeros(())}
+    learner = toy_learner(phases=[Counts()], data=([batch] * 2, None))
+    learner.fit(1)
+    assert float(learner.step.hidden) == 2.0
