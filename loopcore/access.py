@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from loopcore.callback import Callback, name_of
 from loopcore.errors import AccessError
+from loopcore.loans import Loans
+from loopcore.namespaces import namespace_view
 from loopcore.randomness import Random
 from loopcore.weights import Handle
 
@@ -38,7 +40,17 @@ VERBS = {  # verb -> the declarations it needs
     "history": (("shared.metrics_epoch",), ()),
 }
 ROOTS = ("step", "shared", "hyper", "model", "params", "buffers", "optimizer", "data")
-_FREE_STEP = frozenset({"outcome"})
+_INSTEAD = {  # what it cannot reach -> what to do
+    "callbacks": (
+        "change the list before fit or between two fits. To work with another callback, name its class in requires or "
+        "run_after, and exchange values through shared"
+    ),
+    "backend": "the array functions are learner.xp, learner.tree and learner.losses; to_host makes NumPy arrays",
+    "result": "it is there when fit has returned; a handler of FitEnd takes event.outcome as its fourth argument",
+    "runs": "what is running is learner.epoch, learner.step and learner.attempt",
+    "all_params": "parameters are learner.params, which the callback declares",
+}
+_REACHED = f"it reaches {', '.join(ROOTS)} as it declares them, random, and {', '.join(sorted(FREE | VERBS.keys()))}"
 _OBJECTIVES = frozenset({"gradient", "grad", "minimize"})
 
 
@@ -65,16 +77,16 @@ class Access:
         below = (d.removeprefix(f"{path}.").partition(".")[0] for d in declared if d.startswith(f"{path}."))
         return frozenset(below) | ({"*"} if self.may(path, declared) else frozenset())
 
-    def error(self, path: str, *, write: bool) -> AccessError:
-        """The error for an undeclared access."""
-        verb, attribute = ("writes", "writes") if write else ("reads", "reads")
+    def error(self, path: str, *, write: bool, what: str = "") -> AccessError:
+        """The error for an undeclared access; ``what`` says in words what it was."""
+        attribute = "writes" if write else "reads"
         inner = self.callback.identity()
         paths = ", ".join(repr(p) for p in (*getattr(inner, attribute), path))
         cls: Any = type(inner)
         add = f"Add to class {cls.__name__}{_where(cls)}: {attribute} = ({paths},)"
         if attribute in getattr(inner, "__dict__", ()):  # given to its constructor, as to FunctionCallback
             add = f"Pass {cls.__name__}(..., {attribute}=({paths},))"
-        return AccessError(f"{name_of(inner)} {verb} {path}, which it does not declare. {add}")
+        return AccessError(f"{name_of(inner)} {what or f'{attribute} {path}'}, which it does not declare. {add}")
 
 
 @lru_cache(maxsize=64)
@@ -95,13 +107,14 @@ def make_view(learner: Learner, callback: Callback, *, traced: bool) -> Any:
     """
     access = Access.of(callback)
     own = _OwnObjectives(learner.backend.concrete)
+    loans = None if traced else Loans(learner)
     parts: dict[str, Any] = {
-        "step": _namespace_view("step", learner, access, traced),
-        "shared": _namespace_view("shared", learner, access, traced),
+        "step": namespace_view("step", learner, access, loans),
+        "shared": namespace_view("shared", learner, access, loans),
         "hyper": _HyperView(learner, access),
         "random": Random(learner, name_of(callback)),
     }
-    members: dict[str, Any] = {"__slots__": (), "_access": access}
+    members: dict[str, Any] = {"__slots__": (), "_access": access, "_loans": loans}
     for root in ("step", "shared", "hyper"):
         members[root] = _constant(parts[root])  # always there, so that the error names the full path
     members["random"] = _constant(parts["random"])
@@ -125,6 +138,7 @@ class _View:
 
     __slots__ = ("_learner",)
     _access: Access
+    _loans: Loans | None
 
     def __init__(self, learner: Learner) -> None:
         object.__setattr__(self, "_learner", learner)
@@ -137,7 +151,8 @@ class _View:
             raise self._access.error(missing[0][0], write=missing[0][1])
         if name in ROOTS:
             raise self._access.error(name, write=False)
-        raise AttributeError(f"a callback cannot reach learner.{name}", name=name, obj=self)
+        instead = _INSTEAD.get(name, _REACHED)
+        raise AttributeError(f"a callback cannot reach learner.{name}: {instead}", name=name, obj=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AccessError(
@@ -288,91 +303,5 @@ class _HyperView:
     __setattr__ = __setitem__
 
 
-def _namespace_view(root: str, learner: Learner, access: Access, traced: bool) -> Any:
-    """A view of ``step`` or ``shared`` with a generated property for every declared name."""
-    reads, writes = access.names(root, access.reads), access.names(root, access.writes)
-    members: dict[str, Any] = {
-        "__slots__": (),
-        "_access": access,
-        "_root": root,
-        "_writes": writes,
-        "_all": "*" in reads,
-    }
-    get = _raw if traced else _concrete(learner)
-    own = None if traced else learner.backend.concrete
-    members["_read"] = staticmethod(get)
-    members["_adopt"] = staticmethod(_keep if traced or root == "shared" else _adopting(learner))
-    for name in (reads | (_FREE_STEP if root == "step" else frozenset())) - {"*"}:
-        members[name] = property(_getter(learner, root, name, own if name in writes or traced else get))
-    return cast(type[_Namespace], type(f"{root.title()}View", (_Namespace,), members))(learner)
-
-
-class _Namespace:
-    """Base of the generated views of ``step`` and ``shared``."""
-
-    __slots__ = ("_learner",)
-    _access: Access
-    _root: str
-    _writes: frozenset[str]
-    _all: bool
-    _read: Callable[[Any], Any]
-    _adopt: Callable[[Any, str, Any], Any]
-
-    def __init__(self, learner: Learner) -> None:
-        object.__setattr__(self, "_learner", learner)
-
-    def __getattr__(self, name: str) -> Any:
-        if self._all and not name.startswith("_"):
-            return self._read(getattr(getattr(self._learner, self._root), name))
-        if name in type(self).__dict__:  # its property raised: the value is not there
-            return getattr(getattr(self._learner, self._root), name)
-        raise self._access.error(f"{self._root}.{name}", write=False)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not self._writes & {name, "*"}:
-            raise self._access.error(f"{self._root}.{name}", write=True)
-        target = getattr(self._learner, self._root)
-        setattr(target, name, self._adopt(target, name, value))
-
-    def __delattr__(self, name: str) -> None:
-        raise self._access.error(f"{self._root}.{name}", write=True)
-
-
-def _getter(learner: Learner, root: str, name: str, read: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
-    """The getter of a property; handlers call them at every step, so that no call in them is idle."""
-    runs, shared = learner.runs, learner.shared
-    if root == "shared":
-        return (lambda view: getattr(shared, name)) if read is None else (lambda view: read(getattr(shared, name)))
-    return (lambda view: getattr(runs.step, name)) if read is None else (lambda view: read(getattr(runs.step, name)))
-
-
 def _raw(value: Any) -> Any:
     return value
-
-
-def _keep(_: Any, name: str, value: Any) -> Any:
-    return value
-
-
-def _concrete(learner: Learner) -> Callable[[Any], Any]:
-    """Values without graph or tape; containers are copies, so that a reader cannot change the state."""
-    concrete, tree_map = learner.backend.concrete, learner.backend.tree_map
-
-    def read(value: Any) -> Any:
-        if isinstance(value, (dict, list, tuple)):
-            return tree_map(_raw, concrete(value))
-        return concrete(value)
-
-    return read
-
-
-def _adopting(learner: Learner) -> Callable[[Any, str, Any], Any]:
-    backend = learner.backend
-
-    def adopt(state: Any, name: str, value: Any) -> Any:
-        if name in ("apply", "weight"):
-            return value
-        old = state.__dict__.get(name)
-        return backend.convert(value) if old is None else backend.adopt(old, value)
-
-    return adopt

@@ -233,6 +233,10 @@ class Backend(Protocol):
         """
         ...
 
+    def is_differentiated(self, tree: Tree) -> bool:
+        """Whether a leaf depends on what an open objective is differentiated by."""
+        ...
+
     def concrete(self, tree: Tree) -> Tree:
         """What a host handler sees: values without graph or tape, read-only where the framework can say so."""
         ...
@@ -263,4 +267,40 @@ class Backend(Protocol):
 
     def tree_leaves(self, tree: Tree) -> list[Any]:
         """The leaves in canonical order."""
+        ...
+
+
+class CompilingBackend(Backend, Protocol):
+    """A backend whose ``compiles`` is true: what it does for fused and split plans.
+
+    It keeps its arrays in one store. While a program is traced the store holds the placeholders of the framework, and
+    every method of `Backend` works on them.
+    """
+
+    tracing_errors: tuple[type[Exception], ...]  # what the framework raises when a trace reads a concrete value
+    leak_errors: tuple[type[Exception], ...]  # and when it meets a placeholder of another trace
+    traces: int  # how often a program was traced
+
+    def carried(self) -> Tree:
+        """Parameters, buffers and optimizer states, by reference: all that a step may change."""
+        ...
+
+    def put_carried(self, tree: Tree) -> None:
+        """Make these the present ones."""
+        ...
+
+    def hyper_values(self) -> dict[str, Any]:
+        """The present hyperparameters of all optimizers, by a name of the adapter's choice."""
+        ...
+
+    def put_hyper_values(self, values: Mapping[str, Any]) -> None:
+        """Make these the present ones; 0-d placeholders while a program is traced."""
+        ...
+
+    def compile(self, fn: Callable[..., tuple[Tree, Any]], donate: tuple[int, ...]) -> Callable[..., tuple[Tree, Any]]:
+        """Compile a function of trees of arrays and floats, once for each structure and shape of its arguments.
+
+        It returns a tree of arrays and any Python object; calls return the object of the trace that fits them. The
+        arrays of the arguments numbered in ``donate`` may be used up by a call.
+        """
         ...

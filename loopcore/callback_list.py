@@ -93,6 +93,7 @@ class CallbackList:
             for member in members:
                 if id(member.callback) not in kept:
                     member.callback.setup(member.view)
+                    member.view._loans.settle()
         except BaseException:
             shared.clear()
             shared.update(before)

@@ -11,6 +11,7 @@ from loopcore.errors import CallbackError, CancelEpochException, CancelException
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd, StepBegin, StepEnd
 
 if TYPE_CHECKING:
+    from loopcore.loans import Loans
     from loopcore.phases import Phase
 
 SCOPE_EVENTS = (FitBegin, FitEnd, EpochBegin, EpochEnd, StepBegin, StepEnd)
@@ -24,6 +25,7 @@ class Handler(NamedTuple):
     callback: Callback
     listener: Listener
     event: bool  # whether it takes the event as a third argument
+    loans: Loans | tuple[()]  # containers it holds while it runs
 
     @property
     def traced(self) -> bool:
@@ -71,7 +73,8 @@ def _handlers(member: Member, phase: type[Phase] | None) -> list[Handler]:
         if listener.phase is None or (phase is not None and issubclass(phase, listener.phase)):
             call = getattr(member.callback, listener.method)
             view = member.traced_view if listener.traced else member.view
-            found.append(Handler(call, view, member.callback, listener, wants_event(call)))
+            loans = () if listener.traced else view._loans
+            found.append(Handler(call, view, member.callback, listener, wants_event(call), loans))
     return found
 
 
@@ -103,11 +106,22 @@ def deliver(handlers: tuple[Handler, ...], phase: Phase | None, event: Event) ->
                 handler.call(handler.view, phase)
         except BaseException as error:
             raised = merge(raised, _explained(error, handler, phase, event))
+        if handler.loans:
+            raised = _settled(handler, phase, event, raised)
     if raised is not None:
         try:
             raise raised
         finally:
             raised = None  # the frame must not keep the exception that keeps the frame
+
+
+def _settled(handler: Handler, phase: Phase | None, event: Event, raised: BaseException | None) -> BaseException | None:
+    """After a handler that got to see containers: take them back, with its changes."""
+    try:
+        handler.loans.settle()  # type: ignore[union-attr]  # it is not empty
+    except BaseException as error:
+        return merge(raised, _explained(error, handler, phase, event))
+    return raised
 
 
 def merge(first: BaseException | None, second: BaseException) -> BaseException:

@@ -20,7 +20,9 @@ LoopcoreError
 ├── EventError                   an event class where an instance is needed, or the reverse
 ├── GradientError                an objective that cannot be differentiated
 │   └── LossError                an objective that did not return a scalar
+├── UnknownMetricError           the history has no metric of a name (also a KeyError)
 ├── WeightsError                 weights that do not fit the model
+├── TraceError                   a step that cannot be compiled as it is written
 ├── CarryError                   a carried value changed its structure, shape or dtype
 ├── CancelScopeError             a cancel for a scope that is not open
 └── ReentrantFitError            fit called while the same learner is in fit
@@ -29,6 +31,8 @@ LoopcoreError
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -136,8 +140,46 @@ class LossError(GradientError, ValueError):
     """An objective that did not return a scalar."""
 
 
+class UnknownMetricError(LoopcoreError, KeyError):
+    """The history has no metric of a name.
+
+    Args:
+        name: that was asked for.
+        there: names it has.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner()
+        >>> result = learner.fit(1)
+        >>> try:
+        ...     learner.history["los"]
+        ... except lc.errors.UnknownMetricError as error:
+        ...     print(error)
+        history has no 'los'. Did you mean 'loss'? It has: loss
+    """
+
+    def __init__(self, name: object, there: Sequence[str]) -> None:
+        super().__init__(name)
+        self.name = name
+        self.there = tuple(there)
+
+    def __str__(self) -> str:  # that of KeyError is the repr of the name alone
+        if not self.there:
+            return f"history has no {self.name!r}: it is empty until an epoch has ended"
+        near = " or ".join(map(repr, get_close_matches(str(self.name), self.there)))
+        hint = f" Did you mean {near}?" if near else ""
+        return f"history has no {self.name!r}.{hint} It has: {', '.join(self.there)}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name, self.there)
+
+
 class WeightsError(LoopcoreError, ValueError):
     """Weights whose names, shapes or dtypes do not fit the model; the message lists all of them."""
+
+
+class TraceError(LoopcoreError):
+    """A step that cannot be compiled as it is written; the message names the line and what to write instead."""
 
 
 class CarryError(LoopcoreError, ValueError):

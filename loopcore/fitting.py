@@ -28,9 +28,10 @@ class FitResult:
     """How a fit ended.
 
     Attributes:
-        status: ``completed``; ``stopped`` by a `CancelFittingException`; ``interrupted`` by any other
-            exception, Ctrl-C among them (kept as ``learner.result``, since the exception itself goes on).
-        reason: of the cancel, in words; empty for a completed fit.
+        status: ``completed``; ``stopped`` by a `CancelFittingException`; ``interrupted`` by any other exception:
+            an error, a cancel without its scope, KeyboardInterrupt (Ctrl-C), SystemExit. That one goes on, so the
+            result is found as ``learner.result``, which keeps the one of the last fit, however it ended.
+        reason: of the cancel, or the exception, in words; empty for a completed fit.
         stopped_by: the callback that raised it, None where no callback did.
         epochs: rounds over all phases in which every epoch was completed.
         history: ``learner.history``.

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from loopcore.errors import UnknownMetricError
+
 if TYPE_CHECKING:
     from loopcore.phases import Phase
 
@@ -155,7 +157,7 @@ class Epochs(Mapping[str, list[float | None]]):
             prefix = prefix_of(phase)
             if key.startswith(prefix) and key[len(prefix) :] in series:
                 return phase, key[len(prefix) :]
-        raise KeyError(f"history has no {key!r}; it has: {', '.join(self) or 'nothing, no epoch has ended yet'}")
+        raise UnknownMetricError(key, [prefix_of(phase) + name for phase, series in table.items() for name in series])
 
     def __getitem__(self, key: str) -> list[float | None]:
         table = self._table()

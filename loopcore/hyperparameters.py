@@ -56,6 +56,12 @@ class Hyper:
         for index, slot in self._slots[self._known(name)]:
             self._backend.set_hyper(index, slot, number)
 
+    def _values(self) -> dict[str, float]:
+        return dict(self._own)
+
+    def _put_values(self, values: Mapping[str, Any]) -> None:
+        self._own.update(values)
+
     def __getattr__(self, name: str) -> float:
         return self[name]
 

@@ -35,6 +35,7 @@ from loopcore.history import Epochs
 from loopcore.hyperparameters import Hyper
 from loopcore.loop import EpochInfo, execute_step, run_epoch
 from loopcore.models import Models
+from loopcore.namespaces import CONSTANT
 from loopcore.phases import Phase, PredictionPhase
 from loopcore.randomness import Random
 from loopcore.runs import Runs
@@ -165,7 +166,7 @@ class Learner:
         return self.runs.epoch
 
     @property
-    def attempt(self) -> int:
+    def attempt(self) -> Any:
         """Number of the running step among those begun in its phase, from 0; an input of a compiled step."""
         return self.runs.attempt
 
@@ -293,7 +294,10 @@ class Learner:
         if not handle._paths:
             raise _nothing_in(handle)
         leaves = None if at is None else handle._leaves(at)
-        found = self.backend.gradient(objective, (handle._paths,), leaves, scopes)
+        try:
+            found = self.runs.gradient(objective, (handle._paths,), leaves, scopes)
+        except GradientError as error:
+            raise self._explained(error) from error.__cause__
         if len(found) == 1:
             grads = found[0][0]
             return grads if handle._flat is not None else handle._tree(grads)
@@ -305,9 +309,20 @@ class Learner:
             raise _nothing_in(empty)
         pairs = () if at is None else zip(wrt, at, strict=True)
         leaves = {path: leaf for handle, tree in pairs for path, leaf in handle._leaves(tree).items()}
-        found = self.backend.gradient(objective, [handle._paths for handle in wrt], leaves, scopes)
+        try:
+            found = self.runs.gradient(objective, [handle._paths for handle in wrt], leaves, scopes)
+        except GradientError as error:
+            raise self._explained(error) from error.__cause__
         rows = [tuple(handle._tree(grads) for handle, grads in zip(wrt, row, strict=True)) for row in found]
         return rows[0] if len(rows) == 1 else tuple(rows)
+
+    def _explained(self, error: GradientError) -> GradientError:
+        """The error, with the callbacks that made constants of values of this step."""
+        replaced = self.runs.step._replaced
+        if not replaced or CONSTANT in str(error):  # already said, by a gradient inside this one
+            return error
+        values = ", ".join(f"{who} replaced step.{name}" for name, who in replaced.items())
+        return type(error)(f"{error}. In this step {values} inside an objective: {CONSTANT}")
 
     def grad(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Gradient of a scalar function of arrays with respect to its arguments.
@@ -327,12 +342,13 @@ class Learner:
         Args:
             grads: in the structure of ``params.value``.
             params: what the gradients belong to. Default ``learner.params``.
-            when: a bool or a 0-d boolean array. It and ``state.apply`` must both be true; else parameters, optimizer
-                state and its counters stay. ``state.updated`` says what happened.
+            when: a bool or a 0-d boolean array. It and, while a step runs, ``state.apply`` must be true; else
+                parameters, optimizer state and its counters stay. ``state.updated`` says what happened.
         """
-        state = self.runs.step
+        runs = self.runs
+        state = runs.step
         handle = self.params if params is None else params
-        apply = state._apply
+        apply = state._apply if runs.runner is not None else True  # that of a step that ended decides nothing more
         if when is not True:
             apply = when if apply is True else apply & when
         state.updated = self.backend.update(handle._leaves(grads), apply)
@@ -349,7 +365,8 @@ class Learner:
         grads = state.grads = self.gradient(objective, wrt)
         if runner is not None and (handlers := runner.inner[BackwardEnd]):
             deliver(handlers, runner.phase, _BACKWARD_END)
-        if wrt is None and state.grads is grads and self.params._flat is not None:  # nothing to check
+        flat = wrt is None and self.params._flat is not None
+        if flat and runner is not None and state.grads is grads:  # nothing to check
             state.updated = self.backend.update(grads, state._apply)
         else:
             self.update(state.grads, wrt)

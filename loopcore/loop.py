@@ -113,7 +113,7 @@ def execute_step(
         if runner.plain:
             runner.backend.run_body(body, key, learner, runner.handle, state)
         else:
-            runner.run(body, key, state)
+            runner.run(body, key, state, reads)
         outcome = "completed"
         if runner.unchecked:
             runner.check_events()

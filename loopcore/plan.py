@@ -6,7 +6,7 @@ the callbacks change.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from zlib import crc32
@@ -16,6 +16,7 @@ from loopcore.callback import Callback, name_of
 from loopcore.carry import check_carry, check_started, detach_carry
 from loopcore.dispatch import SCOPE_EVENTS, Member, Table, deliver, warn_unfired
 from loopcore.events import EpochBegin, Event, FitBegin, FitEnd, StepBegin, StepEnd
+from loopcore.programs import Programs
 from loopcore.state import RESERVED
 
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ def _cuts(callbacks: Sequence[Callback], phase: Phase) -> tuple[tuple[str, tuple
 
 def _kept(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str]) -> dict[str, tuple[str, ...]]:
     readers: dict[str, list[str]] = {"loss": ["always"]}
-    sources = [(name_of(callback), (*callback.reads, *callback.writes)) for callback in callbacks]
+    sources = [
+        (name_of(c), (*c.reads, *(path for path in c.writes if path not in c.traced_reads))) for c in callbacks
+    ]
     for who, paths in [*sources, (type(phase).__name__, phase.reads), ("Learner", reads)]:
         for path in paths:
             root, _, rest = path.partition(".")
@@ -120,7 +123,8 @@ class Runner:
         self.keeps_all = "*" in plan.kept
         self.carry: dict[str, Any] | None = None
         self.unchecked = True  # until a step was completed
-        self.plain = not (phase.carries or self._begin_traced or self._end_traced)
+        self.programs = None if plan.kind == "eager" else Programs(self)
+        self.plain = self.programs is None and not (phase.carries or self._begin_traced or self._end_traced)
         self.stream = crc32(self.name.encode("utf-8", "surrogatepass"), _BODY_KEY)
 
     def handle(self, event: Event) -> None:
@@ -129,23 +133,26 @@ class Runner:
         if handlers:
             deliver(handlers, self.phase, event)
 
-    def run(self, body: Body, key: DrawKey, state: State) -> None:
-        """Run the body eagerly, with carries, and the traced handlers of StepBegin and StepEnd around it."""
+    def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str]) -> None:
+        """Run the body by its plan, with carries, and the traced handlers of StepBegin and StepEnd around it."""
         carries = self.phase.carries
-        if not carries:
-            self.backend.run_body(self._call, key, body, state)
-            return
         before = {name: state.__dict__[name] for name in carries if name in state.__dict__}
         try:
-            self.backend.run_body(self._call, key, body, state)
+            if self.programs is None:
+                self.backend.run_body(self.call, key, body, state, self.handle)
+            else:
+                self.programs.run(body, key, state, reads)
         finally:
-            self.carry = detach_carry(self.backend, state, carries)
-        check_carry(self.backend, self.phase, before, state)
+            if carries:
+                self.carry = detach_carry(self.backend, state, carries)
+        if carries:
+            check_carry(self.backend, self.phase, before, state)
 
-    def _call(self, body: Body, state: State) -> None:
+    def call(self, body: Body, state: State, handle: Callable[[Event], None]) -> None:
+        """A step from its first traced handler to the last."""
         if self._begin_traced:
             deliver(self._begin_traced, self.phase, _STEP_BEGIN)
-        body(self.learner, self.handle, state)
+        body(self.learner, handle, state)
         if self._end_traced:
             state.outcome = "completed"
             deliver(self._end_traced, self.phase, _STEP_END)

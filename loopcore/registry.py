@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from loopcore.backend import Backend
@@ -105,11 +105,33 @@ def _infer_one(name: str, model: Any) -> str:
         if load(point.name).recognises(model):
             return point.name
     where = f" {name!r}" if name else ""
+    number = next(_numbers(model), None)
+    if number is not None:
+        raise UnknownModelError(
+            f"the model{where} cannot be used because of {number[0]!r}: it is the number {number[1]!r}, but parameters "
+            "are arrays of floats, such as np.array([1.0, 2.0])"
+        )
     raise UnknownModelError(
         f"no backend knows the model{where} of type {type(model).__module__}.{type(model).__qualname__}. Pass a "
         "torch.nn.Module, a Keras, flax or equinox module, or a pair (apply_fn, params) with params a tree of arrays; "
         "or name the backend: Learner(..., backend='torch')"
     )
+
+
+def _numbers(model: Any) -> Iterator[tuple[str, float]]:
+    """Python numbers where parameters should be, with their paths."""
+    if isinstance(model, tuple) and model and callable(model[0]):
+        model = model[1] if len(model) > 1 else ()
+        if isinstance(model, (int, float)):
+            yield "param", model
+    parts = (
+        model.items() if isinstance(model, Mapping) else enumerate(model) if isinstance(model, (list, tuple)) else ()
+    )
+    for key, part in parts:
+        if isinstance(part, (int, float)):
+            yield str(key), part
+        else:
+            yield from ((f"{key}.{path}", number) for path, number in _numbers(part))
 
 
 def load(name: str) -> Any:

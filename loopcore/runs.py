@@ -33,6 +33,7 @@ class Runs:
         ended: the epoch that ended last, nested or not.
         attempt: number of the running step among the steps begun in its phase, from 0; names the random draws.
         attempts: steps begun, by phase name.
+        gradient: how gradients are taken, by the backend or, while a step is compiled, by its trace.
         runners: by the id of their phase; made by `runner_of`.
     """
 
@@ -47,7 +48,8 @@ class Runs:
         self.last = True
         self.length: int | None = None
         self._learner = learner
-        self.attempt = 0
+        self.attempt: Any = 0
+        self.gradient = learner.backend.gradient
         self._depth = 0
         self._open_epochs = 0  # also counts one whose EpochEnd is being delivered
         self._scope: AbstractContextManager[Any] | None = None

@@ -9,7 +9,7 @@ from loopcore.events import Outcome
 
 RESERVED = frozenset({"outcome", "apply", "updated"})
 _UNSET: dict[str, Any] = {"_apply": True, "_dropped": ()} | dict.fromkeys(
-    ("_batch", "_draws", "_size", "outcome", "updated")
+    ("_batch", "_draws", "_replaced", "_size", "outcome", "updated")
 )
 
 
@@ -21,13 +21,17 @@ class State:
     update did).
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_apply", "_batch", "_draws", "_dropped", "_size", "outcome", "updated")
+    __slots__ = (
+        *("__dict__", "__weakref__", "outcome", "updated"),
+        *("_apply", "_batch", "_draws", "_dropped", "_replaced", "_size"),
+    )
 
     if TYPE_CHECKING:
         _apply: Any
         _batch: Any
         _draws: dict[str, int] | None
         _dropped: Iterable[str]
+        _replaced: dict[str, str] | None  # within an objective: value -> the callback that did
         _size: int | None
         outcome: Outcome | None
         updated: Any
@@ -84,9 +88,32 @@ def _length(value: Any) -> int | None:
 
 
 class Shared:
-    """State between callbacks and phases, ``learner.shared``. Holds anything; has no public methods."""
+    """State between callbacks and phases, ``learner.shared``. Holds anything; has no public methods.
+
+    While a step is compiled, its Python scalars are hidden: one that is read is noted, since the program is made for
+    its value.
+    """
+
+    __slots__ = ("__dict__", "__weakref__", "_hidden", "_noted")
+
+    def __init__(self) -> None:
+        self._show()
+
+    def _hide(self, scalars: Mapping[str, Any], noted: dict[str, Any]) -> None:
+        object.__setattr__(self, "_hidden", dict(scalars))
+        object.__setattr__(self, "_noted", noted)
+        for name in scalars:
+            del self.__dict__[name]
+
+    def _show(self) -> None:
+        object.__setattr__(self, "_hidden", {})
+        object.__setattr__(self, "_noted", {})
 
     def __getattr__(self, name: str) -> Any:
+        if name in self._hidden:
+            value = self._hidden[name]
+            self._noted[name] = (type(value), value)
+            return value
         there = ", ".join(sorted(self.__dict__)) or "nothing"
         raise AttributeError(f"nothing wrote shared.{name} yet; shared holds {there}", name=name, obj=self)
 

@@ -16,6 +16,9 @@ from loopcore.testing import Trace, toy_learner
 
 XS = np.ones((4, 1))
 BATCH = (XS, XS)
+NUMBERS = "but parameters are arrays of floats, such as np.array([1.0, 2.0])"
+NESTED = {"a": np.ones(1), "b": {"c": (np.ones(2), 3.0)}}
+ON_NUMPY = {"backend": "numpy"}
 
 
 def refused(kind: type[BaseException], *words: str, action: Callable[[], Any]) -> BaseException:
@@ -48,6 +51,12 @@ def forward(params: Any, xs: Any) -> Any:
     [
         (errors.UnknownModelError, ("knows the model of type", "Strange", "(apply_fn, params)"), {"model": Strange()}),
         (errors.UnknownModelError, ("the model 'critic'", "Strange"), {"model": {"critic": Strange()}}),
+        (errors.UnknownModelError, ("of 'w.0': it is the number 1", NUMBERS), {"model": (forward, {"w": [1, 2]})}),
+        (errors.UnknownModelError, ("the model 'w' cannot be used because of '0'", NUMBERS), {"model": {"w": [1.5]}}),
+        (errors.UnknownModelError, ("of 'param': it is the number 0.5", NUMBERS), {"model": (forward, 0.5)}),
+        (errors.UnknownModelError, ("of 'm.b.c.1': it is", NUMBERS), {"model": {"m": (forward, NESTED)}}),
+        (errors.UnknownModelError, ("'w.0'", NUMBERS), {"model": (forward, {"w": [1]}), **ON_NUMPY}),
+        (errors.UnknownModelError, ("because of 'w'", "int64"), {"model": (forward, {"w": np.array([1, 2])})}),
         (errors.UnknownModelError, ("no backend 'numpi'", "known are", "numpy"), {"backend": "numpi"}),
         (errors.OptimizerError, ("Strange cannot train a NumPy model", "lc.Adam(1e-3)"), {"optimizer": Strange()}),
         (errors.OptimizerError, ("optimizer=Adam is a class: write Adam(...)",), {"optimizer": lc.Adam}),
@@ -504,7 +513,7 @@ def test_weights_that_do_not_fit_name_every_mismatch_and_write_nothing() -> None
 def test_names_that_are_not_there() -> None:
     learner = toy_learner()
     learner.fit(1)
-    refused(KeyError, "history has no 'acc'; it has: loss", action=lambda: learner.history["acc"])
+    refused(errors.UnknownMetricError, "history has no 'acc'. It has: loss", action=lambda: learner.history["acc"])
     refused(AttributeError, "no params 'v' here; there are: w", action=lambda: learner.params.v)
     refused(AttributeError, "no model 'critic'", "learner.model.native", action=lambda: learner.model.critic)
     refused(AttributeError, "nothing wrote shared.x yet", "history", action=lambda: learner.shared.x)

@@ -353,6 +353,15 @@ def test_a_line_for_each_round_in_a_pipe() -> None:
     assert lines[3].endswith(": training 3 steps 0.0 s") and len(lines) == 4
 
 
+def test_the_line_of_a_round_comes_before_its_row() -> None:
+    out = io.StringIO()
+    learner = toy_learner([lc.MetricsPrinter(file=out), lc.ProgressPrinter(file=out)], steps=1)
+    learner.fit(2)
+    starts = [line.split()[0] for line in out.getvalue().splitlines()]
+    assert starts == ["epoch", "epoch", "1", "epoch", "2"]
+    assert "epoch 1: training 1 steps" in out.getvalue().splitlines()[0]
+
+
 def test_a_stopped_round_says_so() -> None:
     for action, word in ((lc.CancelEpochException("e"), "cancelled"), (lc.CancelFittingException("f"), "cancelled")):
         out = io.StringIO()
@@ -482,7 +491,7 @@ def test_later_updates_are_blocked_until_the_host_looks() -> None:
         lambda learner, phase: updated.append(bool(learner.step.updated)), lc.StepEnd, reads=("step.updated",)
     )
     learner = toy_learner([watch], data=(spoiled(1, float("nan"), 8), None))
-    learner.number = lambda array: array  # as on an accelerator, where a look is a transfer
+    learner.number = lambda value: value  # as on an accelerator, where a look is a transfer
     learner.is_ready = lambda array: learner.epoch is not None and learner.epoch.attempted >= 6
     result = learner.fit(1)
     assert result.status == "stopped" and first_step_in(result.reason) == 2, "the first bad step, not where it was seen"

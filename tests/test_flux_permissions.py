@@ -69,9 +69,6 @@ class Meddler(lc.Callback):
         self.attempt("import", lc.AccessError, lambda: learner.import_weights({"w": np.full(1, 9.0)}))
         self.attempt("params array", ValueError, lambda: learner.params.value["w"].fill(9.0))
         learner.model.native[1]["w"][...] = 9.0  # a copy: theirs to change
-        learner.shared.box["list"].append(9.0)
-        learner.shared.box["inner"]["x"] = 9.0
-        learner.shared.box["tuple"][0].append(9.0)
         self.arrays(learner)
 
     def arrays(self, learner: Any) -> None:
@@ -84,9 +81,6 @@ class Meddler(lc.Callback):
                 if isinstance(array, np.ndarray) and array.ndim:
                     self.attempt(f"fill {name}", ValueError, partial(array.fill, 9.0))
         if hasattr(learner.step, "parts"):
-            learner.step.parts["more"] = learner.step.parts["names"].append("y")
-            learner.step.pair[0].append(9.0)
-            learner.step.odd["more"] = 9.0
             self.attempt("leaf", ValueError, lambda: learner.step.parts["a"].fill(9.0))
             self.attempt("leaf in tuple", ValueError, lambda: learner.step.pair[1][0].fill(9.0))
 
@@ -127,6 +121,34 @@ def test_flux_P1() -> None:
     assert state.parts["names"] == ["x"] and set(state.parts) == {"a", "names"} and state.pair[0] == [1.0]
     assert list(state.odd) == ["b"]
     np.testing.assert_array_equal(state.xs, np.ones((4, 1)))
+
+
+@pytest.mark.parametrize(
+    ("path", "change"),
+    [
+        ("shared.box", lambda learner: learner.shared.box["list"].append(9.0)),
+        ("shared.box", lambda learner: setitem(learner.shared.box["inner"], "x", 9.0)),
+        ("shared.box", lambda learner: learner.shared.box["tuple"][0].append(9.0)),
+        ("step.parts", lambda learner: setitem(learner.step.parts, "more", 9.0)),
+        ("step.parts", lambda learner: learner.step.parts["names"].append("y")),
+        ("step.pair", lambda learner: learner.step.pair[0].append(9.0)),
+        ("step.odd", lambda learner: setitem(learner.step.odd, "more", 9.0)),
+        ("step.grads", lambda learner: learner.step.grads.clear()),
+    ],
+)
+@pytest.mark.parametrize("event", [lc.StepBegin, lc.LossBegin, lc.BackwardEnd, lc.StepEnd, lc.EpochEnd, lc.FitEnd])
+def test_flux_P1_containers(path: str, change: Callable[[Any], Any], event: type[lc.Event]) -> None:
+    """A reader gets copies of containers, and is told that changing them changes nothing."""
+    if path == "step.grads" and event in (lc.StepBegin, lc.LossBegin):
+        event = lc.BackwardEnd  # there are none before
+    meddler = lc.FunctionCallback(lambda learner, phase: change(learner), event, reads=("step", "shared.box"))
+    learner = toy_learner([meddler, BoxKeeper()], phases=[Containers()], steps=1)
+    with pytest.raises(lc.AccessError, match=rf"changes {path.replace('.', '[.]')} in place.*writes=\('{path}',\)"):
+        learner.fit(1)
+    box, state = learner.shared.box, learner.step
+    assert (box["list"], box["inner"], box["tuple"], box["array"].tolist()) == ([1.0], {}, ([1.0],), [1.0, 1.0, 1.0])
+    assert state.parts["names"] == ["x"] and set(state.parts) == {"a", "names"} and state.pair[0] == [1.0]
+    assert list(state.odd) == ["b"] and (event in (lc.StepBegin, lc.LossBegin) or list(state.grads) == ["w"])
 
 
 def test_flux_P1_what_is_written_by_one_who_declared_it_arrives() -> None:

@@ -128,6 +128,8 @@ def test_apply_counts_while_its_step_runs_and_not_after() -> None:
     np.testing.assert_allclose(learner.params.value["w"], [-0.1], rtol=1e-15)
     learner.update({"w": np.ones(1)}, when=False)
     np.testing.assert_allclose(learner.params.value["w"], [-0.1], rtol=1e-15)
+    learner.minimize(lambda: learner.xp.sum(learner.model(XS)))
+    np.testing.assert_allclose(learner.params.value["w"], [-0.5], rtol=1e-15)
 
 
 # ---- what a callback reaches

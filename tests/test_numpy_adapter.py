@@ -1308,6 +1308,22 @@ def test_adopt_keeps_unchanged_leaves_and_converts_replaced_ones() -> None:
     close(gradient(backend, objective)["w"], array(2, 2))
 
 
+def test_what_an_open_objective_differentiates() -> None:
+    backend = linear()
+    seen: list[Any] = []
+
+    def objective() -> Any:
+        w = backend.get(["w"])["w"]
+        seen.append({"a": [w * 2, np.ones(2)]})
+        assert backend.is_differentiated(w) and backend.is_differentiated(seen[0])
+        assert not any(map(backend.is_differentiated, (np.ones(2), {"a": 1.0}, None, "a", backend.concrete(w))))
+        return xp.sum(w)
+
+    scope: dict[str, Any] = {}
+    backend.gradient(lambda: scope.setdefault("loss", objective()), [("w",)], None, [scope])
+    assert not backend.is_differentiated(scope["loss"]) and not backend.is_differentiated(backend.get(["w"]))
+
+
 def test_to_host_copies_and_counts() -> None:
     backend = linear()
     mine = {"a": np.ones(2), "b": [np.float32(1), 3, "s"], "c": None}

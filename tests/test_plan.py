@@ -84,7 +84,7 @@ def test_who_looks_at_the_last_step_from_outside_gets_what_it_reads(event: type[
 class Counts(lc.TrainingPhase):
     """Carries a value that its ``start`` may have forgotten."""
 
-    carries = ("seen", "hidden")
+    carries: tuple[str, ...] = ("seen", "hidden")
 
     def step(self, learner: Any, handle: Any, state: Any) -> None:
         state.hidden = state.hidden + state.seen

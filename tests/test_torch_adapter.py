@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import loopcore as lc
 from loopcore import backend as protocol
 from loopcore.backend import DrawKey, Leaves
 from loopcore.errors import BackendError, GradientError, LossError, OptimizerError, UnknownModelError
@@ -465,13 +466,41 @@ def test_no_gradient_is_left_behind() -> None:
     backend = bound(model, SGD(0.1))
     x = torch.randn(6, 4)
     expected = gradient(backend, lambda: call(backend, x).square().mean())
+    for drop in ("begin", "update"):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 100)
+        if drop == "begin":  # of an outermost run
+            with backend.scope():
+                assert all(parameter.grad is None for parameter in model.parameters())
+        found = gradient(backend, lambda: call(backend, x).square().mean())
+        for path in expected:
+            assert torch.equal(found[path], expected[path])
+        assert all((parameter.grad is None) is (drop == "begin") for parameter in model.parameters())
+        if drop == "update":
+            backend.update(found, True)
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_run_drops_gradients_the_user_left() -> None:
+    """Of frozen parameters too; and not again within the run, so that a handler may use ``.grad`` for itself."""
+    model = mlp()
+    *_, bias = model.parameters()
+    paths: list[bool] = []
+
+    def look(learner: Any, phase: Any) -> None:
+        paths.append(all(parameter.grad is None for parameter in model.parameters()))
+        bias.grad = torch.ones_like(bias)
+
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 100)
-    found = gradient(backend, lambda: call(backend, x).square().mean())
-    for path in expected:
-        assert torch.equal(found[path], expected[path])
-    assert all(parameter.grad is None for parameter in model.parameters())
-    backend.update(found, True)
+    look_up = lc.FunctionCallback(look, lc.FitBegin)
+    learner = lc.Learner(model, lc.losses.mse, optimizer={"0": SGD(0.1)}, callbacks=[look_up], default_callbacks=False)
+    batch = (torch.ones(3, 4), torch.ones(3, 3))
+    learner.data = {"training": [batch, batch]}
+    learner.fit(1)
+    assert paths == [True]
+    assert [parameter.grad is None for parameter in model.parameters()] == [True, True, True, False]
+    learner.run_step(lc.TrainingPhase(), batch)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -907,8 +936,8 @@ def test_fused_optimizers_with_gradients_of_other_strides(kind: Any) -> None:
         backend.bind({"": model})
         backend.attach([(kind(model.parameters(), 0.1, fused=fused), ("w",))])
         for _ in range(2):
-            grads = gradient(backend, lambda: backend.get(["w"])["w"].sum() * 2)
-            assert grads["w"].stride() != model["w"].stride()
+            grads = gradient(backend, lambda of=backend: of.get(["w"])["w"].sum() * 2)
+            assert grads["w"].stride() == (0, 0), "what makes a fused kernel go wrong"
             backend.update(grads, True)
         found.append(model["w"].detach())
     torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
@@ -1411,6 +1440,29 @@ def test_adopt_keeps_what_was_handed_back() -> None:
     shaped = backend.adopt(old, [np.ones(1)])
     assert isinstance(shaped[0], Tensor)
     assert backend.adopt(torch.ones(1), {"deeper": np.ones(1)})["deeper"].tolist() == [1]
+
+
+def test_adopt_knows_a_leaf_by_its_memory_in_another_structure() -> None:
+    backend = weights()
+    old = {"a": w(backend) * 2, "b": torch.ones(2)}
+    seen = backend.concrete(old)
+    found = backend.adopt(old, {**seen, "more": [seen["a"], np.zeros(2), None, seen["a"] + 1]})
+    assert found["a"] is old["a"] and found["b"] is old["b"] and found["more"][0] is old["a"]
+    assert found["more"][1].tolist() == [0, 0] and found["more"][2] is None and not found["more"][3].requires_grad
+
+
+def test_what_an_open_objective_differentiates() -> None:
+    backend = weights()
+    parameter = w(backend)
+    assert not backend.is_differentiated(parameter) and not backend.is_differentiated({"a": parameter * 2})
+
+    def objective() -> Tensor:
+        y = w(backend) * 2
+        assert backend.is_differentiated(y) and backend.is_differentiated({"a": [torch.ones(1), y]})
+        assert not any(map(backend.is_differentiated, (torch.ones(2), {"a": 1.0}, None, "a", y.detach())))
+        return y.sum()
+
+    gradient(backend, objective)
 
 
 def test_a_kept_leaf_keeps_its_gradient() -> None:

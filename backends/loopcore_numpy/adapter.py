@@ -327,6 +327,10 @@ class Backend:
             return self._convert_leaf(new)
         return old if trees.place(old) == place else known[place]
 
+    def is_differentiated(self, tree: Tree) -> bool:
+        """Whether a leaf is a box: those of objectives that are over have been opened."""
+        return isbox(tree) or any(map(isbox, optree.tree_leaves(tree, none_is_leaf=True)))
+
     def concrete(self, tree: Tree) -> Tree:
         """Values without boxes, arrays as read-only views."""
         return trees.transform(trees.freeze, tree)

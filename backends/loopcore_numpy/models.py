@@ -182,6 +182,8 @@ def _word(entry: Any) -> str:
 
 
 def _parameter_problem(leaf: Any) -> str | None:
+    if isinstance(leaf, (int, float)) and not isinstance(leaf, np.generic):
+        return f"it is the number {leaf!r}, but parameters are arrays of floats, such as np.array([1.0, 2.0])"
     if not isinstance(leaf, (np.ndarray, np.generic)):
         return f"it is a {type(leaf).__module__}.{type(leaf).__qualname__}, a NumPy array of floats is needed"
     if leaf.dtype.kind != "f":

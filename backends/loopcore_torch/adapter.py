@@ -29,6 +29,10 @@ class Backend:
     Python state of the loop as a constant, and be compiled anew each step until torch gives up.) Forward passes
     inside a nested gradient, with other parameters (``at=``, ``apply``) or with ``update_state=False`` run eagerly.
 
+    Gradients are values and not attributes: what is in ``.grad`` of a bound parameter is never added to. It is dropped
+    when an outermost run begins (a fit, else an epoch, else a step), and by an update for the parameters of the
+    optimizers that step.
+
     The mode is the phase's, for the whole model and from the first step on: a part that shall stay in eval mode, such
     as a frozen BatchNorm, overrides its ``train`` method.
 
@@ -163,7 +167,8 @@ class Backend:
     # -- inside a step -----------------------------------------------------------------------------------------
 
     def scope(self) -> GlobalGenerators:
-        """Context manager that leaves torch's global random state as it was."""
+        """Context manager that leaves torch's global random state as it was; it begins without any ``.grad``."""
+        self._models.drop_gradients()
         return self._generators
 
     def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
@@ -195,6 +200,10 @@ class Backend:
     def adopt(self, old: Tree, new: Tree) -> Tree:
         """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
         return self._arrays.adopt(old, new)
+
+    def is_differentiated(self, tree: Tree) -> bool:
+        """Whether an objective is open and a leaf belongs to its graph."""
+        return self._models.depth > 0 and arrays.detached(tree) is not tree
 
     def to_host(self, tree: Tree) -> Tree:
         """NumPy copies of all tensors and arrays; 0-d tensors that are fetched together count as one transfer."""

@@ -84,8 +84,14 @@ class Arrays:
         """Convert what a handler wrote; leaves that share all memory with those of ``old`` stay these."""
         try:
             return optree.tree_map(self._adopt_leaf, old, new, none_is_leaf=True)
-        except (ValueError, TypeError):  # another structure: nothing of the old one is left
-            return self.convert(new)
+        except (ValueError, TypeError):  # another structure: what is left of the old one is known by its memory
+            known = [leaf for leaf in flatten(old)[0] if isinstance(leaf, Tensor)]
+            return optree.tree_map(lambda leaf: self._known_leaf(known, leaf), new, none_is_leaf=True)
+
+    def _known_leaf(self, known: list[Tensor], new: Any) -> Any:
+        same = (old for old in known if isinstance(new, Tensor) and _is_same_memory(old, new))
+        found = next(same, None)
+        return self.convert(new) if found is None else found
 
     def _adopt_leaf(self, old: Any, new: Any) -> Any:
         if isinstance(old, Tensor) and isinstance(new, Tensor) and (new is old or _is_same_memory(old, new)):

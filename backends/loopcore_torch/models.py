@@ -115,6 +115,12 @@ class Models:
         """The inverse of `pack`."""
         return self._bound[model].unpack(kind, tree)
 
+    def drop_gradients(self) -> None:
+        """Forget what is in ``.grad`` of the models' own parameters."""
+        for parameter in self.params.values():
+            if parameter.grad is not None:
+                parameter.grad = None
+
     # -- forward -----------------------------------------------------------------------------------------------
 
     def forward(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import loopcore as lc
@@ -31,4 +31,9 @@ def variants(model: Callable[[], Any], loss_fn: Callable[..., Any], optimizer: C
 
 def _epoch_of(learner: lc.Learner) -> Block:
     phase = lc.TrainingPhase()
-    return lambda block: learner.run_epoch(phase, block)
+
+    def run(block: Sequence[Any]) -> None:
+        learner.run_epoch(phase, block)
+        learner.to_host(learner.step.loss)  # steps may run on after they were started
+
+    return run

@@ -129,6 +129,7 @@ class MetricsPrinter(Callback):
     A metric without a value shows as ``-``.
 
     Reads: shared.metrics_epoch
+    Runs after: ProgressPrinter
     Handles: FitBegin, EpochEnd
 
     Args:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from math import isfinite
+from time import monotonic
 from typing import Any
 
 from loopcore.callback import NO_CONFLICT, Callback, Resolution, on
 from loopcore.errors import CancelFittingException
-from loopcore.events import BackwardEnd, FitBegin, StepBegin, StepEnd
+from loopcore.events import BackwardEnd, EpochEnd, FitBegin, StepBegin, StepEnd
 from loopcore.phases import AbstractTrainingPhase
 
 _NONE = -1
+_LOOK = 0.1  # seconds between two looks that cost a transfer
 
 
 class StopOnNaNLoss(Callback):
@@ -18,12 +20,12 @@ class StopOnNaNLoss(Callback):
 
     The update of the first bad step is not applied, nor any later one, and the models keep the buffers (BatchNorm's
     statistics) they had before it; a model with buffers pays for that with a copy of them a step. The guard works on
-    the device; the host looks when that costs nothing, so the fit may end some steps later. The reason names the
-    first bad step, counted from 1 over all steps of its phase.
+    the device. Where a look costs a transfer, the host looks at most ten times a second and when an epoch ends, so the
+    fit may end some steps later. The reason names the first bad step, counted from 1 over all steps of its phase.
 
-    Reads: step.loss
+    Reads: step.loss, step.buffers_before
     Writes: step.apply, step.buffers_before, shared.first_bad_step, buffers
-    Handles: FitBegin, StepBegin (traced), BackwardEnd (traced), StepEnd
+    Handles: FitBegin, StepBegin (traced), BackwardEnd (traced), StepEnd, EpochEnd
 
     Example:
         >>> import loopcore as lc
@@ -35,12 +37,13 @@ class StopOnNaNLoss(Callback):
         array([0.])
     """
 
-    traced_reads = ("step.loss",)
+    traced_reads = ("step.loss", "step.buffers_before")
     writes = ("step.apply", "step.buffers_before", "shared.first_bad_step", "buffers")
     carries = ("shared.first_bad_step",)
 
     def setup(self, learner: Any) -> None:
         """Start with a good mark."""
+        self._next = 0.0
         learner.shared.first_bad_step = _NONE
         if not learner.buffers.value:  # nothing to remember
             self.listeners = tuple(one for one in type(self).listeners if one.event is not StepBegin)
@@ -89,9 +92,22 @@ class StopOnNaNLoss(Callback):
 
     @on(StepEnd, AbstractTrainingPhase)
     def look(self, learner: Any, phase: Any) -> None:
-        """Stop once the host can see the mark for free."""
+        """Stop once the host can see the mark without waiting."""
         first = learner.shared.first_bad_step
         if type(first) is not int:
-            first = int(learner.to_host(first)) if learner.is_ready(first) else _NONE
-        if first >= 0:
-            raise CancelFittingException(f"the loss of phase {phase.name!r} is not finite at its step {first + 1}")
+            now = monotonic()
+            if now < self._next or not learner.is_ready(first):
+                return
+            self._next = now + _LOOK
+        _stop(learner, phase, first)
+
+    @on(EpochEnd, AbstractTrainingPhase)
+    def look_again(self, learner: Any, phase: Any) -> None:
+        """Stop at the latest now."""
+        _stop(learner, phase, learner.shared.first_bad_step)
+
+
+def _stop(learner: Any, phase: Any, first: Any) -> None:
+    bad = first if type(first) is int else int(learner.to_host(first))
+    if bad >= 0:
+        raise CancelFittingException(f"the loss of phase {phase.name!r} is not finite at its step {bad + 1}")

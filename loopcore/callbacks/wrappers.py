@@ -58,7 +58,7 @@ class FunctionCallback(Callback):
         self.fn = fn
         self.reads = reads
         self.writes = writes
-        self.listeners = (Listener(event, phase, traced, "call"),)  # type: ignore[misc]
+        self.listeners = (Listener(event, phase, traced, "call"),)
 
     def call(self, learner: Any, phase: Any) -> None:
         """Call the function."""

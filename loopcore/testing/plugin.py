@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from loopcore.testing.conformance.subject import Subject
 
@@ -45,7 +45,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test that uses the fixture once for each chosen backend."""
     if _NAME in metafunc.fixturenames:
-        metafunc.parametrize(_NAME, chosen(metafunc.config), indirect=True)
+        names = [f"{name}{plan}" for name in chosen(metafunc.config) for plan in _plans(name)]
+        metafunc.parametrize(_NAME, names, indirect=True)
 
 
 @pytest.fixture
@@ -54,11 +55,12 @@ def _loopcore_backend_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def backend(request: pytest.FixtureRequest, _loopcore_backend_name: str) -> Subject:
-    """The backend under test, with its native models."""
+def backend(request: pytest.FixtureRequest, _loopcore_backend_name: str) -> Iterator[Subject]:
+    """The backend under test, with its native models; one that compiles is tested in each plan."""
+    from loopcore.testing.conformance.problems import forced_plan
     from loopcore.testing.conformance.subject import KNOWN_GAPS, MissingFrameworkError, subject
 
-    name = _loopcore_backend_name
+    name, _, plan = _loopcore_backend_name.partition("-")
     try:
         found = subject(name)
     except MissingFrameworkError as error:
@@ -68,7 +70,9 @@ def backend(request: pytest.FixtureRequest, _loopcore_backend_name: str) -> Subj
     gap = KNOWN_GAPS.get((name, request.function.__name__))
     if gap is not None:
         request.applymarker(pytest.mark.xfail(reason=gap, strict=True))
-    return found
+    token = forced_plan.set(plan or "fused")
+    yield found
+    forced_plan.reset(token)
 
 
 @pytest.fixture
@@ -94,6 +98,17 @@ def chosen(config: pytest.Config) -> list[str]:
         if name not in known():
             raise pytest.UsageError(f"there is no backend {name!r}; known are {', '.join(sorted(known()))}")
     return names
+
+
+def _plans(name: str) -> tuple[str, ...]:
+    """What is added to the name of a backend, for each plan its steps can have."""
+    from loopcore.errors import MissingFrameworkError
+    from loopcore.registry import load
+
+    try:
+        return ("", "-split", "-eager") if load(name).compiles else ("",)
+    except MissingFrameworkError:
+        return ("",)
 
 
 def _split(lists: Iterable[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,6 +52,9 @@ def norm_weights(seed: int = 0) -> dict[str, Array]:
     }
 
 
+forced_plan: ContextVar[str] = ContextVar("forced_plan", default="fused")
+
+
 def batches(count: int, size: int = 5, outputs: int = OUTPUTS, seed: int = 1) -> list[Batch]:
     """Pairs of inputs and targets."""
     draw = np.random.default_rng(seed).normal
@@ -63,14 +67,32 @@ def ragged(*sizes: int, seed: int = 1) -> list[Batch]:
 
 
 def make_learner(model: Any, **options: Any) -> lc.Learner:
-    """A learner without the default callbacks that keeps all step values; mean squared error and SGD by default."""
+    """A learner without the default callbacks that keeps all step values; mean squared error and SGD by default.
+
+    `forced_plan` decides how its steps run.
+    """
     defaults: dict[str, Any] = {
         "loss_fn": lc.losses.mse,
         "optimizer": lc.SGD(0.1),
         "default_callbacks": False,
         "reads": ("step",),
     }
-    return lc.Learner(model, **{**defaults, **options})
+    options = {**defaults, **options}
+    if forced_plan.get() == "eager":
+        options["compile"] = False
+    elif forced_plan.get() == "split":
+        options["callbacks"] = [*options.get("callbacks", ()), Cutter()]
+    return lc.Learner(model, **options)
+
+
+class Cutter(lc.Callback):
+    """Listens at every event within a step, so that a compiled step is cut there, and does nothing."""
+
+    @lc.on(lc.LossBegin)
+    @lc.on(lc.BackwardBegin)
+    @lc.on(lc.BackwardEnd)
+    def listen(self, learner: Any, phase: Any) -> None:
+        """Do nothing."""
 
 
 def run(learner: lc.Learner, body: Callable[..., None], phase: lc.Phase | None = None, **values: Any) -> Any:

@@ -104,9 +104,58 @@ def test_a_replaced_leaf_is_a_constant_and_one_handed_back_is_not(backend: Subje
 
     callback = At(lc.LossBegin, replace, writes=("step.parts",))
     learner = make_learner(backend.mlp(W), callbacks=[callback], phases=[TwoParts()])
-    state = learner.run_step(TwoParts(), (X, Y))
+    with pytest.warns(UserWarning, match=r"replaced step\.parts inside an objective: it is a constant") as warned:
+        state = learner.run_step(TwoParts(), (X, Y))
+        learner.run_step(TwoParts(), (X, Y))
+    assert len(warned) == 1
     np.testing.assert_array_equal(learner.to_host(state.parts["second"]), np.full_like(Y, 7.0))
     backend.close(backend.leaves(learner, state.grads), oracle.mlp_gradient(W, X, np.ones_like(Y)))
+
+
+def test_a_leaf_replaced_in_place_is_a_constant_and_the_others_are_not(backend: Subject) -> None:
+    def replace(learner: Any, phase: Any) -> None:
+        learner.step.parts["second"] = np.full_like(Y, 7.0)  # a NumPy array: it is converted as a batch is
+
+    callback = At(lc.LossBegin, replace, writes=("step.parts",))
+    learner = make_learner(backend.mlp(W), callbacks=[callback], phases=[TwoParts()])
+    with pytest.warns(UserWarning, match=r"replaced step\.parts inside an objective"):
+        state = learner.run_step(TwoParts(), (X, Y))
+    np.testing.assert_array_equal(learner.to_host(state.parts["second"]), np.full_like(Y, 7.0))
+    backend.close(backend.leaves(learner, state.grads), oracle.mlp_gradient(W, X, np.ones_like(Y)))
+
+
+def test_a_leaf_added_in_place_leaves_the_others_their_gradient(backend: Subject) -> None:
+    def add(learner: Any, phase: Any) -> None:
+        learner.step.parts["third"] = [learner.step.parts["first"], 5.0]
+
+    callback = At(lc.LossBegin, add, writes=("step.parts",))
+    learner = make_learner(backend.mlp(W), callbacks=[callback], phases=[TwoParts()])
+    state = learner.run_step(TwoParts(), (X, Y))
+    assert list(state.parts) == ["first", "second", "third"] and state.parts["third"][1] == 5.0
+    backend.close(backend.leaves(learner, state.grads), oracle.mlp_gradient(W, X, np.full_like(Y, 4.0)))
+
+
+def test_gradients_changed_in_place_are_what_the_update_applies(backend: Subject) -> None:
+    def replace(learner: Any, phase: Any) -> None:
+        grads = learner.step.grads
+        for name, value in grads.items():
+            grads[name] = learner.tree.scale(value, 0.5)
+
+    callback = At(lc.BackwardEnd, replace, writes=("step.grads",))
+    learner = make_learner(backend.mlp(W), callbacks=[callback])
+    learner.run_step(lc.TrainingPhase(), (X, Y))
+    slopes = oracle.mse_gradient(W, X, Y)
+    backend.close(backend.weights(learner), {name: W[name] - 0.05 * slopes[name] for name in W})
+
+
+def test_a_change_in_place_that_is_not_declared_is_refused(backend: Subject) -> None:
+    def replace(learner: Any, phase: Any) -> None:
+        learner.step.grads.clear()
+
+    learner = make_learner(backend.mlp(W), callbacks=[At(lc.BackwardEnd, replace, reads=("step.grads",))])
+    with pytest.raises(lc.AccessError, match=r"changes step\.grads in place"):
+        learner.run_step(lc.TrainingPhase(), (X, Y))
+    backend.close(backend.weights(learner), W)
 
 
 def test_a_leaf_handed_back_unchanged_keeps_its_gradient(backend: Subject) -> None:
@@ -125,7 +174,8 @@ def test_predictions_that_become_constant_leave_nothing_to_differentiate(backend
 
     callback = At(lc.LossBegin, replace, lc.TrainingPhase, writes=("step.y_pred",))
     learner = make_learner(backend.mlp(W), callbacks=[callback])
-    with pytest.raises(lc.errors.GradientError):
+    constant = r"At replaced step\.y_pred inside an objective: it is a constant to the gradient there; use traced=True"
+    with pytest.warns(UserWarning, match=constant), pytest.raises(lc.errors.GradientError, match=constant):
         learner.run_step(lc.TrainingPhase(), (X, Y))
     state = learner.run_step(lc.ValidationPhase(), (X, Y))
     backend.close(learner.to_host(state.loss), oracle.mse(oracle.mlp(W, X), Y))
@@ -147,7 +197,8 @@ def test_a_replaced_loss_counts_and_is_a_constant(backend: Subject) -> None:
 
     callback = At(lc.BackwardBegin, replace, writes=("step.loss",))
     learner = make_learner(backend.mlp(W), callbacks=[callback], phases=[Hybrid()])
-    state = learner.run_step(Hybrid(), (X, Y))
+    with pytest.warns(UserWarning, match=r"replaced step\.loss inside an objective"):
+        state = learner.run_step(Hybrid(), (X, Y))
     assert float(learner.to_host(state.loss)) == 5.0
     backend.close(backend.leaves(learner, state.grads), oracle.mlp_gradient(W, X, np.ones_like(Y)))
 

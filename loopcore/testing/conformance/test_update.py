@@ -161,6 +161,18 @@ def test_a_host_handler_updates_at_the_end_of_an_epoch(backend: Subject) -> None
     backend.close(backend.weights(learner), weights)
 
 
+def test_a_step_that_is_over_withholds_nothing(backend: Subject) -> None:
+    skip = At(lc.StepBegin, lambda learner, _: setattr(learner.step, "apply", False), writes=("step.apply",))
+    learner = make_learner(backend.mlp(W), callbacks=[skip])
+    x, y = PAIRS[0]
+    learner.run_step(lc.TrainingPhase(), (x, y))
+    backend.close(backend.weights(learner), W)
+    inputs, targets = learner.backend.convert((x, y))
+    learner.minimize(lambda: lc.losses.mse(learner.model(inputs), targets))
+    slopes = oracle.mse_gradient(W, x, y)
+    backend.close(backend.weights(learner), {name: W[name] - 0.1 * slopes[name] for name in W})
+
+
 def test_minimize_tells_handlers_the_gradient_before_it_updates(backend: Subject) -> None:
     def body(learner: Any, handle: Any, state: Any) -> None:
         learner.minimize(lambda: lc.losses.mse(learner.model(state.xs), state.ys), learner.params.out)

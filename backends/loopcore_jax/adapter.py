@@ -1,0 +1,331 @@
+"""The JAX adapter: the backend protocol, answered with JAX and optax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
+from loopcore.errors import BackendError, UnknownModelError
+from loopcore_jax import arrays, losses
+from loopcore_jax.gradients import Gradients
+from loopcore_jax.models import Models
+from loopcore_jax.namespace import Namespace
+from loopcore_jax.optimizers import Optimizers
+from loopcore_jax.programs import Programs
+from loopcore_jax.random import Random
+from loopcore_jax.store import Present
+
+
+class Backend:
+    """JAX's side of one Learner; see ``loopcore.backend.Backend`` for what each method promises.
+
+    Models are modules of flax.nnx and equinox, ``(module, variables)`` of flax.linen, ``(transformed, params)`` of
+    haiku, ``(apply_fn, params)``, these three with a state too, or a tree of arrays, which has no forward pass. Their
+    arrays are copied: what the user holds is never donated. A module of nnx gets copies of the present arrays whenever
+    an outermost run ends.
+
+    The same methods run op by op on arrays, and within a program on what stands for them while it is traced.
+
+    Args:
+        device: a ``jax.Device``, or a platform with or without a number, such as ``"gpu:1"``. Default: JAX's own.
+        compile: accepted for symmetry; the learner decides what becomes a program.
+
+    Raises:
+        BackendError: JAX does not have the device.
+    """
+
+    name = "jax"
+    compiles = False
+    tracing_errors: tuple[type[Exception], ...] = (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerBoolConversionError,
+        jax.errors.TracerIntegerConversionError,
+    )
+    leak_errors: tuple[type[Exception], ...] = (jax.errors.UnexpectedTracerError,)
+    xp: Any = Namespace(np.dtype(np.float32))
+    losses: Any = losses
+
+    def __init__(self, *, device: Any = None, compile: Any = "auto") -> None:
+        self.transfers = 0
+        self._present = Present()
+        self._arrays = arrays.Arrays()
+        self._arrays.device = _device(device)
+        self._models = Models(self._present, self._arrays)
+        self._gradients = Gradients(self._present, self._arrays)
+        self._optimizers = Optimizers(self._models, self._present)
+        self._programs = Programs(self._present)
+        self.xp = Namespace(self._arrays.dtype, self._arrays.device)
+        self.random: RandomBackend = Random(self._arrays.dtype)
+
+    @staticmethod
+    def recognises(model: Any) -> bool:
+        """Whether it is one of the models above."""
+        try:
+            Backend().bind({"": model})
+        except UnknownModelError:
+            return False
+        return True
+
+    # -- models and optimizers ---------------------------------------------------------------------------------
+
+    def bind(self, models: Mapping[str, Any]) -> None:
+        """Take the user's models; their arrays are copied.
+
+        Raises:
+            UnknownModelError: one is of no kind that JAX's users know; names the leaf that does not fit.
+        """
+        self._models.bind(models)
+        self._optimizers.attach(())
+        self.xp.dtype = self._arrays.dtype
+        self.random = Random(self._arrays.dtype)
+
+    def native(self, model: str) -> Any:
+        """The user's own module with the present arrays, or what the user gave with copies of them."""
+        return self._models.native(model)
+
+    def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
+        """For each model name the full paths of its arrays."""
+        return self._models.paths(kind)
+
+    def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
+        """Take neutral specs, transformations of optax or the one of an ``nnx.Optimizer``, with the paths they train.
+
+        One of optax that trains a whole model sees the model's own tree, else a dict by path.
+
+        Raises:
+            OptimizerError: one of another framework.
+        """
+        self._optimizers.attach(optimizers)
+
+    def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
+        """None: a transformation of optax is made for no parameters in particular."""
+        return self._optimizers.native_paths(optimizer)
+
+    def hyper_names(self, optimizer: int) -> tuple[str, ...]:
+        """Which of ``learning_rate, momentum, weight_decay`` it has; momentum is beta1 in Adam's family."""
+        return self._optimizers.hyper_names(optimizer)
+
+    def get_hyper(self, optimizer: int, name: str) -> Any:
+        """Its present value; within a program what stands for it.
+
+        Raises:
+            OptimizerError: optax keeps it where nobody can read it.
+        """
+        return self._optimizers.get_hyper(optimizer, name)
+
+    def set_hyper(self, optimizer: int, name: str, value: float) -> None:
+        """Set it, for the next update, without recompiling.
+
+        Raises:
+            OptimizerError: optax keeps it where nobody can set it.
+        """
+        self._optimizers.set_hyper(optimizer, name, value)
+
+    def to_device(self, device: Any) -> None:
+        """Move parameters, buffers and optimizer state.
+
+        Raises:
+            BackendError: JAX does not have the device.
+        """
+        self._arrays.device = self.xp.device = target = _device(device)
+        if target is not None:
+            self.put_carried(jax.device_put(self.carried(), target))
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def get(self, paths: Iterable[str]) -> Leaves:
+        """The present arrays; inside an objective those that stand in for parameters."""
+        return {path: self._present.array(path) for path in paths}
+
+    def set(self, leaves: Mapping[str, Any]) -> None:
+        """Copy values in, in the dtype of what they replace."""
+        store = self._present.store
+        for path, value in leaves.items():
+            held = store.params if path in store.params else store.buffers
+            held[path] = self._arrays.like(value, held[path])
+
+    def snapshot(self, paths: Iterable[str]) -> Leaves:
+        """Copies; inside an objective and in a program what stands for the arrays, which nothing can change."""
+        return {path: arrays.copied(array) for path, array in self.get(paths).items()}
+
+    def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
+        """Arrays by relative path -> the model's own tree."""
+        return self._models.pack(model, kind, leaves)
+
+    def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
+        """The inverse of `pack`.
+
+        Raises:
+            ValueError: the structure differs.
+        """
+        return self._models.unpack(model, kind, tree)
+
+    # -- inside a step -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """When it ends, modules that keep their own arrays get copies of the present ones."""
+        try:
+            yield
+        finally:
+            self._models.write_back()
+
+    def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
+        """Run a step body; the random keys of its models follow from ``key``."""
+        with self._present.body(key):
+            call(*args)
+
+    def forward(
+        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
+    ) -> Any:
+        """Call a model with the present arrays and keep its new state."""
+        return self._models.forward(model, args, kwargs, training=training, update_state=update_state)
+
+    def apply(
+        self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
+    ) -> Any:
+        """Call a model with other parameters; its state stays."""
+        return self._models.apply(model, leaves, args, kwargs, training=training)
+
+    def gradient(
+        self,
+        objective: Callable[[], Any],
+        wrt: Sequence[tuple[str, ...]],
+        at: Leaves | None,
+        scopes: Sequence[MutableMapping[str, Any]],
+    ) -> list[list[Leaves]]:
+        """Differentiate a closure, by ``jax.vjp``: one forward, one backward per scalar it returns."""
+        return self._gradients.gradient(objective, wrt, at, scopes)
+
+    def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
+        """Gradient of a scalar function of trees of arrays."""
+        return self._gradients.grad(fn, scopes)
+
+    def update(self, grads: Leaves, apply: Any) -> Any:
+        """One step of every optimizer that trains one of these paths; under ``cond`` where an array decides."""
+        return self._optimizers.update(grads, apply)
+
+    def stop_gradient(self, tree: Tree) -> Tree:
+        """The same values, constant for every gradient."""
+        return arrays.transform(arrays.constant, tree)
+
+    # -- programs ----------------------------------------------------------------------------------------------
+
+    @property
+    def traces(self) -> int:
+        """How often a program was traced."""
+        return self._programs.traces
+
+    def compile(
+        self, fn: Callable[..., tuple[Tree, Any]], donate: tuple[int, ...] = ()
+    ) -> Callable[..., tuple[Tree, Any]]:
+        """``fn(*trees) -> (tree of arrays, static)`` as one program, by ``jax.jit``.
+
+        Args:
+            fn: array code; ``static`` is any object that its trace recorded.
+            donate: which arguments the program may write its results over.
+
+        Returns:
+            A function of trees of arrays and Python floats, that returns the tree and the ``static`` of its trace.
+        """
+        return self._programs.compile(fn, donate)
+
+    def carried(self) -> Tree:
+        """All that a step may change, by reference; inside an objective as constants."""
+        store = self._present.store
+        buffers = dict(store.buffers)
+        if self._present.in_objective:
+            buffers = {path: arrays.primal(value) for path, value in buffers.items()}
+        return {"params": dict(store.params), "buffers": buffers, "optimizers": list(store.states)}
+
+    def put_carried(self, tree: Tree) -> None:
+        """Make these the present ones: arrays, or what stands for them while a program is traced."""
+        store = self._present.store
+        store.params, store.buffers = dict(tree["params"]), dict(tree["buffers"])
+        store.states = list(tree["optimizers"])
+
+    def hyper_values(self) -> dict[str, Any]:
+        """Present hyperparameters of all optimizers, under ``"index.name"``."""
+        return self._optimizers.hyper_values()
+
+    def put_hyper_values(self, values: Mapping[str, Any]) -> None:
+        """The inverse of `hyper_values`; takes 0-d arrays while a program is traced."""
+        self._optimizers.put_hyper_values(values)
+
+    def is_traced(self, value: Any) -> bool:
+        """Whether it is an array that stands for one in a trace."""
+        return arrays.is_traced(value)
+
+    def copy(self, tree: Tree) -> Tree:
+        """New arrays with the same values."""
+        return arrays.transform(arrays.copied, tree)
+
+    # -- arrays ------------------------------------------------------------------------------------------------
+
+    def convert(self, tree: Tree) -> Tree:
+        """A batch from any loader -> JAX arrays; NumPy leaves are copied on the host, since programs start later."""
+        return self._arrays.convert(tree)
+
+    def adopt(self, old: Tree, new: Tree) -> Tree:
+        """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
+        return self._arrays.adopt(old, new)
+
+    def is_differentiated(self, tree: Tree) -> bool:
+        """Whether a leaf depends on what an open objective is differentiated by."""
+        return any(map(self._present.is_differentiated, jax.tree_util.tree_leaves(tree)))
+
+    def concrete(self, tree: Tree) -> Tree:
+        """The values without the gradients they are part of."""
+        return arrays.transform(arrays.primal, tree)
+
+    def to_host(self, tree: Tree) -> Tree:
+        """NumPy copies of all arrays."""
+        return arrays.transform(self._fetch, tree)
+
+    def _fetch(self, leaf: Any) -> Any:
+        if not arrays.is_array(leaf):
+            return leaf
+        self.transfers += isinstance(leaf, jax.Array)
+        return arrays.to_numpy(leaf)
+
+    def number(self, value: Any) -> Any:
+        """The value itself: a look at an array of JAX may have to wait."""
+        return value
+
+    def is_ready(self, array: Array) -> bool:
+        """Whether its value has been computed."""
+        return bool(array.is_ready()) if isinstance(array, jax.Array) else True
+
+    def is_array(self, value: Any) -> bool:
+        """Whether it is a JAX array, a NumPy array or a NumPy scalar."""
+        return arrays.is_array(value)
+
+    def signature(self, array: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and NumPy dtype, without fetching it."""
+        return arrays.signature(array)
+
+    def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+        """Map over the leaves of trees of one structure; None is an empty tree, as everywhere in JAX."""
+        return jax.tree_util.tree_map(fn, tree, *rest)
+
+    def tree_leaves(self, tree: Tree) -> list[Any]:
+        """The leaves; dict entries in the order of their keys."""
+        return jax.tree_util.tree_leaves(tree)
+
+
+def _device(device: Any) -> Any:
+    if device is None or isinstance(device, jax.Device):
+        return device
+    platform, _, number = str(device).partition(":")
+    try:
+        return jax.devices(platform)[int(number or 0)]
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise BackendError(
+            f'device={device!r} is none of JAX: {error}. Write for instance "cpu", "gpu:1", or one of jax.devices()'
+        ) from None

@@ -1,0 +1,159 @@
+"""Arrays on their way in and out: batches to JAX, JAX to NumPy, trees of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from operator import is_
+from types import NoneType
+from typing import Any, TypeGuard, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from loopcore.backend import Array, Tree
+
+ATOMS: frozenset[type] = frozenset({str, bytes, bool, int, float, complex, NoneType})
+
+
+class Arrays:
+    """Conversions for one floating dtype and one device.
+
+    Attributes:
+        dtype: the parameters' floating dtype.
+        device: where arrays go; None is JAX's own default.
+    """
+
+    def __init__(self) -> None:
+        self.dtype: np.dtype[Any] = np.dtype(np.float32)
+        self.device: Any = None
+
+    def convert(self, tree: Tree) -> Tree:
+        """A batch as JAX arrays; the same object if nothing changes."""
+        return transform(self.leaf, tree)
+
+    def leaf(self, leaf: Any) -> Any:
+        """One leaf of a batch."""
+        if isinstance(leaf, jax.Array):
+            return self._native(leaf)
+        host = _as_numpy(leaf)
+        return leaf if host is None else self.placed(np.array(host, self._kept(host.dtype), order="C"))
+
+    def _native(self, array: Array) -> Array:
+        if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype != self.dtype:
+            array = array.astype(self.dtype)
+        return array if self.device is None or is_traced(array) else jax.device_put(array, self.device)
+
+    def _kept(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+        """Floats get the parameters' dtype; without ``jax_enable_x64`` int64 becomes int32, as everywhere in JAX."""
+        return self.dtype if jnp.issubdtype(dtype, jnp.floating) else canonical(dtype)
+
+    def placed(self, host: np.ndarray[Any, Any]) -> Array:
+        """A NumPy array that nobody else holds, on the device."""
+        return jnp.asarray(host) if self.device is None else jax.device_put(host, self.device)
+
+    def owned(self, leaf: Any) -> Array:
+        """A copy of a user's array or number, in its own dtype but never weakly typed."""
+        if not isinstance(leaf, jax.Array):
+            host = np.asarray(leaf)
+            return self.placed(np.array(host, canonical(host.dtype), order="C"))
+        strong = jnp.array(leaf, dtype=leaf.dtype) if leaf.weak_type else leaf.copy()
+        return strong if self.device is None else jax.device_put(strong, self.device)
+
+    def like(self, value: Any, old: Array) -> Array:
+        """A copy of a value, in the dtype of another array."""
+        if is_key(old):
+            return value.copy() if is_key(value) else jax.random.wrap_key_data(jnp.array(value, jnp.uint32))
+        value = primal(value) if isinstance(value, jax.Array) else np.asarray(value)
+        array = jnp.array(value, old.dtype)
+        return array if self.device is None or is_traced(array) else jax.device_put(array, self.device)
+
+    def adopt(self, old: Tree, new: Tree) -> Tree:
+        """Convert what a handler wrote; leaves that it had read and handed back stay those of ``old``."""
+        known: dict[int, Any] = {}
+
+        def remember(leaf: Any) -> Any:
+            known[id(primal(leaf))] = leaf  # JAX hands out the same primal each time
+            return leaf
+
+        transform(remember, old)
+        return transform(lambda leaf: known[id(leaf)] if id(leaf) in known else self.leaf(leaf), new)
+
+
+def transform(fn: Callable[[Any], Any], tree: Tree) -> Tree:
+    """Map over the leaves, dicts in their own order; a tree in which nothing changes is returned as it is."""
+    kind: type[Any] = type(tree)
+    if kind is dict:
+        items = cast("dict[Any, Any]", tree)
+        new = {key: transform(fn, value) for key, value in items.items()}
+        return tree if all(map(is_, new.values(), items.values())) else new
+    if kind is list or kind is tuple:
+        values = [transform(fn, value) for value in tree]
+        return tree if all(map(is_, values, tree)) else kind(values)
+    if kind in ATOMS:
+        return tree
+    if isinstance(tree, (jax.Array, np.ndarray)):
+        return fn(tree)
+    leaves, spec = jax.tree_util.tree_flatten(tree)
+    if len(leaves) == 1 and leaves[0] is tree:
+        return fn(tree)
+    values = [transform(fn, leaf) for leaf in leaves]
+    return tree if all(map(is_, values, leaves)) else spec.unflatten(values)
+
+
+def is_traced(value: Any) -> bool:
+    """Whether it is an array that stands for one in a trace or a gradient."""
+    return isinstance(value, jax.core.Tracer)
+
+
+def is_array(value: Any) -> TypeGuard[Array]:
+    """Whether it is a JAX array, a NumPy array or a NumPy scalar."""
+    return isinstance(value, (jax.Array, np.ndarray, np.generic))
+
+
+def primal(leaf: Any) -> Any:
+    """The value of an array without the gradients it is part of; within a compiled program that of its trace."""
+    return jax.lax.stop_gradient(leaf) if is_traced(leaf) else leaf
+
+
+def constant(leaf: Any) -> Any:
+    """An array as a constant for every gradient; anything else as it is."""
+    return jax.lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf
+
+
+def copied(leaf: Any) -> Any:
+    """A new array with the same value; what stands for an array cannot be changed, and stays."""
+    return leaf.copy() if isinstance(leaf, jax.Array) and not is_traced(leaf) else leaf
+
+
+def canonical(dtype: Any) -> np.dtype[Any]:
+    """The dtype that JAX has for it."""
+    return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+
+
+def is_key(array: Any) -> bool:
+    """Whether it is an array of typed random keys, which NumPy does not know."""
+    return isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+
+
+def to_numpy(leaf: Any) -> Any:
+    """A copy on the host; random keys as their data."""
+    leaf = primal(leaf)
+    return np.array(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+
+
+def signature(array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and NumPy dtype; nothing is fetched."""
+    if is_key(array):
+        data = jax.eval_shape(jax.random.key_data, array)
+        return tuple(data.shape), np.dtype(data.dtype)
+    if not isinstance(array, jax.Array):
+        array = np.asarray(array)
+    return tuple(array.shape), np.dtype(array.dtype)
+
+
+def _as_numpy(leaf: Any) -> np.ndarray[Any, Any] | None:
+    if isinstance(leaf, (type, Mapping)) or not (hasattr(leaf, "__array__") or hasattr(leaf, "__dlpack__")):
+        return None
+    array = np.asarray(leaf) if hasattr(leaf, "__array__") else np.from_dlpack(leaf)
+    return array if array.dtype.kind in "biufc" or jnp.issubdtype(array.dtype, jnp.floating) else None

@@ -1,0 +1,194 @@
+"""Gradients of objectives and of functions, one inside the other: each is one ``jax.vjp``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from itertools import chain
+from typing import Any, TypeAlias, cast
+
+import jax
+import jax.numpy as jnp
+
+from loopcore.backend import Array, Leaves
+from loopcore.errors import GradientError, LossError
+from loopcore_jax.arrays import Arrays, is_traced, transform
+from loopcore_jax.store import Present
+
+Scopes: TypeAlias = Sequence[MutableMapping[str, Any]]
+Pullback: TypeAlias = Callable[[list[Array]], tuple[list[Array]]]
+
+
+class Gradients:
+    """Differentiates closures with respect to parameters, and functions of arrays."""
+
+    def __init__(self, present: Present, arrays: Arrays) -> None:
+        self._present = present
+        self._arrays = arrays
+
+    def gradient(
+        self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves | None, scopes: Scopes
+    ) -> list[list[Leaves]]:
+        """Differentiate a zero-argument closure: for each loss, for each group of paths, gradients by path."""
+        present = self._present
+        outer = present.frame.traced or {}
+        fixed = {path: jnp.asarray(value, present.store.params[path].dtype) for path, value in (at or {}).items()}
+        paths = tuple(dict.fromkeys(chain(*wrt)))
+        values = [fixed[path] if path in fixed else present.array(path) for path in paths]
+
+        def call(traced: list[Array]) -> list[Array]:
+            present.frame.traced = {**outer, **fixed, **dict(zip(paths, traced, strict=True))}
+            return scalars(objective())
+
+        found = [dict(zip(paths, row, strict=True)) for row in self._differentiate(call, values, paths, scopes)]
+        return [[{path: leaves[path] for path in group} for group in wrt] for leaves in found]
+
+    def grad(self, fn: Callable[..., Any], scopes: Scopes) -> Callable[..., Any]:
+        """Gradient of a scalar function of trees of arrays; can be differentiated again inside an objective."""
+
+        def gradients(*args: Any, **kwargs: Any) -> Any:
+            if not args:
+                raise GradientError("grad(fn)() needs the arrays to differentiate by: write grad(fn)(x)")
+            leaves, spec = jax.tree_util.tree_flatten(args)
+            names = list(_names(args))
+            values = [self._argument(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
+
+            def call(traced: list[Array]) -> list[Array]:
+                self._present.frame.traced = self._present.frame.traced or {}
+                losses = scalars(fn(*spec.unflatten(traced), **kwargs))
+                if len(losses) > 1:
+                    raise LossError(f"the function given to grad returned {len(losses)} values: return one scalar")
+                return losses
+
+            found = spec.unflatten(self._differentiate(call, values, names, scopes)[0])
+            return found[0] if len(found) == 1 else found
+
+        return gradients
+
+    def _differentiate(
+        self, call: Callable[[list[Array]], list[Array]], values: list[Array], names: Sequence[str], scopes: Scopes
+    ) -> list[list[Array]]:
+        """Gradients of each loss that ``call`` returns with respect to each of the values.
+
+        What ``call`` wrote leaves the gradient as its side output, also when it raised: no scope keeps a tracer.
+        """
+        frame = self._present.frame
+        outer, kind, written = frame.traced, frame.kind, [*scopes, self._present.store.buffers]
+        raised: list[BaseException] = []
+        reached: list[bool] = []
+
+        def fn(traced: list[Array]) -> tuple[list[Array], list[Array]]:
+            losses: list[Array] = []
+            frame.kind = type(traced[0])
+            try:
+                losses = call(traced)
+                reached.extend(type(loss) is frame.kind for loss in losses)
+            except BaseException as error:  # raised again below, when the values written until then are plain
+                raised.append(error)
+            finally:
+                frame.traced, frame.kind = outer, kind
+            return losses, _traced_in(written)
+
+        losses, pullback, plain = jax.vjp(fn, values, has_aux=True)
+        _put_back(written, plain)
+        if raised:
+            try:
+                raise raised[0]
+            finally:
+                raised.clear()  # the exception keeps this frame, which must not keep the exception
+        if not any(reached) or (outer is not None and not _depends(pullback, losses)):
+            raise GradientError(_unreached(len(losses), names))
+        return [pullback(_unit(losses, number))[0] for number in range(len(losses))]
+
+    def _argument(self, leaf: Any, name: str) -> Array:
+        value = jnp.asarray(leaf, self._arrays.dtype) if type(leaf) is float else self._arrays.leaf(leaf)
+        if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.inexact):
+            return value
+        what = f"an array of {value.dtype}" if isinstance(value, jax.Array) else f"a {type(leaf).__name__}"
+        raise GradientError(
+            f"{name} of the function given to grad is {what}, which has no gradient: close over it, as in "
+            "grad(lambda x: fn(x, labels))(x)"
+        )
+
+
+def scalars(result: Any) -> list[Array]:
+    """The losses an objective returned, one or a tuple of them.
+
+    Raises:
+        LossError: something else came.
+    """
+    if isinstance(result, jax.Array):
+        if result.ndim:
+            raise LossError(
+                f"the objective returned a loss of shape {tuple(result.shape)}, a scalar is needed: use "
+                'reduction="mean" in the loss, or learner.xp.mean(loss)'
+            )
+        if not jnp.issubdtype(result.dtype, jnp.floating):
+            raise LossError(f"the objective returned a scalar of {result.dtype}, which has no gradient: return a float")
+        return [result]
+    if isinstance(result, (tuple, list)) and result:
+        return [scalars(part)[0] for part in cast("Sequence[Any]", result)]
+    if result is None:
+        raise LossError("the objective returned nothing: end it with return state.loss")
+    if isinstance(result, (int, float)):
+        raise LossError(
+            f"the objective returned the number {result!r}, a scalar array is needed: return the 0-d array itself, "
+            "without .item() or float()"
+        )
+    raise LossError(f"the objective returned a {type(result).__name__}: return a scalar, or a tuple of scalars")
+
+
+def _traced_in(scopes: Scopes) -> list[Array]:
+    """All tracers in the values of the scopes, at any depth."""
+    found: list[Array] = []
+
+    def note(leaf: Any) -> Any:
+        if is_traced(leaf):
+            found.append(leaf)
+        return leaf
+
+    for scope in scopes:
+        for value in scope.values():
+            transform(note, value)
+    return found
+
+
+def _put_back(scopes: Scopes, plain: list[Array]) -> None:
+    """Replace the tracers that `_traced_in` found, in its order."""
+    values = iter(plain)
+    if plain:
+        for scope in scopes:
+            for key, value in scope.items():
+                scope[key] = transform(lambda leaf: next(values) if is_traced(leaf) else leaf, value)
+
+
+def _depends(pullback: Pullback, losses: list[Array]) -> bool:
+    """Whether a gradient depends on the losses at all; inside an objective a tracer may be that of the outer one."""
+    program = jax.make_jaxpr(pullback)(_unit(losses, 0)).jaxpr
+    reached = {id(variable) for variable in program.invars}
+    for equation in program.eqns:
+        if any(id(variable) in reached for variable in equation.invars):
+            reached |= {id(variable) for variable in equation.outvars}
+    return any(id(variable) in reached for variable in program.outvars)
+
+
+def _unit(losses: list[Array], number: int) -> list[Array]:
+    return [jnp.full((), float(index == number), loss.dtype) for index, loss in enumerate(losses)]
+
+
+def _names(args: tuple[Any, ...]) -> Iterator[str]:
+    """What messages call the leaves of the arguments."""
+    for position, arg in enumerate(args):
+        leaves = jax.tree_util.tree_leaves(arg)
+        alone = len(leaves) == 1 and leaves[0] is arg
+        yield from (
+            f"argument {position}" if alone else f"leaf {number} of argument {position}" for number in range(len(leaves))
+        )
+
+
+def _unreached(losses: int, names: Sequence[str]) -> str:
+    one = "the loss does" if losses == 1 else "the losses do"
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return (
+        f"{one} not depend on {shown}: compute it inside the objective from learner.model(...); what was computed "
+        "before it began, values cut by stop_gradient and integers are constants"
+    )

@@ -1,0 +1,199 @@
+"""How the models of each library are taken apart and called. No library is imported that the user did not import."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from loopcore.backend import Array, Tree
+from loopcore.errors import BackendError, UnknownModelError
+
+# keyword of the mode -> its value while training
+MODES = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "inference": False,
+    "use_running_average": False,
+}
+
+
+class Library(Protocol):
+    """One model, taken apart.
+
+    Attributes:
+        params: its parameters, a tree of floating arrays.
+        state: its other arrays, an empty tree without any.
+        takes_key: whether a call gets a random key.
+        keeps_arrays: whether the user's object holds arrays that `native` writes.
+        state_prefix: whether the paths of the state begin with ``state.``.
+    """
+
+    params: Tree
+    state: Tree
+    takes_key: bool
+    keeps_arrays: bool
+    state_prefix: bool
+
+    def call(
+        self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
+    ) -> tuple[Any, Tree]:
+        """The forward pass; returns its result and the new state, None without."""
+        ...
+
+    def native(self, params: Tree, state: Tree) -> Any:
+        """What the user gave, with these arrays in it."""
+        ...
+
+
+def library_of(model: Any, title: str) -> Library:
+    """Take a model apart.
+
+    Raises:
+        UnknownModelError: it is of no kind that the JAX backend takes.
+    """
+    first, *rest = model if isinstance(model, tuple) and model else (model,)
+    nnx, linen = sys.modules.get("flax.nnx"), sys.modules.get("flax.linen")
+    equinox, haiku = sys.modules.get("equinox"), sys.modules.get("haiku")
+    if nnx is not None and isinstance(model, nnx.Module):
+        from loopcore_jax.from_flax import Nnx
+
+        return Nnx(model)
+    if linen is not None and isinstance(first, linen.Module):
+        from loopcore_jax.from_flax import Linen
+
+        return Linen(first, rest, title)
+    if equinox is not None and isinstance(first, equinox.Module) and len(rest) < 2:
+        from loopcore_jax.from_equinox import Equinox
+
+        return Equinox(first, rest, title)
+    if haiku is not None and isinstance(model, (haiku.Transformed, haiku.TransformedWithState)):
+        raise UnknownModelError(
+            f"{title} has no parameters yet: write (transformed, params), with params = transformed.init(key, x)"
+        )
+    if haiku is not None and isinstance(first, (haiku.Transformed, haiku.TransformedWithState)):
+        return Haiku(first, rest, title)
+    if isinstance(model, tuple) and any(map(callable, model)):
+        if callable(first) and len(rest) in (1, 2):
+            return Plain(first, *rest, title=title)
+        raise UnknownModelError(
+            f"{title} is a tuple of {len(model)} with a function in it: write (apply_fn, params) or "
+            "(apply_fn, params, state), in this order"
+        )
+    if callable(model):
+        hint = f": write {model.__name__}(...)" if isinstance(model, type) else ""
+        raise UnknownModelError(
+            f"{title} is a {type(model).__name__}{hint}. The JAX backend takes a module of flax.nnx or equinox, "
+            "(module, variables) of flax.linen, (transformed, params) of haiku, (apply_fn, params), or a tree of arrays"
+        )
+    return Arrays(model, title)
+
+
+class Arrays:
+    """A tree of arrays: parameters without a forward."""
+
+    takes_key = keeps_arrays = state_prefix = False
+
+    def __init__(self, params: Tree, title: str) -> None:
+        self.params = params
+        self.state: Tree = ()
+        self._title = title
+
+    def call(self, *_: Any) -> tuple[Any, Tree]:
+        """There is nothing to call."""
+        raise BackendError(
+            f"{self._title} is a tree of arrays, parameters without a forward: read them with "
+            "learner.params.value, or pass (apply_fn, params) to the Learner"
+        )
+
+    def native(self, params: Tree, state: Tree) -> Any:
+        """The tree."""
+        return params
+
+
+class Plain:
+    """``(apply_fn, params[, state])``."""
+
+    keeps_arrays = state_prefix = False
+
+    def __init__(self, apply_fn: Callable[..., Any], params: Tree, state: Tree | None = None, *, title: str) -> None:
+        self.params = params
+        self.state: Tree = () if state is None else state
+        self._apply_fn = apply_fn
+        self._has_state = state is not None
+        self._title = title
+        self._mode, named = keywords(apply_fn)
+        self.takes_key = "rng" in named
+
+    def call(
+        self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
+    ) -> tuple[Any, Tree]:
+        """``apply_fn(params, [state,] *args, **kwargs)`` with the mode and ``rng=`` if its signature has them."""
+        rng = {"rng": key} if self.takes_key else {}
+        given = {**mode_of(self._mode, training), **rng, **kwargs}
+        if not self._has_state:
+            return self._apply_fn(params, *args, **given), None
+        return two_parts(self._apply_fn(params, state, *args, **given), f"{self._title} has a state, so its apply_fn")
+
+    def native(self, params: Tree, state: Tree) -> Any:
+        """The tuple."""
+        return (self._apply_fn, params, state) if self._has_state else (self._apply_fn, params)
+
+
+class Haiku:
+    """``(transformed, params[, state])`` of haiku."""
+
+    takes_key = True
+    keeps_arrays = state_prefix = False
+
+    def __init__(self, transformed: Any, rest: list[Any], title: str) -> None:
+        haiku = sys.modules["haiku"]
+        self._has_state = isinstance(transformed, haiku.TransformedWithState)
+        if len(rest) != 1 + self._has_state:
+            wanted = "(transformed, params, state)" if self._has_state else "(transformed, params)"
+            raise UnknownModelError(f"{title} is a tuple of {1 + len(rest)}, but its haiku function needs {wanted}")
+        self.params: Tree = rest[0]
+        self.state: Tree = rest[1] if self._has_state else ()
+        self._transformed = transformed
+        self._mode, _ = keywords(transformed.apply)
+
+    def call(
+        self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
+    ) -> tuple[Any, Tree]:
+        """``apply(params, [state,] rng, *args, **kwargs)`` with the mode if its signature has it."""
+        given = {**mode_of(self._mode, training), **kwargs}
+        if not self._has_state:
+            return self._transformed.apply(params, key, *args, **given), None
+        result, new = self._transformed.apply(params, state, key, *args, **given)
+        return result, new
+
+    def native(self, params: Tree, state: Tree) -> Any:
+        """The tuple."""
+        return (self._transformed, params, state) if self._has_state else (self._transformed, params)
+
+
+def keywords(fn: Any) -> tuple[str | None, frozenset[str]]:
+    """Which keyword of a function is its mode, and all that can be given by name."""
+    try:
+        parameters = inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return None, frozenset()
+    named = frozenset(
+        name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    )
+    return next((name for name in MODES if name in named), None), named
+
+
+def mode_of(keyword: str | None, training: bool) -> dict[str, bool]:
+    """The mode as a keyword argument."""
+    return {} if keyword is None else {keyword: training is MODES[keyword]}
+
+
+def two_parts(result: Any, who: str) -> tuple[Any, Tree]:
+    """``(y, new_state)``."""
+    if isinstance(result, tuple) and len(result) == 2:
+        return result
+    raise BackendError(f"{who} must return (y, new_state), not {type(result).__name__}")

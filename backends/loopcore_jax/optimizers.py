@@ -1,0 +1,259 @@
+"""Optimizers: neutral specs become optax's own, transformations of optax are taken as they are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from loopcore.backend import Array, Leaves, Tree
+from loopcore.errors import OptimizerError
+from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
+from loopcore_jax.arrays import is_traced, primal
+from loopcore_jax.models import Models
+from loopcore_jax.store import Present
+
+_STATIC = ("b2", "eps", "eps_root", "mu_dtype", "mask", "nesterov", "accumulator_dtype")
+_OPTAX_NAMES = {"learning_rate": ("learning_rate",), "momentum": ("momentum", "b1"), "weight_decay": ("weight_decay",)}
+
+
+class Attached(NamedTuple):
+    """One attached optimizer.
+
+    Attributes:
+        tx: the transformation.
+        paths: what it trains.
+        model: the model whose own tree it sees; None if it sees a dict by path.
+        names: for each hyperparameter what optax calls it.
+        fixed: for each that cannot be set why not.
+    """
+
+    tx: Any
+    paths: tuple[str, ...]
+    model: str | None
+    names: dict[str, str]
+    fixed: dict[str, str]
+
+
+class Optimizers:
+    """The attached optimizers of one learner; their states are in the store."""
+
+    def __init__(self, models: Models, present: Present) -> None:
+        self._models = models
+        self._present = present
+        self._attached: list[Attached] = []
+
+    def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
+        """Take optimizers with the paths they train.
+
+        Raises:
+            OptimizerError: one of another framework.
+        """
+        store = self._present.store
+        attached: list[Attached] = []
+        states: list[Tree] = []
+        for given, paths in optimizers:
+            tx = _transformation(given)
+            model = None if isinstance(given, OptimizerSpec) else self._models.whole(paths)
+            one = Attached(tx, paths, model, {}, {})
+            state = tx.init(self._tree(one, store.params))
+            names = _names(state)
+            attached.append(one._replace(names=names, fixed=_fixed(state, names)))
+            states.append(state)
+        self._attached = attached
+        store.states = states
+        store.hyper = [self._initial(*pair) for pair in zip(attached, states, strict=True)]
+
+    def _initial(self, one: Attached, state: Tree) -> dict[str, Any]:
+        return {name: float(_scalars(state, own)[0]) for name, own in one.names.items() if name not in one.fixed}
+
+    def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
+        """None: a transformation of optax is made for no parameters in particular."""
+        return None
+
+    def _tree(self, one: Attached, leaves: Mapping[str, Any]) -> Tree:
+        """What the transformation sees: the model's own tree, or a dict by path."""
+        if one.model is None:
+            return {path: leaves[path] for path in one.paths}
+        return self._models.build(one.model, leaves)
+
+    def _leaves(self, one: Attached, tree: Tree) -> Leaves:
+        return tree if one.model is None else self._models.flatten(one.model, tree)
+
+    # -- hyperparameters ---------------------------------------------------------------------------------------
+
+    def hyper_names(self, index: int) -> tuple[str, ...]:
+        """Names of the hyperparameters; every optimizer has a learning rate, even if it cannot be reached."""
+        names = self._attached[index].names
+        return tuple(name for name in _OPTAX_NAMES if name in names or name == "learning_rate")
+
+    def get_hyper(self, index: int, name: str) -> Any:
+        """Its present value.
+
+        Raises:
+            OptimizerError: optax keeps it where nobody can read it.
+        """
+        one, values = self._attached[index], self._present.store.hyper[index]
+        if name in values:
+            return values[name]
+        if name in one.names:
+            return float(_scalars(self._present.store.states[index], one.names[name])[0])
+        raise OptimizerError(one.fixed[name])
+
+    def set_hyper(self, index: int, name: str, value: Any) -> None:
+        """Set it, for the next update.
+
+        Raises:
+            OptimizerError: optax keeps it where nobody can set it.
+        """
+        one = self._attached[index]
+        if name in one.fixed:
+            raise OptimizerError(one.fixed[name])
+        self._present.store.hyper[index][name] = value
+
+    def hyper_values(self) -> dict[str, Any]:
+        """All that can be set, under ``"index.name"``."""
+        hyper = self._present.store.hyper
+        return {f"{index}.{name}": value for index, values in enumerate(hyper) for name, value in values.items()}
+
+    def put_hyper_values(self, values: Mapping[str, Any]) -> None:
+        """The inverse of `hyper_values`."""
+        for key, value in values.items():
+            index, _, name = key.partition(".")
+            self._present.store.hyper[int(index)][name] = value
+
+    # -- updates -----------------------------------------------------------------------------------------------
+
+    def update(self, grads: Leaves, apply: Any) -> Any:
+        """One step of every optimizer that trains one of these paths. Returns whether it happened."""
+        apply = primal(apply)
+        traced = is_traced(apply)
+        if apply is not True and not traced and not bool(apply):
+            return False
+        grads = {path: primal(jnp.asarray(grad)) for path, grad in grads.items()}
+        owned = {path for one in self._attached for path in one.paths}
+        frozen = [path for path in grads if path not in owned]
+        if frozen:
+            raise OptimizerError(f"no optimizer trains {', '.join(frozen[:5])}: leave these out of the gradients")
+        store = self._present.store
+        stepping = [n for n, one in enumerate(self._attached) if not grads.keys().isdisjoint(one.paths)]
+        params = {path: store.params[path] for n in stepping for path in self._attached[n].paths}
+        hyper = [store.hyper[n] for n in stepping]
+        now = (params, [store.states[n] for n in stepping])
+
+        def step(now: tuple[Leaves, list[Tree]]) -> tuple[Leaves, list[Tree]]:
+            return self._stepped(stepping, grads, hyper, *now)
+
+        moved, states = jax.lax.cond(apply, step, lambda now: now, now) if traced else step(now)
+        store.params.update(moved)
+        for n, state in zip(stepping, states, strict=True):
+            store.states[n] = state
+        return apply if traced else True
+
+    def _stepped(
+        self, stepping: list[int], grads: Leaves, hyper: list[dict[str, Any]], params: Leaves, states: list[Tree]
+    ) -> tuple[Leaves, list[Tree]]:
+        moved, after = dict(params), list(states)
+        for place, n in enumerate(stepping):
+            one, state = self._attached[n], self._with_hyper(self._attached[n], states[place], hyper[place])
+            given = {path: grads[path] if path in grads else jnp.zeros_like(params[path]) for path in one.paths}
+            tree = self._tree(one, params)
+            updates, new = one.tx.update(self._tree(one, given), state, tree)
+            found = self._leaves(one, optax.apply_updates(tree, updates))
+            moved.update({path: found[path] for path in one.paths if path in grads})
+            whole = all(path in grads for path in one.paths)
+            after[place] = new if whole else self._partly(one, grads, new, state)
+        return moved, after
+
+    def _with_hyper(self, one: Attached, state: Tree, values: Mapping[str, Any]) -> Tree:
+        for name, value in values.items():
+            own = one.names[name]
+            dtype = _scalars(state, own)[0].dtype
+            state = optax.tree_utils.tree_set(state, _within("hyperparams"), **{own: jnp.asarray(value, dtype)})
+        return state
+
+    def _partly(self, one: Attached, grads: Leaves, new: Tree, old: Tree) -> Tree:
+        """The new state, but for parameters that had no gradient the old one."""
+        labels = self._tree(one, {path: path for path in one.paths})
+        of_leaf = optax.tree_utils.tree_map_params(
+            one.tx, lambda _, path: path, old, labels, transform_non_params=lambda _: ""
+        )
+        kept = {path for path in one.paths if path not in grads}
+        return jax.tree.map(lambda path, a, b: b if path in kept else a, of_leaf, new, old)
+
+
+def _transformation(given: Any) -> Any:
+    if isinstance(given, OptimizerSpec):
+        return _build(given)
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(given, nnx.Optimizer):
+        return given.tx
+    if isinstance(given, optax.GradientTransformation):
+        return given
+    kind = type(given)
+    raise OptimizerError(
+        f"the optimizer is a {kind.__module__}.{kind.__qualname__}, but the model is a JAX one: pass "
+        "loopcore.Adam(1e-3), or a transformation of optax such as "
+        "optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)"
+    )
+
+
+def _build(spec: OptimizerSpec) -> Any:
+    def with_hyper(make: Callable[..., Any], **values: float) -> Any:
+        static = [name for name in _STATIC if name in values]
+        return optax.inject_hyperparams(make, static_args=static)(**values)
+
+    match spec:
+        case AdamW():
+            betas: dict[str, float] = {"b1": spec.beta1, "b2": spec.beta2, "eps": spec.epsilon}
+            rest = {"weight_decay": spec.weight_decay}
+            return with_hyper(optax.adamw, learning_rate=spec.learning_rate, **betas, **rest)
+        case Adam():
+            betas = {"b1": spec.beta1, "b2": spec.beta2, "eps": spec.epsilon}
+            return with_hyper(optax.adam, learning_rate=spec.learning_rate, **betas)
+        case Momentum():
+            return with_hyper(optax.sgd, learning_rate=spec.learning_rate, momentum=spec.momentum)
+        case SGD():
+            return with_hyper(optax.sgd, learning_rate=spec.learning_rate)
+        case _:
+            raise OptimizerError(
+                f"optax has nothing for {spec!r}: use SGD, Momentum, Adam or AdamW, or pass a transformation of optax"
+            )
+
+
+def _within(container: str) -> Callable[[Any, Any], bool]:
+    """A filter for values of one field of a state of ``optax.inject_hyperparams``."""
+    return lambda path, value: len(path) > 1 and getattr(path[-2], "name", None) == container
+
+
+def _scalars(state: Tree, name: str) -> list[Array]:
+    """Values of an injected hyperparameter, wherever in a chain it is."""
+    return [value for _, value in optax.tree_utils.tree_get_all_with_path(state, name, _within("hyperparams"))]
+
+
+def _names(state: Tree) -> dict[str, str]:
+    found = {
+        name: next((own for own in candidates if _scalars(state, own)), "")
+        for name, candidates in _OPTAX_NAMES.items()
+    }
+    return {name: own for name, own in found.items() if own}
+
+
+def _fixed(state: Tree, names: Mapping[str, str]) -> dict[str, str]:
+    """Why a hyperparameter cannot be set, where it cannot."""
+    found = {
+        name: f"the {name} of this optimizer follows a schedule of optax: pass a number to inject_hyperparams, and "
+        "use lc.Scheduler or assign learner.hyper"
+        for name, own in names.items()
+        if optax.tree_utils.tree_get_all_with_path(state, own, _within("hyperparams_states"))
+    }
+    if "learning_rate" not in names:
+        found["learning_rate"] = (
+            "optax keeps the learning rate of this optimizer in a closure, where nobody can read or set it: write "
+            "optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), or lc.Adam(1e-3)"
+        )
+    return found

@@ -1,0 +1,63 @@
+"""Compiling: one program of trees of arrays, with what its trace recorded besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from loopcore.backend import Tree
+from loopcore_jax.store import Present
+
+
+@jax.tree_util.register_pytree_node_class
+class Recorded:
+    """A Python object among the results of a program: part of their structure, compared by identity.
+
+    Args:
+        value: any object.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def tree_flatten(self) -> tuple[tuple[()], Recorded]:
+        """No arrays; the structure is the object itself, so that equal ones are never taken for each other."""
+        return (), self
+
+    @classmethod
+    def tree_unflatten(cls, recorded: Recorded, leaves: tuple[()]) -> Recorded:
+        """The object of the trace."""
+        return recorded
+
+
+class Programs:
+    """Makes programs of functions that read and write the present arrays.
+
+    Attributes:
+        traces: how often a function was traced.
+    """
+
+    def __init__(self, present: Present) -> None:
+        self._present = present
+        self.traces = 0
+
+    def compile(
+        self, fn: Callable[..., tuple[Tree, Any]], donate: tuple[int, ...] = ()
+    ) -> Callable[..., tuple[Tree, Any]]:
+        """``fn(*trees) -> (tree, static)`` as one program; ``static`` is what the trace that fits a call returned."""
+
+        def traced(*trees: Tree) -> tuple[Tree, Recorded]:
+            self.traces += 1
+            with self._present.tracing():
+                tree, static = fn(*trees)
+            return tree, Recorded(static)
+
+        program = jax.jit(traced, donate_argnums=donate)
+
+        def call(*trees: Tree) -> tuple[Tree, Any]:
+            tree, recorded = program(*trees)
+            return tree, recorded.value
+
+        return call

@@ -1,0 +1,106 @@
+"""What a step may change, and what one thread is in the middle of."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from loopcore.backend import Array, DrawKey, Leaves, Tree
+from loopcore_jax.arrays import primal
+
+
+@dataclass
+class Store:
+    """All that a step may change.
+
+    Attributes:
+        params: by path.
+        buffers: non-trainable state, by path.
+        states: one tree for each optimizer.
+        hyper: present hyperparameters of each optimizer, by name.
+    """
+
+    params: Leaves = field(default_factory=dict[str, Array])
+    buffers: Leaves = field(default_factory=dict[str, Array])
+    states: list[Tree] = field(default_factory=list[Tree])
+    hyper: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def copy(self) -> Store:
+        """Another store of the same arrays."""
+        return Store(dict(self.params), dict(self.buffers), list(self.states), [dict(one) for one in self.hyper])
+
+
+class Frame(threading.local):
+    """What one thread is in the middle of.
+
+    Attributes:
+        store: that of the program being traced; None outside.
+        traced: the arrays that an open objective sees in place of parameters, by path; None outside.
+        kind: type of the arrays that depend on what it is differentiated by.
+        key: of the running step body.
+        calls: how many random keys its models were given.
+    """
+
+    store: Store | None = None
+    traced: Leaves | None = None
+    kind: type | None = None
+    key: DrawKey = DrawKey(0, 0, 0)
+    calls: int = 0
+
+
+class Present:
+    """The present arrays. Tracers of a program live in a store of its own, which other threads never see."""
+
+    def __init__(self) -> None:
+        self._store = Store()
+        self.frame = Frame()
+
+    @property
+    def store(self) -> Store:
+        """That of the program being traced in this thread, else the learner's."""
+        inner = self.frame.store
+        return self._store if inner is None else inner
+
+    @property
+    def in_objective(self) -> bool:
+        """Whether an objective is open in this thread."""
+        return self.frame.traced is not None
+
+    def is_differentiated(self, leaf: Any) -> bool:
+        """Whether an array depends on what the open objective is differentiated by."""
+        return self.in_objective and type(leaf) is self.frame.kind
+
+    def array(self, path: str) -> Array:
+        """The present array; inside an objective the one that stands for it."""
+        traced, store = self.frame.traced, self.store
+        if traced and path in traced:
+            return traced[path]
+        return store.params[path] if path in store.params else store.buffers[path]
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        """A program is traced: what it writes does not reach the learner's own arrays."""
+        frame, store = self.frame, self.store.copy()
+        outer = frame.store, frame.traced, frame.key, frame.calls
+        frame.store, frame.traced = store, None
+        try:
+            yield
+        finally:
+            frame.store, frame.traced, frame.key, frame.calls = outer
+
+    @contextmanager
+    def body(self, key: DrawKey) -> Iterator[None]:
+        """A step body runs; one within an objective is no part of it."""
+        frame = self.frame
+        outer = frame.traced, frame.key, frame.calls
+        if self.in_objective:
+            store = self.store
+            store.buffers = {path: primal(value) for path, value in store.buffers.items()}
+        frame.traced, frame.key, frame.calls = None, key, 0
+        try:
+            yield
+        finally:
+            frame.traced, frame.key, frame.calls = outer

@@ -1,0 +1,93 @@
+"""Containers that a host handler got to see, and what it changed in them.
+
+A dict or a list can be changed in place without anybody being told. So handlers get copies, and what they did to them
+is looked at when they are over. That is the same in every plan, since a handler works on concrete values in each.
+"""
+
+from __future__ import annotations
+
+from operator import is_
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import optree
+
+Key = tuple[str, str, int]
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+    from loopcore.state import State
+
+
+class Loan(NamedTuple):
+    """One container that was handed out.
+
+    Attributes:
+        owner: the namespace that holds it, and its name there.
+        value: what it is a copy of.
+        copy: what the handler got.
+        leaves, spec: its content at that time.
+        during: the step that ran then.
+    """
+
+    owner: Any
+    name: str
+    value: Any
+    copy: Any
+    leaves: list[Any]
+    spec: optree.PyTreeSpec
+    during: State
+
+    def changed(self) -> bool:
+        """Whether the handler put something else into it."""
+        leaves, spec = optree.tree_flatten(self.copy, none_is_leaf=True)
+        return spec != self.spec or not all(map(is_, leaves, self.leaves))
+
+
+class Loans(dict[Key, Loan]):
+    """What the running handler of one callback holds, by root, name and step; mostly nothing.
+
+    Args:
+        learner: whose state it is.
+
+    Attributes:
+        views: of ``step`` and ``shared``, by name; what a changed container goes back through.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        super().__init__()
+        self._learner = learner
+        self.views: dict[str, Any] = {}
+
+    def lend(self, root: str, name: str, value: Any) -> Any:
+        """A copy of a container without graph or tape; the same one until the handler ends or the value changes."""
+        backend, during = self._learner.backend, self._learner.runs.step
+        key = (root, name, id(during))
+        known = self.get(key)
+        if known is not None and known.value is value:
+            return known.copy
+        copy = backend.tree_map(lambda leaf: leaf, backend.concrete(value))
+        owner = during if root == "step" else self._learner.shared
+        self[key] = Loan(owner, name, value, copy, *optree.tree_flatten(copy, none_is_leaf=True), during)
+        return copy
+
+    def replaced(self, root: str, name: str, given: Any, kept: Any) -> None:
+        """The handler assigned a value: what it did to the old one no longer counts, but what it does to this does."""
+        key = (root, name, id(self._learner.runs.step))
+        loan = self.pop(key, None)
+        if loan is not None and loan.copy is given:
+            leaves, spec = optree.tree_flatten(given, none_is_leaf=True)
+            self[key] = loan._replace(value=kept, leaves=leaves, spec=spec)
+
+    def settle(self) -> None:
+        """Take back what was lent in this step, with the changes. Handlers around a nested step go on.
+
+        Raises:
+            AccessError: a container was changed that the callback does not declare to write.
+        """
+        runs = self._learner.runs
+        due = {key: loan for key, loan in self.items() if loan.during is runs.step or runs.runner is None}
+        for key in due:
+            del self[key]
+        for (root, _, _), loan in due.items():
+            if loan.changed():
+                self.views[root]._take_back(loan.owner, loan.name, loan.copy)

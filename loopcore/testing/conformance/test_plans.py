@@ -1,0 +1,43 @@
+"""The plan of a step never changes its results."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loopcore.testing.conformance.plans import make_case, run_case
+from loopcore.testing.conformance.problems import forced_plan
+from loopcore.testing.conformance.subject import Subject
+
+
+def run(backend: Subject, seed: int, **options: Any) -> tuple[dict[str, Any], list[Any]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # handlers whose event a body does not fire, values replaced in objectives
+        return run_case(backend, make_case(seed), **options)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_random_bodies_with_random_handlers(backend: Subject, seed: int) -> None:
+    if forced_plan.get() == "split":
+        return  # the handlers of a case decide on its cuts
+    weights, seen = run(backend, seed)
+    eager, expected = run(backend, seed, compile=False)
+    backend.close(weights, eager, rtol=1e-4)
+    assert [entry[:2] for entry in seen] == [entry[:2] for entry in expected]
+    for (_, _, mine), (_, _, others) in zip(seen, expected, strict=True):
+        same(mine, others)
+
+
+def same(mine: Any, others: Any) -> None:
+    if isinstance(others, dict):
+        assert mine.keys() == others.keys()
+        for name in others:
+            same(mine[name], others[name])
+    elif isinstance(others, list):
+        for a, b in zip(mine, others, strict=True):
+            same(a, b)
+    else:
+        np.testing.assert_allclose(mine, others, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,40 @@
+"""Which line of the user's an error inside a compiled step comes from."""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+from typing import Any
+
+from loopcore.errors import TraceError
+
+_OURS = ("loopcore", "loopcore_jax", "loopcore_tensorflow", "loopcore_torch", "loopcore_numpy")
+_OTHERS = ("jax", "jaxlib", "flax", "optax", "equinox", "haiku", "tensorflow", "keras", "contextlib", "threading")
+
+
+def explained(error: Exception, backend: Any, phase: Any) -> Exception:
+    """The error to raise: one that teaches where a value was read that a compiled step does not have."""
+    if isinstance(error, backend.tracing_errors):
+        return TraceError(
+            f"{where(error)}a step of phase {phase.name!r} reads the concrete value of an array. While a step is "
+            "compiled, arrays have no values yet: move it to a callback, which sees them, or set compile = False on "
+            "the phase. For a choice between arrays write learner.xp.where(condition, a, b)"
+        )
+    if isinstance(error, backend.leak_errors):
+        return TraceError(
+            f"{where(error)}a step of phase {phase.name!r} uses an array that an earlier compiled step left behind "
+            "in a Python object: keep it in learner.shared, or in the state, where it is handed on"
+        )
+    return error
+
+
+def where(error: BaseException) -> str:
+    """``file:line: source: `` of the innermost frame that is the user's own; empty where there is none."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__", ""))
+        root = module.partition(".")[0]
+        ours = root in _OURS and not module.startswith(("loopcore.testing.conformance", "loopcore.callbacks"))
+        if not ours and root not in _OTHERS:
+            name = frame.f_code.co_filename
+            return f"{name}:{line}: {linecache.getline(name, line).strip()}: "
+    return ""

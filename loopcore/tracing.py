@@ -1,0 +1,296 @@
+"""The functional view of a step body: run once with placeholders for arrays, it becomes a program.
+
+While a body is traced, everything it may read or change (parameters, optimizer state, step values, shared arrays,
+hyperparameters, the number of the step) is replaced by inputs of the program, and put back afterwards. A body that
+is cut is traced once for each segment: the part before the cut is run again, with what the host left at each earlier
+cut in place of what the body had there, and the compiler drops what nobody uses any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from loopcore.backend import CompilingBackend, DrawKey, Tree
+from loopcore.dispatch import Handler, deliver
+from loopcore.events import Event
+from loopcore.state import State
+
+if TYPE_CHECKING:
+    from loopcore.loop import Body
+    from loopcore.plan import Runner
+
+_STEP = ("apply", "updated")
+
+
+class Start(NamedTuple):
+    """What a step begins with. Dynamic values are inputs of its programs, the others part of their key."""
+
+    state: dict[str, Tree]
+    shared: dict[str, Tree]
+    hyper: dict[str, Any]
+    optimizers: dict[str, Any]
+    attempt: Any
+    phase: dict[str, Tree]
+    apply: Any  # a 0-d array, or () where it is a bool
+
+
+class Cut(NamedTuple):
+    """What is known of a cut when the next segment is traced.
+
+    Attributes:
+        inside: whether it is within an objective.
+        apply: what the handlers left in ``state.apply`` if that is a bool.
+        replaced: for each state value whether each of its leaves was replaced by a handler.
+        static: state values that are no arrays.
+        moved: for each leaf of parameters, buffers and optimizer states whether a handler replaced it.
+    """
+
+    inside: bool
+    apply: bool | None
+    replaced: tuple[tuple[str, tuple[bool, ...]], ...]
+    static: tuple[tuple[str, Any], ...]
+    moved: tuple[bool, ...]
+
+
+class Left(NamedTuple):
+    """What the host left at a cut: inputs of all later segments."""
+
+    carried: Tree
+    state: dict[str, Tree]
+    shared: dict[str, Tree]
+    hyper: dict[str, Any]
+    optimizers: dict[str, Any]
+    gradients: list[Any]
+    apply: Any
+
+
+class Reached(NamedTuple):
+    """Why a segment ended: at a cut, or (without handlers) at the end of the body."""
+
+    event: Event | None
+    handlers: tuple[Handler, ...]
+    inside: bool
+    state: dict[str, Any]
+    shared: dict[str, Any]
+    updated: Any
+    draws: dict[str, int]
+
+
+class _Cut(BaseException):
+    """Leaves the body at a cut, with what it had there."""
+
+    def __init__(self, outputs: dict[str, Tree], reached: Reached) -> None:
+        super().__init__()
+        self.outputs, self.reached = outputs, reached
+
+
+class Trace:
+    """One run of a body with placeholders.
+
+    Args:
+        runner: of the phase.
+        body: the step body.
+        cuts: the earlier cuts of this step.
+        kept: names of step values that are handed back.
+        static: state values that are no arrays.
+        apply: ``state.apply`` at the begin of the step if that is a bool.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        body: Body,
+        cuts: Sequence[Cut],
+        kept: frozenset[str],
+        static: Mapping[str, Any],
+        apply: bool | None,
+    ) -> None:
+        self._runner = runner
+        self._learner = runner.learner
+        self._backend = cast(CompilingBackend, runner.backend)
+        self._body = body
+        self._cuts = cuts
+        self._kept = kept
+        self._static = static
+        self._apply = apply
+        self.guards: dict[str, Any] = {}
+
+    def __call__(self, carried: Tree, start: Start, lefts: list[Left]) -> tuple[Tree, Reached]:
+        """What the adapter compiles."""
+        self._start, self._lefts = start, lefts
+        self._done = [found for left in lefts for found in left.gradients]
+        self._computed: list[Any] = []
+        self._passed = self._gradients = self._depth = 0
+        with self._installed(carried, start) as state:
+            runner = self._runner
+            key = DrawKey(self._learner.seed, runner.stream, start.attempt)
+            try:
+                self._backend.run_body(runner.call, key, self._body, state, self._handle)
+            except _Cut as cut:
+                return cut.outputs, cut.reached
+            return self._collect(None, ())
+
+    @contextmanager
+    def _installed(self, carried: Tree, start: Start) -> Iterator[State]:
+        """Everything a body can reach is an input; afterwards it is as it was."""
+        backend, runs, learner, phase = self._backend, self._learner.runs, self._learner, self._runner.phase
+        shared = vars(learner.shared)
+        before = (backend.carried(), backend.hyper_values(), dict(shared), learner.hyper._values())
+        outer = (runs.step, runs.attempt, runs.gradient)
+        attributes = {name: getattr(phase, name) for name in start.phase}
+        self._state = state = State()
+        state._apply = start.apply if self._apply is None else self._apply  # pyright: ignore[reportPrivateUsage]
+        state._batch = start.state  # pyright: ignore[reportPrivateUsage]
+        state.__dict__.update(self._static)
+        state.__dict__.update(start.state)
+        try:
+            runs.step, runs.attempt, runs.gradient = state, start.attempt, self._gradient
+            vars(phase).update(start.phase)
+            backend.put_carried(carried)
+            backend.put_hyper_values(start.optimizers)
+            learner.hyper._put_values(start.hyper)
+            learner.shared._hide(_scalars(shared, start.shared), self.guards)
+            shared.update(start.shared)
+            self._given = dict(shared)
+            yield state
+        finally:
+            runs.step, runs.attempt, runs.gradient = outer
+            vars(phase).update(attributes)
+            backend.put_carried(before[0])
+            backend.put_hyper_values(before[1])
+            learner.shared._show()
+            shared.clear()
+            shared.update(before[2])
+            learner.hyper._put_values(before[3])
+
+    # -- what the body calls -----------------------------------------------------------------------------------
+
+    def _handle(self, event: Event) -> None:
+        handlers = self._runner.inner[type(event)]
+        for traced, group in groupby(handlers, lambda handler: handler.traced):
+            if traced:
+                deliver(tuple(group), self._runner.phase, event)
+            else:
+                self._cut(event, tuple(group))
+
+    def _cut(self, event: Event, handlers: tuple[Handler, ...]) -> None:
+        number = self._passed
+        self._passed += 1
+        if number == len(self._cuts):
+            outputs, reached = self._collect(event, handlers)
+            raise _Cut(outputs, reached)
+        self._swap(self._cuts[number], self._lefts[number])
+
+    def _swap(self, cut: Cut, left: Left) -> None:
+        """Go on from what the host left."""
+        values, learner = self._state.__dict__, self._learner
+        if not cut.inside:
+            values.clear()
+            values.update(cut.static)
+            values.update(left.state)
+            self._backend.put_carried(left.carried)
+        else:
+            for name, replaced in cut.replaced:
+                values[name] = self._merged(values.get(name), left.state[name], replaced)
+            if any(cut.moved):
+                self._backend.put_carried(self._merged(self._backend.carried(), left.carried, cut.moved))
+        vars(learner.shared).update(left.shared)
+        self._state._apply = left.apply if cut.apply is None else cut.apply  # pyright: ignore[reportPrivateUsage]
+        self._backend.put_hyper_values(left.optimizers)
+        learner.hyper._put_values(left.hyper)
+
+    def _merged(self, old: Tree, new: Tree, replaced: tuple[bool, ...]) -> Tree:
+        if old is None or all(replaced):
+            return new
+        flags = iter(replaced)
+        return self._backend.tree_map(lambda was, now: now if next(flags) else was, old, new)
+
+    def _gradient(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any) -> Any:
+        """A gradient of an earlier segment is run again, for its draws and locals, and gives what it gave."""
+        if self._depth:
+            return self._backend.gradient(objective, wrt, at, scopes)
+        number = self._gradients
+        self._gradients += 1
+        self._depth += 1
+        try:
+            found = self._backend.gradient(objective, wrt, at, scopes)
+        finally:
+            self._depth -= 1
+        if number < len(self._done):
+            return self._done[number]
+        self._computed.append(found)
+        return found
+
+    # -- outputs -----------------------------------------------------------------------------------------------
+
+    def _collect(self, event: Event | None, handlers: tuple[Handler, ...]) -> tuple[dict[str, Tree], Reached]:
+        """The arrays to hand back, and what the program knows besides."""
+        backend, state = self._backend, self._state
+        inside, last = self._depth > 0, event is None
+        names = self._kept if last or inside else state.__dict__.keys()
+        everything = "*" in self._kept
+        found = {name: value for name, value in state.__dict__.items() if everything or name in names}
+        arrays, others = parted(backend, found, floats=False)
+        shared = vars(self._learner.shared)
+        changed = {
+            name: value for name, value in shared.items() if name not in self._given or value is not self._given[name]
+        }
+        moving, fixed = parted(backend, changed, floats=False)
+        carried = {name: shared[name] for name in self._start.shared}
+        outputs: dict[str, Tree] = {
+            "carried": backend.carried(),
+            "state": arrays,
+            "shared": {**carried, **moving},
+            "gradients": [] if last else self._computed,
+            "step": {
+                name: value for name in _STEP if backend.is_array(value := getattr(state, name)) or _traced(value)
+            },
+        }
+        if inside:
+            outputs = {name: backend.concrete(tree) for name, tree in outputs.items()}
+        updated = None if "updated" in outputs["step"] else state.updated
+        draws = dict(state._draws or {})  # pyright: ignore[reportPrivateUsage]
+        reached = Reached(event, handlers, inside, others | _apply_of(state, outputs), fixed, updated, draws)
+        return outputs, reached
+
+
+def _traced(value: Any) -> bool:
+    return value is not None and not isinstance(value, (bool, int, float)) and hasattr(value, "dtype")
+
+
+def _apply_of(state: State, outputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {} if "apply" in outputs["step"] else {"apply": state.apply}
+
+
+def _scalars(shared: Mapping[str, Any], dynamic: Mapping[str, Any]) -> dict[str, Any]:
+    """Python scalars of ``shared`` that are no inputs: a program that reads one is made for its value."""
+    return {
+        name: value
+        for name, value in shared.items()
+        if name not in dynamic and isinstance(value, (bool, int, float, str))
+    }
+
+
+def parted(backend: Any, values: Mapping[str, Any], *, floats: bool = True) -> tuple[dict[str, Tree], dict[str, Any]]:
+    """Values that are trees of arrays, and the others. As inputs floats count as arrays, as outputs they do not."""
+    arrays = {
+        name: value
+        for name, value in values.items()
+        if is_dynamic(backend, value) and (floats or not isinstance(value, float))
+    }
+    return arrays, {name: value for name, value in values.items() if name not in arrays}
+
+
+def is_dynamic(backend: Any, value: Any) -> bool:
+    """Whether a value is a tree with nothing but arrays and floats in it."""
+    if isinstance(value, (bool, int, str, bytes)) or value is None:
+        return False
+    if isinstance(value, float) or backend.is_array(value):
+        return True
+    if not isinstance(value, (dict, list, tuple)) or not value:
+        return False
+    leaves = backend.tree_leaves(value)
+    return bool(leaves) and all(backend.is_array(leaf) or isinstance(leaf, float) for leaf in leaves)
