@@ -26,7 +26,6 @@ from loopcore.building import (
 from loopcore.callback import Callback
 from loopcore.callback_list import CallbackList
 from loopcore.defaults import with_defaults
-from loopcore.dispatch import deliver
 from loopcore.errors import GradientError, UnpackError, WeightsError
 from loopcore.events import BackwardEnd
 from loopcore.explain import explain
@@ -363,8 +362,8 @@ class Learner:
         runs = self.runs
         runner, state = runs.runner, runs.step
         grads = state.grads = self.gradient(objective, wrt)
-        if runner is not None and (handlers := runner.inner[BackwardEnd]):
-            deliver(handlers, runner.phase, _BACKWARD_END)
+        if runner is not None and runner.inner[BackwardEnd]:
+            runner.handle(_BACKWARD_END)
         flat = wrt is None and self.params._flat is not None
         if flat and runner is not None and state.grads is grads:  # nothing to check
             state.updated = self.backend.update(grads, state._apply)

@@ -126,7 +126,7 @@ def _adopting(learner: Learner, access: Access, loans: Loans) -> Callable[[Any, 
         new = backend.adopt(old, value)
         if loans:
             loans.replaced("step", name, value, new)
-        if new is not old and backend.is_differentiated(old) and _cuts(backend, old, new):
+        if new is not old and _cuts(backend, old, new, name in (state._differentiated or ())):
             who = name_of(access.callback)
             state._replaced = {**(state._replaced or {}), name: who}
             if name not in warned:
@@ -137,8 +137,8 @@ def _adopting(learner: Learner, access: Access, loans: Loans) -> Callable[[Any, 
     return adopt
 
 
-def _cuts(backend: Backend, old: Any, new: Any) -> bool:
-    """Whether a leaf that a gradient flows through is gone."""
+def _cuts(backend: Backend, old: Any, new: Any, differentiated: bool) -> bool:
+    """Whether a leaf that a gradient flows through is gone; at the cut of a compiled step only its name tells."""
     leaves = {id(leaf): leaf for leaf in backend.tree_leaves(old)}
     gone = Counter(map(id, backend.tree_leaves(old))) - Counter(map(id, backend.tree_leaves(new)))
-    return any(backend.is_differentiated(leaves[key]) for key in gone)
+    return bool(gone) if differentiated else any(backend.is_differentiated(leaves[key]) for key in gone)

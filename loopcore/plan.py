@@ -17,6 +17,7 @@ from loopcore.carry import check_carry, check_started, detach_carry
 from loopcore.dispatch import SCOPE_EVENTS, Member, Table, deliver, warn_unfired
 from loopcore.events import EpochBegin, Event, FitBegin, FitEnd, StepBegin, StepEnd
 from loopcore.programs import Programs
+from loopcore.randomness import override
 from loopcore.state import RESERVED
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Runner:
     def __init__(self, learner: Learner, phase: Phase, plan: Plan, members: Sequence[Member], training: bool) -> None:
         self.learner = learner
         self.backend = learner.backend
+        self.handle = self._fire  # fires an event within a step; while one is compiled, its trace does
         self.phase = phase
         self.plan = plan
         self.name = phase.name
@@ -127,8 +129,7 @@ class Runner:
         self.plain = self.programs is None and not (phase.carries or self._begin_traced or self._end_traced)
         self.stream = crc32(self.name.encode("utf-8", "surrogatepass"), _BODY_KEY)
 
-    def handle(self, event: Event) -> None:
-        """Fire an event within a step."""
+    def _fire(self, event: Event) -> None:
         handlers = self.inner[type(event)]
         if handlers:
             deliver(handlers, self.phase, event)
@@ -138,7 +139,7 @@ class Runner:
         carries = self.phase.carries
         before = {name: state.__dict__[name] for name in carries if name in state.__dict__}
         try:
-            if self.programs is None:
+            if self.programs is None or override.get() is not None:  # draws of the host are no part of a program
                 self.backend.run_body(self.call, key, body, state, self.handle)
             else:
                 self.programs.run(body, key, state, reads)

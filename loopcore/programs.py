@@ -52,7 +52,7 @@ class Programs:
         start, static = self._start(state, key.step)
         apply = state._apply if isinstance(state._apply, bool) else None  # pyright: ignore[reportPrivateUsage]
         first = self._backend.carried()
-        kept = self._runner.kept | reads | ({"*"} if self._runner.keeps_all else frozenset())
+        kept = self._runner.kept | reads | {"weight"} | ({"*"} if self._runner.keeps_all else frozenset())
         cuts: list[Cut] = []
         lefts: list[Left] = []
         while True:
@@ -65,7 +65,11 @@ class Programs:
             if reached.event is None:
                 return
             before = (dict(state.__dict__), self._backend.carried())
-            deliver(reached.handlers, self._runner.phase, reached.event)
+            state._differentiated = reached.differentiated  # pyright: ignore[reportPrivateUsage]
+            try:
+                deliver(reached.handlers, self._runner.phase, reached.event)
+            finally:
+                state._differentiated = None  # pyright: ignore[reportPrivateUsage]
             cut, left = self._left(state, reached, outputs, before)
             cuts.append(cut)
             lefts.append(left)
@@ -145,6 +149,8 @@ class Programs:
         """What a segment computed becomes the learner's."""
         learner, values = self._learner, state.__dict__
         self._backend.put_carried(outputs["carried"])
+        if reached.event is None:  # what is not handed back was there all the same
+            values.update(dict.fromkeys(name for name in reached.names if name not in values))
         values.update(outputs["state"])
         for name, value in reached.state.items():
             if name == "apply":
@@ -163,6 +169,7 @@ class Programs:
         self, state: State, reached: Reached, outputs: dict[str, Tree], before: tuple[dict[str, Any], Tree]
     ) -> tuple[Cut, Left]:
         """What the handlers of a cut made of it."""
+        by = tuple((state._replaced or {}).items())  # pyright: ignore[reportPrivateUsage]
         backend, learner = self._backend, self._learner
         seen, carried = before
         arrays, static = parted(backend, state.__dict__)
@@ -170,9 +177,9 @@ class Programs:
         names = [name for name in arrays if name in outputs["state"] or seen.get(name) is not arrays[name]]
         if reached.inside:
             for name in names:
-                flags = _flags(backend, seen.get(name), arrays[name])
-                if any(flags):
-                    replaced.append((name, flags))
+                sources = _sources(backend, seen.get(name), arrays[name])
+                if sources != tuple(range(len(sources))):
+                    replaced.append((name, sources))
             arrays = {name: arrays[name] for name, _ in replaced}
             static = {}
         now = backend.carried()
@@ -181,15 +188,14 @@ class Programs:
         fixed = apply if isinstance(apply, bool) else None
         hyper = learner.hyper._values(), backend.hyper_values()
         left = Left(now, arrays, shared, *hyper, outputs["gradients"], () if fixed is not None else apply)
-        moved = _flags(backend, carried, now)
-        return Cut(reached.inside, fixed, tuple(replaced), tuple(static.items()), moved), left
+        moved = _sources(backend, carried, now)
+        return Cut(reached.inside, fixed, tuple(replaced), by, tuple(static.items()), moved), left
 
 
-def _flags(backend: Any, old: Tree, new: Tree) -> tuple[bool, ...]:
-    was, now = backend.tree_leaves(old), backend.tree_leaves(new)
-    if len(was) != len(now):
-        return (True,) * len(now)
-    return tuple(a is not b for a, b in zip(was, now, strict=True))
+def _sources(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:
+    """For each leaf which leaf of the old tree it is, -1 for a new one."""
+    places = {id(leaf): place for place, leaf in enumerate(backend.tree_leaves(old))}
+    return tuple(places.get(id(leaf), -1) for leaf in backend.tree_leaves(new))
 
 
 def _as_array(value: Any) -> Any:

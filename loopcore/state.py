@@ -9,7 +9,7 @@ from loopcore.events import Outcome
 
 RESERVED = frozenset({"outcome", "apply", "updated"})
 _UNSET: dict[str, Any] = {"_apply": True, "_dropped": ()} | dict.fromkeys(
-    ("_batch", "_draws", "_replaced", "_size", "outcome", "updated")
+    ("_batch", "_differentiated", "_draws", "_replaced", "_size", "outcome", "updated")
 )
 
 
@@ -23,7 +23,7 @@ class State:
 
     __slots__ = (
         *("__dict__", "__weakref__", "outcome", "updated"),
-        *("_apply", "_batch", "_draws", "_dropped", "_replaced", "_size"),
+        *("_apply", "_batch", "_differentiated", "_draws", "_dropped", "_replaced", "_size"),
     )
 
     if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class State:
         _batch: Any
         _draws: dict[str, int] | None
         _dropped: Iterable[str]
+        _differentiated: frozenset[str] | None  # at a cut within an objective: values that a gradient goes through
         _replaced: dict[str, str] | None  # within an objective: value -> the callback that did
         _size: int | None
         outcome: Outcome | None

@@ -43,16 +43,18 @@ class Cut(NamedTuple):
     Attributes:
         inside: whether it is within an objective.
         apply: what the handlers left in ``state.apply`` if that is a bool.
-        replaced: for each state value whether each of its leaves was replaced by a handler.
+        replaced: state values that handlers replaced: for each leaf the number of the leaf it was before, -1 if none.
+        by: which callback replaced a value that a gradient goes through.
         static: state values that are no arrays.
-        moved: for each leaf of parameters, buffers and optimizer states whether a handler replaced it.
+        moved: the same for parameters, buffers and optimizer states.
     """
 
     inside: bool
     apply: bool | None
-    replaced: tuple[tuple[str, tuple[bool, ...]], ...]
+    replaced: tuple[tuple[str, tuple[int, ...]], ...]
+    by: tuple[tuple[str, str], ...]
     static: tuple[tuple[str, Any], ...]
-    moved: tuple[bool, ...]
+    moved: tuple[int, ...]
 
 
 class Left(NamedTuple):
@@ -77,6 +79,8 @@ class Reached(NamedTuple):
     shared: dict[str, Any]
     updated: Any
     draws: dict[str, int]
+    names: tuple[str, ...]
+    differentiated: frozenset[str]
 
 
 class _Cut(BaseException):
@@ -139,7 +143,7 @@ class Trace:
         backend, runs, learner, phase = self._backend, self._learner.runs, self._learner, self._runner.phase
         shared = vars(learner.shared)
         before = (backend.carried(), backend.hyper_values(), dict(shared), learner.hyper._values())
-        outer = (runs.step, runs.attempt, runs.gradient)
+        outer = (runs.step, runs.attempt, runs.gradient, self._runner.handle)
         attributes = {name: getattr(phase, name) for name in start.phase}
         self._state = state = State()
         state._apply = start.apply if self._apply is None else self._apply  # pyright: ignore[reportPrivateUsage]
@@ -148,6 +152,7 @@ class Trace:
         state.__dict__.update(start.state)
         try:
             runs.step, runs.attempt, runs.gradient = state, start.attempt, self._gradient
+            self._runner.handle = self._handle
             vars(phase).update(start.phase)
             backend.put_carried(carried)
             backend.put_hyper_values(start.optimizers)
@@ -157,7 +162,7 @@ class Trace:
             self._given = dict(shared)
             yield state
         finally:
-            runs.step, runs.attempt, runs.gradient = outer
+            runs.step, runs.attempt, runs.gradient, self._runner.handle = outer
             vars(phase).update(attributes)
             backend.put_carried(before[0])
             backend.put_hyper_values(before[1])
@@ -195,18 +200,18 @@ class Trace:
         else:
             for name, replaced in cut.replaced:
                 values[name] = self._merged(values.get(name), left.state[name], replaced)
-            if any(cut.moved):
+            self._state._replaced = dict(cut.by)  # pyright: ignore[reportPrivateUsage]
+            if -1 in cut.moved:
                 self._backend.put_carried(self._merged(self._backend.carried(), left.carried, cut.moved))
         vars(learner.shared).update(left.shared)
         self._state._apply = left.apply if cut.apply is None else cut.apply  # pyright: ignore[reportPrivateUsage]
         self._backend.put_hyper_values(left.optimizers)
         learner.hyper._put_values(left.hyper)
 
-    def _merged(self, old: Tree, new: Tree, replaced: tuple[bool, ...]) -> Tree:
-        if old is None or all(replaced):
-            return new
-        flags = iter(replaced)
-        return self._backend.tree_map(lambda was, now: now if next(flags) else was, old, new)
+    def _merged(self, old: Tree, new: Tree, sources: tuple[int, ...]) -> Tree:
+        """The new tree with the leaves that handlers left alone as the body has them."""
+        leaves, places = self._backend.tree_leaves(old), iter(sources)
+        return self._backend.tree_map(lambda now: now if (place := next(places)) < 0 else leaves[place], new)
 
     def _gradient(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any) -> Any:
         """A gradient of an earlier segment is run again, for its draws and locals, and gives what it gave."""
@@ -249,12 +254,15 @@ class Trace:
                 name: value for name in _STEP if backend.is_array(value := getattr(state, name)) or _traced(value)
             },
         }
+        differentiated = frozenset(name for name in arrays if inside and backend.is_differentiated(arrays[name]))
         if inside:
             outputs = {name: backend.concrete(tree) for name, tree in outputs.items()}
         updated = None if "updated" in outputs["step"] else state.updated
         draws = dict(state._draws or {})  # pyright: ignore[reportPrivateUsage]
-        reached = Reached(event, handlers, inside, others | _apply_of(state, outputs), fixed, updated, draws)
-        return outputs, reached
+        known = others | _apply_of(state, outputs)
+        return outputs, Reached(
+            event, handlers, inside, known, fixed, updated, draws, tuple(state.__dict__), differentiated
+        )
 
 
 def _traced(value: Any) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CORE = "numpy"
-FRAMEWORKS = (CORE, "torch")
+FRAMEWORKS = (CORE, "torch", "jax")
 
 
 def selection(framework: str) -> list[str]:

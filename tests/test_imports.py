@@ -24,7 +24,7 @@ FRAMEWORKS = (
 LOADED = f"""
 import sys
 roots = {{name.partition(".")[0] for name in sys.modules}}
-print(sorted(roots & {{*{FRAMEWORKS!r}, "loopcore_numpy", "loopcore_torch"}}))
+print(sorted(roots & {{*{FRAMEWORKS!r}, "loopcore_numpy", "loopcore_torch", "loopcore_jax"}}))
 """
 Fresh = Callable[..., str]
 

@@ -10,6 +10,7 @@ from typing import Any, TypeGuard, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from loopcore.backend import Array, Tree
 
@@ -98,12 +99,12 @@ def transform(fn: Callable[[Any], Any], tree: Tree) -> Tree:
     if len(leaves) == 1 and leaves[0] is tree:
         return fn(tree)
     values = [transform(fn, leaf) for leaf in leaves]
-    return tree if all(map(is_, values, leaves)) else spec.unflatten(values)
+    return tree if all(map(is_, values, leaves)) else jax.tree_util.tree_unflatten(spec, values)
 
 
 def is_traced(value: Any) -> bool:
     """Whether it is an array that stands for one in a trace or a gradient."""
-    return isinstance(value, jax.core.Tracer)
+    return isinstance(value, Tracer)
 
 
 def is_array(value: Any) -> TypeGuard[Array]:

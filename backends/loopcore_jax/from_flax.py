@@ -23,7 +23,8 @@ class Nnx:
 
     def __init__(self, module: Any) -> None:
         self._module = module
-        self._graph, params, rngs, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        parts: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        self._graph, params, rngs, rest = parts
         self._params = dict(nnx.to_flat_state(params))
         self._rngs = dict(nnx.to_flat_state(rngs))
         self._rest = dict(nnx.to_flat_state(rest))
@@ -93,7 +94,7 @@ class Linen:
                 f"{title} is a linen module, whose arrays are apart from it: write (module, variables), with "
                 'variables = module.init(key, x), a dict with the key "params"'
             )
-        variables = flax.core.unfreeze(rest[0])
+        variables: dict[str, Any] = flax.core.unfreeze(dict(rest[0]))
         self._streams: tuple[str, ...] = ("dropout",) if len(rest) == 1 else tuple(rest[1])
         self._extra = rest[1:]
         self._module = module

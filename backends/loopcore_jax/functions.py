@@ -17,6 +17,21 @@ def astype(x: Array, dtype: Any, /) -> Array:
     return jnp.asarray(x).astype(dtype)
 
 
+@jax.custom_jvp
+def _sign(x: Array) -> Array:
+    return jnp.sign(x)
+
+
+@_sign.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _sign(*primals), tangents[0] * 0  # zeros alone would count as a constant
+
+
+def sign(x: Array, /) -> Array:
+    """-1, 0 or 1. Its gradient is 0 everywhere; for ``jax.numpy`` the result does not depend on ``x`` at all."""
+    return _sign(x) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else jnp.sign(x)
+
+
 def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
     """Remove axes, which must have length 1."""
     return jnp.squeeze(x, axis)
@@ -44,7 +59,7 @@ def logsumexp(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Arra
     return jnp.asarray(jax.nn.logsumexp(x, axis=axis, keepdims=keepdims))
 
 
-def vector_norm(x: Array, /, *, axis: Axis = None, keepdims: bool = False, ord: float = 2) -> Array:
+def vector_norm(x: Array, /, *, axis: Axis = None, keepdims: bool = False, ord: Any = 2) -> Array:
     """Norm of vectors along axes. Its first and second gradients are 0 at the zero vector."""
     if ord != 2 or jnp.iscomplexobj(x):
         return jnp.linalg.vector_norm(x, axis=axis, keepdims=keepdims, ord=ord)

@@ -54,12 +54,12 @@ class Gradients:
 
             def call(traced: list[Array]) -> list[Array]:
                 self._present.frame.traced = self._present.frame.traced or {}
-                losses = scalars(fn(*spec.unflatten(traced), **kwargs))
+                losses = scalars(fn(*jax.tree_util.tree_unflatten(spec, traced), **kwargs))
                 if len(losses) > 1:
                     raise LossError(f"the function given to grad returned {len(losses)} values: return one scalar")
                 return losses
 
-            found = spec.unflatten(self._differentiate(call, values, names, scopes)[0])
+            found = jax.tree_util.tree_unflatten(spec, self._differentiate(call, values, names, scopes)[0])
             return found[0] if len(found) == 1 else found
 
         return gradients
@@ -181,7 +181,8 @@ def _names(args: tuple[Any, ...]) -> Iterator[str]:
         leaves = jax.tree_util.tree_leaves(arg)
         alone = len(leaves) == 1 and leaves[0] is arg
         yield from (
-            f"argument {position}" if alone else f"leaf {number} of argument {position}" for number in range(len(leaves))
+            f"argument {position}" if alone else f"leaf {number} of argument {position}"
+            for number in range(len(leaves))
         )
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from loopcore.backend import Array, Tree
+from loopcore.backend import Tree
 from loopcore.errors import BackendError, UnknownModelError
 
 # keyword of the mode -> its value while training
@@ -102,7 +102,9 @@ class Arrays:
         self.state: Tree = ()
         self._title = title
 
-    def call(self, *_: Any) -> tuple[Any, Tree]:
+    def call(
+        self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
+    ) -> tuple[Any, Tree]:
         """There is nothing to call."""
         raise BackendError(
             f"{self._title} is a tree of arrays, parameters without a forward: read them with "
@@ -181,9 +183,7 @@ def keywords(fn: Any) -> tuple[str | None, frozenset[str]]:
         parameters = inspect.signature(fn).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return None, frozenset()
-    named = frozenset(
-        name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    )
+    named = frozenset(name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
     return next((name for name in MODES if name in named), None), named
 
 

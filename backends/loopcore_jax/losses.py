@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from loopcore.backend import Array
@@ -77,7 +78,7 @@ def _reduced(values: Array, reduction: str) -> Array:
 def _labels(ys: Array) -> Array:
     """Labels as int32, in which a negative one, that would count from the end, becomes one that is no class."""
     labels = jnp.asarray(ys, jnp.int32)
-    return jnp.where(labels < 0, jnp.iinfo(jnp.int32).max, labels)
+    return jnp.where(labels < 0, np.iinfo(np.int32).max, labels)
 
 
 def _like(ys: Array, y_pred: Array) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopcore.backend import Array, Kind, Leaves, Tree
+from loopcore.backend import Kind, Leaves, Tree
 from loopcore.errors import BackendError, UnknownModelError
 from loopcore_jax.arrays import Arrays, copied, is_key, primal
 from loopcore_jax.libraries import Library, library_of
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
     def build(self, leaves: Mapping[str, Any]) -> Tree:
         """The tree with the value of each path."""
-        return self.spec.unflatten([leaves[path] for path in self.paths])
+        return jax.tree_util.tree_unflatten(self.spec, [leaves[path] for path in self.paths])
 
     def flatten(self, tree: Tree) -> Leaves:
         """The leaves of a tree by path.
@@ -180,7 +180,7 @@ class Models:
         return one.library.call(one.params.build(params), state, args, kwargs, training, key)
 
     def _new_state(self, one: Bound, state: Tree, old: Leaves) -> Leaves:
-        """What a call left, in the dtype and shape of what there was."""
+        """What a call left, as new arrays in the dtype and shape of what there was."""
         try:
             found = one.state.flatten(state)
         except ValueError as error:
@@ -191,8 +191,8 @@ class Models:
                 raise BackendError(
                     f"{one.title} changed the shape of its state {path!r} from {before.shape} to {jnp.shape(value)}"
                 )
-            if not is_key(before) and (not isinstance(value, jax.Array) or value.dtype != before.dtype):
-                found[path] = jnp.asarray(value, before.dtype)
+            # A copy: what the model handed through may be the user's own array, which a program would use up.
+            found[path] = value.copy() if is_key(before) else jnp.array(value, before.dtype)
         return found
 
 

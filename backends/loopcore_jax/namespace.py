@@ -81,7 +81,7 @@ class Namespace:
     expm1 = staticmethod(jnp.expm1)
     sqrt = staticmethod(jnp.sqrt)
     square = staticmethod(jnp.square)
-    sign = staticmethod(jnp.sign)
+    sign = staticmethod(functions.sign)
     tanh = staticmethod(jnp.tanh)
     sin = staticmethod(jnp.sin)
     cos = staticmethod(jnp.cos)

@@ -13,7 +13,7 @@ import optax
 from loopcore.backend import Array, Leaves, Tree
 from loopcore.errors import OptimizerError
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
-from loopcore_jax.arrays import is_traced, primal
+from loopcore_jax.arrays import copied, is_traced, primal, transform
 from loopcore_jax.models import Models
 from loopcore_jax.store import Present
 
@@ -60,7 +60,7 @@ class Optimizers:
             tx = _transformation(given)
             model = None if isinstance(given, OptimizerSpec) else self._models.whole(paths)
             one = Attached(tx, paths, model, {}, {})
-            state = tx.init(self._tree(one, store.params))
+            state = transform(copied, tx.init(self._tree(one, store.params)))  # some keep the parameters themselves
             names = _names(state)
             attached.append(one._replace(names=names, fixed=_fixed(state, names)))
             states.append(state)
@@ -237,8 +237,7 @@ def _scalars(state: Tree, name: str) -> list[Array]:
 
 def _names(state: Tree) -> dict[str, str]:
     found = {
-        name: next((own for own in candidates if _scalars(state, own)), "")
-        for name, candidates in _OPTAX_NAMES.items()
+        name: next((own for own in candidates if _scalars(state, own)), "") for name, candidates in _OPTAX_NAMES.items()
     }
     return {name: own for name, own in found.items() if own}
 

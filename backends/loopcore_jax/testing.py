@@ -8,10 +8,11 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Weights: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
 
-dtypes = ("float64", "float32") if jax.config.jax_enable_x64 else ("float32",)
+dtypes = ("float64", "float32") if jax.dtypes.canonicalize_dtype("float64") == "float64" else ("float32",)
 batch_norm_correction = 0
 _KEPT, _EPSILON = 0.9, 1e-5
 
@@ -61,7 +62,7 @@ def neutral(weights: Weights) -> dict[str, np.ndarray[Any, Any]]:
 
 def is_plain(array: Any) -> bool:
     """Whether it belongs to no trace or gradient."""
-    return not isinstance(array, jax.core.Tracer)
+    return not isinstance(array, Tracer)
 
 
 def _layers(weights: Weights, dtype: str) -> dict[str, dict[str, Any]]:

@@ -86,11 +86,9 @@ def make_learner(model: Any, **options: Any) -> lc.Learner:
 
 
 class Cutter(lc.Callback):
-    """Listens at every event within a step, so that a compiled step is cut there, and does nothing."""
+    """Listens to every event, so that a compiled step is cut wherever one is fired within it, and does nothing."""
 
-    @lc.on(lc.LossBegin)
-    @lc.on(lc.BackwardBegin)
-    @lc.on(lc.BackwardEnd)
+    @lc.on(lc.Event)
     def listen(self, learner: Any, phase: Any) -> None:
         """Do nothing."""
 
