@@ -91,9 +91,7 @@ def _cuts(callbacks: Sequence[Callback], phase: Phase) -> tuple[tuple[str, tuple
 
 def _kept(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str]) -> dict[str, tuple[str, ...]]:
     readers: dict[str, list[str]] = {"loss": ["always"]}
-    sources = [
-        (name_of(c), (*c.reads, *(path for path in c.writes if path not in c.traced_reads))) for c in callbacks
-    ]
+    sources = [(name_of(c), (*c.reads, *(path for path in c.writes if path not in c.traced_reads))) for c in callbacks]
     for who, paths in [*sources, (type(phase).__name__, phase.reads), ("Learner", reads)]:
         for path in paths:
             root, _, rest = path.partition(".")

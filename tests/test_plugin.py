@@ -27,6 +27,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 SUITE = "loopcore.testing.conformance"
 BOTH = "def test_name(backend):\n    assert backend.name in ('numpy', 'torch')\n"
 Blocked = tuple[str, ...]
+ALL = ("torch", "jax")  # every framework but NumPy
 
 
 class Done(NamedTuple):
@@ -107,13 +108,13 @@ def test_without_its_framework_a_backend_is_skipped_and_says_so(inner: Inner) ->
 
 
 def test_without_its_framework_a_backend_is_not_among_the_installed(inner: Inner) -> None:
-    done = inner("--pyargs", f"{SUITE}.test_state", "--collect-only", blocked=("torch",))
+    done = inner("--pyargs", f"{SUITE}.test_state", "--collect-only", blocked=ALL)
     assert ids(done) == {"numpy"}
 
 
 @pytest.mark.parametrize("options", [(), ("--backend", "torch")], ids=["all", "asked"])
 def test_a_required_backend_without_its_framework_is_an_error(inner: Inner, options: tuple[str, ...]) -> None:
-    done = inner("--pyargs", f"{SUITE}.test_tree", *options, blocked=("torch",), require="numpy, torch")
+    done = inner("--pyargs", f"{SUITE}.test_tree", *options, blocked=ALL, require="numpy, torch")
     assert done.code == 1 and done.counts["errors"] > 10 and "skipped" not in done.counts
     assert done.counts["passed"] == (0 if options else done.counts["errors"])
     assert "loopcore[torch]" in done.text and "(LOOPCORE_REQUIRE_BACKENDS names it)" in done.text
@@ -151,7 +152,7 @@ def test_the_fixture_serves_tests_of_ones_own(inner: Inner) -> None:
         "    with pytest.raises(AssertionError):\n"
         "        backend.close(backend.weights(learner), mlp_weights(1))\n"
     )
-    done = inner("test_own.py", "-rp", own=own, blocked=("torch",))
+    done = inner("test_own.py", "-rp", own=own, blocked=ALL)
     assert done.code == 0 and done.counts == {"passed": 1} and "test_own.py::test_weights[numpy]" in done.text
 
 
@@ -163,7 +164,7 @@ def test_a_known_gap_must_fail(inner: Inner) -> None:
         "def test_open(backend):\n    assert backend.name == ''\n"
         "def test_closed(backend):\n    assert backend.name == 'numpy'\n"
     )
-    done = inner("test_own.py", "-rxX", own=own, blocked=("torch",))
+    done = inner("test_own.py", "-rxX", own=own, blocked=ALL)
     assert done.code == 1 and done.counts == {"xfailed": 1, "failed": 1}
     assert "[XPASS(strict)] upstream bug 7" in done.text and re.search(
         r"XFAIL .*test_open\[numpy\] - upstream", done.text
@@ -225,7 +226,7 @@ def test_an_adapter_of_another_package_takes_part(inner: Inner, tmp_path: Path) 
     offer(tmp_path, NATIVE)
     done = inner("--pyargs", f"{SUITE}.test_trajectory", "--backend", "toy", require="toy")
     assert done.code == 0 and set(done.counts) == {"passed"} and done.counts["passed"] > 10
-    assert ids(inner("--pyargs", f"{SUITE}.test_state", "--collect-only", blocked=("torch",))) == {"numpy", "toy"}
+    assert ids(inner("--pyargs", f"{SUITE}.test_state", "--collect-only", blocked=ALL)) == {"numpy", "toy"}
 
 
 def test_a_broken_adapter_of_another_package_is_noticed(inner: Inner, tmp_path: Path) -> None:

@@ -58,8 +58,8 @@ class Arrays:
         if not isinstance(leaf, jax.Array):
             host = np.asarray(leaf)
             return self.placed(np.array(host, canonical(host.dtype), order="C"))
-        strong = jnp.array(leaf, dtype=leaf.dtype) if leaf.weak_type else leaf.copy()
-        return strong if self.device is None else jax.device_put(strong, self.device)
+        array = copied(leaf)
+        return array if self.device is None else jax.device_put(array, self.device)
 
     def like(self, value: Any, old: Array) -> Array:
         """A copy of a value, in the dtype of another array."""
@@ -123,8 +123,10 @@ def constant(leaf: Any) -> Any:
 
 
 def copied(leaf: Any) -> Any:
-    """A new array with the same value; what stands for an array cannot be changed, and stays."""
-    return leaf.copy() if isinstance(leaf, jax.Array) and not is_traced(leaf) else leaf
+    """A new array with the same value, never weakly typed; what stands for an array cannot be changed, and stays."""
+    if not isinstance(leaf, jax.Array) or is_traced(leaf):
+        return leaf
+    return leaf.copy() if is_key(leaf) else jnp.array(leaf, leaf.dtype)
 
 
 def canonical(dtype: Any) -> np.dtype[Any]:

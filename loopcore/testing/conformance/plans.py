@@ -123,9 +123,7 @@ def sharp(learner: Any, handle: Any, state: Any) -> None:
     first = learner.gradient(objective_of(learner, handle, state, learner.model.a), learner.params.a)
     handle(Midway())
     there = tree.map(lambda w, g: w + 0.05 * g, learner.params.a.value, first)
-    second = learner.gradient(
-        objective_of(learner, handle, state, learner.model.a, 2.0), learner.params.a, at=there
-    )
+    second = learner.gradient(objective_of(learner, handle, state, learner.model.a, 2.0), learner.params.a, at=there)
     state.grads = tree.add(second, tree.scale(first, 0.1))
     handle(lc.BackwardEnd())
     learner.update(state.grads, learner.params.a, when=learner.xp.isfinite(state.loss))
