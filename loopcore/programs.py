@@ -173,7 +173,7 @@ class Programs:
         backend, learner = self._backend, self._learner
         seen, carried = before
         arrays, static = parted(backend, state.__dict__)
-        replaced: list[tuple[str, tuple[bool, ...]]] = []
+        replaced: list[tuple[str, tuple[int, ...]]] = []
         names = [name for name in arrays if name in outputs["state"] or seen.get(name) is not arrays[name]]
         if reached.inside:
             for name in names:

@@ -927,6 +927,11 @@ TWINS: list[tuple[OptimizerSpec, Callable[[Any], torch.optim.Optimizer]]] = [
 ]
 
 
+def doubled_sum(backend: Backend) -> Tensor:
+    total: Tensor = backend.get(["w"])["w"].sum()
+    return total * 2
+
+
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 def test_fused_optimizers_with_gradients_of_other_strides(kind: Any) -> None:
     found = list[Tensor]()
@@ -936,7 +941,7 @@ def test_fused_optimizers_with_gradients_of_other_strides(kind: Any) -> None:
         backend.bind({"": model})
         backend.attach([(kind(model.parameters(), 0.1, fused=fused), ("w",))])
         for _ in range(2):
-            grads = gradient(backend, lambda of=backend: of.get(["w"])["w"].sum() * 2)
+            grads = gradient(backend, partial(doubled_sum, backend))
             assert grads["w"].stride() == (0, 0), "what makes a fused kernel go wrong"
             backend.update(grads, True)
         found.append(model["w"].detach())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -92,11 +93,14 @@ def adversaries(learner: Any, handle: Any, state: Any) -> None:
     learner.minimize(objective_of(learner, handle, state, both), learner.params.b)
 
 
+def _with_noise(learner: Any, noise: Any, x: Any) -> Any:
+    return learner.model.a(x + 0.1 * noise)
+
+
 def critics(learner: Any, handle: Any, state: Any) -> None:
     """Several steps of one model in a Python loop."""
     for number in range(2):
-        noise = learner.random.normal(state.xs.shape)
-        noisy = lambda x, noise=noise: learner.model.a(x + 0.1 * noise)
+        noisy = partial(_with_noise, learner, learner.random.normal(state.xs.shape))
         learner.minimize(objective_of(learner, handle, state, noisy, 1.0 + number), learner.params.a)
     handle(Midway())
     learner.minimize(objective_of(learner, handle, state, learner.model.b), learner.params.b)
