@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("loopcore")
 _STORM = 8
+_PARTS = (
+    *("the body", "an attribute of the phase", "a value of the state", "the names of the state"),
+    *("the names of shared", "what is read", "the seed", "state.apply", "the cuts"),
+)
 
 
 @dataclass
@@ -42,7 +46,8 @@ class Programs:
         self._learner = runner.learner
         self._backend = cast(CompilingBackend, runner.backend)
         self._segments: dict[Hashable, list[Segment]] = {}
-        self._last: dict[str, Hashable] = {}
+        self._last: tuple[Hashable, ...] = ()
+        self._kept: dict[frozenset[str], frozenset[str]] = {}
         self._carried_names = tuple(
             path.removeprefix("shared.") for path in runner.plan.carried if path.startswith("shared.")
         )
@@ -52,7 +57,7 @@ class Programs:
         start, static = self._start(state, key.step)
         apply = state._apply if isinstance(state._apply, bool) else None  # pyright: ignore[reportPrivateUsage]
         first = self._backend.carried()
-        kept = self._runner.kept | reads | {"weight"} | ({"*"} if self._runner.keeps_all else frozenset())
+        kept = self._kept.get(reads) or self._kept_with(reads)
         cuts: list[Cut] = []
         lefts: list[Left] = []
         while True:
@@ -73,6 +78,11 @@ class Programs:
             cut, left = self._left(state, reached, outputs, before)
             cuts.append(cut)
             lefts.append(left)
+
+    def _kept_with(self, reads: frozenset[str]) -> frozenset[str]:
+        everything = {"*"} if self._runner.keeps_all else frozenset[str]()
+        kept = self._kept[reads] = self._runner.kept | reads | {"weight"} | everything
+        return kept
 
     # -- inputs ------------------------------------------------------------------------------------------------
 
@@ -100,42 +110,38 @@ class Programs:
         apply: bool | None,
     ) -> Segment:
         phase = self._runner.phase
-        parts: dict[str, Hashable] = {
-            "body": body_key(body, self._backend.is_array),
-            "attributes of the phase": frozen({k: v for k, v in vars(phase).items() if k not in start.phase}),
-            "values of the state": frozen(static),
-            "names of the state": tuple(start.state),
-            "names of shared": tuple(start.shared),
-            "reads": kept,
-            "cuts": frozen(tuple(cuts)),
-            "seed": self._learner.seed,
-            "apply": apply,
-        }
-        key = tuple(parts.items())
-        shared = vars(self._learner.shared)
+        attributes = {name: value for name, value in vars(phase).items() if name not in start.phase}
+        key = (
+            body_key(body, self._backend.is_array),
+            frozen(attributes) if attributes else (),
+            frozen(static) if static else (),
+            *(tuple(start.state), tuple(start.shared), kept, self._learner.seed, apply),
+            frozen(tuple(cuts)) if cuts else (),
+        )
         there = self._segments.setdefault(key, [])
+        shared = vars(self._learner.shared)
         for segment in there:
             if all(name in shared and frozen(shared[name]) == was for name, was in segment.guards.items()):
                 return segment
-        self._report(parts, there, len(cuts))
+        self._report(key, there, len(cuts))
         trace = Trace(self._runner, body, tuple(cuts), kept, static, apply)
         donate = (0,) if self._runner.plan.kind == "fused" else ()
         made = Segment(self._backend.compile(trace, donate), trace.guards, (body, phase, *static.values()))
         there.append(made)
         return made
 
-    def _report(self, parts: dict[str, Hashable], there: Sequence[Segment], cut: int) -> None:
+    def _report(self, key: tuple[Hashable, ...], there: Sequence[Segment], cut: int) -> None:
         """Log why a further program is made; warn when they do not end."""
         known = sum(map(len, self._segments.values()))
         if cut or not known:
-            self._last = parts if not cut else self._last
+            self._last = key if not cut else self._last
             return
-        changed = [name for name, part in parts.items() if self._last.get(name) != part]
+        changed = [name for name, was, now in zip(_PARTS, self._last, key, strict=True) if was != now]
         if there:
             changed = [f"shared.{name}" for name in there[-1].guards]
         why = f"{', '.join(changed) or 'something'} changed"
         _log.info("phase %r is compiled again: %s", self._runner.name, why)
-        self._last = parts
+        self._last = key
         if known == _STORM:
             warnings.warn(
                 f"the steps of phase {self._runner.name!r} were compiled {known} times, because {why} from step to "

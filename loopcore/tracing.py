@@ -124,18 +124,27 @@ class Trace:
 
     def __call__(self, carried: Tree, start: Start, lefts: list[Left]) -> tuple[Tree, Reached]:
         """What the adapter compiles."""
-        self._start, self._lefts = start, lefts
+        self._start: Start | None = start
+        self._lefts = lefts
+        self._given: dict[str, Any] = {}
         self._done = [found for left in lefts for found in left.gradients]
         self._computed: list[Any] = []
         self._passed = self._gradients = self._depth = 0
-        with self._installed(carried, start) as state:
-            runner = self._runner
-            key = DrawKey(self._learner.seed, runner.stream, start.attempt)
-            try:
-                self._backend.run_body(runner.call, key, self._body, state, self._handle)
-            except _Cut as cut:
-                return cut.outputs, cut.reached
-            return self._collect(None, ())
+        try:
+            with self._installed(carried, start) as state:
+                return self._run(state, start)
+        finally:  # a program that is made must not keep the arrays or placeholders of its first step
+            self._state, self._start, self._lefts = State(), None, []
+            self._given, self._done, self._computed = {}, [], []
+
+    def _run(self, state: State, start: Start) -> tuple[Tree, Reached]:
+        runner = self._runner
+        key = DrawKey(self._learner.seed, runner.stream, start.attempt)
+        try:
+            self._backend.run_body(runner.call, key, self._body, state, self._handle)
+        except _Cut as cut:
+            return cut.outputs, cut.reached
+        return self._collect(None, ())
 
     @contextmanager
     def _installed(self, carried: Tree, start: Start) -> Iterator[State]:
@@ -244,7 +253,7 @@ class Trace:
             name: value for name, value in shared.items() if name not in self._given or value is not self._given[name]
         }
         moving, fixed = parted(backend, changed, floats=False)
-        carried = {name: shared[name] for name in self._start.shared}
+        carried = {name: shared[name] for name in self._start.shared} if self._start else {}
         outputs: dict[str, Tree] = {
             "carried": backend.carried(),
             "state": arrays,

@@ -445,9 +445,26 @@ def test_optimizers_of_others_and_gradients_of_frozen_parameters() -> None:
         backend.update(GRADS, True)
 
 
-def test_a_state_that_keeps_the_parameters_can_be_donated() -> None:
-    learner = learner_of((dense, dense_params()), optax.contrib.schedule_free_sgd(0.1), compile=True)
+def test_arrays_that_appear_twice_are_donated_as_two() -> None:
+    def keep(updates: Any, state: Any, params: Any = None) -> Any:
+        return jax.tree.map(lambda g: -0.1 * g, updates), state
+
+    first = optax.GradientTransformation(lambda params: params, keep)  # its state is the parameters themselves
+    learner = learner_of((dense, dense_params()), first, compile=True)
     assert learner.fit(2).status == "completed"
+    np.testing.assert_array_equal(learner.backend.carried()["optimizers"][0]["w"], dense_params()["w"])  # type: ignore[attr-defined]
+
+
+def test_a_state_that_is_the_users_own_array_is_not_donated() -> None:
+    def forward(params: Any, state: Any, x: Any, train: bool) -> Any:
+        return dense(params, x), {"last": state["last"] + 1.0 if train else x}
+
+    learner = learner_of((forward, dense_params(), {"last": jnp.zeros_like(X)}), compile=True)
+    x = jnp.asarray(X)
+    learner.model(x)
+    learner.fit(1)
+    assert not x.is_deleted()
+    np.testing.assert_allclose(learner.export_weights()["last"], X + 3.0, rtol=1e-6)
 
 
 # -- programs ---------------------------------------------------------------------------------------------------------
@@ -615,8 +632,13 @@ def test_a_label_that_is_no_class_makes_the_loss_nan() -> None:
 # -- arrays -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_reused_buffer_is_copied_before_the_program_starts() -> None:
-    backend, buffer = bound(lc.SGD(0.1)), np.ones(200_000, np.float32)
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_reused_buffer_is_copied_before_the_program_starts(device: Any) -> None:
+    backend = Backend(device=device)
+    memory = np.zeros(4 * 1000 + 64, np.uint8)
+    start = -memory.ctypes.data % 64  # JAX shares the memory of aligned arrays, and of those alone
+    buffer = memory[start : start + 4000].view(np.float32)
+    buffer[:] = 1.0
     found = backend.convert({"x": buffer})["x"]
     buffer[:] = 7.0
     np.testing.assert_array_equal(found, np.ones_like(buffer))

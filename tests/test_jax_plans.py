@@ -1,0 +1,191 @@
+"""Compiled steps on JAX: how many programs there are, what they depend on, and what cannot be compiled."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import loopcore as lc
+from loopcore.errors import TraceError
+
+XS = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
+YS = np.random.default_rng(1).normal(size=(6, 2)).astype("float32")
+
+
+def apply_fn(params: Any, x: Any) -> Any:
+    return x @ params["w"]
+
+
+def make(**options: Any) -> lc.Learner:
+    settings: dict[str, Any] = {"optimizer": lc.Adam(0.1), "default_callbacks": False, **options}
+    return lc.Learner((apply_fn, {"w": jnp.ones((3, 2))}), lc.losses.mse, **settings)
+
+
+def traces(learner: Any) -> int:
+    return int(learner.backend.traces)
+
+
+# -- one program per phase and shape
+
+
+def test_one_program_for_each_phase_and_shape() -> None:
+    ragged = [(XS, YS)] * 3 + [(XS[:4], YS[:4])]
+    learner = make(data=(ragged, [(XS, YS)]), default_callbacks=True, callbacks=[lc.ProgressPrinter(quiet=True)])
+    for number in range(10):
+        learner.hyper.learning_rate = 0.1 / (number + 1)
+        learner.fit(1)
+    assert traces(learner) == 3
+    assert len(learner.history["loss"]) == 10
+
+
+def test_the_plan_follows_who_listens() -> None:
+    learner = make()
+    phase = lc.TrainingPhase()
+    learner.run_step(phase, (XS, YS))
+    assert learner.runs.runner_of(phase).plan.kind == "fused" and traces(learner) == 1
+    listener = lc.FunctionCallback(lambda learner, phase: None, lc.BackwardEnd)
+    learner.callbacks.add(listener)
+    learner.run_step(phase, (XS, YS))
+    assert learner.runs.runner_of(phase).plan.kind == "split" and traces(learner) == 3
+
+
+def test_no_transfer_within_a_step_with_the_default_callbacks() -> None:
+    learner = make(default_callbacks=True, callbacks=[lc.Metrics(lc.losses.mae), lc.ProgressPrinter(quiet=True)])
+    phase = lc.TrainingPhase()
+    with lc.run_epoch(learner, phase):
+        learner.run_step(phase, (XS, YS))
+        learner.callbacks.get(lc.StopOnNaNLoss)._next = float("inf")
+        before = learner.backend.transfers
+        for _ in range(20):
+            learner.run_step(phase, (XS, YS))
+        assert learner.backend.transfers == before
+
+
+# -- what a program depends on
+
+
+class Scaled(lc.TrainingPhase):
+    def __init__(self, factor: Any) -> None:
+        self.factor = factor
+
+    def step(self, learner: Any, handle: Any, state: Any) -> None:
+        def objective() -> Any:
+            state.loss = self.factor * learner.loss_fn(learner.model(state.xs), state.ys)
+            return state.loss
+
+        learner.minimize(objective)
+
+
+def losses(learner: lc.Learner, phase: Any, factors: Any) -> list[float]:
+    found: list[float] = []
+    for factor in factors:
+        phase.factor = factor
+        found.append(float(learner.run_step(phase, (XS, YS)).loss))
+    return found
+
+
+def test_a_python_value_of_the_phase_that_changed_is_another_program(caplog: pytest.LogCaptureFixture) -> None:
+    learner, phase = make(optimizer=lc.SGD(0.0)), Scaled(1)
+    with caplog.at_level(logging.INFO, "loopcore"):
+        one, two, again = losses(learner, phase, (1, 2, 1))
+    assert two == pytest.approx(2 * one, rel=1e-6) and again == one
+    assert traces(learner) == 2
+    assert "compiled again: an attribute of the phase changed" in caplog.text
+
+
+def test_an_array_of_the_phase_is_an_input() -> None:
+    learner, phase = make(optimizer=lc.SGD(0.0)), Scaled(1)
+    one, two = losses(learner, phase, (jnp.float32(1), jnp.float32(2)))
+    assert two == pytest.approx(2 * one, rel=1e-6) and traces(learner) == 1
+
+
+def test_a_value_that_never_stops_changing_is_a_warning() -> None:
+    learner, phase = make(optimizer=lc.SGD(0.0)), Scaled(1)
+    with pytest.warns(UserWarning, match="were compiled 8 times, because an attribute of the phase changed"):
+        losses(learner, phase, range(1, 12))
+
+
+def test_scalars_of_shared_that_the_body_read_are_checked() -> None:
+    class Reads(lc.ValidationPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.loss = learner.shared.factor * learner.xp.sum(state.xs)
+
+    learner, phase = make(), Reads()
+    learner.shared.factor, learner.shared.other = 2, 1
+    first = float(learner.run_step(phase, {"xs": XS}).loss)
+    learner.shared.other = 5
+    assert float(learner.run_step(phase, {"xs": XS}).loss) == first and traces(learner) == 1
+    learner.shared.factor = 3
+    assert float(learner.run_step(phase, {"xs": XS}).loss) == pytest.approx(1.5 * first, rel=1e-6)
+    assert traces(learner) == 2
+
+
+# -- what cannot be compiled
+
+
+def test_reading_a_value_in_a_body_names_the_line() -> None:
+    class Peeks(lc.TrainingPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            if state.xs.sum() > 0:  # the line that is named
+                state.loss = state.xs.sum()
+
+    learner = make()
+    before = learner.export_weights()
+    with pytest.raises(TraceError) as caught:
+        learner.run_step(Peeks(), (XS, YS))
+    message = str(caught.value)
+    assert "test_jax_plans.py" in message and "# the line that is named" in message
+    assert "compile = False on the phase" in message
+    np.testing.assert_array_equal(learner.export_weights()["w"], before["w"])
+    learner.run_step(lc.TrainingPhase(), (XS, YS))
+
+
+def test_it_runs_where_the_phase_says_so() -> None:
+    class Peeks(lc.ValidationPhase):
+        compile = False
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.loss = state.xs.sum() if float(state.xs.sum()) > 0 else -state.xs.sum()
+
+    assert float(make().run_step(Peeks(), (XS, YS)).loss) == pytest.approx(abs(XS.sum()), rel=1e-5)
+
+
+def test_a_body_that_closes_over_an_array_is_refused() -> None:
+    factor = jnp.ones(())
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.loss = factor * state.xs.sum()
+
+    with pytest.raises(TraceError, match="uses the array 'factor' from outside.*factor=factor"):
+        lc.run_step(body, make(), lc.ValidationPhase(), xs=XS)
+
+
+# -- nothing the user holds is used up
+
+
+def test_donation_takes_nothing_that_the_user_holds() -> None:
+    given = {"w": jnp.ones((3, 2))}
+    learner = lc.Learner((apply_fn, given), lc.losses.mse, lc.Adam(0.1), default_callbacks=False)
+    phase = lc.TrainingPhase()
+    held = [learner.params.value["w"]]
+    for _ in range(3):
+        learner.run_step(phase, (XS, YS))
+        held.append(learner.params.value["w"])
+    learner.params.value = {"w": held[1]}
+    for _ in range(2):
+        learner.run_step(phase, (XS, YS))
+    values = [np.asarray(one) for one in (given["w"], *held)]
+    np.testing.assert_array_equal(values[0], 1.0)
+    assert not any(np.array_equal(a, b) for a, b in zip(values[1:], values[2:], strict=False))
+
+
+def test_no_placeholder_stays_behind() -> None:
+    learner = make(default_callbacks=True, callbacks=[lc.ProgressPrinter(quiet=True)], data=([(XS, YS)], None))
+    learner.fit(1)
+    kept = [*vars(learner.shared).values(), *vars(learner.step).values(), learner.attempt]
+    assert not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(kept))
