@@ -14,7 +14,7 @@ from loopcore.backend import CompilingBackend, DrawKey, Tree
 from loopcore.dispatch import deliver
 from loopcore.keys import body_key, frozen
 from loopcore.state import State
-from loopcore.traceback_notes import explained
+from loopcore.user_lines import explained
 from loopcore.tracing import Cut, Left, Reached, Start, Trace, is_dynamic, parted
 
 if TYPE_CHECKING:
