@@ -14,8 +14,8 @@ from loopcore.backend import CompilingBackend, DrawKey, Tree
 from loopcore.dispatch import deliver
 from loopcore.keys import body_key, frozen
 from loopcore.state import State
-from loopcore.user_lines import explained
 from loopcore.tracing import Cut, Left, Reached, Start, Trace, is_dynamic, parted
+from loopcore.user_lines import explained
 
 if TYPE_CHECKING:
     from loopcore.loop import Body
@@ -65,7 +65,10 @@ class Programs:
             try:
                 outputs, reached = segment.run(first, start, lefts)
             except Exception as error:
-                raise explained(error, self._backend, self._runner.phase) from error
+                better = explained(error, self._backend, self._runner.phase)
+                if better is error:
+                    raise
+                raise better from error
             self._land(state, outputs, reached)
             if reached.event is None:
                 return
