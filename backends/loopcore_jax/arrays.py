@@ -31,7 +31,12 @@ class Arrays:
 
     def convert(self, tree: Tree) -> Tree:
         """A batch as JAX arrays; the same object if nothing changes."""
+        if type(tree) is dict and self.device is None and all(map(self._fits, tree.values())):
+            return tree  # the usual case in a tenth of the time
         return transform(self.leaf, tree)
+
+    def _fits(self, leaf: Any) -> bool:
+        return isinstance(leaf, jax.Array) and (leaf.dtype.kind in "biu" or leaf.dtype == self.dtype)
 
     def leaf(self, leaf: Any) -> Any:
         """One leaf of a batch."""
