@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,6 @@ from loopcore_jax.arrays import copied, is_traced, primal, transform
 from loopcore_jax.models import Models
 from loopcore_jax.store import Present
 
-_STATIC = ("b2", "eps", "eps_root", "mu_dtype", "mask", "nesterov", "accumulator_dtype")
 _OPTAX_NAMES = {"learning_rate": ("learning_rate",), "momentum": ("momentum", "b1"), "weight_decay": ("weight_decay",)}
 
 
@@ -26,6 +26,8 @@ class Attached(NamedTuple):
 
     Attributes:
         tx: the transformation.
+        make: of a spec, the transformation for present values of its hyperparameters. They are inputs of a program
+            and not part of its state: every 0-d array that is handed on from step to step makes a small step slower.
         paths: what it trains.
         model: the model whose own tree it sees; None if it sees a dict by path.
         names: for each hyperparameter what optax calls it.
@@ -33,6 +35,7 @@ class Attached(NamedTuple):
     """
 
     tx: Any
+    make: Callable[..., Any] | None
     paths: tuple[str, ...]
     model: str | None
     names: dict[str, str]
@@ -56,20 +59,22 @@ class Optimizers:
         store = self._present.store
         attached: list[Attached] = []
         states: list[Tree] = []
+        hyper: list[dict[str, Any]] = []
         for given, paths in optimizers:
-            tx = _transformation(given)
-            model = None if isinstance(given, OptimizerSpec) else self._models.whole(paths)
-            one = Attached(tx, paths, model, {}, {})
-            state = transform(copied, tx.init(self._tree(one, store.params)))  # some keep the parameters themselves
-            names = _names(state)
-            attached.append(one._replace(names=names, fixed=_fixed(state, names)))
+            if isinstance(given, OptimizerSpec):
+                make, values = _of_spec(given)
+                one = Attached(make(**values), make, paths, None, {name: name for name in values}, {})
+            else:
+                one, values = Attached(_transformation(given), None, paths, self._models.whole(paths), {}, {}), {}
+            state = transform(copied, one.tx.init(self._tree(one, store.params)))  # some keep the parameters themselves
+            if one.make is None:
+                names = _names(state)
+                one = one._replace(names=names, fixed=_fixed(state, names))
+                values = {name: float(_scalars(state, own)[0]) for name, own in names.items() if name not in one.fixed}
+            attached.append(one)
             states.append(state)
-        self._attached = attached
-        store.states = states
-        store.hyper = [self._initial(*pair) for pair in zip(attached, states, strict=True)]
-
-    def _initial(self, one: Attached, state: Tree) -> dict[str, Any]:
-        return {name: float(_scalars(state, own)[0]) for name, own in one.names.items() if name not in one.fixed}
+            hyper.append(values)
+        self._attached, store.states, store.hyper = attached, states, hyper
 
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
         """None: a transformation of optax is made for no parameters in particular."""
@@ -159,15 +164,22 @@ class Optimizers:
     ) -> tuple[Leaves, list[Tree]]:
         moved, after = dict(params), list(states)
         for place, n in enumerate(stepping):
-            one, state = self._attached[n], self._with_hyper(self._attached[n], states[place], hyper[place])
+            one, tx, state = self._present_of(n, states[place], hyper[place])
             given = {path: grads[path] if path in grads else jnp.zeros_like(params[path]) for path in one.paths}
             tree = self._tree(one, params)
-            updates, new = one.tx.update(self._tree(one, given), state, tree)
+            updates, new = tx.update(self._tree(one, given), state, tree)
             found = self._leaves(one, optax.apply_updates(tree, updates))
             moved.update({path: found[path] for path in one.paths if path in grads})
             whole = all(path in grads for path in one.paths)
             after[place] = new if whole else self._partly(one, grads, new, state)
         return moved, after
+
+    def _present_of(self, index: int, state: Tree, values: Mapping[str, Any]) -> tuple[Attached, Any, Tree]:
+        """An optimizer, its transformation and its state, with the present hyperparameters."""
+        one = self._attached[index]
+        if one.make is not None:
+            return one, one.make(**values), state
+        return one, one.tx, self._with_hyper(one, state, values)
 
     def _with_hyper(self, one: Attached, state: Tree, values: Mapping[str, Any]) -> Tree:
         for name, value in values.items():
@@ -187,8 +199,6 @@ class Optimizers:
 
 
 def _transformation(given: Any) -> Any:
-    if isinstance(given, OptimizerSpec):
-        return _build(given)
     nnx = sys.modules.get("flax.nnx")
     if nnx is not None and isinstance(given, nnx.Optimizer):
         return given.tx
@@ -202,27 +212,27 @@ def _transformation(given: Any) -> Any:
     )
 
 
-def _build(spec: OptimizerSpec) -> Any:
-    def with_hyper(make: Callable[..., Any], **values: float) -> Any:
-        static = [name for name in _STATIC if name in values]
-        return optax.inject_hyperparams(make, static_args=static)(**values)
-
+def _of_spec(spec: OptimizerSpec) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What makes the transformation of a spec from its hyperparameters, and their first values."""
     match spec:
         case AdamW():
-            betas: dict[str, float] = {"b1": spec.beta1, "b2": spec.beta2, "eps": spec.epsilon}
-            rest = {"weight_decay": spec.weight_decay}
-            return with_hyper(optax.adamw, learning_rate=spec.learning_rate, **betas, **rest)
+            adamw = partial(_adam, optax.adamw, spec)
+            rest = {"momentum": spec.beta1, "weight_decay": spec.weight_decay}
+            return adamw, {"learning_rate": spec.learning_rate, **rest}
         case Adam():
-            betas = {"b1": spec.beta1, "b2": spec.beta2, "eps": spec.epsilon}
-            return with_hyper(optax.adam, learning_rate=spec.learning_rate, **betas)
+            return partial(_adam, optax.adam, spec), {"learning_rate": spec.learning_rate, "momentum": spec.beta1}
         case Momentum():
-            return with_hyper(optax.sgd, learning_rate=spec.learning_rate, momentum=spec.momentum)
+            return optax.sgd, {"learning_rate": spec.learning_rate, "momentum": spec.momentum}
         case SGD():
-            return with_hyper(optax.sgd, learning_rate=spec.learning_rate)
+            return optax.sgd, {"learning_rate": spec.learning_rate}
         case _:
             raise OptimizerError(
                 f"optax has nothing for {spec!r}: use SGD, Momentum, Adam or AdamW, or pass a transformation of optax"
             )
+
+
+def _adam(make: Callable[..., Any], spec: Any, learning_rate: Any, momentum: Any, **rest: Any) -> Any:
+    return make(learning_rate, b1=momentum, b2=spec.beta2, eps=spec.epsilon, **rest)
 
 
 def _within(container: str) -> Callable[[Any, Any], bool]:
