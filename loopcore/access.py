@@ -66,7 +66,9 @@ class Access:
     def of(cls, callback: Callback) -> Access:
         """Read the declarations once; a write implies a read."""
         writes = frozenset(callback.writes)
-        return cls(callback, frozenset((*callback.reads, *callback.traced_reads, *callback.carries)) | writes, writes)
+        writes |= frozenset(callback.leaves)
+        own = (*callback.reads, *callback.traced_reads, *callback.carries)
+        return cls(callback, frozenset(own) | writes, writes)
 
     def may(self, path: str, declared: frozenset[str]) -> bool:
         """Whether a declared path covers ``path`` (or lies below it, which opens the way down)."""
@@ -118,6 +120,7 @@ def make_view(learner: Learner, callback: Callback, *, traced: bool) -> Any:
     for root in ("step", "shared", "hyper"):
         members[root] = _constant(parts[root])  # always there, so that the error names the full path
     members["random"] = _constant(parts["random"])
+    members["collect"] = _constant(_collecting(learner, access))
     for root in ("params", "buffers", "model", "optimizer", "data"):
         if access.names(root, access.reads):
             members[root] = property(_guarded_root(root, access, _raw if traced else own.see))
@@ -159,6 +162,18 @@ class _View:
             f"{name_of(self._access.callback)} assigns learner.{name}: a callback writes values below step, shared, "
             "hyper, params or buffers, such as learner.shared.x, and declares them in writes"
         )
+
+
+def _collecting(learner: Learner, access: Access) -> Callable[[str], Any]:
+    def collect(name: str) -> Any:
+        if f"step.{name}" not in access.callback.leaves:
+            raise AccessError(
+                f'{name_of(access.callback)} collects step.{name}: declare it, leaves = ("step.{name}",), and let a '
+                "traced handler write it"
+            )
+        return learner.collect(name)
+
+    return collect
 
 
 def _constant(value: Any) -> property:

@@ -297,6 +297,21 @@ class CompilingBackend(Backend, Protocol):
         """Make these the present ones; 0-d placeholders while a program is traced."""
         ...
 
+    def constant(self, value: float) -> Array:
+        """A 0-d array on the device that a program takes in place of this Python float, without another trace."""
+        ...
+
+    def to_words(self, values: Sequence[Array]) -> Array:
+        """Small arrays of 32-bit dtypes and bools -> their bits in one int32 vector of `loopcore.packing.WORDS`.
+
+        Bools become 0 and 1; what is left is 0. Works on arrays and, in a trace, on placeholders.
+        """
+        ...
+
+    def from_words(self, vector: Array, start: int, shape: tuple[int, ...], dtype: str) -> Array:
+        """One of the arrays that `to_words` packed; in a trace and outside, where nothing waits for its value."""
+        ...
+
     def compile(self, fn: Callable[..., tuple[Tree, Any]], donate: tuple[int, ...]) -> Callable[..., tuple[Tree, Any]]:
         """Compile a function of trees of arrays and floats, once for each structure and shape of its arguments.
 

@@ -108,6 +108,9 @@ class Callback:
             ``"optimizer"``, ``"hyper"``, ``"shared.history"``, ``"data"``. A path covers everything below it.
         writes: dotted paths its handlers write (and may read).
         traced_reads: paths that only its traced handlers read, so that no step has to hand them back.
+        leaves: step values that its traced handlers leave for its host handlers at StepEnd. These take them by
+            ``learner.collect("name")`` and look at them later, with ``numpy.asarray``: that costs a compiled step
+            next to nothing, where reading a value costs a transfer. Nobody else sees them.
         carries: paths such as ``"shared.average"`` whose arrays pass from step to step and belong to a checkpoint.
         run_after, run_before: callback classes it runs after or before, where they are present. ``(Callback,)``
             means all the others that do not say the same.
@@ -129,6 +132,7 @@ class Callback:
     reads: tuple[str, ...] = ()
     writes: tuple[str, ...] = ()
     traced_reads: tuple[str, ...] = ()
+    leaves: tuple[str, ...] = ()
     carries: tuple[str, ...] = ()
     run_after: tuple[type[Callback], ...] = ()
     run_before: tuple[type[Callback], ...] = ()
@@ -170,6 +174,21 @@ class Callback:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
+
+
+class Sleeper(Callback):
+    """A callback that hears some steps and sleeps through others, which it decides when a step begins.
+
+    Attributes:
+        sleeps_at: the event within a step that it may sleep through; a sleeping listener does not cut a compiled
+            step. None if it hears every step.
+    """
+
+    sleeps_at: type[Event] | None = None
+
+    def wake(self, phase: Phase) -> bool:
+        """Whether it hears the step that begins now; asked once a step."""
+        raise TypeError(f"{type(self).__name__} does not say when it hears a step: define wake(self, phase)")
 
 
 def name_of(callback: Callback) -> str:

@@ -20,7 +20,7 @@ KNOWN_WRITERS: dict[str, str] = {
     "shared.metrics_epoch": "Metrics",
     "shared.metrics_step": "Metrics",
 }
-_PATHS = ("reads", "traced_reads", "writes", "carries")
+_PATHS = ("reads", "traced_reads", "leaves", "writes", "carries")
 _CLASSES = ("run_after", "run_before", "requires")
 
 
@@ -103,10 +103,20 @@ def _nodes(callbacks: Sequence[Callback]) -> list[Declared]:
     raise_first(problem for name, values in zip(names, declared, strict=True) for problem in _malformed(name, values))
     for values in declared:
         values["reads"] += values.pop("traced_reads")  # who reads, a host or a traced handler, makes no difference here
+    raise_first(_left_twice(names, [values.pop("leaves") for values in declared]))
     return [
         Declared(callback, callback.identity(), name, rank, **values)
         for rank, (callback, name, values) in enumerate(zip(ranked, names, declared, strict=True))
     ]
+
+
+def _left_twice(names: Sequence[str], leaves: Sequence[tuple[str, ...]]) -> Iterator[CallbackError]:
+    owners: dict[str, str] = {}
+    for name, paths in zip(names, leaves, strict=True):
+        for path in paths:
+            if path in owners:
+                yield CallbackError(f"{owners[path]} and {name} both leave {path}: rename it in one of them")
+            owners[path] = name
 
 
 def _class_name(callback: Callback) -> tuple[str, str]:

@@ -61,6 +61,10 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
         self[event] = tuple(found)
         return self[event]
 
+    def within_steps(self) -> tuple[Handler, ...]:
+        """Host handlers of events within a step."""
+        return tuple(h for h in self._handlers if not h.traced and not issubclass(h.listener.event, SCOPE_EVENTS))
+
     def unfired(self) -> tuple[Handler, ...]:
         """Handlers of events within a step that no step has fired so far."""
         fired = (*self, StepBegin, StepEnd, EpochBegin, EpochEnd, FitBegin, FitEnd)

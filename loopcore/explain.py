@@ -29,8 +29,13 @@ def _plan_lines(plan: Plan) -> list[str]:
     lines = [f"  plan: {plan.kind} ({plan.why})"]
     word = "would be cut at" if plan.kind == "eager" else "cut at"
     lines += [f"  {word} {event}: {', '.join(names)}" for event, names in plan.cuts]
-    kept = ", ".join(f"{'all' if name == '*' else name} ({', '.join(who)})" for name, who in plan.kept.items())
-    lines += [f"  kept after a step: {kept}"]
+    lines += [f"  kept after a step: {_who(plan.kept)}"]
+    if plan.left:
+        lines += [f"  for later: {_who(plan.left)}"]
     if plan.carried:
         lines += [f"  carried: {', '.join(plan.carried)}"]
     return lines
+
+
+def _who(names: dict[str, tuple[str, ...]]) -> str:
+    return ", ".join(f"{'all' if name == '*' else name} ({', '.join(who)})" for name, who in names.items())

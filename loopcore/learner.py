@@ -35,6 +35,7 @@ from loopcore.hyperparameters import Hyper
 from loopcore.loop import EpochInfo, execute_step, run_epoch
 from loopcore.models import Models
 from loopcore.namespaces import CONSTANT
+from loopcore.packing import collect
 from loopcore.phases import Phase, PredictionPhase
 from loopcore.randomness import Random
 from loopcore.runs import Runs
@@ -424,6 +425,18 @@ class Learner:
     def history(self) -> Epochs:
         """Epoch values of the metrics: ``learner.history["val_loss"]`` is a list of floats, one an epoch."""
         return Epochs(self.shared)
+
+    def collect(self, name: str) -> Any:
+        """A value of the running step that is looked at later: ``numpy.asarray`` of it fetches it then.
+
+        Args:
+            name: of a step value; None is returned where the step does not have it.
+
+        Returns:
+            A Python number as it is, anything else as a `Pending`, whose ``is_ready()`` says whether to fetch it
+            would wait.
+        """
+        return collect(self.backend, self.runs.step, name)
 
     @property
     def sample_weight(self) -> Any:

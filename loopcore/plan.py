@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from zlib import crc32
 
 from loopcore.backend import DrawKey
-from loopcore.callback import Callback, name_of
+from loopcore.callback import Callback, Sleeper, name_of
 from loopcore.carry import check_carry, check_started, detach_carry
-from loopcore.dispatch import SCOPE_EVENTS, Member, Table, deliver, warn_unfired
+from loopcore.dispatch import SCOPE_EVENTS, Handler, Member, Table, deliver, warn_unfired
 from loopcore.events import EpochBegin, Event, FitBegin, FitEnd, StepBegin, StepEnd
 from loopcore.programs import Programs
 from loopcore.randomness import override
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _BODY_KEY = crc32(b"body")
 _OUTSIDE = (FitBegin, FitEnd, EpochBegin)
+_NOBODY: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Plan:
         why: the reason, in words.
         cuts: events within the step that a host handler listens to, with the names of the callbacks.
         kept: step values that outlive the step, with the names of those who read them; ``"*"`` means all.
+        left: step values that traced handlers leave for their own callback, gone when the step has ended.
         carried: shared paths and step values that pass from step to step.
     """
 
@@ -46,6 +48,7 @@ class Plan:
     why: str
     cuts: tuple[tuple[str, tuple[str, ...]], ...]
     kept: dict[str, tuple[str, ...]]
+    left: dict[str, tuple[str, ...]]
     carried: tuple[str, ...]
 
 
@@ -62,12 +65,13 @@ def make_plan(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str],
     listening = [callback for callback in callbacks if _hears(callback, phase)]
     cuts = _cuts(listening, phase)
     kept = _kept(listening, phase, reads)
+    left = _by_name([(name_of(c), c.leaves) for c in listening])
     carried = (*(f"step.{name}" for name in phase.carries), *(path for c in listening for path in c.carries))
     if not compiles:
-        return Plan("eager", why, cuts, kept, carried)
+        return Plan("eager", why, cuts, kept, left, carried)
     if cuts:
-        return Plan("split", "host handlers listen within the step", cuts, kept, carried)
-    return Plan("fused", "no host handler listens within the step", cuts, kept, carried)
+        return Plan("split", "host handlers listen within the step", cuts, kept, left, carried)
+    return Plan("fused", "no host handler listens within the step", cuts, kept, left, carried)
 
 
 def _hears(callback: Callback, phase: Phase) -> bool:
@@ -89,16 +93,23 @@ def _cuts(callbacks: Sequence[Callback], phase: Phase) -> tuple[tuple[str, tuple
     return tuple((event, tuple(dict.fromkeys(names))) for event, names in found.items())
 
 
-def _kept(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    readers: dict[str, list[str]] = {"loss": ["always"]}
+_Who = dict[str, tuple[str, ...]]
+
+
+def _kept(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str]) -> _Who:
     sources = [(name_of(c), (*c.reads, *(path for path in c.writes if path not in c.traced_reads))) for c in callbacks]
-    for who, paths in [*sources, (type(phase).__name__, phase.reads), ("Learner", reads)]:
+    return _by_name([("always", ("step.loss",)), *sources, (type(phase).__name__, phase.reads), ("Learner", reads)])
+
+
+def _by_name(sources: Sequence[tuple[str, Sequence[str]]]) -> _Who:
+    found: dict[str, list[str]] = {}
+    for who, paths in sources:
         for path in paths:
             root, _, rest = path.partition(".")
             name = rest.partition(".")[0] or "*"
             if root == "step" and name not in RESERVED:  # these belong to every state
-                readers.setdefault(name, []).append(who)
-    return {name: tuple(dict.fromkeys(who)) for name, who in readers.items()}
+                found.setdefault(name, []).append(who)
+    return {name: tuple(dict.fromkeys(who)) for name, who in found.items()}
 
 
 class Runner:
@@ -120,11 +131,16 @@ class Runner:
         self._begin_traced = tuple(handler for handler in begin if handler.traced)
         self._end_traced = tuple(handler for handler in end if handler.traced)
         self.kept = frozenset(plan.kept) | frozenset(phase.carries)
+        self.left = frozenset(plan.left)
         self.keeps_all = "*" in plan.kept
         self.carry: dict[str, Any] | None = None
         self.unchecked = True  # until a step was completed
         self.programs = None if plan.kind == "eager" else Programs(self)
-        self.plain = self.programs is None and not (phase.carries or self._begin_traced or self._end_traced)
+        own = [member.callback for member in members if _hears(member.callback, phase)]
+        self._throttled = [callback for callback in own if isinstance(callback, Sleeper) and callback.sleeps_at]
+        self._cutting = self.inner.within_steps()
+        traced = self._begin_traced or self._end_traced
+        self.plain = self.programs is None and not (phase.carries or traced or self._throttled)
         self.stream = crc32(self.name.encode("utf-8", "surrogatepass"), _BODY_KEY)
 
     def _fire(self, event: Event) -> None:
@@ -132,15 +148,27 @@ class Runner:
         if handlers:
             deliver(handlers, self.phase, event)
 
+    def awake(self, event: type[Event], asleep: frozenset[int]) -> tuple[Handler, ...]:
+        """The handlers of an event within a step, without those that a throttle put to sleep for this one."""
+        handlers = self.inner[event]
+        return tuple(h for h in handlers if not _sleeps(h, event, asleep)) if asleep else handlers
+
+    def cut_by(self, asleep: frozenset[int]) -> bool:
+        """Whether a host handler may cut the step."""
+        return any(not _sleeps(handler, handler.listener.event, asleep) for handler in self._cutting)
+
     def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str]) -> None:
         """Run the body by its plan, with carries, and the traced handlers of StepBegin and StepEnd around it."""
         carries = self.phase.carries
+        asleep = (
+            frozenset(id(one) for one in self._throttled if not one.wake(self.phase)) if self._throttled else _NOBODY
+        )
         before = {name: state.__dict__[name] for name in carries if name in state.__dict__}
         try:
             if self.programs is None or override.get() is not None:  # draws of the host are no part of a program
                 self.backend.run_body(self.call, key, body, state, self.handle)
             else:
-                self.programs.run(body, key, state, reads)
+                self.programs.run(body, key, state, reads, asleep)
         finally:
             if carries:
                 self.carry = detach_carry(self.backend, state, carries)
@@ -168,6 +196,13 @@ class Runner:
             check_started(self.phase, state)
         else:
             state.__dict__.update(self.carry)
+
+
+def _sleeps(handler: Handler, event: type[Event], asleep: frozenset[int]) -> bool:
+    callback = handler.callback
+    if id(callback) not in asleep or not isinstance(callback, Sleeper):
+        return False
+    return callback.sleeps_at is not None and issubclass(event, callback.sleeps_at)
 
 
 _STEP_BEGIN = StepBegin()

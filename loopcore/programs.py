@@ -6,15 +6,17 @@ import logging
 import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
+from operator import is_
+from types import MethodType
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from loopcore.backend import CompilingBackend, DrawKey, Tree
 from loopcore.dispatch import deliver
+from loopcore.inputs import Kinds, Scalars, Seen, Words, as_array, is_dynamic, parted
 from loopcore.keys import body_key, frozen
+from loopcore.packing import Packed
 from loopcore.state import State
-from loopcore.tracing import Cut, Left, Reached, Start, Trace, is_dynamic, parted
+from loopcore.tracing import Cut, Left, Reached, Start, Trace, Wanted
 from loopcore.user_lines import explained
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ _log = logging.getLogger("loopcore")
 _STORM = 8
 _PARTS = (
     *("the body", "an attribute of the phase", "a value of the state", "the names of the state"),
-    *("the names of shared", "what is read", "the seed", "state.apply", "the cuts"),
+    *("the names of shared", "what is read", "the seed", "state.apply", "what is carried", "who listens", "the cuts"),
 )
 
 
@@ -38,6 +40,16 @@ class Segment:
     held: tuple[Any, ...] = field(repr=False)  # what the key names by its id must stay alive
 
 
+class _Recent(NamedTuple):
+    """The last first segment, and what a step is compared with to see that it is the one again."""
+
+    segment: Segment
+    known: tuple[Any, ...]  # compared by identity
+    phase: tuple[Any, ...]  # values of its attributes, by identity too
+    apply: Any
+    asleep: frozenset[Any]
+
+
 class Programs:
     """The compiled steps of one runner."""
 
@@ -47,21 +59,25 @@ class Programs:
         self._backend = cast(CompilingBackend, runner.backend)
         self._segments: dict[Hashable, list[Segment]] = {}
         self._last: tuple[Hashable, ...] = ()
-        self._kept: dict[frozenset[str], frozenset[str]] = {}
-        self._carried_names = tuple(
-            path.removeprefix("shared.") for path in runner.plan.carried if path.startswith("shared.")
-        )
+        self._recent: _Recent | None = None
+        self._wanted: dict[frozenset[str], Wanted] = {}
+        names = [path.removeprefix("shared.") for path in runner.plan.carried if path.startswith("shared.")]
+        self._state_kinds, self._shared_kinds = Kinds(self._backend), Kinds(self._backend, frozenset(names))
+        self._words = Words(self._backend, runner.learner, names)
+        self._own, self._optimizers = Scalars(self._backend), Scalars(self._backend)
 
-    def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str]) -> None:
+    def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: frozenset[Any]) -> None:
         """Run one step; between its segments the host handlers of the cuts."""
-        start, static = self._start(state, key.step)
-        apply = state._apply if isinstance(state._apply, bool) else None  # pyright: ignore[reportPrivateUsage]
+        seen = self._state_kinds.of(state.__dict__), self._shared_kinds.of(vars(self._learner.shared))
+        start, static = self._start(state, key.step, *seen)
+        wanted = self._wanted.get(reads) or self._wanted_with(reads)
         first = self._backend.carried()
-        kept = self._kept.get(reads) or self._kept_with(reads)
         cuts: list[Cut] = []
         lefts: list[Left] = []
+        segment = self._again(body, start, static, wanted, asleep, state, seen)
         while True:
-            segment = self._segment(body, start, static, kept, cuts, apply)
+            if segment is None:
+                segment = self._segment(body, start, static, wanted, asleep, cuts, _fixed(state))
             try:
                 outputs, reached = segment.run(first, start, lefts)
             except Exception as error:
@@ -69,7 +85,7 @@ class Programs:
                 if better is error:
                     raise
                 raise better from error
-            self._land(state, outputs, reached)
+            self._land(state, outputs, reached, key.step)
             if reached.event is None:
                 return
             before = (dict(state.__dict__), self._backend.carried())
@@ -81,57 +97,98 @@ class Programs:
             cut, left = self._left(state, reached, outputs, before)
             cuts.append(cut)
             lefts.append(left)
+            segment = None
 
-    def _kept_with(self, reads: frozenset[str]) -> frozenset[str]:
-        everything = {"*"} if self._runner.keeps_all else frozenset[str]()
-        kept = self._kept[reads] = self._runner.kept | reads | {"weight"} | everything
-        return kept
+    def _wanted_with(self, reads: frozenset[str]) -> Wanted:
+        runner = self._runner
+        everything = {"*"} if runner.keeps_all else frozenset[str]()
+        wanted = Wanted(runner.kept | reads | {"weight"} | everything, runner.left - reads)
+        self._wanted[reads] = wanted
+        return wanted
 
     # -- inputs ------------------------------------------------------------------------------------------------
 
-    def _start(self, state: State, attempt: int) -> tuple[Start, dict[str, Any]]:
+    def _start(self, state: State, attempt: int, values: Seen, kept: Seen) -> tuple[Start, dict[str, Any]]:
         backend, learner = self._backend, self._learner
-        dynamic, static = parted(backend, state.__dict__)
-        shared = {name: value for name, value in vars(learner.shared).items() if is_dynamic(backend, value)}
-        for name in self._carried_names:
-            shared[name] = _as_array(vars(learner.shared)[name])
-        phase = {name: value for name, value in vars(self._runner.phase).items() if backend.is_array(value)}
+        shared = vars(learner.shared)
+        dynamic, static = (dict(state.__dict__), {}) if values.all_arrays else parted(backend, state.__dict__)
+        passed = self._shared_kinds.dynamic(shared, kept)
+        words = self._words.vector(attempt)
+        if self._words.large:
+            passed |= {name: as_array(shared[name]) for name in self._words.large}
+        attributes = vars(self._runner.phase)
+        phase = {name: value for name, value in attributes.items() if backend.is_array(value)} if attributes else {}
         apply = state._apply  # pyright: ignore[reportPrivateUsage]
-        hyper = learner.hyper._values(), backend.hyper_values()
-        start = Start(dynamic, shared, *hyper, np.int32(attempt), phase, () if isinstance(apply, bool) else apply)
-        return start, static
+        hyper = self._own(learner.hyper._own), self._optimizers(backend.hyper_values())  # pyright: ignore[reportPrivateUsage]
+        return Start(dynamic, passed, *hyper, words, phase, () if isinstance(apply, bool) else apply), static
 
     # -- programs ----------------------------------------------------------------------------------------------
+
+    def _again(
+        self,
+        body: Body,
+        start: Start,
+        static: Any,
+        wanted: Wanted,
+        asleep: frozenset[Any],
+        state: State,
+        seen: tuple[Seen, Seen],
+    ) -> Segment | None:
+        """The first segment of the last step, if nothing that it depends on is another thing now."""
+        function = body.__func__ if type(body) is MethodType and body.__self__ is self._runner.phase else None
+        known = (function, *seen, wanted, self._words.layout, self._learner.seed)
+        attributes = tuple(vars(self._runner.phase).values())
+        recent = self._recent
+        if recent is not None and all(map(is_, known, recent.known)) and len(attributes) == len(recent.phase):
+            same = all(map(is_, attributes, recent.phase)) and asleep == recent.asleep
+            if same and _fixed(state) is recent.apply and not (static or start.phase) and self._fits(recent.segment):
+                return recent.segment
+        self._recent = None
+        hidden = any(one.containers for one in seen)
+        if function is None or static or start.phase or hidden or not all(map(_is_atom, attributes)):
+            return None
+        segment = self._segment(body, start, static, wanted, asleep, (), _fixed(state))
+        self._recent = _Recent(segment, known, attributes, _fixed(state), asleep)
+        return segment
 
     def _segment(
         self,
         body: Body,
         start: Start,
         static: dict[str, Any],
-        kept: frozenset[str],
+        wanted: Wanted,
+        asleep: frozenset[Any],
         cuts: Sequence[Cut],
         apply: bool | None,
     ) -> Segment:
         phase = self._runner.phase
         attributes = {name: value for name, value in vars(phase).items() if name not in start.phase}
+        layout = self._words.layout
         key = (
             body_key(body, self._backend.is_array),
             frozen(attributes) if attributes else (),
             frozen(static) if static else (),
-            *(tuple(start.state), tuple(start.shared), kept, self._learner.seed, apply),
+            *(tuple(start.state), tuple(start.shared), wanted, self._learner.seed, apply),
+            *(tuple(layout.items()), asleep),
             frozen(tuple(cuts)) if cuts else (),
         )
         there = self._segments.setdefault(key, [])
-        shared = vars(self._learner.shared)
         for segment in there:
-            if all(name in shared and frozen(shared[name]) == was for name, was in segment.guards.items()):
+            if self._fits(segment):
                 return segment
         self._report(key, there, len(cuts))
-        trace = Trace(self._runner, body, tuple(cuts), kept, static, apply)
-        donate = (0,) if self._runner.plan.kind == "fused" else ()
+        trace = Trace(self._runner, body, tuple(cuts), wanted, static, apply, dict(layout), asleep)
+        donate = () if self._runner.cut_by(asleep) else (0,)
         made = Segment(self._backend.compile(trace, donate), trace.guards, (body, phase, *static.values()))
         there.append(made)
         return made
+
+    def _fits(self, segment: Segment) -> bool:
+        """Whether the Python scalars of ``shared`` that it read are what they were."""
+        if not segment.guards:
+            return True
+        shared = vars(self._learner.shared)
+        return all(name in shared and frozen(shared[name]) == was for name, was in segment.guards.items())
 
     def _report(self, key: tuple[Hashable, ...], there: Sequence[Segment], cut: int) -> None:
         """Log why a further program is made; warn when they do not end."""
@@ -149,28 +206,32 @@ class Programs:
             warnings.warn(
                 f"the steps of phase {self._runner.name!r} were compiled {known} times, because {why} from step to "
                 "step: make it an array or a float of the state, which are inputs, or set compile = False",
-                stacklevel=6,
+                stacklevel=7,
             )
 
     # -- outputs -----------------------------------------------------------------------------------------------
 
-    def _land(self, state: State, outputs: dict[str, Tree], reached: Reached) -> None:
+    def _land(self, state: State, outputs: dict[str, Tree], reached: Reached, attempt: int) -> None:
         """What a segment computed becomes the learner's."""
-        learner, values = self._learner, state.__dict__
+        values = state.__dict__
         self._backend.put_carried(outputs["carried"])
-        if reached.event is None:  # what is not handed back was there all the same
-            values.update(dict.fromkeys(name for name in reached.names if name not in values))
+        if reached.event is None:
+            packed = Packed(self._backend, outputs["packed"], reached.layout)
+            state._packed = packed  # pyright: ignore[reportPrivateUsage]
+            self._words.land(packed, attempt)
+            values.update(dict.fromkeys(reached.left_out))  # what is not handed back was there all the same
         values.update(outputs["state"])
+        shared = vars(self._learner.shared)
+        shared.update(outputs["shared"])
+        shared.update(reached.shared)
         for name, value in reached.state.items():
             if name == "apply":
                 state._apply = value  # pyright: ignore[reportPrivateUsage]
             else:
                 values[name] = value
-        vars(learner.shared).update(outputs["shared"])
-        vars(learner.shared).update(reached.shared)
         if "apply" in outputs["step"]:
             state._apply = outputs["step"]["apply"]  # pyright: ignore[reportPrivateUsage]
-        state.updated = outputs["step"].get("updated", reached.updated)
+        state._updated = outputs["step"].get("updated", reached.updated)  # pyright: ignore[reportPrivateUsage]
         counts = state._draws or {}  # pyright: ignore[reportPrivateUsage]
         state._draws = {**counts, **reached.draws}  # pyright: ignore[reportPrivateUsage]
 
@@ -193,24 +254,27 @@ class Programs:
             static = {}
         now = backend.carried()
         shared = {name: value for name, value in vars(learner.shared).items() if is_dynamic(backend, value)}
-        apply = state._apply  # pyright: ignore[reportPrivateUsage]
-        fixed = apply if isinstance(apply, bool) else None
-        hyper = learner.hyper._values(), backend.hyper_values()
-        left = Left(now, arrays, shared, *hyper, outputs["gradients"], () if fixed is not None else apply)
+        shared |= self._words.present()
+        fixed = _fixed(state)
+        hyper = learner.hyper._values(), dict(backend.hyper_values())
+        apply = () if fixed is not None else state._apply  # pyright: ignore[reportPrivateUsage]
+        left = Left(now, arrays, shared, *hyper, outputs["gradients"], apply)
         moved = _sources(backend, carried, now)
         return Cut(reached.inside, fixed, tuple(replaced), by, tuple(static.items()), moved), left
+
+
+def _fixed(state: State) -> bool | None:
+    """``state.apply`` if that is a bool, and not an input."""
+    apply = state._apply  # pyright: ignore[reportPrivateUsage]
+    return apply if isinstance(apply, bool) else None
+
+
+def _is_atom(value: Any) -> bool:
+    """Whether the same object is the same value."""
+    return isinstance(value, (bool, int, float, str, type(None))) or callable(value)
 
 
 def _sources(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:
     """For each leaf which leaf of the old tree it is, -1 for a new one."""
     places = {id(leaf): place for place, leaf in enumerate(backend.tree_leaves(old))}
     return tuple(places.get(id(leaf), -1) for leaf in backend.tree_leaves(new))
-
-
-def _as_array(value: Any) -> Any:
-    """A carried Python scalar as an array, so that a program never depends on its value."""
-    if isinstance(value, bool):
-        return np.bool_(value)
-    if isinstance(value, int):
-        return np.int32(value)
-    return np.float32(value) if isinstance(value, float) else value

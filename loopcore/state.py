@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from loopcore.events import Outcome
 
+if TYPE_CHECKING:
+    from loopcore.packing import Packed
+
 RESERVED = frozenset({"outcome", "apply", "updated"})
 _UNSET: dict[str, Any] = {"_apply": True, "_dropped": ()} | dict.fromkeys(
-    ("_batch", "_differentiated", "_draws", "_replaced", "_size", "outcome", "updated")
+    ("_batch", "_differentiated", "_draws", "_packed", "_replaced", "_size", "_updated", "outcome")
 )
 
 
@@ -22,8 +25,8 @@ class State:
     """
 
     __slots__ = (
-        *("__dict__", "__weakref__", "outcome", "updated"),
-        *("_apply", "_batch", "_differentiated", "_draws", "_dropped", "_replaced", "_size"),
+        *("__dict__", "__weakref__", "outcome"),
+        *("_apply", "_batch", "_differentiated", "_draws", "_dropped", "_packed", "_replaced", "_size", "_updated"),
     )
 
     if TYPE_CHECKING:
@@ -32,17 +35,19 @@ class State:
         _draws: dict[str, int] | None
         _dropped: Iterable[str]
         _differentiated: frozenset[str] | None  # at a cut within an objective: values that a gradient goes through
+        _packed: Packed | None  # after a compiled step: values that nobody has read yet
         _replaced: dict[str, str] | None  # within an objective: value -> the callback that did
         _size: int | None
+        _updated: Any
         outcome: Outcome | None
-        updated: Any
 
         def __setattr__(self, name: str, value: Any) -> None: ...
 
     @property
     def apply(self) -> Any:
         """Whether the next update happens: a bool or a 0-d boolean array."""
-        return self._apply
+        packed = self._packed
+        return self._apply if packed is None or "apply" not in packed.layout else packed.get("apply")
 
     @apply.setter
     def apply(self, value: Any) -> None:
@@ -51,9 +56,21 @@ class State:
         elif value is not True:
             self._apply = self._apply & value
 
+    @property
+    def updated(self) -> Any:
+        """Whether the last update happened: a bool or a 0-d boolean array; None before the first."""
+        packed = self._packed
+        return self._updated if packed is None or "updated" not in packed.layout else packed.get("updated")
+
+    @updated.setter
+    def updated(self, value: Any) -> None:
+        self._updated = value
+
     def __getattr__(self, name: str) -> Any:
         if name in _UNSET:  # no __init__ writes these at every step
             return _UNSET[name]
+        if self._packed is not None and f"step.{name}" in self._packed.layout:
+            return self._packed.get(f"step.{name}")
         if name in self._dropped:
             raise AttributeError(
                 f"step.{name} was not kept when the step ended, since nobody declared to read it. Add "
@@ -92,12 +109,14 @@ class Shared:
     """State between callbacks and phases, ``learner.shared``. Holds anything; has no public methods.
 
     While a step is compiled, its Python scalars are hidden: one that is read is noted, since the program is made for
-    its value.
+    its value. Carried scalars may still be packed in what a compiled step returned.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_hidden", "_noted")
+    __slots__ = ("__dict__", "__weakref__", "_hidden", "_noted", "_packed")
+    _packed: dict[str, Packed]
 
     def __init__(self) -> None:
+        object.__setattr__(self, "_packed", {})
         self._show()
 
     def _hide(self, scalars: Mapping[str, Any], noted: dict[str, Any]) -> None:
@@ -115,8 +134,21 @@ class Shared:
             value = self._hidden[name]
             self._noted[name] = (type(value), value)
             return value
-        there = ", ".join(sorted(self.__dict__)) or "nothing"
+        if name in self._packed:
+            value = self.__dict__[name] = self._packed[name].get(f"shared.{name}")
+            return value
+        there = ", ".join(sorted({*self.__dict__, *self._packed})) or "nothing"
         raise AttributeError(f"nothing wrote shared.{name} yet; shared holds {there}", name=name, obj=self)
 
+    def __delattr__(self, name: str) -> None:
+        self._packed.pop(name, None)
+        object.__delattr__(self, name)
+
+    def _settle(self) -> None:
+        """Make an attribute of every value that is still packed."""
+        for name in self._packed:
+            getattr(self, name)
+        self._packed.clear()
+
     def __repr__(self) -> str:
-        return f"Shared({', '.join(self.__dict__)})"
+        return f"Shared({', '.join(dict.fromkeys((*self.__dict__, *self._packed)))})"

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from loopcore.backend import CompilingBackend, DrawKey, Tree
 from loopcore.dispatch import Handler, deliver
+from loopcore.errors import CarryError
 from loopcore.events import Event
+from loopcore.inputs import as_array, parted
+from loopcore.packing import Layout, add_slot
 from loopcore.state import State
 
 if TYPE_CHECKING:
@@ -25,6 +28,13 @@ if TYPE_CHECKING:
 _STEP = ("apply", "updated")
 
 
+class Wanted(NamedTuple):
+    """Names of step values that a program hands back, as they are or (what is looked at later) packed."""
+
+    kept: frozenset[str]
+    left: frozenset[str]
+
+
 class Start(NamedTuple):
     """What a step begins with. Dynamic values are inputs of its programs, the others part of their key."""
 
@@ -32,7 +42,7 @@ class Start(NamedTuple):
     shared: dict[str, Tree]
     hyper: dict[str, Any]
     optimizers: dict[str, Any]
-    attempt: Any
+    words: Any  # the number of the step, and carried scalars
     phase: dict[str, Tree]
     apply: Any  # a 0-d array, or () where it is a bool
 
@@ -79,8 +89,9 @@ class Reached(NamedTuple):
     shared: dict[str, Any]
     updated: Any
     draws: dict[str, int]
-    names: tuple[str, ...]
+    left_out: tuple[str, ...]
     differentiated: frozenset[str]
+    layout: Layout
 
 
 class _Cut(BaseException):
@@ -98,9 +109,11 @@ class Trace:
         runner: of the phase.
         body: the step body.
         cuts: the earlier cuts of this step.
-        kept: names of step values that are handed back.
+        wanted: names of step values that are handed back.
         static: state values that are no arrays.
         apply: ``state.apply`` at the begin of the step if that is a bool.
+        layout: of the packed words that come in.
+        asleep: handlers that do not hear this step.
     """
 
     def __init__(
@@ -108,18 +121,22 @@ class Trace:
         runner: Runner,
         body: Body,
         cuts: Sequence[Cut],
-        kept: frozenset[str],
+        wanted: Wanted,
         static: Mapping[str, Any],
         apply: bool | None,
+        layout: Layout,
+        asleep: frozenset[Any],
     ) -> None:
         self._runner = runner
         self._learner = runner.learner
         self._backend = cast(CompilingBackend, runner.backend)
         self._body = body
         self._cuts = cuts
-        self._kept = kept
+        self._wanted = wanted
         self._static = static
         self._apply = apply
+        self._layout = layout
+        self._asleep = asleep
         self.guards: dict[str, Any] = {}
 
     def __call__(self, carried: Tree, start: Start, lefts: list[Left]) -> tuple[Tree, Reached]:
@@ -139,7 +156,7 @@ class Trace:
 
     def _run(self, state: State, start: Start) -> tuple[Tree, Reached]:
         runner = self._runner
-        key = DrawKey(self._learner.seed, runner.stream, start.attempt)
+        key = DrawKey(self._learner.seed, runner.stream, self._attempt)
         try:
             self._backend.run_body(runner.call, key, self._body, state, self._handle)
         except _Cut as cut:
@@ -151,23 +168,26 @@ class Trace:
         """Everything a body can reach is an input; afterwards it is as it was."""
         backend, runs, learner, phase = self._backend, self._learner.runs, self._learner, self._runner.phase
         shared = vars(learner.shared)
-        before = (backend.carried(), backend.hyper_values(), dict(shared), learner.hyper._values())
+        before = (backend.carried(), dict(backend.hyper_values()), dict(shared), learner.hyper._values())
         outer = (runs.step, runs.attempt, runs.gradient, self._runner.handle)
         attributes = {name: getattr(phase, name) for name in start.phase}
+        words = {name: backend.from_words(start.words, *slot) for name, slot in self._layout.items()}
+        self._attempt = words.pop("attempt")
+        carried_words = {name.removeprefix("shared."): value for name, value in words.items()}
         self._state = state = State()
         state._apply = start.apply if self._apply is None else self._apply  # pyright: ignore[reportPrivateUsage]
         state._batch = start.state  # pyright: ignore[reportPrivateUsage]
         state.__dict__.update(self._static)
         state.__dict__.update(start.state)
         try:
-            runs.step, runs.attempt, runs.gradient = state, start.attempt, self._gradient
+            runs.step, runs.attempt, runs.gradient = state, self._attempt, self._gradient
             self._runner.handle = self._handle
             vars(phase).update(start.phase)
             backend.put_carried(carried)
             backend.put_hyper_values(start.optimizers)
             learner.hyper._put_values(start.hyper)
-            learner.shared._hide(_scalars(shared, start.shared), self.guards)
-            shared.update(start.shared)
+            learner.shared._hide(_scalars(shared, start.shared | carried_words), self.guards)
+            shared.update(start.shared | carried_words)
             self._given = dict(shared)
             yield state
         finally:
@@ -183,7 +203,7 @@ class Trace:
     # -- what the body calls -----------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
-        handlers = self._runner.inner[type(event)]
+        handlers = self._runner.awake(type(event), self._asleep)
         for traced, group in groupby(handlers, lambda handler: handler.traced):
             if traced:
                 deliver(tuple(group), self._runner.phase, event)
@@ -244,8 +264,9 @@ class Trace:
         """The arrays to hand back, and what the program knows besides."""
         backend, state = self._backend, self._state
         inside, last = self._depth > 0, event is None
-        names = self._kept if last or inside else state.__dict__.keys()
-        everything = "*" in self._kept
+        kept, left = self._wanted
+        names = kept | left if last or inside else state.__dict__.keys()
+        everything = "*" in kept
         found = {name: value for name, value in state.__dict__.items() if everything or name in names}
         arrays, others = parted(backend, found, floats=False)
         shared = vars(self._learner.shared)
@@ -254,32 +275,56 @@ class Trace:
         }
         moving, fixed = parted(backend, changed, floats=False)
         carried = {name: shared[name] for name in self._start.shared} if self._start else {}
+        step = {name: value for name in _STEP if backend.is_array(value := getattr(state, name)) or _traced(value)}
         outputs: dict[str, Tree] = {
             "carried": backend.carried(),
             "state": arrays,
-            "shared": {**carried, **moving},
+            "shared": {**carried, **moving, **self._carried_words(shared)},
             "gradients": [] if last else self._computed,
-            "step": {
-                name: value for name in _STEP if backend.is_array(value := getattr(state, name)) or _traced(value)
-            },
+            "step": step,
         }
         differentiated = frozenset(name for name in arrays if inside and backend.is_differentiated(arrays[name]))
         if inside:
             outputs = {name: backend.concrete(tree) for name, tree in outputs.items()}
-        updated = None if "updated" in outputs["step"] else state.updated
+        updated = None if "updated" in step else state.updated
         draws = dict(state._draws or {})  # pyright: ignore[reportPrivateUsage]
-        known = others | _apply_of(state, outputs)
-        return outputs, Reached(
-            event, handlers, inside, known, fixed, updated, draws, tuple(state.__dict__), differentiated
-        )
+        known = others if "apply" in step else others | {"apply": state.apply}
+        layout = self._pack(outputs, left) if last else {}
+        fixed = {name: value for name, value in fixed.items() if f"shared.{name}" not in self._layout}
+        there = {*outputs["state"], *known, *(name.removeprefix("step.") for name in layout)}
+        left_out = tuple(name for name in state.__dict__ if name not in there)
+        return outputs, Reached(event, handlers, inside, known, fixed, updated, draws, left_out, differentiated, layout)
+
+    def _carried_words(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """The carried scalars that came packed, as they are now."""
+        names = (name.removeprefix("shared.") for name in self._layout if name != "attempt")
+        return {name: as_array(shared[name]) for name in names}
+
+    def _pack(self, outputs: dict[str, Tree], left: frozenset[str]) -> Layout:
+        """Move small values from the outputs of the last segment into the packed words."""
+        backend, shared, state, step = self._backend, outputs["shared"], outputs["state"], outputs["step"]
+        layout: Layout = {}
+        values: list[Any] = []
+        for name in self._layout:
+            value = self._attempt + 1 if name == "attempt" else shared.pop(name.removeprefix("shared."))
+            if not add_slot(layout, name, *backend.signature(value)) or layout[name] != self._layout[name]:
+                shape, dtype = backend.signature(value)
+                was = self._layout[name]
+                raise CarryError(
+                    f"{name} is carried, but changed within the step from {was.dtype}{list(was.shape)} to "
+                    f"{dtype}{list(shape)}: a carried value keeps its shape and dtype"
+                )
+            values.append(value)
+        for root, tree, names in (("step.", state, left), ("", step, frozenset(_STEP))):
+            for name in [name for name in tree if name in names and backend.is_array(tree[name])]:
+                if add_slot(layout, f"{root}{name}", *backend.signature(tree[name])):
+                    values.append(tree.pop(name))
+        outputs["packed"] = backend.to_words(values)
+        return layout
 
 
 def _traced(value: Any) -> bool:
     return value is not None and not isinstance(value, (bool, int, float)) and hasattr(value, "dtype")
-
-
-def _apply_of(state: State, outputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {} if "apply" in outputs["step"] else {"apply": state.apply}
 
 
 def _scalars(shared: Mapping[str, Any], dynamic: Mapping[str, Any]) -> dict[str, Any]:
@@ -289,25 +334,3 @@ def _scalars(shared: Mapping[str, Any], dynamic: Mapping[str, Any]) -> dict[str,
         for name, value in shared.items()
         if name not in dynamic and isinstance(value, (bool, int, float, str))
     }
-
-
-def parted(backend: Any, values: Mapping[str, Any], *, floats: bool = True) -> tuple[dict[str, Tree], dict[str, Any]]:
-    """Values that are trees of arrays, and the others. As inputs floats count as arrays, as outputs they do not."""
-    arrays = {
-        name: value
-        for name, value in values.items()
-        if is_dynamic(backend, value) and (floats or not isinstance(value, float))
-    }
-    return arrays, {name: value for name, value in values.items() if name not in arrays}
-
-
-def is_dynamic(backend: Any, value: Any) -> bool:
-    """Whether a value is a tree with nothing but arrays and floats in it."""
-    if isinstance(value, (bool, int, str, bytes)) or value is None:
-        return False
-    if isinstance(value, float) or backend.is_array(value):
-        return True
-    if not isinstance(value, (dict, list, tuple)) or not value:
-        return False
-    leaves = backend.tree_leaves(value)
-    return bool(leaves) and all(backend.is_array(leaf) or isinstance(leaf, float) for leaf in leaves)

@@ -61,8 +61,9 @@ def test_the_docstring_lists_what_the_class_declares(cls: type[lc.Callback]) -> 
         assert not (cls.reads or cls.writes or cls.listeners), "theirs depend on their arguments"
         return
     example = cls() if cls is lc.Metrics else cls  # its own depend on its metrics; without any it has the loss
-    reads = ", ".join((*example.reads, *cls.traced_reads))
+    reads = ", ".join((*example.reads, *example.traced_reads))
     assert line(cls, "Reads").removesuffix(" and the step values of its metrics") == reads
+    assert line(cls, "Leaves") == ", ".join(example.leaves)
     assert line(cls, "Writes") == ", ".join(example.writes)
     heard: dict[str, set[bool]] = {}
     for listener in cls.listeners:

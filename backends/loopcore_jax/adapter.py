@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.errors import BackendError, UnknownModelError
-from loopcore_jax import arrays, losses
+from loopcore_jax import arrays, losses, words
 from loopcore_jax.gradients import Gradients
 from loopcore_jax.models import Models
 from loopcore_jax.namespace import Namespace
@@ -257,6 +258,18 @@ class Backend:
     def put_hyper_values(self, values: Mapping[str, Any]) -> None:
         """The inverse of `hyper_values`; takes 0-d arrays while a program is traced."""
         self._optimizers.put_hyper_values(values)
+
+    def constant(self, value: float) -> Array:
+        """A 0-d array that is as weakly typed as the float."""
+        return jax.device_put(jnp.asarray(value), self._arrays.device)
+
+    def to_words(self, values: Sequence[Array]) -> Array:
+        """The bits of small arrays in one vector."""
+        return words.to_words(values)
+
+    def from_words(self, vector: Array, start: int, shape: tuple[int, ...], dtype: str) -> Array:
+        """One of the packed arrays."""
+        return words.from_words(vector, start, shape, dtype)
 
     def is_traced(self, value: Any) -> bool:
         """Whether it is an array that stands for one in a trace."""

@@ -59,8 +59,8 @@ class Optimizers:
         store = self._present.store
         attached: list[Attached] = []
         states: list[Tree] = []
-        hyper: list[dict[str, Any]] = []
-        for given, paths in optimizers:
+        hyper: dict[str, Any] = {}
+        for index, (given, paths) in enumerate(optimizers):
             if isinstance(given, OptimizerSpec):
                 make, values = _of_spec(given)
                 one = Attached(make(**values), make, paths, None, {name: name for name in values}, {})
@@ -73,7 +73,7 @@ class Optimizers:
                 values = {name: float(_scalars(state, own)[0]) for name, own in names.items() if name not in one.fixed}
             attached.append(one)
             states.append(state)
-            hyper.append(values)
+            hyper |= {f"{index}.{name}": value for name, value in values.items()}
         self._attached, store.states, store.hyper = attached, states, hyper
 
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
@@ -102,9 +102,9 @@ class Optimizers:
         Raises:
             OptimizerError: optax keeps it where nobody can read it.
         """
-        one, values = self._attached[index], self._present.store.hyper[index]
-        if name in values:
-            return values[name]
+        one, hyper = self._attached[index], self._present.store.hyper
+        if f"{index}.{name}" in hyper:
+            return hyper[f"{index}.{name}"]
         if name in one.names:
             return float(_scalars(self._present.store.states[index], one.names[name])[0])
         raise OptimizerError(one.fixed[name])
@@ -118,18 +118,20 @@ class Optimizers:
         one = self._attached[index]
         if name in one.fixed:
             raise OptimizerError(one.fixed[name])
-        self._present.store.hyper[index][name] = value
+        self._present.store.hyper[f"{index}.{name}"] = value
 
     def hyper_values(self) -> dict[str, Any]:
-        """All that can be set, under ``"index.name"``."""
-        hyper = self._present.store.hyper
-        return {f"{index}.{name}": value for index, values in enumerate(hyper) for name, value in values.items()}
+        """All that can be set, under ``"index.name"``, by reference."""
+        return self._present.store.hyper
 
     def put_hyper_values(self, values: Mapping[str, Any]) -> None:
         """The inverse of `hyper_values`."""
-        for key, value in values.items():
-            index, _, name = key.partition(".")
-            self._present.store.hyper[int(index)][name] = value
+        self._present.store.hyper = dict(values)
+
+    def _hyper_of(self, index: int) -> dict[str, Any]:
+        start = f"{index}."
+        hyper = self._present.store.hyper
+        return {name.removeprefix(start): value for name, value in hyper.items() if name.startswith(start)}
 
     # -- updates -----------------------------------------------------------------------------------------------
 
@@ -147,7 +149,7 @@ class Optimizers:
         store = self._present.store
         stepping = [n for n, one in enumerate(self._attached) if not grads.keys().isdisjoint(one.paths)]
         params = {path: store.params[path] for n in stepping for path in self._attached[n].paths}
-        hyper = [store.hyper[n] for n in stepping]
+        hyper = [self._hyper_of(n) for n in stepping]
         now = (params, [store.states[n] for n in stepping])
 
         def step(now: tuple[Leaves, list[Tree]]) -> tuple[Leaves, list[Tree]]:

@@ -20,17 +20,17 @@ class Store:
         params: by path.
         buffers: non-trainable state, by path.
         states: one tree for each optimizer.
-        hyper: present hyperparameters of each optimizer, by name.
+        hyper: present hyperparameters of the optimizers, by ``"index.name"``.
     """
 
     params: Leaves = field(default_factory=dict[str, Array])
     buffers: Leaves = field(default_factory=dict[str, Array])
     states: list[Tree] = field(default_factory=list[Tree])
-    hyper: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    hyper: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def copy(self) -> Store:
         """Another store of the same arrays."""
-        return Store(dict(self.params), dict(self.buffers), list(self.states), [dict(one) for one in self.hyper])
+        return Store(dict(self.params), dict(self.buffers), list(self.states), dict(self.hyper))
 
 
 class Frame(threading.local):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,13 @@ from loopcore.errors import CallbackError, LossError
 from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
 from loopcore.history import Ring, Series
 from loopcore.metrics import Loss, Metric
+from loopcore.packing import fetched
 from loopcore.phases import PredictionPhase
 
 _FLUSH = 1024  # steps whose values stay on the device at most
+_ROW = ("step.metrics_names", "step.metrics_row")
+_WEIGHT = None  # the name of the column with weights
+_NUMBERS = frozenset({int, float, bool})
 
 
 class Metrics(Callback):
@@ -25,8 +30,9 @@ class Metrics(Callback):
     metrics with ``host=True`` and objects cost a transfer each step. A metric whose step values a phase does not
     have is left out there. An epoch without samples has no value (None), never 0.
 
-    Reads: step.loss and the step values of its metrics
+    Reads: step.loss, step.weight and the step values of its metrics
     Writes: shared.metrics_epoch, shared.metrics_step
+    Leaves: step.metrics_names, step.metrics_row
     Handles: EpochBegin, StepEnd (also traced), EpochEnd, FitEnd
 
     Args:
@@ -52,19 +58,15 @@ class Metrics(Callback):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise CallbackError(f"two metrics are named {twice[0]!r}: give one of them Metric(fn, name=...)")
-        traced = [metric for metric in self.metrics if not metric.host and not metric.value]
-        self._slots = {f"metric_{index}": metric for index, metric in enumerate(traced)}
-        fetched = [(name, metric) for name, metric in self._slots.items()]
-        self._values = [(metric.args[0], metric) for metric in self.metrics if metric.value and not metric.host]
-        self._fetched = self._values + fetched
+        self._measured = [metric for metric in self.metrics if not metric.host]
         self._hosted = [metric for metric in self.metrics if metric.host]
         self._open: list[_Epoch] = []
         self._seen: set[str] = set()
-        hosted = {f"step.{arg}" for metric in self._hosted for arg in metric.args}
-        self.reads = tuple(sorted({f"step.{name}" for name, _ in self._values} | hosted))
-        self.traced_reads = tuple(sorted({f"step.{arg}" for metric in traced for arg in metric.args}))
-        slots = tuple(f"step.{slot}" for slot in self._slots)
-        self.writes = ("shared.metrics_epoch", "shared.metrics_step", *slots)
+        self.reads = tuple(sorted({f"step.{arg}" for metric in self._hosted for arg in metric.args}))
+        measured = {f"step.{arg}" for metric in self._measured for arg in metric.args}
+        self.traced_reads = (*sorted(measured), "step.weight")
+        self.writes = ("shared.metrics_epoch", "shared.metrics_step")
+        self.leaves = _ROW
 
     def setup(self, learner: Any) -> None:
         """Start with empty series, unless there are some."""
@@ -79,24 +81,33 @@ class Metrics(Callback):
 
     @on(StepEnd, traced=True)
     def compute(self, learner: Any, phase: Any) -> None:
-        """Evaluate the metrics that are functions, on the device."""
-        step = learner.step
-        for slot, metric in self._slots.items():
+        """Evaluate the metrics that are no host's, on the device, and put them in a row."""
+        step, number = learner.step, learner.number
+        names: list[str | None] = []
+        row: list[Any] = []
+        for metric in self._measured:
             if _is_for(metric, phase) and (args := _args(step, metric)) is not None:
-                setattr(step, slot, metric.fn(*args))
+                names.append(metric.name)
+                row.append(_scalar(number(args[0] if metric.value else metric.fn(*args)), metric.name))
+        weight = learner.sample_weight
+        if type(weight) is not int:
+            names.append(_WEIGHT)
+            row.append(_scalar(number(weight), "step.weight"))
+        step.metrics_names = tuple(names)
+        step.metrics_row = (
+            tuple(row) if _NUMBERS.issuperset(map(type, row)) else learner.xp.stack(_floats(learner, row))
+        )
 
     @on(StepEnd)
     def record(self, learner: Any, phase: Any, event: StepEnd) -> None:
-        """Keep the values of a completed step, still on the device."""
+        """Keep the row of a completed step, still on the device."""
         epoch = self._open[-1] if self._open else None
         if event.outcome != "completed" or epoch is None or epoch.phase is not phase:
             return
-        step = learner.step
-        number = learner.number
-        row = [number(getattr(step, name, None)) for name, _ in self._fetched]
-        epoch.rows.append((row, learner.sample_weight))
+        collect = learner.collect
+        epoch.rows.append((collect("metrics_names"), collect("metrics_row"), learner.sample_weight))
         for metric in self._hosted:
-            if _is_for(metric, phase) and (args := _args(step, metric)) is not None:
+            if _is_for(metric, phase) and (args := _args(learner.step, metric)) is not None:
                 epoch.observe(metric, args, learner)
         if len(epoch.rows) >= _FLUSH:
             self._flush(learner, epoch)
@@ -126,18 +137,18 @@ class Metrics(Callback):
                 warnings.warn(f"metric {metric.name!r} had no value in this fit: no phase wrote {wanted}", stacklevel=2)
 
     def _flush(self, learner: Any, epoch: _Epoch) -> None:
-        """Fetch the pending values in one go, add them up in float64, and put them into the series of steps."""
-        if not epoch.rows:
-            return
+        """Fetch the pending rows in one go, add them up in float64, and put them into the series of steps."""
         rows, epoch.rows = epoch.rows, []
-        weights = _numbers(learner, [weight for _, weight in rows], "step.weight")
         series, phase = learner.shared.metrics_step, epoch.phase.name
-        for column, (_, metric) in enumerate(self._fetched):
-            present = [index for index, (row, _) in enumerate(rows) if row[column] is not None]
-            if present and _is_for(metric, epoch.phase):
-                values = _numbers(learner, [rows[index][0][column] for index in present], metric.name)
-                epoch.add(metric.name, values, weights[present])
-                series.of(phase, metric.name, Ring).extend(values)
+        for names, group in groupby(rows, lambda row: row[0]):
+            table = list(group)
+            values = fetched([row for _, row, _ in table]).reshape(len(table), len(names))
+            weighted = _WEIGHT in names
+            weights = values[:, -1] if weighted else np.array([weight for *_, weight in table], np.float64)
+            for name, column in zip(names, values.T, strict=True):
+                if name is not _WEIGHT:
+                    epoch.add(name, column, weights)
+                    series.of(phase, name, Ring).extend(column)
 
 
 class _Epoch:
@@ -145,7 +156,7 @@ class _Epoch:
 
     def __init__(self, phase: Any, metrics: list[Metric]) -> None:
         self.phase = phase
-        self.rows: list[tuple[list[Any], Any]] = []
+        self.rows: list[tuple[tuple[str, ...], Any, Any]] = []
         self._metrics = metrics
         self._sums: dict[str, tuple[float, float]] = {}
         self._everything: dict[str, list[tuple[Any, ...]]] = {}
@@ -210,6 +221,21 @@ def _numbers(learner: Any, values: list[Any], name: str) -> np.ndarray[Any, Any]
     if wrong is not None:
         raise LossError(f"metric {name!r} is a scalar for each step, but has the shape {wrong.shape}: take its mean")
     return np.array([float(value) for value in fetched])
+
+
+def _scalar(value: Any, name: str) -> Any:
+    shape = getattr(value, "shape", ())
+    if shape:
+        raise LossError(f"metric {name!r} is a scalar for each step, but has the shape {tuple(shape)}: take its mean")
+    return value
+
+
+def _floats(learner: Any, row: list[Any]) -> list[Any]:
+    """All as arrays of one dtype: float32, or float64 where one of them is."""
+    xp = learner.xp
+    arrays = [xp.full((), value) if type(value) in _NUMBERS else value for value in row]
+    wide = next((array.dtype for array in arrays if "float64" in str(array.dtype)), xp.float32)
+    return [xp.astype(array, wide) for array in arrays]
 
 
 def _as_floats(name: str, compute: Callable[[], Any]) -> dict[str, float | None]:

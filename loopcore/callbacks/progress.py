@@ -48,6 +48,8 @@ class ProgressPrinter(Callback):
         self._round = 1
         self._began = 0.0
         self._parts: list[str] = []
+        self._loss: Any = None
+        self._shown = ""
 
     @on(FitBegin)
     def begin_fit(self, learner: Any, phase: Any) -> None:
@@ -62,6 +64,7 @@ class ProgressPrinter(Callback):
             return
         self._began = time.monotonic()
         self._next = self._began + _REDRAW
+        self._loss, self._shown = None, ""
         out = self._file or sys.stdout
         if out.isatty():
             self._open_bar(out, f"{clean(phase.name)}", learner.epoch.length)
@@ -75,11 +78,10 @@ class ProgressPrinter(Callback):
         if now < self._next or learner.epoch.nested:
             return
         self._next = now + _REDRAW
-        loss = getattr(learner.step, "loss", None)
-        shown = ""
-        if loss is not None and learner.is_ready(loss):
-            shown = f"loss {float(learner.to_host(loss)):.4g}"
-        self._bar.update(self._task, completed=learner.epoch.attempted, loss=shown, refresh=True)
+        if self._loss is not None and learner.is_ready(self._loss):  # that of the last redraw, which is ready by now
+            self._shown = f"loss {float(learner.to_host(self._loss)):.4g}"
+        self._loss = getattr(learner.step, "loss", None)
+        self._bar.update(self._task, completed=learner.epoch.attempted, loss=self._shown, refresh=True)
 
     @on(EpochEnd)
     def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:

@@ -44,6 +44,7 @@ class StopOnNaNLoss(Callback):
     def setup(self, learner: Any) -> None:
         """Start with a good mark."""
         self._next = 0.0
+        self._mark: Any = None  # what the host saw when it looked last, and could not know yet
         learner.shared.first_bad_step = _NONE
         if not learner.buffers.value:  # nothing to remember
             self.listeners = tuple(one for one in type(self).listeners if one.event is not StepBegin)
@@ -55,6 +56,7 @@ class StopOnNaNLoss(Callback):
     @on(FitBegin)
     def begin(self, learner: Any, phase: Any) -> None:
         """A new fit gets a new chance."""
+        self._mark = None
         learner.shared.first_bad_step = _NONE
 
     @on(StepBegin, AbstractTrainingPhase, traced=True)
@@ -93,13 +95,17 @@ class StopOnNaNLoss(Callback):
     @on(StepEnd, AbstractTrainingPhase)
     def look(self, learner: Any, phase: Any) -> None:
         """Stop once the host can see the mark without waiting."""
-        first = learner.shared.first_bad_step
-        if type(first) is not int:
+        if self._mark is not None:
             now = monotonic()
-            if now < self._next or not learner.is_ready(first):
+            if now < self._next or not learner.is_ready(self._mark):
                 return
             self._next = now + _LOOK
-        _stop(learner, phase, first)
+            _stop(learner, phase, self._mark)
+        first = learner.shared.first_bad_step
+        known = type(first) is int
+        if known or learner.is_ready(first):
+            _stop(learner, phase, first)
+        self._mark = None if known else first
 
     @on(EpochEnd, AbstractTrainingPhase)
     def look_again(self, learner: Any, phase: Any) -> None:

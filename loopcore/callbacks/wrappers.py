@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from loopcore.callback import Callback, Listener, Resolution, RunFirst, on, wants_event
+from loopcore.callback import Callback, Listener, Resolution, RunFirst, Sleeper, on, wants_event
+from loopcore.dispatch import SCOPE_EVENTS
 from loopcore.errors import CallbackError, EventError
 from loopcore.events import Event, FitBegin
 
@@ -75,8 +76,11 @@ def _check_function(fn: Any) -> None:
         return
 
 
-class Throttle(Callback):
-    """A callback that hears one event only now and then; made by `throttle`."""
+class Throttle(Sleeper):
+    """A callback that hears one event only now and then; made by `throttle`.
+
+    Of events within a step it hears all or none of a step: which one, it decides when the step begins.
+    """
 
     def __init__(self, callback: Callback, event: type[Event], every: int | None, seconds: float | None) -> None:
         self.callback = callback
@@ -85,9 +89,11 @@ class Throttle(Callback):
         self._seconds = seconds
         self._counts: dict[str, int] = {}
         self._last: dict[str, float] = {}
+        self._awake: dict[str, bool] = {}
         self.reads = callback.reads
         self.writes = callback.writes
         self.traced_reads = callback.traced_reads
+        self.leaves = callback.leaves
         self.carries = callback.carries
         self.run_after = callback.run_after
         self.run_before = callback.run_before
@@ -125,16 +131,26 @@ class Throttle(Callback):
         method = getattr(self.callback, listener.method)
         with_event = wants_event(method)
         throttled = issubclass(listener.event, self._event) or issubclass(self._event, listener.event)
+        within = not issubclass(listener.event, SCOPE_EVENTS)
+        if throttled and within:
+            self.sleeps_at = self._event
 
         def call(learner: Any, phase: Any, event: Any) -> None:
-            if throttled and isinstance(event, self._event) and not self._due(listener.method, phase):
-                return
+            if throttled and isinstance(event, self._event):
+                asleep = within and not isinstance(event, SCOPE_EVENTS)
+                if not (self._awake[phase.name] if asleep else self._due(listener.method, phase)):
+                    return
             if with_event:
                 method(learner, phase, event)
             else:
                 method(learner, phase)
 
         return call
+
+    def wake(self, phase: Any) -> bool:
+        """Whether it hears the step that begins now."""
+        heard = self._awake[phase.name] = self._due("step", phase)
+        return heard
 
     def _due(self, method: str, phase: Any) -> bool:
         key = method if phase is None else f"{method}/{phase.name}"

@@ -1,0 +1,44 @@
+"""Small arrays as the words of one vector, by their bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from loopcore.backend import Array
+from loopcore.packing import WORDS
+from loopcore_jax.arrays import is_traced
+
+
+def to_words(values: Sequence[Array]) -> Array:
+    """One int32 vector of `WORDS`."""
+    parts = [_bits(jnp.asarray(value)).reshape(-1) for value in values]
+    used = sum(part.size for part in parts)
+    return jnp.concatenate([*parts, jnp.zeros(WORDS - used, jnp.int32)])
+
+
+def from_words(vector: Array, start: int, shape: tuple[int, ...], dtype: str) -> Array:
+    """The array whose bits begin at ``start``."""
+    take = _taken if is_traced(vector) else _program
+    return take(vector, start, shape, dtype)
+
+
+def _bits(value: Array) -> Array:
+    if value.dtype == jnp.int32:
+        return value
+    return value.astype(jnp.int32) if value.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(value, jnp.int32)
+
+
+def _taken(vector: Any, start: int, shape: tuple[int, ...], dtype: str) -> Array:
+    words = jnp.asarray(vector)[start : start + prod(shape)].reshape(shape)
+    if dtype == "int32":
+        return words
+    return words != 0 if dtype == "bool" else jax.lax.bitcast_convert_type(words, dtype)
+
+
+_program = partial(jax.jit, static_argnums=(1, 2, 3))(_taken)
