@@ -164,14 +164,17 @@ class _View:
         )
 
 
-def _collecting(learner: Learner, access: Access) -> Callable[[str], Any]:
-    def collect(name: str) -> Any:
-        if f"step.{name}" not in access.callback.leaves:
+def _collecting(learner: Learner, access: Access) -> Callable[..., tuple[Any, ...]]:
+    left = {path.removeprefix("step.") for path in access.callback.leaves}
+
+    def collect(*names: str) -> tuple[Any, ...]:
+        if not left.issuperset(names):
+            name = next(name for name in names if name not in left)
             raise AccessError(
                 f'{name_of(access.callback)} collects step.{name}: declare it, leaves = ("step.{name}",), and let a '
                 "traced handler write it"
             )
-        return learner.collect(name)
+        return learner.collect(*names)
 
     return collect
 

@@ -21,6 +21,18 @@ Leaves: TypeAlias = dict[str, Array]
 Kind: TypeAlias = Literal["params", "buffers"]
 
 
+class CutError(BaseException):
+    """Leaves an objective at a cut of a compiled step; not for users.
+
+    Attributes:
+        leaves: arrays that are handed on to the next piece. Whoever differentiates the objective makes them plain.
+        pullback: set by it: what takes gradients by these leaves back, a tree of arrays that may leave a program.
+    """
+
+    leaves: list[Any]
+    pullback: Any = None
+
+
 class DrawKey(NamedTuple):
     """Names one random draw: equal keys give equal numbers.
 
@@ -278,6 +290,7 @@ class CompilingBackend(Backend, Protocol):
     """
 
     tracing_errors: tuple[type[Exception], ...]  # what the framework raises when a trace reads a concrete value
+    chains: bool  # whether it has `piece` and `pull`; else what lies before a cut in an objective is computed again
     leak_errors: tuple[type[Exception], ...]  # and when it meets a placeholder of another trace
     traces: int  # how often a program was traced
 
@@ -295,6 +308,29 @@ class CompilingBackend(Backend, Protocol):
 
     def put_hyper_values(self, values: Mapping[str, Any]) -> None:
         """Make these the present ones; 0-d placeholders while a program is traced."""
+        ...
+
+    def piece(
+        self,
+        objective: Callable[[], Any],
+        wrt: Sequence[tuple[str, ...]],
+        at: Leaves | None,
+        scopes: Sequence[MutableMapping[str, Any]],
+        inputs: Sequence[Array],
+        receive: Callable[[list[Array]], None],
+    ) -> list[tuple[list[Leaves], list[Array]]]:
+        """`gradient` of an objective that is cut, from its last cut on.
+
+        ``receive`` gets what stands for ``inputs`` before the objective runs. Returns for each loss the gradients as
+        `gradient` does and those by the inputs. If the objective raises a `CutError`, its ``leaves`` are the results
+        that are differentiated instead; it goes on with ``pullback`` set.
+        """
+        ...
+
+    def pull(
+        self, pullback: Any, cotangents: list[Array], wrt: Sequence[tuple[str, ...]]
+    ) -> tuple[list[Leaves], list[Array]]:
+        """From gradients by the leaves of a cut to those by parameters and by the inputs of the piece before it."""
         ...
 
     def constant(self, value: float) -> Array:

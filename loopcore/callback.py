@@ -109,7 +109,7 @@ class Callback:
         writes: dotted paths its handlers write (and may read).
         traced_reads: paths that only its traced handlers read, so that no step has to hand them back.
         leaves: step values that its traced handlers leave for its host handlers at StepEnd. These take them by
-            ``learner.collect("name")`` and look at them later, with ``numpy.asarray``: that costs a compiled step
+            ``learner.collect(name, ...)`` and look at them later, with ``numpy.asarray``: that costs a compiled step
             next to nothing, where reading a value costs a transfer. Nobody else sees them.
         carries: paths such as ``"shared.average"`` whose arrays pass from step to step and belong to a checkpoint.
         run_after, run_before: callback classes it runs after or before, where they are present. ``(Callback,)``

@@ -19,10 +19,9 @@ _CONTAINERS = (dict, list, tuple)
 class Seen:
     """A list of names and types that a namespace had: which of them are arrays or floats, and which may hold some."""
 
-    def __init__(self, values: Mapping[str, Any], backend: CompilingBackend, carried: frozenset[str]) -> None:
-        own = {name: value for name, value in values.items() if name not in carried}
-        self.dynamic = tuple(n for n, v in own.items() if isinstance(v, float) or backend.is_array(v))
-        self.containers = tuple(n for n, v in own.items() if isinstance(v, _CONTAINERS))
+    def __init__(self, values: Mapping[str, Any], backend: CompilingBackend) -> None:
+        self.dynamic = tuple(n for n, v in values.items() if isinstance(v, float) or backend.is_array(v))
+        self.containers = tuple(n for n, v in values.items() if isinstance(v, _CONTAINERS))
         self.all_arrays = len(self.dynamic) == len(values)
 
 
@@ -44,7 +43,9 @@ class Kinds:
         key = (*values, *map(type, values.values()))
         found = self._seen.get(key)
         if found is None:
-            found = self._seen[key] = Seen(values, self._backend, self._carried)
+            own = {name: value for name, value in values.items() if name not in self._carried}
+            kinds = (*own, *map(type, own.values()))  # whether a carried value is there at present does not matter
+            found = self._seen[key] = self._seen.setdefault(kinds, Seen(own, self._backend))
         return found
 
     def dynamic(self, values: Mapping[str, Any], seen: Seen) -> dict[str, Any]:

@@ -426,17 +426,17 @@ class Learner:
         """Epoch values of the metrics: ``learner.history["val_loss"]`` is a list of floats, one an epoch."""
         return Epochs(self.shared)
 
-    def collect(self, name: str) -> Any:
-        """A value of the running step that is looked at later: ``numpy.asarray`` of it fetches it then.
+    def collect(self, *names: str) -> tuple[Any, ...]:
+        """Values of the running step that are looked at later: ``numpy.asarray`` of one fetches it then.
 
         Args:
-            name: of a step value; None is returned where the step does not have it.
+            names: of step values that traced handlers left, see `Callback.leaves`.
 
         Returns:
-            A Python number as it is, anything else as a `Pending`, whose ``is_ready()`` says whether to fetch it
-            would wait.
+            For each name an array as a `Pending`, whose ``is_ready()`` says whether to fetch it would wait; anything
+            else as it is, and None where the step does not have it.
         """
-        return collect(self.backend, self.runs.step, name)
+        return collect(self.backend, self.runs.step, names)
 
     @property
     def sample_weight(self) -> Any:

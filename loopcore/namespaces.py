@@ -32,6 +32,7 @@ def namespace_view(root: str, learner: Learner, access: Access, loans: Loans | N
         "_all": "*" in reads,
         "_reader": staticmethod(reader),
         "_adopt": staticmethod(_keep if loans is None or root == "shared" else _adopting(learner, access, loans)),
+        "_put": _putters(learner, root, writes) if loans is None or root == "shared" else {},
     }
     for name in (reads | (_FREE_STEP if root == "step" else frozenset())) - {"*"}:
         members[name] = property(_getter(learner, root, name, reader(name)))
@@ -51,6 +52,7 @@ class _Namespace:
     _all: bool
     _reader: Callable[[str], Callable[[Any], Any] | None]
     _adopt: Callable[[Any, str, Any], Any]
+    _put: dict[str, Callable[[str, Any], None]]
 
     def __init__(self, learner: Learner) -> None:
         object.__setattr__(self, "_learner", learner)
@@ -64,6 +66,10 @@ class _Namespace:
         raise self._access.error(f"{self._root}.{name}", write=False)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        put = self._put.get(name)
+        if put is not None:
+            put(name, value)
+            return
         if not self._writes & {name, "*"}:
             raise self._access.error(f"{self._root}.{name}", write=True)
         target = getattr(self._learner, self._root)
@@ -78,6 +84,13 @@ class _Namespace:
         if not self._writes & {name, "*"}:
             raise self._access.error(path, write=True, what=f"changes {path} in place")
         setattr(owner, name, self._adopt(owner, name, value))
+
+
+def _putters(learner: Learner, root: str, writes: frozenset[str]) -> dict[str, Callable[[str, Any], None]]:
+    """How declared names are written where nothing is to be converted."""
+    runs, shared = learner.runs, learner.shared
+    put = shared.__setattr__ if root == "shared" else lambda name, value: setattr(runs.step, name, value)
+    return dict.fromkeys(writes - {"*"}, put)
 
 
 def _getter(learner: Learner, root: str, name: str, read: Callable[[Any], Any] | None) -> Callable[[Any], Any]:

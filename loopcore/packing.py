@@ -112,12 +112,16 @@ def fetched(values: Sequence[Any]) -> np.ndarray[Any, Any]:
     return first.of(np.stack(arrays)).astype(np.float64)
 
 
-def collect(backend: Any, state: Any, name: str) -> Any:
-    """A step value for later: packed as it is, pending on its own, or (numbers and lists of them) itself."""
+def collect(backend: Any, state: Any, names: Sequence[str]) -> tuple[Any, ...]:
+    """Step values for later: packed as they are, pending on their own, or (numbers and tuples of them) themselves."""
     packed: Packed | None = state._packed
-    if packed is not None:
-        slot = packed.layout.get(f"step.{name}")
-        if slot is not None:
-            return Pending(backend, packed.vector, slot)
-    value = state.__dict__.get(name)
-    return Pending(backend, value) if backend.is_array(value) else value
+    layout = {} if packed is None else packed.layout
+    found: list[Any] = []
+    for name in names:
+        slot = layout.get(f"step.{name}")
+        if slot is not None and packed is not None:
+            found.append(Pending(backend, packed.vector, slot))
+        else:
+            value = state.__dict__.get(name)
+            found.append(Pending(backend, value) if backend.is_array(value) else value)
+    return tuple(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
 from types import MethodType
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from loopcore.backend import CompilingBackend, DrawKey, Tree
 from loopcore.dispatch import deliver
-from loopcore.inputs import Kinds, Scalars, Seen, Words, as_array, is_dynamic, parted
+from loopcore.inputs import Kinds, Scalars, Seen, Words, as_array, parted
 from loopcore.keys import body_key, frozen
 from loopcore.packing import Packed
 from loopcore.state import State
-from loopcore.tracing import Cut, Left, Reached, Start, Trace, Wanted
+from loopcore.tracing import Cut, Left, Reached, Start, Trace, Wanted, with_leaves
 from loopcore.user_lines import explained
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class Segment:
     run: Callable[..., Any]
     guards: dict[str, Any]
     held: tuple[Any, ...] = field(repr=False)  # what the key names by its id must stay alive
+    after: tuple[Cut, Segment] | None = None  # the last cut it ended in, and the segment that went on
 
 
 class _Recent(NamedTuple):
@@ -68,16 +69,17 @@ class Programs:
 
     def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: frozenset[Any]) -> None:
         """Run one step; between its segments the host handlers of the cuts."""
-        seen = self._state_kinds.of(state.__dict__), self._shared_kinds.of(vars(self._learner.shared))
+        seen = self._seen(state)
         start, static = self._start(state, key.step, *seen)
         wanted = self._wanted.get(reads) or self._wanted_with(reads)
         first = self._backend.carried()
         cuts: list[Cut] = []
         lefts: list[Left] = []
-        segment = self._again(body, start, static, wanted, asleep, state, seen)
+        fixed = _fixed(state)
+        segment = self._again(body, start, static, wanted, asleep, fixed, seen)
+        if segment is None:
+            segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
         while True:
-            if segment is None:
-                segment = self._segment(body, start, static, wanted, asleep, cuts, _fixed(state))
             try:
                 outputs, reached = segment.run(first, start, lefts)
             except Exception as error:
@@ -85,7 +87,7 @@ class Programs:
                 if better is error:
                     raise
                 raise better from error
-            self._land(state, outputs, reached, key.step)
+            self._land(state, outputs, reached, key.step, first)
             if reached.event is None:
                 return
             before = (dict(state.__dict__), self._backend.carried())
@@ -94,10 +96,15 @@ class Programs:
                 deliver(reached.handlers, self._runner.phase, reached.event)
             finally:
                 state._differentiated = None  # pyright: ignore[reportPrivateUsage]
-            cut, left = self._left(state, reached, outputs, before)
+            cut, left = self._left(state, reached, outputs, before, first)
+            if left.gradients:  # nobody goes backwards through the earlier cuts any more
+                lefts = [one._replace(chain=[], pullback=None) for one in lefts]
+                left = left._replace(chain=[], pullback=None)
             cuts.append(cut)
             lefts.append(left)
-            segment = None
+            found = self._next(segment, cut) or self._segment(body, start, static, wanted, asleep, cuts, fixed)
+            segment.after = (cut, found)
+            segment = found
 
     def _wanted_with(self, reads: frozenset[str]) -> Wanted:
         runner = self._runner
@@ -111,7 +118,7 @@ class Programs:
     def _start(self, state: State, attempt: int, values: Seen, kept: Seen) -> tuple[Start, dict[str, Any]]:
         backend, learner = self._backend, self._learner
         shared = vars(learner.shared)
-        dynamic, static = (dict(state.__dict__), {}) if values.all_arrays else parted(backend, state.__dict__)
+        dynamic, static = self._parted(state, values)
         passed = self._shared_kinds.dynamic(shared, kept)
         words = self._words.vector(attempt)
         if self._words.large:
@@ -119,8 +126,17 @@ class Programs:
         attributes = vars(self._runner.phase)
         phase = {name: value for name, value in attributes.items() if backend.is_array(value)} if attributes else {}
         apply = state._apply  # pyright: ignore[reportPrivateUsage]
-        hyper = self._own(learner.hyper._own), self._optimizers(backend.hyper_values())  # pyright: ignore[reportPrivateUsage]
-        return Start(dynamic, passed, *hyper, words, phase, () if isinstance(apply, bool) else apply), static
+        return Start(dynamic, passed, *self._hyper(), words, phase, () if isinstance(apply, bool) else apply), static
+
+    def _seen(self, state: State) -> tuple[Seen, Seen]:
+        return self._state_kinds.of(state.__dict__), self._shared_kinds.of(vars(self._learner.shared))
+
+    def _parted(self, state: State, values: Seen) -> tuple[dict[str, Tree], dict[str, Any]]:
+        return (dict(state.__dict__), {}) if values.all_arrays else parted(self._backend, state.__dict__)
+
+    def _hyper(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        own = self._learner.hyper._own  # pyright: ignore[reportPrivateUsage]
+        return self._own(own), self._optimizers(self._backend.hyper_values())
 
     # -- programs ----------------------------------------------------------------------------------------------
 
@@ -131,7 +147,7 @@ class Programs:
         static: Any,
         wanted: Wanted,
         asleep: frozenset[Any],
-        state: State,
+        fixed: bool | None,
         seen: tuple[Seen, Seen],
     ) -> Segment | None:
         """The first segment of the last step, if nothing that it depends on is another thing now."""
@@ -141,14 +157,14 @@ class Programs:
         recent = self._recent
         if recent is not None and all(map(is_, known, recent.known)) and len(attributes) == len(recent.phase):
             same = all(map(is_, attributes, recent.phase)) and asleep == recent.asleep
-            if same and _fixed(state) is recent.apply and not (static or start.phase) and self._fits(recent.segment):
+            if same and fixed is recent.apply and not (static or start.phase) and self._fits(recent.segment):
                 return recent.segment
         self._recent = None
         hidden = any(one.containers for one in seen)
         if function is None or static or start.phase or hidden or not all(map(_is_atom, attributes)):
             return None
-        segment = self._segment(body, start, static, wanted, asleep, (), _fixed(state))
-        self._recent = _Recent(segment, known, attributes, _fixed(state), asleep)
+        segment = self._segment(body, start, static, wanted, asleep, (), fixed)
+        self._recent = _Recent(segment, known, attributes, fixed, asleep)
         return segment
 
     def _segment(
@@ -177,11 +193,28 @@ class Programs:
             if self._fits(segment):
                 return segment
         self._report(key, there, len(cuts))
-        trace = Trace(self._runner, body, tuple(cuts), wanted, static, apply, dict(layout), asleep)
         donate = () if self._runner.cut_by(asleep) else (0,)
+        trace = Trace(self._runner, body, tuple(cuts), wanted, static, apply, dict(layout), asleep, bool(donate))
         made = Segment(self._backend.compile(trace, donate), trace.guards, (body, phase, *static.values()))
         there.append(made)
         return made
+
+    def _replaced(
+        self, seen: dict[str, Any], now: dict[str, Tree], there: Mapping[str, Any]
+    ) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """State values that handlers replaced, and which leaf of the old one each of their leaves is."""
+        for name, value in now.items():
+            old = seen.get(name)
+            if old is not value or (isinstance(value, (dict, list, tuple)) and name in there):
+                sources = _sources(self._backend, old, value)
+                if sources != tuple(range(len(sources))):
+                    yield name, sources
+
+    def _next(self, segment: Segment, cut: Cut) -> Segment | None:
+        """The segment that went on from this cut the last time."""
+        if segment.after is None or cut.static or segment.after[0] != cut or not self._fits(segment.after[1]):
+            return None
+        return segment.after[1]
 
     def _fits(self, segment: Segment) -> bool:
         """Whether the Python scalars of ``shared`` that it read are what they were."""
@@ -211,10 +244,13 @@ class Programs:
 
     # -- outputs -----------------------------------------------------------------------------------------------
 
-    def _land(self, state: State, outputs: dict[str, Tree], reached: Reached, attempt: int) -> None:
+    def _land(self, state: State, outputs: dict[str, Tree], reached: Reached, attempt: int, first: Tree) -> None:
         """What a segment computed becomes the learner's."""
         values = state.__dict__
-        self._backend.put_carried(outputs["carried"])
+        if reached.carried is None:
+            self._backend.put_carried(outputs["carried"])
+        else:
+            self._backend.put_carried(with_leaves(self._backend, first, reached.carried, outputs["carried"]))
         if reached.event is None:
             packed = Packed(self._backend, outputs["packed"], reached.layout)
             state._packed = packed  # pyright: ignore[reportPrivateUsage]
@@ -236,31 +272,34 @@ class Programs:
         state._draws = {**counts, **reached.draws}  # pyright: ignore[reportPrivateUsage]
 
     def _left(
-        self, state: State, reached: Reached, outputs: dict[str, Tree], before: tuple[dict[str, Any], Tree]
+        self,
+        state: State,
+        reached: Reached,
+        outputs: dict[str, Tree],
+        before: tuple[dict[str, Any], list[Any]],
+        first: Tree,
     ) -> tuple[Cut, Left]:
         """What the handlers of a cut made of it."""
         by = tuple((state._replaced or {}).items())  # pyright: ignore[reportPrivateUsage]
         backend, learner = self._backend, self._learner
         seen, carried = before
-        arrays, static = parted(backend, state.__dict__)
-        replaced: list[tuple[str, tuple[int, ...]]] = []
-        names = [name for name in arrays if name in outputs["state"] or seen.get(name) is not arrays[name]]
+        values, kept = self._seen(state)
+        arrays, static = self._parted(state, values)
+        replaced: tuple[tuple[str, tuple[int, ...]], ...] = ()
         if reached.inside:
-            for name in names:
-                sources = _sources(backend, seen.get(name), arrays[name])
-                if sources != tuple(range(len(sources))):
-                    replaced.append((name, sources))
-            arrays = {name: arrays[name] for name, _ in replaced}
-            static = {}
-        now = backend.carried()
-        shared = {name: value for name, value in vars(learner.shared).items() if is_dynamic(backend, value)}
-        shared |= self._words.present()
+            replaced = tuple(self._replaced(seen, arrays, outputs["state"]))
+            arrays, static = {name: arrays[name] for name, _ in replaced}, {}
+        shared = self._shared_kinds.dynamic(vars(learner.shared), kept) | self._words.present()
         fixed = _fixed(state)
-        hyper = learner.hyper._values(), dict(backend.hyper_values())
         apply = () if fixed is not None else state._apply  # pyright: ignore[reportPrivateUsage]
-        left = Left(now, arrays, shared, *hyper, outputs["gradients"], apply)
-        moved = _sources(backend, carried, now)
-        return Cut(reached.inside, fixed, tuple(replaced), by, tuple(static.items()), moved), left
+        now = backend.carried()
+        differs, moved = _others(backend, first, now), _others(backend, carried, now)
+        chain = outputs["chain"], outputs["pullback"]
+        rest = (*self._hyper(), outputs["gradients"], apply, *chain)
+        leaves = backend.tree_leaves(now) if differs else []
+        left = Left([leaves[place] for place in differs], arrays, shared, *rest)
+        cut = Cut(reached.inside, fixed, replaced, by, tuple(static.items()), differs, moved, reached.chain)
+        return cut, left
 
 
 def _fixed(state: State) -> bool | None:
@@ -272,6 +311,14 @@ def _fixed(state: State) -> bool | None:
 def _is_atom(value: Any) -> bool:
     """Whether the same object is the same value."""
     return isinstance(value, (bool, int, float, str, type(None))) or callable(value)
+
+
+def _others(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:
+    """Numbers of the leaves that are not the same."""
+    if old is new:
+        return ()
+    pairs = enumerate(zip(backend.tree_leaves(new), backend.tree_leaves(old), strict=True))
+    return tuple(place for place, (leaf, was) in pairs if leaf is not was)
 
 
 def _sources(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:

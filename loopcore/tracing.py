@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import groupby
+from itertools import count, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from loopcore.backend import CompilingBackend, DrawKey, Tree
+from loopcore.backend import CompilingBackend, CutError, DrawKey, Tree
 from loopcore.dispatch import Handler, deliver
 from loopcore.errors import CarryError
 from loopcore.events import Event
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from loopcore.plan import Runner
 
 _STEP = ("apply", "updated")
+
+
+Chain = tuple[tuple[str, int], ...]
 
 
 class Wanted(NamedTuple):
@@ -56,7 +59,10 @@ class Cut(NamedTuple):
         replaced: state values that handlers replaced: for each leaf the number of the leaf it was before, -1 if none.
         by: which callback replaced a value that a gradient goes through.
         static: state values that are no arrays.
-        moved: the same for parameters, buffers and optimizer states.
+        differs: which parameters, buffers and optimizer states are others than when the step began.
+        moved: which of them the handlers replaced.
+        chain: step values that the gradient goes on through, by name and number of the leaf; None where the gradient
+            has to run the objective from its begin.
     """
 
     inside: bool
@@ -64,19 +70,23 @@ class Cut(NamedTuple):
     replaced: tuple[tuple[str, tuple[int, ...]], ...]
     by: tuple[tuple[str, str], ...]
     static: tuple[tuple[str, Any], ...]
+    differs: tuple[int, ...]
     moved: tuple[int, ...]
+    chain: Chain | None
 
 
 class Left(NamedTuple):
     """What the host left at a cut: inputs of all later segments."""
 
-    carried: Tree
+    carried: list[Any]  # those that differ
     state: dict[str, Tree]
     shared: dict[str, Tree]
     hyper: dict[str, Any]
     optimizers: dict[str, Any]
     gradients: list[Any]
     apply: Any
+    chain: list[Any]
+    pullback: Any
 
 
 class Reached(NamedTuple):
@@ -92,14 +102,16 @@ class Reached(NamedTuple):
     left_out: tuple[str, ...]
     differentiated: frozenset[str]
     layout: Layout
+    carried: tuple[int, ...] | None  # which parameters, buffers and optimizer states are handed back; None: all
+    chain: Chain | None
 
 
-class _Cut(BaseException):
+class _Cut(CutError):
     """Leaves the body at a cut, with what it had there."""
 
-    def __init__(self, outputs: dict[str, Tree], reached: Reached) -> None:
+    def __init__(self, outputs: dict[str, Tree], reached: Reached, leaves: list[Any]) -> None:
         super().__init__()
-        self.outputs, self.reached = outputs, reached
+        self.outputs, self.reached, self.leaves = outputs, reached, leaves
 
 
 class Trace:
@@ -114,6 +126,7 @@ class Trace:
         apply: ``state.apply`` at the begin of the step if that is a bool.
         layout: of the packed words that come in.
         asleep: handlers that do not hear this step.
+        donated: whether the program uses up the parameters it gets, so that it has to return all of them.
     """
 
     def __init__(
@@ -126,6 +139,7 @@ class Trace:
         apply: bool | None,
         layout: Layout,
         asleep: frozenset[Any],
+        donated: bool,
     ) -> None:
         self._runner = runner
         self._learner = runner.learner
@@ -137,6 +151,7 @@ class Trace:
         self._apply = apply
         self._layout = layout
         self._asleep = asleep
+        self._donated = donated
         self.guards: dict[str, Any] = {}
 
     def __call__(self, carried: Tree, start: Start, lefts: list[Left]) -> tuple[Tree, Reached]:
@@ -147,11 +162,15 @@ class Trace:
         self._done = [found for left in lefts for found in left.gradients]
         self._computed: list[Any] = []
         self._passed = self._gradients = self._depth = 0
+        self._chains = False  # whether the open gradient is taken piece by piece
+        self._inputs: list[Any] = []  # what the last piece begins with
+        self._first = carried
         try:
             with self._installed(carried, start) as state:
                 return self._run(state, start)
         finally:  # a program that is made must not keep the arrays or placeholders of its first step
-            self._state, self._start, self._lefts = State(), None, []
+            self._state, self._start, self._lefts, self._first = State(), None, [], None
+            self._inputs = []
             self._given, self._done, self._computed = {}, [], []
 
     def _run(self, state: State, start: Start) -> tuple[Tree, Reached]:
@@ -160,6 +179,7 @@ class Trace:
         try:
             self._backend.run_body(runner.call, key, self._body, state, self._handle)
         except _Cut as cut:
+            cut.outputs["chain"], cut.outputs["pullback"] = cut.leaves, cut.pullback
             return cut.outputs, cut.reached
         return self._collect(None, ())
 
@@ -214,9 +234,36 @@ class Trace:
         number = self._passed
         self._passed += 1
         if number == len(self._cuts):
-            outputs, reached = self._collect(event, handlers)
-            raise _Cut(outputs, reached)
-        self._swap(self._cuts[number], self._lefts[number])
+            raise _Cut(*self._collect(event, handlers), self._chained_leaves())
+        cut = self._cuts[number]
+        if self._chains and number == len(self._cuts) - 1:
+            self._enter(cut.chain or ())
+        self._swap(cut, self._lefts[number])
+
+    def _enter(self, chain: Chain) -> None:
+        """The last piece of an objective begins: what the piece before it handed on are inputs of the gradient."""
+        values = self._state.__dict__
+        inputs = dict(zip(chain, self._inputs, strict=True))
+        for name in dict.fromkeys(name for name, _ in chain):
+            places = count()
+            values[name] = self._backend.tree_map(
+                lambda leaf, name=name, places=places: inputs.get((name, next(places)), leaf), values[name]
+            )
+
+    def _chain(self) -> Chain | None:
+        """What a gradient goes on through at the cut that is reached."""
+        if not self._chains or self._depth != 1:
+            return None
+        return tuple(
+            (name, place)
+            for name, value in self._state.__dict__.items()
+            for place, leaf in enumerate(self._backend.tree_leaves(value))
+            if self._backend.is_array(leaf) and self._backend.is_differentiated(leaf)
+        )
+
+    def _chained_leaves(self) -> list[Any]:
+        values, leaves = self._state.__dict__, self._backend.tree_leaves
+        return [leaves(values[name])[place] for name, place in self._chain() or ()]
 
     def _swap(self, cut: Cut, left: Left) -> None:
         """Go on from what the host left."""
@@ -225,17 +272,22 @@ class Trace:
             values.clear()
             values.update(cut.static)
             values.update(left.state)
-            self._backend.put_carried(left.carried)
+            self._put_carried(self._first, cut.differs, left)
         else:
             for name, replaced in cut.replaced:
                 values[name] = self._merged(values.get(name), left.state[name], replaced)
             self._state._replaced = dict(cut.by)  # pyright: ignore[reportPrivateUsage]
-            if -1 in cut.moved:
-                self._backend.put_carried(self._merged(self._backend.carried(), left.carried, cut.moved))
+            if cut.moved:
+                moved = [value for place, value in zip(cut.differs, left.carried, strict=True) if place in cut.moved]
+                self._put_carried(self._backend.carried(), cut.moved, left._replace(carried=moved))
         vars(learner.shared).update(left.shared)
         self._state._apply = left.apply if cut.apply is None else cut.apply  # pyright: ignore[reportPrivateUsage]
         self._backend.put_hyper_values(left.optimizers)
         learner.hyper._put_values(left.hyper)
+
+    def _put_carried(self, old: Tree, places: tuple[int, ...], left: Left) -> None:
+        """Make the old parameters, buffers and optimizer states the present ones, but for what the host left."""
+        self._backend.put_carried(with_leaves(self._backend, old, places, left.carried))
 
     def _merged(self, old: Tree, new: Tree, sources: tuple[int, ...]) -> Tree:
         """The new tree with the leaves that handlers left alone as the body has them."""
@@ -248,15 +300,40 @@ class Trace:
             return self._backend.gradient(objective, wrt, at, scopes)
         number = self._gradients
         self._gradients += 1
+        mine = range(self._passed, len(self._cuts))  # cuts within this objective, if it was not done with before
+        done = number < len(self._done)
+        self._chains = not done and self._backend.chains and all(self._cuts[k].chain is not None for k in mine)
+        take = self._by_pieces if self._chains else self._at_once
         self._depth += 1
         try:
-            found = self._backend.gradient(objective, wrt, at, scopes)
+            found = take(objective, wrt, at, scopes, mine)
         finally:
             self._depth -= 1
-        if number < len(self._done):
+            self._chains = False
+        if done:
             return self._done[number]
         self._computed.append(found)
         return found
+
+    def _at_once(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any, mine: range) -> Any:
+        return self._backend.gradient(objective, wrt, at, scopes)
+
+    def _by_pieces(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any, mine: range) -> Any:
+        """The chain rule over the pieces between the cuts: each was differentiated when it was run."""
+        backend = self._backend
+        inputs = self._lefts[mine[-1]].chain if mine else []
+        rows = backend.piece(objective, wrt, at, scopes, inputs, self._receive)
+        found: list[Any] = []
+        for groups, cotangents in rows:
+            for k in reversed(mine):
+                before, cotangents = backend.pull(self._lefts[k].pullback, cotangents, wrt)
+                pairs = zip(groups, before, strict=True)
+                groups = [{path: leaf + other[path] for path, leaf in leaves.items()} for leaves, other in pairs]
+            found.append(groups)
+        return found
+
+    def _receive(self, inputs: list[Any]) -> None:
+        self._inputs = inputs
 
     # -- outputs -----------------------------------------------------------------------------------------------
 
@@ -276,8 +353,11 @@ class Trace:
         moving, fixed = parted(backend, changed, floats=False)
         carried = {name: shared[name] for name in self._start.shared} if self._start else {}
         step = {name: value for name in _STEP if backend.is_array(value := getattr(state, name)) or _traced(value)}
+        given = self._start.state if self._start else {}
+        arrays = {name: value for name, value in arrays.items() if value is not given.get(name)}
+        places, now = self._changed()
         outputs: dict[str, Tree] = {
-            "carried": backend.carried(),
+            "carried": now,
             "state": arrays,
             "shared": {**carried, **moving, **self._carried_words(shared)},
             "gradients": [] if last else self._computed,
@@ -291,9 +371,34 @@ class Trace:
         known = others if "apply" in step else others | {"apply": state.apply}
         layout = self._pack(outputs, left) if last else {}
         fixed = {name: value for name, value in fixed.items() if f"shared.{name}" not in self._layout}
-        there = {*outputs["state"], *known, *(name.removeprefix("step.") for name in layout)}
+        there = {*found, *known, *(name.removeprefix("step.") for name in layout)}
         left_out = tuple(name for name in state.__dict__ if name not in there)
-        return outputs, Reached(event, handlers, inside, known, fixed, updated, draws, left_out, differentiated, layout)
+        return outputs, Reached(
+            event,
+            handlers,
+            inside,
+            known,
+            fixed,
+            updated,
+            draws,
+            left_out,
+            differentiated,
+            layout,
+            places,
+            self._chain(),
+        )
+
+    def _changed(self) -> tuple[tuple[int, ...] | None, Tree]:
+        """Parameters, buffers and optimizer states to hand back: all of them, or those that are others now."""
+        now = self._backend.carried()
+        if self._donated:
+            return None, now
+        leaves = self._backend.tree_leaves(now)
+        pairs = enumerate(zip(leaves, self._backend.tree_leaves(self._first), strict=True))
+        places = tuple(place for place, (leaf, was) in pairs if leaf is not was)
+        if len(places) == len(leaves):
+            return None, now
+        return places, [leaves[place] for place in places]
 
     def _carried_words(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """The carried scalars that came packed, as they are now."""
@@ -321,6 +426,14 @@ class Trace:
                     values.append(tree.pop(name))
         outputs["packed"] = backend.to_words(values)
         return layout
+
+
+def with_leaves(backend: Any, tree: Tree, places: Sequence[int], leaves: Sequence[Any]) -> Tree:
+    """A tree with other leaves in some places."""
+    if not places:
+        return tree
+    new, number = dict(zip(places, leaves, strict=True)), count()
+    return backend.tree_map(lambda leaf: new.get(next(number), leaf), tree)
 
 
 def _traced(value: Any) -> bool:

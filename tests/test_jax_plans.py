@@ -13,7 +13,7 @@ import pytest
 from jax.core import Tracer
 
 import loopcore as lc
-from loopcore.errors import TraceError
+from loopcore.errors import CarryError, TraceError
 
 XS = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
 YS = np.random.default_rng(1).normal(size=(6, 2)).astype("float32")
@@ -192,3 +192,135 @@ def test_no_placeholder_stays_behind() -> None:
     learner.fit(1)
     kept = [*vars(learner.shared).values(), *vars(learner.step).values(), learner.attempt]
     assert not any(isinstance(leaf, Tracer) for leaf in jax.tree_util.tree_leaves(kept))
+
+
+# -- cuts and what they cost
+
+
+def test_a_throttled_listener_cuts_only_the_steps_it_hears() -> None:
+    heard: list[int] = []
+    note = lc.FunctionCallback(lambda learner, phase: heard.append(learner.attempt), lc.BackwardEnd)
+    learner, phase = make(callbacks=[lc.throttle(note, lc.BackwardEnd, every=4)]), lc.TrainingPhase()
+    for _ in range(3):
+        learner.run_step(phase, (XS, YS))
+    assert traces(learner) == 1, "one program as long as it sleeps"
+    for _ in range(9):
+        learner.run_step(phase, (XS, YS))
+    assert heard == [3, 7, 11] and traces(learner) == 3, "and two pieces for the steps it hears"
+
+
+@pytest.mark.parametrize("events", [(lc.LossBegin,), (lc.BackwardBegin,), (lc.LossBegin, lc.BackwardBegin)])
+def test_a_cut_objective_is_differentiated_once(events: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece between two cuts is differentiated by itself; nothing before a cut is computed again."""
+    products: list[int] = []
+    listening = [lc.FunctionCallback(lambda learner, phase: None, event) for event in events]
+    learner = make(callbacks=listening)
+    real = learner.backend.compile
+
+    def compile(fn: Any, donate: Any = ()) -> Any:
+        run = real(fn, donate)
+
+        def call(*trees: Any) -> Any:
+            program = jax.jit(lambda *given: fn(*given)[0]).lower(*trees).compile()
+            products.append(program.as_text().count(" dot("))
+            return run(*trees)
+
+        return call
+
+    monkeypatch.setattr(learner.backend, "compile", compile)
+    learner.run_step(lc.TrainingPhase(), (XS, YS))
+    assert len(products) == len(events) + 1
+    assert sum(products) == 2, "one product forward, one backward: the layer's input is data"
+
+
+def test_parameters_that_did_not_change_before_a_cut_stay_the_same_arrays() -> None:
+    held: list[Any] = []
+    note = lc.FunctionCallback(lambda learner, phase: held.append(inner.backend.carried()["params"]["w"]), lc.LossBegin)
+    inner = make(callbacks=[note])
+    before = inner.backend.carried()["params"]["w"]
+    inner.run_step(lc.TrainingPhase(), (XS, YS))
+    assert held[0] is before and not before.is_deleted()
+
+
+# -- packed words
+
+
+class Counts(lc.Callback):
+    """Counts on the device, and lets the host look and set."""
+
+    writes = ("shared.count",)
+    carries = ("shared.count",)
+
+    def setup(self, learner: Any) -> None:
+        learner.shared.count = 0
+
+    @lc.on(lc.BackwardEnd, lc.AbstractTrainingPhase, traced=True)
+    def count(self, learner: Any, phase: Any) -> None:
+        learner.shared.count = learner.shared.count + 1
+
+
+def test_a_carried_scalar_goes_on_from_what_the_host_sees_and_sets() -> None:
+    learner, phase = make(callbacks=[Counts()]), lc.TrainingPhase()
+    for _ in range(3):
+        learner.run_step(phase, (XS, YS))
+    assert int(learner.shared.count) == 3 and int(learner.shared.count) == 3
+    learner.run_step(phase, (XS, YS))
+    learner.shared.count = 10
+    learner.run_step(phase, (XS, YS))
+    learner.run_step(lc.ValidationPhase(), (XS, YS))
+    assert int(learner.shared.count) == 11
+    learner.run_step(phase, (XS, YS))
+    assert int(learner.shared.count) == 12 and traces(learner) == 2
+
+
+def test_a_carried_scalar_keeps_its_dtype() -> None:
+    class Halves(Counts):
+        @lc.on(lc.BackwardEnd, lc.AbstractTrainingPhase, traced=True)
+        def count(self, learner: Any, phase: Any) -> None:
+            learner.shared.count = learner.shared.count / 2
+
+    with pytest.raises(CarryError, match=r"shared\.count is carried, but changed .* from int32\[\] to float32\[\]"):
+        make(callbacks=[Halves()]).run_step(lc.TrainingPhase(), (XS, YS))
+
+
+def test_two_phases_share_a_carried_scalar() -> None:
+    class Other(lc.TrainingPhase):
+        @property
+        def name(self) -> str:
+            return "other"
+
+    learner, first, second = make(callbacks=[Counts()]), lc.TrainingPhase(), Other()
+    for phase in (first, first, second, first, second, second):
+        learner.run_step(phase, (XS, YS))
+    assert int(learner.shared.count) == 6
+
+
+def test_what_was_left_for_later_is_fetched_later() -> None:
+    class Leaves(lc.Callback):
+        leaves = ("step.left",)
+
+        def __init__(self) -> None:
+            self.found: list[Any] = []
+
+        @lc.on(lc.StepEnd, traced=True)
+        def leave(self, learner: Any, phase: Any) -> None:
+            learner.step.left = learner.xp.stack([learner.xp.sum(learner.step.xs), learner.step.loss])
+
+        @lc.on(lc.StepEnd)
+        def take(self, learner: Any, phase: Any) -> None:
+            self.found += learner.collect("left")
+
+        traced_reads = ("step.xs", "step.loss")
+
+    callback = Leaves()
+    learner = make(callbacks=[callback])
+    states = [learner.run_step(lc.TrainingPhase(), (XS * n, YS)) for n in (1, 2)]
+    for n, (pending, state) in enumerate(zip(callback.found, states, strict=True), 1):
+        np.testing.assert_allclose(np.asarray(pending), [XS.sum() * n, float(state.loss)], rtol=1e-5)
+    assert set(vars(states[0])) == {"loss"}
+
+
+def test_a_callback_collects_only_what_it_leaves() -> None:
+    nosy = lc.FunctionCallback(lambda learner, phase: learner.collect("loss"), lc.StepEnd)
+    with pytest.raises(lc.AccessError, match=r'collects step\.loss.*leaves = \("step\.loss",\)'):
+        make(callbacks=[nosy]).run_step(lc.TrainingPhase(), (XS, YS))

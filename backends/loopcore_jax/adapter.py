@@ -41,7 +41,7 @@ class Backend:
     """
 
     name = "jax"
-    compiles = True
+    compiles = chains = True
     tracing_errors: tuple[type[Exception], ...] = (
         jax.errors.ConcretizationTypeError,
         jax.errors.TracerArrayConversionError,
@@ -204,6 +204,24 @@ class Backend:
         """Differentiate a closure, by ``jax.vjp``: one forward, one backward per scalar it returns."""
         return self._gradients.gradient(objective, wrt, at, scopes)
 
+    def piece(
+        self,
+        objective: Callable[[], Any],
+        wrt: Sequence[tuple[str, ...]],
+        at: Leaves | None,
+        scopes: Sequence[MutableMapping[str, Any]],
+        inputs: Sequence[Array],
+        receive: Callable[[list[Array]], None],
+    ) -> list[tuple[list[Leaves], list[Array]]]:
+        """Differentiate a piece of a closure that is cut."""
+        return self._gradients.piece(objective, wrt, at, scopes, inputs, receive)
+
+    def pull(
+        self, pullback: Any, cotangents: list[Array], wrt: Sequence[tuple[str, ...]]
+    ) -> tuple[list[Leaves], list[Array]]:
+        """Go backwards through an earlier piece."""
+        return self._gradients.pull(pullback, cotangents, wrt)
+
     def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
         """Gradient of a scalar function of trees of arrays."""
         return self._gradients.grad(fn, scopes)
@@ -240,16 +258,20 @@ class Backend:
     def carried(self) -> Tree:
         """All that a step may change, by reference; inside an objective as constants."""
         store = self._present.store
+        if store.is_tree():
+            return store.tree
         buffers = dict(store.buffers)
         if self._present.in_objective:
             buffers = {path: arrays.primal(value) for path, value in buffers.items()}
-        return {"params": dict(store.params), "buffers": buffers, "optimizers": list(store.states)}
+        store.tree = {"params": dict(store.params), "buffers": buffers, "optimizers": list(store.states)}
+        return store.tree
 
     def put_carried(self, tree: Tree) -> None:
         """Make these the present ones: arrays, or what stands for them while a program is traced."""
         store = self._present.store
         store.params, store.buffers = dict(tree["params"]), dict(tree["buffers"])
         store.states = list(tree["optimizers"])
+        store.tree = tree
 
     def hyper_values(self) -> dict[str, Any]:
         """Present hyperparameters of all optimizers, under ``"index.name"``."""

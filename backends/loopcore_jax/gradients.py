@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast
 import jax
 import jax.numpy as jnp
 
-from loopcore.backend import Array, Leaves
+from loopcore.backend import Array, CutError, Leaves
 from loopcore.errors import GradientError, LossError
 from loopcore_jax.arrays import Arrays, is_traced, transform
 from loopcore_jax.store import Present
@@ -29,18 +29,41 @@ class Gradients:
         self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves | None, scopes: Scopes
     ) -> list[list[Leaves]]:
         """Differentiate a zero-argument closure: for each loss, for each group of paths, gradients by path."""
+        return [found for found, _ in self.piece(objective, wrt, at, scopes, (), lambda _: None)]
+
+    def piece(
+        self,
+        objective: Callable[[], Any],
+        wrt: Sequence[tuple[str, ...]],
+        at: Leaves | None,
+        scopes: Scopes,
+        inputs: Sequence[Array],
+        receive: Callable[[list[Array]], None],
+    ) -> list[tuple[list[Leaves], list[Array]]]:
+        """The same for the last piece of an objective, and the gradients of each loss by its inputs."""
         present = self._present
         outer = present.frame.traced or {}
         fixed = {path: jnp.asarray(value, present.store.params[path].dtype) for path, value in (at or {}).items()}
         paths = tuple(dict.fromkeys(chain(*wrt)))
         values = [fixed[path] if path in fixed else present.array(path) for path in paths]
+        count = len(paths)
 
         def call(traced: list[Array]) -> list[Array]:
-            present.frame.traced = {**outer, **fixed, **dict(zip(paths, traced, strict=True))}
+            present.frame.traced = {**outer, **fixed, **dict(zip(paths, traced[:count], strict=True))}
+            receive(traced[count:])
             return scalars(objective())
 
-        found = [dict(zip(paths, row, strict=True)) for row in self._differentiate(call, values, paths, scopes)]
-        return [[{path: leaves[path] for path in group} for group in wrt] for leaves in found]
+        rows = self._differentiate(call, [*values, *inputs], paths, scopes)
+        return [(_grouped(paths, row, wrt), row[count:]) for row in rows]
+
+    @staticmethod
+    def pull(
+        pullback: Pullback, cotangents: list[Array], wrt: Sequence[tuple[str, ...]]
+    ) -> tuple[list[Leaves], list[Array]]:
+        """Through one more piece, backwards: from gradients by what it handed on to those by what it began with."""
+        paths = tuple(dict.fromkeys(chain(*wrt)))
+        (row,) = pullback(cotangents)
+        return _grouped(paths, row, wrt), row[len(paths) :]
 
     def grad(self, fn: Callable[..., Any], scopes: Scopes) -> Callable[..., Any]:
         """Gradient of a scalar function of trees of arrays; can be differentiated again inside an objective."""
@@ -84,6 +107,7 @@ class Gradients:
                 reached.extend(type(loss) is frame.kind for loss in losses)
             except BaseException as error:  # raised again below, when the values written until then are plain
                 raised.append(error)
+                losses = error.leaves if isinstance(error, CutError) else []
             finally:
                 frame.traced, frame.kind = outer, kind
             return losses, _traced_in(written)
@@ -91,6 +115,8 @@ class Gradients:
         losses, pullback, plain = jax.vjp(fn, values, has_aux=True)
         _put_back(written, plain)
         if raised:
+            if isinstance(raised[0], CutError):
+                raised[0].leaves, raised[0].pullback = losses, pullback
             try:
                 raise raised[0]
             finally:
@@ -108,6 +134,11 @@ class Gradients:
             f"{name} of the function given to grad is {what}, which has no gradient: close over it, as in "
             "grad(lambda x: fn(x, labels))(x)"
         )
+
+
+def _grouped(paths: Sequence[str], row: Sequence[Array], wrt: Sequence[tuple[str, ...]]) -> list[Leaves]:
+    leaves = dict(zip(paths, row, strict=False))
+    return [{path: leaves[path] for path in group} for group in wrt]
 
 
 def scalars(result: Any) -> list[Array]:

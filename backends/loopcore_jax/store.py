@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 from loopcore.backend import Array, DrawKey, Leaves, Tree
@@ -20,17 +21,31 @@ class Store:
         params: by path.
         buffers: non-trainable state, by path.
         states: one tree for each optimizer.
+        tree: all but the hyperparameters, as it was asked for last.
         hyper: present hyperparameters of the optimizers, by ``"index.name"``.
     """
 
     params: Leaves = field(default_factory=dict[str, Array])
     buffers: Leaves = field(default_factory=dict[str, Array])
     states: list[Tree] = field(default_factory=list[Tree])
+    tree: Tree = None
     hyper: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def copy(self) -> Store:
         """Another store of the same arrays."""
-        return Store(dict(self.params), dict(self.buffers), list(self.states), dict(self.hyper))
+        return Store(dict(self.params), dict(self.buffers), list(self.states), None, dict(self.hyper))
+
+    def is_tree(self) -> bool:
+        """Whether ``tree`` still holds the present arrays."""
+        tree = self.tree
+        if tree is None:
+            return False
+        return (
+            len(tree["buffers"]) == len(self.buffers)
+            and all(map(is_, tree["params"].values(), self.params.values()))
+            and all(map(is_, tree["buffers"].values(), self.buffers.values()))
+            and all(map(is_, tree["optimizers"], self.states))
+        )
 
 
 class Frame(threading.local):

@@ -43,6 +43,7 @@ def bench(size: Size, threads: int, only: str) -> Bench:
         Variant("raw again", RawLoop(params())),
         Variant("raw + metrics", RawLoopWithMetrics(params())),
         *loopcore_loops.variants(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE)),
+        *loopcore_loops.listeners(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE)),
     ]
     return Bench(batches, [variant for variant in found if variant.name == "raw" or only in variant.name])
 

@@ -29,6 +29,19 @@ def variants(model: Callable[[], Any], loss_fn: Callable[..., Any], optimizer: C
     ]
 
 
+def listeners(model: Callable[[], Any], loss_fn: Callable[..., Any], optimizer: Callable[[Any], Any]) -> list[Variant]:
+    """No callbacks but one that listens on the host within the step, and does nothing."""
+    inner = (lc.LossBegin, lc.BackwardBegin, lc.BackwardEnd)
+    found: list[Variant] = []
+    for events in ((lc.BackwardEnd,), (lc.LossBegin,), (lc.BackwardBegin,), inner):
+        listening = [lc.FunctionCallback(lambda learner, phase: None, event) for event in events]
+        made = model()
+        learner = lc.Learner(made, loss_fn, optimizer(made), callbacks=listening, default_callbacks=False)
+        name = events[0].__name__ if len(events) == 1 else "all three"
+        found.append(Variant(f"listener at {name}", _epoch_of(learner)))
+    return found
+
+
 def _epoch_of(learner: lc.Learner) -> Block:
     phase = lc.TrainingPhase()
 

@@ -104,8 +104,7 @@ class Metrics(Callback):
         epoch = self._open[-1] if self._open else None
         if event.outcome != "completed" or epoch is None or epoch.phase is not phase:
             return
-        collect = learner.collect
-        epoch.rows.append((collect("metrics_names"), collect("metrics_row"), learner.sample_weight))
+        epoch.rows.append((*learner.collect("metrics_names", "metrics_row"), learner.sample_weight))
         for metric in self._hosted:
             if _is_for(metric, phase) and (args := _args(learner.step, metric)) is not None:
                 epoch.observe(metric, args, learner)

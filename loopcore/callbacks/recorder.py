@@ -25,6 +25,8 @@ class Recorder(Callback):
 
     writes = ("shared.history",)
 
+    _running: tuple[Any, Any] = None, None  # the phase whose epoch began last, and its counts
+
     def setup(self, learner: Any) -> None:
         """Start with no counts, unless a checkpoint or an earlier recorder left some."""
         if not hasattr(learner.shared, "history"):
@@ -33,12 +35,16 @@ class Recorder(Callback):
     @on(EpochBegin)
     def begin_epoch(self, learner: Any, phase: Any) -> None:
         """No step of this epoch is completed yet."""
-        self._counts(learner, phase).steps_epoch = 0
+        counts = self._counts(learner, phase)
+        counts.steps_epoch = 0
+        self._running = phase, counts
 
     @on(StepEnd)
     def end_step(self, learner: Any, phase: Any, event: StepEnd) -> None:
         """Count the step if it was completed."""
-        counts = self._counts(learner, phase)
+        running, counts = self._running
+        if running is not phase:
+            counts = self._counts(learner, phase)
         counts.attempts += 1
         if event.outcome == "completed":
             counts.steps += 1

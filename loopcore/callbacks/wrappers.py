@@ -90,6 +90,8 @@ class Throttle(Sleeper):
         self._counts: dict[str, int] = {}
         self._last: dict[str, float] = {}
         self._awake: dict[str, bool] = {}
+        self._within = False  # whether it throttles an event within a step
+        self.sleeps_at = callback.sleeps_at if isinstance(callback, Sleeper) else None
         self.reads = callback.reads
         self.writes = callback.writes
         self.traced_reads = callback.traced_reads
@@ -133,7 +135,7 @@ class Throttle(Sleeper):
         throttled = issubclass(listener.event, self._event) or issubclass(self._event, listener.event)
         within = not issubclass(listener.event, SCOPE_EVENTS)
         if throttled and within:
-            self.sleeps_at = self._event
+            self._within, self.sleeps_at = True, self._event
 
         def call(learner: Any, phase: Any, event: Any) -> None:
             if throttled and isinstance(event, self._event):
@@ -149,7 +151,9 @@ class Throttle(Sleeper):
 
     def wake(self, phase: Any) -> bool:
         """Whether it hears the step that begins now."""
-        heard = self._awake[phase.name] = self._due("step", phase)
+        heard = self.callback.wake(phase) if isinstance(self.callback, Sleeper) else True
+        if self._within:
+            heard = self._awake[phase.name] = self._due("step", phase)
         return heard
 
     def _due(self, method: str, phase: Any) -> bool:

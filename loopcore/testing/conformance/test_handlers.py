@@ -342,3 +342,44 @@ def test_a_run_within_a_handler_does_not_touch_the_step_around_it(backend: Subje
     backend.close(learner.history["val_loss"], [oracle.mse(oracle.mlp(W, X2), Y2)])
     slopes = oracle.mse_gradient(W, X, Y)
     backend.close(backend.weights(learner), {name: W[name] - 0.1 * slopes[name] for name in W})
+
+
+# -- throttles
+
+
+class Twice(lc.TrainingPhase):
+    """Fires BackwardEnd twice a step."""
+
+    def step(self, learner: Any, handle: Any, state: Any) -> None:
+        def objective() -> Any:
+            state.loss = learner.loss_fn(learner.model(state.xs), state.ys)
+            return state.loss
+
+        learner.minimize(objective)
+        learner.minimize(objective)
+
+
+def test_a_throttle_decides_when_a_step_begins(backend: Subject) -> None:
+    heard: list[int] = []
+    note = At(lc.BackwardEnd, lambda learner, _: heard.append(learner.attempt), lc.AbstractTrainingPhase)
+    learner = make_learner(backend.mlp(W), callbacks=[lc.throttle(note, lc.BackwardEnd, every=3)])
+    phase = Twice()
+    for _ in range(7):
+        learner.run_step(phase, (X, Y))
+    assert heard == [2, 2, 5, 5]
+
+
+def test_a_throttled_write_changes_the_steps_it_hears_and_no_others(backend: Subject) -> None:
+    def halve(learner: Any, phase: Any) -> None:
+        learner.step.grads = learner.tree.scale(learner.step.grads, 0.5)
+
+    for traced in (False, True):
+        writer = lc.FunctionCallback(halve, lc.BackwardEnd, writes=("step.grads",), traced=traced)
+        learner = make_learner(backend.mlp(W), callbacks=[lc.throttle(writer, lc.BackwardEnd, every=2)])
+        weights, expected = learner.export_weights(), make_learner(backend.mlp(W))
+        train(learner, [(X, Y)] * 4)
+        for number in range(4):
+            expected.hyper.learning_rate = learner.hyper.learning_rate * (0.5 if number % 2 else 1.0)
+            train(expected, [(X, Y)])
+        backend.close(learner.export_weights(), expected.export_weights())
+        assert any(not np.array_equal(weights[name], learner.export_weights()[name]) for name in weights)
