@@ -23,9 +23,10 @@ FRAMEWORKS = (CORE, "torch", "jax")
 def selection(framework: str) -> list[str]:
     """What pytest shall run in the process of a framework."""
     conformance = ["--pyargs", "loopcore.testing.conformance", "--backend", framework]
+    examples = str(ROOT / "tests" / "test_examples.py")  # once in every process, with the models of its framework
     named = {name: sorted(map(str, (ROOT / "tests").glob(f"test_{name}*.py"))) for name in FRAMEWORKS}
     if framework != CORE:
-        return [*named[framework], *conformance]
+        return [*named[framework], examples, *conformance]
     others = [f"--ignore={path}" for name in FRAMEWORKS if name != CORE for path in named[name]]
     return ["--doctest-modules", "loopcore", "tests", *others, *conformance]
 
