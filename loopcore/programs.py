@@ -151,7 +151,7 @@ class Programs:
         seen: tuple[Seen, Seen],
     ) -> Segment | None:
         """The first segment of the last step, if nothing that it depends on is another thing now."""
-        function = body.__func__ if type(body) is MethodType and body.__self__ is self._runner.phase else None
+        function = body.__func__ if isinstance(body, MethodType) and body.__self__ is self._runner.phase else None
         known = (function, *seen, wanted, self._words.layout, self._learner.seed)
         attributes = tuple(vars(self._runner.phase).values())
         recent = self._recent

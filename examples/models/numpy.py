@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import autograd.numpy as np
+import autograd.numpy
 from numpy.random import Generator, default_rng
+
+np: Any = autograd.numpy  # its functions are made when it is imported, where type checkers do not see them
 
 Params = dict[str, Any]
 Model = tuple[Callable[..., Any], Params]
