@@ -97,9 +97,8 @@ class Programs:
             finally:
                 state._differentiated = None  # pyright: ignore[reportPrivateUsage]
             cut, left = self._left(state, reached, outputs, before, first)
-            if left.gradients:  # nobody goes backwards through the earlier cuts any more
+            if left.gradients:  # a gradient is done: nobody goes backwards through the earlier cuts any more
                 lefts = [one._replace(chain=[], pullback=None) for one in lefts]
-                left = left._replace(chain=[], pullback=None)
             cuts.append(cut)
             lefts.append(left)
             found = self._next(segment, cut) or self._segment(body, start, static, wanted, asleep, cuts, fixed)

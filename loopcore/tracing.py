@@ -252,7 +252,7 @@ class Trace:
 
     def _chain(self) -> Chain | None:
         """What a gradient goes on through at the cut that is reached."""
-        if not self._chains or self._depth != 1:
+        if not self._chains or self._backend.depth != 1:
             return None
         return tuple(
             (name, place)

@@ -234,6 +234,11 @@ class Backend:
         """The same values, constant for every gradient."""
         return arrays.transform(arrays.constant, tree)
 
+    @property
+    def depth(self) -> int:
+        """How many objectives and functions are being differentiated, one inside the other."""
+        return self._present.frame.depth
+
     # -- programs ----------------------------------------------------------------------------------------------
 
     @property

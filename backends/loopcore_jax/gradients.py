@@ -102,6 +102,7 @@ class Gradients:
         def fn(traced: list[Array]) -> tuple[list[Array], list[Array]]:
             losses: list[Array] = []
             frame.kind = type(traced[0])
+            frame.depth += 1
             try:
                 losses = call(traced)
                 reached.extend(type(loss) is frame.kind for loss in losses)
@@ -110,6 +111,7 @@ class Gradients:
                 losses = error.leaves if isinstance(error, CutError) else []
             finally:
                 frame.traced, frame.kind = outer, kind
+                frame.depth -= 1
             return losses, _traced_in(written)
 
         losses, pullback, plain = jax.vjp(fn, values, has_aux=True)

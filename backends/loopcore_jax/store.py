@@ -56,6 +56,7 @@ class Frame(threading.local):
         traced: the arrays that an open objective sees in place of parameters, by path; None outside.
         kind: type of the arrays that depend on what it is differentiated by.
         key: of the running step body.
+        depth: how many objectives and functions are open.
         calls: how many random keys its models were given.
     """
 
@@ -63,6 +64,7 @@ class Frame(threading.local):
     traced: Leaves | None = None
     kind: type | None = None
     key: DrawKey = DrawKey(0, 0, 0)
+    depth: int = 0
     calls: int = 0
 
 
@@ -99,23 +101,23 @@ class Present:
     def tracing(self) -> Iterator[None]:
         """A program is traced: what it writes does not reach the learner's own arrays."""
         frame, store = self.frame, self.store.copy()
-        outer = frame.store, frame.traced, frame.key, frame.calls
-        frame.store, frame.traced = store, None
+        outer = frame.store, frame.traced, frame.key, frame.calls, frame.depth
+        frame.store, frame.traced, frame.depth = store, None, 0
         try:
             yield
         finally:
-            frame.store, frame.traced, frame.key, frame.calls = outer
+            frame.store, frame.traced, frame.key, frame.calls, frame.depth = outer
 
     @contextmanager
     def body(self, key: DrawKey) -> Iterator[None]:
         """A step body runs; one within an objective is no part of it."""
         frame = self.frame
-        outer = frame.traced, frame.key, frame.calls
+        outer = frame.traced, frame.key, frame.calls, frame.depth
         if self.in_objective:
             store = self.store
             store.buffers = {path: primal(value) for path, value in store.buffers.items()}
-        frame.traced, frame.key, frame.calls = None, key, 0
+        frame.traced, frame.key, frame.calls, frame.depth = None, key, 0, 0
         try:
             yield
         finally:
-            frame.traced, frame.key, frame.calls = outer
+            frame.traced, frame.key, frame.calls, frame.depth = outer

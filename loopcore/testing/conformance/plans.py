@@ -133,8 +133,25 @@ def sharp(learner: Any, handle: Any, state: Any) -> None:
     learner.update(state.grads, learner.params.a, when=learner.xp.isfinite(state.loss))
 
 
+def inward(learner: Any, handle: Any, state: Any) -> None:
+    """Events within the inner one of two gradients, and within a function that is differentiated by its argument."""
+    xp, tree = learner.xp, learner.tree
+
+    def heard(x: Any) -> Any:
+        state.note = xp.mean(learner.model.b(x))
+        handle(Midway())
+        return state.note
+
+    def objective() -> Any:
+        slopes = learner.gradient(objective_of(learner, handle, state, learner.model.a), learner.params.a)
+        slope = learner.grad(heard)(state.xs)
+        return tree.dot(slopes, slopes) + xp.mean(slope * slope)
+
+    learner.minimize(objective)
+
+
 BODIES: dict[str, Callable[[Any, Any, Any], None]] = {
-    fn.__name__: fn for fn in (one, adversaries, critics, nested, sharp)
+    fn.__name__: fn for fn in (one, adversaries, critics, inward, nested, sharp)
 }
 
 
