@@ -75,7 +75,7 @@ myst_substitutions = {"step_events": step_events(), "error_tree": error_tree()}
 
 # -- docstrings and references ----------------------------------------------------------------------------------------
 
-FACTS = re.compile(r"^(Reads|Writes|Handles|Runs after|Requires): (.*)$")
+FACTS = re.compile(r"^(Reads|Writes|Leaves|Handles|Runs after|Requires): (.*)$")
 
 
 def tidy(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

@@ -433,7 +433,7 @@ class Learner:
             names: of step values that traced handlers left, see `Callback.leaves`.
 
         Returns:
-            For each name an array as a `Pending`, whose ``is_ready()`` says whether to fetch it would wait; anything
+            For each name an array as something to fetch later, whose ``is_ready()`` says whether to fetch it would wait; anything
             else as it is, and None where the step does not have it.
         """
         return collect(self.backend, self.runs.step, names)
@@ -444,9 +444,10 @@ class Learner:
         state = self.runs.step
         if "weight" in state.__dict__:
             return state.weight
-        if state._size is None:
-            state._size = batch_length(state._batch)
-        return state._size
+        size = state._size
+        if size is None:
+            size = state._size = batch_length(state._batch)
+        return size
 
     def __repr__(self) -> str:
         models = ", ".join(name for name in self.backend.paths("params") if name) or "one model"

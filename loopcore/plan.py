@@ -163,7 +163,7 @@ class Runner:
         asleep = (
             frozenset(id(one) for one in self._throttled if not one.wake(self.phase)) if self._throttled else _NOBODY
         )
-        before = {name: state.__dict__[name] for name in carries if name in state.__dict__}
+        before = {name: state.__dict__[name] for name in carries if name in state.__dict__} if carries else {}
         try:
             if self.programs is None or override.get() is not None:  # draws of the host are no part of a program
                 self.backend.run_body(self.call, key, body, state, self.handle)

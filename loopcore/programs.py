@@ -267,8 +267,8 @@ class Programs:
         if "apply" in outputs["step"]:
             state._apply = outputs["step"]["apply"]  # pyright: ignore[reportPrivateUsage]
         state._updated = outputs["step"].get("updated", reached.updated)  # pyright: ignore[reportPrivateUsage]
-        counts = state._draws or {}  # pyright: ignore[reportPrivateUsage]
-        state._draws = {**counts, **reached.draws}  # pyright: ignore[reportPrivateUsage]
+        if reached.draws:
+            state._draws = {**(state._draws or {}), **reached.draws}  # pyright: ignore[reportPrivateUsage]
 
     def _left(
         self,

@@ -82,7 +82,7 @@ class Runs:
             names = ", ".join(sorted(RESERVED & initial.keys()))
             raise DataError(f"a batch has a part named {names}, which the state of a step uses itself: rename it")
         state = State()
-        state._apply = True  # pyright: ignore[reportPrivateUsage]
+        state._apply, state._size = True, None  # pyright: ignore[reportPrivateUsage]
         state._batch = batch = runner.backend.convert(initial)  # pyright: ignore[reportPrivateUsage]
         state.__dict__.update(batch)
         outer = (self.step, self.training, self.runner, self.attempt)
