@@ -143,7 +143,7 @@ class Learner:
         self.frozen = tuple(path for path in paths if path not in taken)
         self.all_params = Handle(self.backend, "params", parts)
         chosen = {model: tuple(path for path in part if path in taken) for model, part in parts.items()}
-        self.params = Handle(self.backend, "params", {m: part for m, part in chosen.items() if part or m in parts})
+        self.params = Handle(self.backend, "params", {m: part for m, part in chosen.items() if part or not m})
         self.buffers = Handle(self.backend, "buffers", self.backend.paths("buffers"))
         self.optimizer = dict(optimizers)
         self.hyper = Hyper(self.backend, hyper, tuple(prefix for prefix, _ in self.trained))
@@ -433,8 +433,8 @@ class Learner:
             names: of step values that traced handlers left, see `Callback.leaves`.
 
         Returns:
-            For each name an array as something to fetch later, whose ``is_ready()`` says whether to fetch it would wait; anything
-            else as it is, and None where the step does not have it.
+            For each name an array as something to fetch later, whose ``is_ready()`` says whether that would wait;
+            anything else as it is, and None where the step does not have it.
         """
         return collect(self.backend, self.runs.step, names)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from loopcore.errors import TraceError
 
+HINT = "Here it is "  # how a note begins that says what to write instead at this place
 _OURS = ("loopcore", "loopcore_jax", "loopcore_tensorflow", "loopcore_torch", "loopcore_numpy")
 _OTHERS = ("jax", "jaxlib", "flax", "optax", "equinox", "haiku", "tensorflow", "keras", "contextlib", "threading")
 
@@ -15,10 +16,12 @@ _OTHERS = ("jax", "jaxlib", "flax", "optax", "equinox", "haiku", "tensorflow", "
 def explained(error: Exception, backend: Any, phase: Any) -> Exception:
     """The error to raise: one that teaches where a value was read that a compiled step does not have."""
     if isinstance(error, backend.tracing_errors):
+        notes: list[str] = getattr(error, "__notes__", [])
+        hints = "".join(f". {note}" for note in notes if note.startswith(HINT))
         return TraceError(
             f"{where(error)}a step of phase {phase.name!r} reads the concrete value of an array. While a step is "
             "compiled, arrays have no values yet: move it to a callback, which sees them, or set compile = False on "
-            "the phase. For a choice between arrays write learner.xp.where(condition, a, b)"
+            f"the phase. For a choice between arrays write learner.xp.where(condition, a, b){hints}"
         )
     if isinstance(error, backend.leak_errors):
         return TraceError(

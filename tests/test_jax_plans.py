@@ -148,6 +148,20 @@ def test_reading_a_value_in_a_body_names_the_line() -> None:
     learner.run_step(lc.TrainingPhase(), (XS, YS))
 
 
+def test_a_metric_that_is_no_array_code_says_to_run_it_on_the_host() -> None:
+    def late(y_pred: Any, ys: Any) -> Any:
+        return float(y_pred.sum())  # the line that is named
+
+    def learner(metric: Any) -> lc.Learner:
+        return make(callbacks=[lc.Metrics(metric), lc.Recorder()], data=([(XS, YS)], None))
+
+    with pytest.raises(TraceError, match=r"(?s)# the line that is named.*metric 'late'.*Metric\(fn, host=True\)"):
+        learner(late).fit(1)
+    fitted = learner(lc.Metric(late, host=True))
+    fitted.fit(1)
+    assert fitted.history["late"] == [pytest.approx(np.sum(XS @ np.ones((3, 2))), rel=1e-5)]
+
+
 def test_it_runs_where_the_phase_says_so() -> None:
     class Peeks(lc.ValidationPhase):
         compile = False

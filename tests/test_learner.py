@@ -156,3 +156,13 @@ def test_what_a_callback_cannot_reach_says_what_to_do(name: str, words: tuple[st
     toy_learner([lc.FunctionCallback(reach, lc.EpochEnd)]).fit(1)
     assert f"a callback cannot reach learner.{name}" in errors[0]
     assert [word for word in words if word not in errors[0]] == []
+
+
+def test_a_model_without_an_optimizer_is_no_part_of_the_parameters() -> None:
+    def model() -> Any:
+        return (lambda params, x: x @ params["w"]), {"w": np.ones((2, 2))}
+
+    learner = lc.Learner({"student": model(), "teacher": model()}, optimizer={"student": lc.SGD(0.1)})
+    assert list(learner.params.value) == ["student"] and learner.frozen == ("teacher.w",)
+    with pytest.raises(AttributeError, match="no params 'teacher' here; there are: student"):
+        _ = learner.params.teacher

@@ -16,6 +16,7 @@ from loopcore.history import Ring, Series
 from loopcore.metrics import Loss, Metric
 from loopcore.packing import fetched
 from loopcore.phases import PredictionPhase
+from loopcore.user_lines import HINT
 
 _FLUSH = 1024  # steps whose values stay on the device at most
 _ROW = ("step.metrics_names", "step.metrics_row")
@@ -88,7 +89,7 @@ class Metrics(Callback):
         for metric in self._measured:
             if _is_for(metric, phase) and (args := _args(step, metric)) is not None:
                 names.append(metric.name)
-                row.append(_scalar(number(args[0] if metric.value else metric.fn(*args)), metric.name))
+                row.append(_scalar(number(_value(metric, args)), metric.name))
         weight = learner.sample_weight
         if type(weight) is not int:
             names.append(_WEIGHT)
@@ -220,6 +221,19 @@ def _numbers(learner: Any, values: list[Any], name: str) -> np.ndarray[Any, Any]
     if wrong is not None:
         raise LossError(f"metric {name!r} is a scalar for each step, but has the shape {wrong.shape}: take its mean")
     return np.array([float(value) for value in fetched])
+
+
+def _value(metric: Metric, args: list[Any]) -> Any:
+    if metric.value:
+        return args[0]
+    try:
+        return metric.fn(*args)
+    except Exception as error:
+        error.add_note(
+            f"{HINT}the metric {metric.name!r}: one that is no array code gets NumPy arrays on the host as "
+            "Metric(fn, host=True)"
+        )
+        raise
 
 
 def _scalar(value: Any, name: str) -> Any:
