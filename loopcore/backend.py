@@ -341,7 +341,8 @@ class CompilingBackend(Backend, Protocol):
     def to_words(self, values: Sequence[Array]) -> Array:
         """Small arrays of 32-bit dtypes and bools -> their bits in one int32 vector.
 
-        It has ``loopcore.packing.WORDS`` words. Bools become 0 and 1; what is left is 0. Works on arrays and, in a trace, on placeholders.
+        It has ``loopcore.packing.WORDS`` words. Bools become 0 and 1; what is left is 0. Works on arrays and, in a
+        trace, on placeholders.
         """
         ...
 
