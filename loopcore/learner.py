@@ -143,7 +143,8 @@ class Learner:
         self.frozen = tuple(path for path in paths if path not in taken)
         self.all_params = Handle(self.backend, "params", parts)
         chosen = {model: tuple(path for path in part if path in taken) for model, part in parts.items()}
-        self.params = Handle(self.backend, "params", {m: part for m, part in chosen.items() if part or not m})
+        some = {model: part for model, part in chosen.items() if part or not model}
+        self.params = Handle(self.backend, "params", some, everything=self.all_params)
         self.buffers = Handle(self.backend, "buffers", self.backend.paths("buffers"))
         self.optimizer = dict(optimizers)
         self.hyper = Hyper(self.backend, hyper, tuple(prefix for prefix, _ in self.trained))

@@ -37,8 +37,12 @@ class TreeMath:
         return self.map(lambda x: x * factor, tree)
 
     def lerp(self, a: Tree, b: Tree, t: Any) -> Tree:
-        """``a + t * (b - a)``."""
-        return self.map(lambda x, y: x + t * (y - x), a, b)
+        """``a + t * (b - a)``; integers, such as counters among buffers, stay integers (rounded towards zero)."""
+        return self.map(lambda x, y: self._kept(x, x + t * (y - x)), a, b)
+
+    def _kept(self, old: Any, new: Any) -> Any:
+        whole = self._backend.signature(old)[1].kind in "iu"
+        return self._backend.xp.astype(new, old.dtype) if whole and hasattr(old, "dtype") else new
 
     def dot(self, a: Tree, b: Tree) -> Any:
         """Sum over all leaves of ``sum(a * b)``, 0-d."""

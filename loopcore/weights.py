@@ -15,7 +15,8 @@ class Handle:
     ``.value`` is a snapshot tree of native arrays that no later step changes; assigning to it writes. Its structure
     is what gradients have: for torch a dict by parameter name, for NumPy and JAX the model's own tree; with several
     named models a dict of those. ``handle["features"]`` or ``handle.features`` selects the paths below a prefix, as
-    a flat dict.
+    a flat dict. ``learner.params`` has what is trained; a part that is wholly frozen has to be named,
+    ``learner.params.teacher``, to be read or written.
 
     Example:
         >>> import loopcore as lc, numpy as np
@@ -27,17 +28,26 @@ class Handle:
         {'w': array([2.])}
     """
 
-    __slots__ = ("_backend", "_flat", "_kind", "_parts", "_paths", "_whole")
+    __slots__ = ("_backend", "_everything", "_flat", "_kind", "_parts", "_paths", "_whole")
     _backend: Backend
+    _everything: Handle | None  # with the parts that nobody trains
     _flat: frozenset[str] | None
     _kind: Kind
     _parts: dict[str, _Part]
     _paths: tuple[str, ...]
     _whole: str
 
-    def __init__(self, backend: Backend, kind: Kind, parts: Mapping[str, tuple[str, ...]], label: str = "") -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        kind: Kind,
+        parts: Mapping[str, tuple[str, ...]],
+        label: str = "",
+        everything: Handle | None = None,
+    ) -> None:
         put = object.__setattr__
         put(self, "_backend", backend)
+        put(self, "_everything", everything)
         put(self, "_kind", kind)
         put(self, "_parts", {model: _Part(backend, kind, model, paths) for model, paths in parts.items()})
         put(self, "_whole", label)
@@ -82,13 +92,16 @@ class Handle:
         return {path: leaf for model, part in self._parts.items() for path, leaf in part.unpack(tree[model]).items()}
 
     def __getitem__(self, prefix: str) -> Handle:
-        if prefix in self._parts:
-            return Handle(self._backend, self._kind, {prefix: self._parts[prefix].paths}, prefix)
+        if prefix in self._parts and (self._parts[prefix].paths or self._everything is None):
+            within = self._everything[prefix] if self._everything else None
+            return Handle(self._backend, self._kind, {prefix: self._parts[prefix].paths}, prefix, within)
         for model, part in self._parts.items():
             full = f"{self._whole}.{prefix}" if self._whole else prefix
             chosen = tuple(path for path in part.paths if is_below(path, full))
             if chosen:
                 return Handle(self._backend, self._kind, {model: chosen}, full)
+        if self._everything is not None:
+            return self._everything[prefix]
         there = [name for name in self._parts if name] or [path.partition(".")[0] for path in self._paths]
         raise AttributeError(f"there are no {self._kind} {prefix!r} here; there are: {', '.join(dict.fromkeys(there))}")
 

@@ -295,6 +295,9 @@ class Backend:
         """One step of every optimizer that trains one of these paths; nothing changes unless all of it can."""
         if not bool(getval(apply)):
             return False
+        frozen = [path for path in grads if not any(path in optimizer.state for optimizer in self._optimizers)]
+        if frozen:
+            raise OptimizerError(f"no optimizer trains {', '.join(frozen[:5])}: leave these out of the gradients")
         plain = {path: getval(gradient) for path, gradient in grads.items()}
         proposed = [(optimizer, *optimizer.propose(self._params, plain)) for optimizer in self._optimizers]
         for optimizer, params, state in proposed:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import loopcore as lc
+from loopcore.errors import OptimizerError
 from loopcore.testing.conformance import oracle
 from loopcore.testing.conformance.problems import (
     OUTPUTS,
@@ -108,6 +109,47 @@ def test_a_model_without_an_optimizer_is_frozen(backend: Subject) -> None:
     slopes = oracle.mse_gradient(W, X, oracle.mlp(C, X))
     found = backend.weights(learner)
     backend.close({k: found[f"student.{k}"] for k in W}, {k: W[k] - 0.1 * slopes[k] for k in W})
+
+
+def test_a_frozen_model_follows_another_by_its_name(backend: Subject) -> None:
+    """A target network: read and written within the step, in no optimizer and not among all that is trained."""
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        learner.minimize(lambda: lc.losses.mse(learner.model.student(state.xs), state.ys))
+        student, teacher = learner.params.student, learner.params.teacher
+        teacher.value = learner.tree.lerp(student.value, teacher.value, 0.75)
+
+    models = {"student": backend.mlp(W), "teacher": backend.mlp(C)}
+    learner = make_learner(models, optimizer={"student": lc.SGD(0.1)})
+    student, teacher = dict(W), dict(C)
+    for x, y in PAIRS:
+        run(learner, body, xs=x, ys=y)
+        slopes = oracle.mse_gradient(student, x, y)
+        student = {name: student[name] - 0.1 * slopes[name] for name in W}
+        teacher = {name: 0.25 * student[name] + 0.75 * teacher[name] for name in W}
+    found = backend.weights(learner)
+    backend.close({name: found[f"student.{name}"] for name in W}, student)
+    backend.close({name: found[f"teacher.{name}"] for name in W}, teacher)
+    whole = backend.leaves(learner, learner.params.value)
+    assert whole.keys() == {f"student.{name}" for name in W}
+    named = backend.leaves(learner, learner.params.teacher.value, learner.params.teacher)
+    assert named.keys() == {f"teacher.{name}" for name in W}
+    assert backend.leaves(learner, learner.params.teacher.out.value, learner.params.teacher.out).keys() == {
+        "teacher.out.weight",
+        "teacher.out.bias",
+    }
+
+
+def test_an_update_of_a_frozen_model_is_an_error(backend: Subject) -> None:
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        learner.minimize(lambda: learner.xp.sum(learner.model.teacher(state.xs)), learner.params.teacher)
+
+    models = {"student": backend.mlp(W), "teacher": backend.mlp(C)}
+    learner = make_learner(models, optimizer={"student": lc.SGD(0.1)})
+    before = learner.export_weights()
+    with pytest.raises(OptimizerError, match=r"no optimizer trains .*teacher"):
+        run(learner, body, xs=X)
+    np.testing.assert_equal(learner.export_weights(), before)
 
 
 def test_a_part_without_an_optimizer_is_frozen_to_the_bit(backend: Subject) -> None:

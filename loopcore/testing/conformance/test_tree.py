@@ -50,6 +50,19 @@ def test_map(backend: Subject) -> None:
     backend.close(found, {name: W[name] * V[name] for name in W})
 
 
+def test_lerp_leaves_integers_integers(backend: Subject) -> None:
+    """Buffers hold counters too, and an average over time writes them back."""
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.found = learner.tree.lerp({"x": state.x, "n": state.n}, {"x": 3 * state.x, "n": 3 * state.n}, 0.25)
+
+    learner = make_learner(backend.mlp(W))
+    found = learner.to_host(run(learner, body, x=A, n=np.array([4, 7], np.int32)).found)
+    backend.close(found["x"], 1.5 * A)
+    np.testing.assert_array_equal(found["n"], np.array([6, 10]))
+    assert found["n"].dtype == np.int32
+
+
 def test_add(backend: Subject) -> None:
     found = computed(backend, lambda learner, w, v: learner.tree.add(w, v))
     backend.close(found, {name: W[name] + V[name] for name in W})
