@@ -5,8 +5,8 @@ detached, and starts anew with each epoch.
 
     python -m examples.char_lm --backend torch
 
-Result, on the 450,000 characters of ``pydoc_data.topics``: below 2.0 bits a character on the last tenth of the text;
-counting characters alone takes 4.9.
+Result, on the 465,000 characters of ``pydoc_data.topics``: below 2.0 bits a character on the last tenth of the text;
+the frequencies of the characters alone give 4.7.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def continued(learner: lc.Learner, alphabet: str, start: str, count: int, width:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, epochs=10)
+    options = common.arguments(__doc__, epochs=6)
     codes, alphabet = common.text()
     learner = make(common.models(options.backend), codes, len(alphabet), seed=options.seed)
     learner.fit(options.epochs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import itertools
 import re
 import tokenize
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 import loopcore as lc
-from examples import common, custom_step
+from examples import byol, char_lm, common, custom_step, sam, vae, wgan_gp
 from loopcore.testing.plugin import chosen
 
 EXAMPLES = Path(common.__file__).parent
@@ -116,3 +117,170 @@ def test_the_custom_step_fits(native: Any) -> None:
     assert last(learner, "mae") < 0.6
     assert plan_of(learner) == ["fused" if learner.backend.compiles else "eager"]
     np.testing.assert_allclose(np.mean(np.abs(data["y"])), 0.85, atol=0.01)
+
+
+# ---- the five loops, small: scikit-learn's digits of 8 x 8 pixels, which need no further package
+
+IMAGES, LABELS = common.digits()
+TRAIN, VALID = lc.data.split((IMAGES, LABELS), 0.5)
+QUIET: dict[str, Any] = {"default_callbacks": False}
+
+
+def fitted(learner: lc.Learner, epochs: int, phases: int = 1) -> lc.Learner:
+    """A learner after a fit whose steps were one program each, where the backend compiles."""
+    assert plan_of(learner) == ["fused" if learner.backend.compiles else "eager"] * phases
+    assert learner.fit(epochs).status == "completed"
+    return learner
+
+
+def test_wgan_gp_makes_digits(native: Any) -> None:
+    learner = wgan_gp.make(native, IMAGES, size=32, width=64)
+    assert wgan_gp.mean_error(wgan_gp.generated(learner, 500), IMAGES) > 0.2
+    made = wgan_gp.generated(fitted(learner, 40), 500)
+    assert wgan_gp.mean_error(made, IMAGES) < 0.05
+    assert len(set(common.nearest_labels(IMAGES, LABELS, made))) >= 5
+    assert list(learner.history) == ["loss", "distance", "penalty"]
+
+
+def test_vae_bounds_the_evidence(native: Any) -> None:
+    learner = fitted(vae.make(native, TRAIN[0], VALID[0], width=64, latent=8), 30, phases=2)
+    bounds = learner.history["val_bound"]
+    assert 20 < last(learner, "val_bound") < 0.8 * (bounds[0] or 0)
+    for step in "", "val_":
+        parts = last(learner, f"{step}recon") + last(learner, f"{step}kl")
+        np.testing.assert_allclose(last(learner, f"{step}bound"), parts, rtol=1e-5)
+    assert vae.reconstructed(learner, VALID[0][:5]).shape == (5, 64)
+    assert vae.sampled(learner, 3, 8).shape == (3, 64)
+
+
+def test_vae_raises_the_weight_of_the_divergence(native: Any) -> None:
+    learner = vae.make(native, TRAIN[0][:64], VALID[0][:64], width=8, latent=2)
+    weights = []
+    for _ in range(7):
+        learner.fit(1)
+        weights.append(learner.hyper.kl_weight)
+    np.testing.assert_allclose(weights, [0, 0.2, 0.4, 0.6, 0.8, 1, 1])
+    losses, recon, kl = (np.array(learner.history[name], float) for name in ("loss", "recon", "kl"))
+    np.testing.assert_allclose(losses, recon + np.array(weights) * kl, rtol=1e-5)
+
+
+def test_sam_finds_flatter_ground(native: Any) -> None:
+    plain, flat = (fitted(sam.make(native, TRAIN, VALID, radius=radius), 40, phases=2) for radius in (0.0, 0.2))
+    assert last(flat, "val_accuracy") > 0.97
+    assert sam.rise(flat, TRAIN, 0.5) < 2 / 3 * sam.rise(plain, TRAIN, 0.5)
+
+
+def test_sam_updates_the_statistics_once(native: Any) -> None:
+    """After one step they are those of the first forward pass, whatever the second one saw."""
+    learners = [sam.make(native, TRAIN, VALID, radius=radius, callbacks=(), **QUIET) for radius in (0.0, 0.2)]
+    before = learners[0].export_weights()
+    for learner in learners:
+        learner.run_step(learner.phases[0], (TRAIN[0][:64], TRAIN[1][:64]))
+    plain, sharp = (learner.export_weights() for learner in learners)
+    changed = [path for path in plain if (plain[path] != sharp[path]).any()]
+    statistics = [path for path in plain if (plain[path] != before[path]).any() and path not in changed]
+    assert sum("norm" in path for path in statistics) >= 4
+    assert {path.rpartition(".")[0] for path in changed} >= {"hidden1", "hidden2", "out"}
+
+
+def test_byol_learns_a_representation(native: Any) -> None:
+    def score() -> float:
+        x = byol.features(learner, IMAGES)
+        return common.linear_probe(x[:100], LABELS[:100], x[100:], LABELS[100:])
+
+    learner = byol.make(native, IMAGES, size=64, width=128)
+    before = score()
+    fitted(learner, 20)
+    assert score() > before + 0.03
+
+
+def test_byol_averages_parameters_and_statistics(native: Any) -> None:
+    learner = byol.make(native, IMAGES, size=64, width=16, **QUIET)
+    before = learner.export_weights()
+    learner.run_step(learner.phases[0], IMAGES[:64])
+    now = learner.export_weights()
+    moved = [path for path in now if path.startswith("target.") and (now[path] != before[path]).any()]
+    assert {path.split(".")[1] for path in moved} >= {"hidden1", "norm1", "hidden2", "norm2", "out"}
+    statistics = set(moved) - set(learner.export_weights()) | {path for path in moved if "norm" in path}
+    assert len(statistics) >= 8  # scale, offset, mean and variance of both
+    for path in moved:
+        online = now[path.replace("target.", "online.")]
+        if not path.endswith(("mean", "var", "variance")):  # those moved with its own forward passes too
+            np.testing.assert_allclose(now[path], 0.98 * before[path] + 0.02 * online, rtol=1e-4, atol=1e-6)
+
+
+def test_char_lm_reads_on(native: Any) -> None:
+    codes, alphabet = common.text()
+    codes = codes[:60_000]
+    shares = np.bincount(codes)[np.bincount(codes) > 0] / len(codes)
+    learner = fitted(char_lm.make(native, codes, len(alphabet), length=32, width=64), 3, phases=2)
+    assert last(learner, "val_bits") < -float(np.sum(shares * np.log2(shares))) - 0.5
+    said = char_lm.continued(learner, alphabet, "The ", 10, width=64)
+    assert said.startswith("The ") and len(said) == 14
+
+
+def test_char_lm_carries_the_hidden_state_through_an_epoch(native: Any) -> None:
+    """Reading a text piece by piece ends where reading it in one go does; a new epoch starts from zeros."""
+    codes, alphabet = common.text()
+    learner = char_lm.make(native, codes[:2000], len(alphabet), streams=4, length=8, width=16, callbacks=(), **QUIET)
+    pieces = list(char_lm.Streams(codes[:129], 4, 8))
+    hidden = []
+    for _ in range(2):
+        learner.run_epoch(learner.phases[1], pieces)
+        hidden.append(np.asarray(learner.to_host(learner.step.hidden)))
+    whole = np.concatenate([piece["xs"] for piece in pieces], axis=1)
+    _, expected = common.forward(learner, whole, np.zeros((4, 16), np.float32))
+    assert len(pieces) == 4
+    for found in hidden:
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- the same losses everywhere: each backend in float32 against NumPy in float64
+
+
+class Double:
+    """The models of NumPy in float64."""
+
+    def __getattr__(self, name: str) -> Any:
+        make = getattr(common.models("numpy"), name)
+
+        def wide(tree: Any) -> Any:
+            return {key: wide(value) for key, value in tree.items()} if isinstance(tree, dict) else tree.astype("f8")
+
+        def made(*args: Any, **options: Any) -> Any:
+            return tuple(part if callable(part) else wide(part) for part in make(*args, **options))
+
+        return made
+
+
+TOLERANCE = 1e-5  # relative; the largest difference seen was 1.4e-6
+BARE: dict[str, Any] = {"callbacks": (), **QUIET}
+AGREEING: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "wgan_gp": (lambda native: wgan_gp.make(native, IMAGES, size=16, width=32, **BARE), ("distance", "penalty")),
+    "vae": (lambda native: vae.make(native, TRAIN[0], VALID[0], width=32, **BARE), ("recon", "kl")),
+    "sam": (lambda native: sam.make(native, TRAIN, VALID, **BARE), ()),
+}
+
+
+@pytest.mark.parametrize("loop", AGREEING)
+def test_the_first_20_losses_agree(loop: str, native: Any) -> None:
+    make, more = AGREEING[loop]
+    witness, learner = make(Double()), make(native)
+    learner.import_weights(native.own(learner.export_weights(), witness.export_weights()))
+    expected, found = (first_values(one, ("loss", *more)) for one in (witness, learner))
+    assert len(set(expected["loss"])) == 20
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=TOLERANCE, err_msg=name)
+
+
+def first_values(learner: lc.Learner, names: tuple[str, ...]) -> dict[str, list[float]]:
+    """Step values of the first 20 training steps, with noise that is the same on every backend."""
+    found: dict[str, list[float]] = {name: [] for name in names}
+    kept = tuple(f"step.{name}" for name in names)
+    batches = itertools.chain.from_iterable(itertools.repeat(learner.data["training"]))
+    with lc.testing.same_random():
+        for batch in itertools.islice(batches, 20):
+            state = learner.run_step(learner.phases[0], batch, reads=kept)
+            for name in names:
+                found[name].append(float(getattr(state, name)))
+    return found

@@ -51,8 +51,8 @@ def normalised(inputs: int, width: int, outputs: int, seed: int = 0) -> Any:
     """``(batch, inputs)`` -> features ``(batch, width)`` and ``(batch, outputs)``; with BatchNorm."""
     params, state = _layers(inputs, width, outputs, seed), {}
     for norm in ("norm1", "norm2"):
-        params[norm] = {"scale": np.ones(width), "offset": np.zeros(width)}
-        state[norm] = {"mean": np.zeros(width), "variance": np.ones(width)}
+        params[norm] = {"scale": np.ones(width, "float32"), "offset": np.zeros(width, "float32")}
+        state[norm] = {"mean": np.zeros(width, "float32"), "variance": np.ones(width, "float32")}
 
     def forward(params: Params, state: Params, x: Any, training: bool) -> tuple[Any, Params]:
         new = {}
@@ -69,7 +69,10 @@ def recurrent(symbols: int, width: int, seed: int = 0) -> Any:
     """``(batch, time)`` and ``(batch, width)`` -> logits ``(batch, time, symbols)`` and ``(batch, width)``."""
     draw = default_rng(seed)
     params: Params = {name: _layer(draw, width, width) for name in ("gate_in", "gate", "new_in", "new")}
-    params |= {"embed": {"weight": draw.normal(0, 1, (symbols, width))}, "out": _layer(draw, width, symbols)}
+    params |= {
+        "embed": {"weight": draw.normal(0, 1, (symbols, width)).astype("float32")},
+        "out": _layer(draw, width, symbols),
+    }
 
     def forward(params: Params, tokens: Any, hidden: Any) -> tuple[Any, Any]:
         steps = []
@@ -90,7 +93,8 @@ def own(present: Mapping[str, Any], weights: Mapping[str, Any]) -> dict[str, Any
 
 
 def _layer(draw: Generator, inputs: int, outputs: int) -> Params:
-    return {"weight": draw.normal(0, inputs**-0.5, (inputs, outputs)), "bias": np.zeros(outputs)}
+    weight = draw.normal(0, inputs**-0.5, (inputs, outputs))
+    return {"weight": weight.astype("float32"), "bias": np.zeros(outputs, "float32")}
 
 
 def _layers(inputs: int, width: int, outputs: int, seed: int) -> Params:
