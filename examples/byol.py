@@ -33,7 +33,7 @@ class Bootstrap(lc.AbstractTrainingPhase):
     def step(self, learner: lc.Learner, handle: Any, state: Any) -> None:
         model = learner.model
         first, second = self.view(learner, state.x), self.view(learner, state.x)
-        wanted_first, wanted_second = model.target(first)[1], model.target(second)[1]
+        wanted_first, wanted_second = (model.target(x, update_state=False)[1] for x in (first, second))
 
         def objective() -> Any:
             said_first = model.predictor(model.online(first)[1])[1]

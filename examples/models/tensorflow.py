@@ -8,8 +8,8 @@ from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-import keras
-from keras import layers, ops
+import keras  # pyright: ignore[reportMissingImports]
+from keras import layers  # pyright: ignore[reportMissingImports]
 
 _OWN = {"weight": "kernel", "scale": "gamma", "offset": "beta", "mean": "moving_mean", "variance": "moving_variance"}
 
@@ -47,7 +47,8 @@ def critic(pixels: int, width: int, seed: int = 0) -> Any:
 def encoder(pixels: int, width: int, latent: int, seed: int = 0) -> Any:
     """``(batch, pixels)`` -> mean and logarithm of the variance, each ``(batch, latent)``."""
     mlp = _mlp(pixels, width, 2 * latent, seed)
-    return keras.Model(mlp.inputs, tuple(ops.split(mlp.outputs[0], 2, axis=-1)))
+    both = mlp.outputs[0]
+    return keras.Model(mlp.inputs, (both[:, :latent], both[:, latent:]))
 
 
 def decoder(latent: int, width: int, pixels: int, seed: int = 0) -> Any:

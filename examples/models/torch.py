@@ -22,7 +22,7 @@ class Mlp(nn.Module):
         self.hidden2 = nn.Linear(width, width)
         self.out = nn.Linear(width, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = F.silu(self.hidden1(x))
         return self.out(F.silu(self.hidden2(x)))
 
@@ -37,9 +37,8 @@ class Generator(Mlp):
 class Encoder(Mlp):
     """An `Mlp` with two results: means and logarithms of variances."""
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = super().forward(x).chunk(2, dim=-1)
-        return mean, log_variance
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(super().forward(x).chunk(2, dim=-1))
 
 
 class Normalised(nn.Module):
