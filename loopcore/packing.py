@@ -123,5 +123,6 @@ def collect(backend: Any, state: Any, names: Sequence[str]) -> tuple[Any, ...]:
             found.append(Pending(backend, packed.vector, slot))
         else:
             value = state.__dict__.get(name)
-            found.append(Pending(backend, value) if backend.is_array(value) else value)
+            plain = type(value) is tuple or not backend.is_array(value)  # a tuple of numbers, in eager steps
+            found.append(value if plain else Pending(backend, value))
     return tuple(found)
