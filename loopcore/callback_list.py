@@ -76,6 +76,7 @@ class CallbackList:
     def _commit(self, given: list[Callback]) -> None:
         """Order, view and set up; the learner changes only when all of it worked."""
         learner = self._learner
+        learner.shared._settle()
         shared = learner.shared.__dict__
         kept = {id(member.callback): member for member in self.members}
         gone = [member.callback for member in self.members if not any(c is member.callback for c in given)]

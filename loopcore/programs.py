@@ -46,7 +46,7 @@ class _Recent(NamedTuple):
 
     segment: Segment
     known: tuple[Any, ...]  # compared by identity
-    phase: tuple[Any, ...]  # values of its attributes, by identity too
+    phase: tuple[Any, ...]  # names and values of its attributes, by identity too
     apply: Any
     asleep: frozenset[Any]
 
@@ -152,7 +152,7 @@ class Programs:
         """The first segment of the last step, if nothing that it depends on is another thing now."""
         function = body.__func__ if isinstance(body, MethodType) and body.__self__ is self._runner.phase else None
         known = (function, *seen, wanted, self._words.layout, self._learner.seed)
-        attributes = tuple(vars(self._runner.phase).values())
+        attributes = (*vars(self._runner.phase), *vars(self._runner.phase).values())
         recent = self._recent
         if recent is not None and all(map(is_, known, recent.known)) and len(attributes) == len(recent.phase):
             same = all(map(is_, attributes, recent.phase)) and asleep == recent.asleep

@@ -297,6 +297,21 @@ def test_a_carried_scalar_keeps_its_dtype() -> None:
         make(callbacks=[Halves()]).run_step(lc.TrainingPhase(), (XS, YS))
 
 
+def test_a_carried_scalar_goes_with_the_callback_that_wrote_it() -> None:
+    counts, phase = Counts(), lc.TrainingPhase()
+    learner = make(callbacks=[counts])
+    learner.run_step(phase, (XS, YS))
+    reader = lc.FunctionCallback(lambda learner, phase: None, lc.StepEnd, reads=("shared.count",))
+    learner.callbacks.add(reader)
+    learner.run_step(phase, (XS, YS))
+    assert int(learner.shared.count) == 2
+    learner.run_step(phase, (XS, YS))
+    learner.callbacks.remove(reader)
+    learner.callbacks.remove(counts)
+    assert not hasattr(learner.shared, "count")
+    learner.run_step(phase, (XS, YS))
+
+
 def test_two_phases_share_a_carried_scalar() -> None:
     class Other(lc.TrainingPhase):
         @property
