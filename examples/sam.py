@@ -17,16 +17,11 @@ import loopcore as lc
 from examples import common
 
 
-class Sharpness(lc.AbstractTrainingPhase):
+class Sharpness(lc.TrainingPhase):
     """With ``radius=0`` it is plain training."""
-
-    data_key = "training"
 
     def __init__(self, radius: float) -> None:
         self.radius = radius
-
-    def unpack(self, batch: Any) -> dict[str, Any]:
-        return {"xs": batch[0], "ys": batch[1]}
 
     def step(self, learner: lc.Learner, handle: Any, state: Any) -> None:
         def objective() -> Any:
@@ -37,12 +32,11 @@ class Sharpness(lc.AbstractTrainingPhase):
         def objective_there() -> Any:
             return learner.losses.cross_entropy(learner.model(state.xs, update_state=False)[1], state.ys)
 
-        state.grads = learner.gradient(objective)
-        if self.radius > 0:
-            there = uphill(learner, state.grads, self.radius)
-            state.grads = learner.gradient(objective_there, at=there)
-        handle(lc.BackwardEnd())
-        learner.update(state.grads)
+        if self.radius == 0:
+            learner.minimize(objective)
+        else:
+            there = uphill(learner, learner.gradient(objective), self.radius)
+            learner.minimize(objective_there, at=there)
 
 
 def uphill(learner: lc.Learner, grads: Any, radius: float) -> Any:
@@ -51,12 +45,7 @@ def uphill(learner: lc.Learner, grads: Any, radius: float) -> Any:
     return tree.add(learner.params.value, tree.scale(grads, radius / (tree.global_norm(grads) + 1e-12)))
 
 
-class Held(lc.AbstractValidationPhase):
-    data_key = "validation"
-
-    def unpack(self, batch: Any) -> dict[str, Any]:
-        return {"xs": batch[0], "ys": batch[1]}
-
+class Held(lc.ValidationPhase):
     def step(self, learner: lc.Learner, handle: Any, state: Any) -> None:
         _, state.y_pred = learner.model(state.xs)
         state.loss = learner.losses.cross_entropy(state.y_pred, state.ys)

@@ -24,7 +24,7 @@ class Adversarial(lc.AbstractTrainingPhase):
 
     data_key = "training"
 
-    def __init__(self, noise: int, critic_steps: int = 5, weight: float = 10.0) -> None:
+    def __init__(self, noise: int, critic_steps: int, weight: float = 10.0) -> None:
         self.noise = noise
         self.critic_steps = critic_steps
         self.weight = weight
@@ -56,9 +56,18 @@ class Adversarial(lc.AbstractTrainingPhase):
         learner.minimize(generator_objective, learner.params.generator)
 
 
-def make(native: Any, images: Any, *, size: int = 64, width: int = 256, seed: int = 0, **options: Any) -> lc.Learner:
+def make(
+    native: Any,
+    images: Any,
+    *,
+    size: int = 64,
+    width: int = 256,
+    critic_steps: int = 5,
+    seed: int = 0,
+    **options: Any,
+) -> lc.Learner:
     """A learner for images ``(n, pixels)`` in [0, 1], with batches of ``size`` for each step of the critic."""
-    phase, pixels = Adversarial(noise=32), images.shape[1]
+    phase, pixels = Adversarial(32, critic_steps), images.shape[1]
     models = {
         "generator": native.generator(phase.noise, width, pixels, seed=seed),
         "critic": native.critic(pixels, width, seed=seed + 1),

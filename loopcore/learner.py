@@ -354,16 +354,17 @@ class Learner:
             apply = when if apply is True else apply & when
         state.updated = self.backend.update(handle._leaves(grads), apply)
 
-    def minimize(self, objective: Callable[[], Any], wrt: Handle | None = None) -> None:
+    def minimize(self, objective: Callable[[], Any], wrt: Handle | None = None, at: Tree | None = None) -> None:
         """Take the gradient of an objective, fire BackwardEnd, and update.
 
         Args:
             objective: returns a scalar.
             wrt: what to update. Default ``learner.params``.
+            at: where to take the gradient, as in `gradient`; what is updated are the present values.
         """
         runs = self.runs
         runner, state = runs.runner, runs.step
-        grads = state.grads = self.gradient(objective, wrt)
+        grads = state.grads = self.gradient(objective, wrt, at)
         if runner is not None and runner.inner[BackwardEnd]:
             runner.handle(_BACKWARD_END)
         flat = wrt is None and self.params._flat is not None

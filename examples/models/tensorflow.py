@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import keras  # pyright: ignore[reportMissingImports]
@@ -48,7 +50,7 @@ def encoder(pixels: int, width: int, latent: int, seed: int = 0) -> Any:
     """``(batch, pixels)`` -> mean and logarithm of the variance, each ``(batch, latent)``."""
     mlp = _mlp(pixels, width, 2 * latent, seed)
     both = mlp.outputs[0]
-    return keras.Model(mlp.inputs, (both[:, :latent], both[:, latent:]))
+    return keras.Model(mlp.inputs[0], (both[:, :latent], both[:, latent:]))
 
 
 def decoder(latent: int, width: int, pixels: int, seed: int = 0) -> Any:
@@ -70,7 +72,9 @@ def normalised(inputs: int, width: int, outputs: int, seed: int = 0) -> Any:
 def recurrent(symbols: int, width: int, seed: int = 0) -> Any:
     """``(batch, time)`` and ``(batch, width)`` -> logits ``(batch, time, symbols)`` and ``(batch, width)``."""
     keras.utils.set_random_seed(seed)
-    return Recurrent(symbols, width)
+    model = Recurrent(symbols, width)
+    model(np.zeros((1, 1), "int32"), np.zeros((1, width), "float32"))  # makes its weights
+    return model
 
 
 def _mlp(inputs: int, width: int, outputs: int, seed: int, activation: str | None = None) -> Any:

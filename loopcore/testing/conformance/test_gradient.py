@@ -109,6 +109,19 @@ def test_at_other_values(backend: Subject) -> None:
     backend.close(backend.weights(learner), W)
 
 
+def test_minimize_at_other_values(backend: Subject) -> None:
+    """Sharpness-aware steps: the gradient is that of another place, the update begins at this one."""
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        there = learner.tree.scale(learner.params.value, 2.0)
+        learner.minimize(lambda: loss(learner, state), at=there)
+
+    learner = make_learner(backend.mlp(W))
+    run(learner, body, xs=X, ys=Y)
+    slopes = oracle.mse_gradient({name: 2 * value for name, value in W.items()}, X, Y)
+    backend.close(backend.weights(learner), {name: W[name] - 0.1 * slopes[name] for name in W})
+
+
 def test_at_other_values_of_a_part(backend: Subject) -> None:
     def body(learner: Any, handle: Any, state: Any) -> None:
         part = learner.params.hidden
