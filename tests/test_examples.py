@@ -21,6 +21,7 @@ from loopcore.testing.plugin import chosen
 EXAMPLES = Path(common.__file__).parent
 LOOPS = sorted(EXAMPLES.glob("*.py"))
 FRAMEWORKS = {"torch", "jax", "jaxlib", "flax", "optax", "tensorflow", "keras", "autograd"}
+pytestmark = pytest.mark.timeout(300)  # fits take seconds, on a busy machine minutes
 NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
