@@ -31,8 +31,8 @@ def selections(framework: str) -> list[list[str]]:
     examples = str(ROOT / "tests" / "test_examples.py")  # with the models of each framework
     named = {name: sorted(map(str, (ROOT / "tests").glob(f"test_{name}*.py"))) for name in FRAMEWORKS}
     if framework != CORE:
-        own = [*named[framework], examples, "--backend", framework]
-        return [own, [*conformance, "-k", f"not {COMPILED}"], [*conformance, "-k", COMPILED]]
+        rest = [examples, *conformance, "-k", f"not {COMPILED}"]
+        return [named[framework], rest, [*conformance, "-k", COMPILED]]
     others = [f"--ignore={path}" for name in FRAMEWORKS if name != CORE for path in named[name]]
     return [["--doctest-modules", "loopcore", "tests", *others, *conformance]]
 

@@ -1124,8 +1124,10 @@ def test_a_skipped_update_changes_nothing() -> None:
 def test_update_touches_only_the_optimizers_and_paths_of_its_gradients() -> None:
     adam = specs.Adam(0.1)
     backend = bound({"a": np.zeros(1), "b": np.zeros(1), "c": np.ones(1)}, (adam, ("a",)), (specs.SGD(1.0), ("b",)))
-    backend.update({"b": array(1), "c": array(1)}, True)
+    backend.update({"b": array(1)}, True)
     backend.update({"a": array(0.3)}, True)
+    with pytest.raises(OptimizerError, match="no optimizer trains c: leave these out"):
+        backend.update({"b": array(1), "c": array(1)}, True)
     found = backend.get(["a", "b", "c"])
     close(found["a"], [*reference(adam, 0.0, [0.3])])  # its count began with its own first gradient
     same(found["b"], array(-1))
