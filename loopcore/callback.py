@@ -179,16 +179,15 @@ class Callback:
 class Sleeper(Callback):
     """A callback that hears some steps and sleeps through others, which it decides when a step begins.
 
-    Attributes:
-        sleeps_at: the event within a step that it may sleep through; a sleeping listener does not cut a compiled
-            step. None if it hears every step.
+    What it sleeps through neither cuts a compiled step nor is part of its program.
     """
 
-    sleeps_at: type[Event] | None = None
+    def wake(self, phase: Phase) -> tuple[type[Event], ...]:
+        """Which events it sleeps through in the step that begins now; asked once a step."""
+        raise TypeError(f"{type(self).__name__} does not say what it hears of a step: define wake(self, phase)")
 
-    def wake(self, phase: Phase) -> bool:
-        """Whether it hears the step that begins now; asked once a step."""
-        raise TypeError(f"{type(self).__name__} does not say when it hears a step: define wake(self, phase)")
+    def rest(self, phase: Phase) -> None:
+        """The step has ended."""
 
 
 def name_of(callback: Callback) -> str:

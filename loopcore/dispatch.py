@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from loopcore.callback import Callback, Listener, name_of, wants_event
 from loopcore.errors import CallbackError, CancelEpochException, CancelException, CancelFittingException, EventError
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from loopcore.loans import Loans
     from loopcore.phases import Phase
 
+Asleep: TypeAlias = frozenset[tuple[int, type[Event]]]  # by the id of a callback, events it sleeps through in a step
+NOBODY: Asleep = frozenset()
 SCOPE_EVENTS = (FitBegin, FitEnd, EpochBegin, EpochEnd, StepBegin, StepEnd)
 
 

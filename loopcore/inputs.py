@@ -81,7 +81,6 @@ class Words:
     def __init__(self, backend: CompilingBackend, learner: Learner, names: Sequence[str]) -> None:
         self._backend = backend
         self._shared = learner.shared
-        self.names = frozenset(names)
         self._order = tuple(names)
         self.layout: Layout = {}
         self._next = -1  # the attempt that the last vector is for

@@ -418,8 +418,14 @@ class Learner:
         self.model = Models(self, tuple(models))
 
     def to_device(self, device: Any) -> None:
-        """Move models, buffers and optimizer state to a device; nothing of it is lost."""
+        """Move models, buffers, optimizer state and what callbacks carry to a device; nothing of it is lost."""
         self.backend.to_device(device)
+        self.shared._settle()
+        shared = vars(self.shared)
+        callbacks = getattr(self, "callbacks", ())  # there are none yet where one of them does this when it joins
+        carried = (path.removeprefix("shared.") for callback in callbacks for path in callback.carries)
+        shared.update({name: self.backend.convert(shared[name]) for name in carried if name in shared})
+        self.runs.forget_runners()  # they keep inputs of their programs on the device
 
     # -- what is remembered ------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from loopcore.backend import DrawKey
-from loopcore.dispatch import Handler, deliver, merge
+from loopcore.dispatch import NOBODY, Handler, deliver, merge
 from loopcore.errors import CancelEpochException, CancelException, CancelScopeError, CancelStepException
 from loopcore.events import EndEvent, EpochBegin, EpochEnd, Event, Outcome, StepBegin, StepEnd
 from loopcore.state import State
@@ -100,11 +100,14 @@ def execute_step(
     runner = runs.runners.get(id(phase)) or runs.runner_of(phase)
     state, outer = runs.open_step(runner, initial)
     opened = begun = False
+    asleep = NOBODY
     error: BaseException | None = None
     outcome: Outcome
     try:
         if phase.carries:
             runner.start_carry(state)
+        if runner.sleepers:
+            asleep = runner.wake()
         opened = True  # from here on somebody may have heard StepBegin
         if runner.begin:
             deliver(runner.begin, phase, _STEP_BEGIN)
@@ -113,7 +116,7 @@ def execute_step(
         if runner.plain:
             runner.backend.run_body(body, key, learner, runner.handle, state)
         else:
-            runner.run(body, key, state, reads)
+            runner.run(body, key, state, reads, asleep)
         outcome = "completed"
         if runner.unchecked:
             runner.check_events()
@@ -130,6 +133,8 @@ def execute_step(
         error = close_scope(runner.end, phase, StepEnd(outcome), error)
         if isinstance(error, CancelStepException):
             error = None  # the step it would cancel is over
+    if opened and runner.sleepers:
+        runner.rest()
     if not runner.keeps_all:
         values = state.__dict__
         dropped = state._dropped = values.keys() - (runner.kept | reads if reads else runner.kept)

@@ -14,7 +14,7 @@ from zlib import crc32
 from loopcore.backend import DrawKey
 from loopcore.callback import Callback, Sleeper, name_of
 from loopcore.carry import check_carry, check_started, detach_carry
-from loopcore.dispatch import SCOPE_EVENTS, Handler, Member, Table, deliver, warn_unfired
+from loopcore.dispatch import SCOPE_EVENTS, Asleep, Handler, Member, Table, deliver, warn_unfired
 from loopcore.events import EpochBegin, Event, FitBegin, FitEnd, StepBegin, StepEnd
 from loopcore.programs import Programs
 from loopcore.randomness import override
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _BODY_KEY = crc32(b"body")
 _OUTSIDE = (FitBegin, FitEnd, EpochBegin)
-_NOBODY: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -137,10 +136,10 @@ class Runner:
         self.unchecked = True  # until a step was completed
         self.programs = None if plan.kind == "eager" else Programs(self)
         own = [member.callback for member in members if _hears(member.callback, phase)]
-        self._throttled = [callback for callback in own if isinstance(callback, Sleeper) and callback.sleeps_at]
+        self.sleepers = tuple(callback for callback in own if isinstance(callback, Sleeper))
         self._cutting = self.inner.within_steps()
         traced = self._begin_traced or self._end_traced
-        self.plain = self.programs is None and not (phase.carries or traced or self._throttled)
+        self.plain = self.programs is None and not (phase.carries or traced)
         self.stream = crc32(self.name.encode("utf-8", "surrogatepass"), _BODY_KEY)
 
     def _fire(self, event: Event) -> None:
@@ -148,21 +147,33 @@ class Runner:
         if handlers:
             deliver(handlers, self.phase, event)
 
-    def awake(self, event: type[Event], asleep: frozenset[int]) -> tuple[Handler, ...]:
+    def wake(self) -> Asleep:
+        """Let every sleeper decide on the step that begins; returns what matters to its program of what they say."""
+        found: list[tuple[int, type[Event]]] = []
+        for one in self.sleepers:
+            within = [listener.event for listener in one.listeners if listener.traced or _is_inner(listener.event)]
+            for event in one.wake(self.phase):
+                if any(issubclass(heard, event) or issubclass(event, heard) for heard in within):
+                    found.append((id(one), event))
+        return frozenset(found)
+
+    def rest(self) -> None:
+        """The step has ended."""
+        for one in self.sleepers:
+            one.rest(self.phase)
+
+    def awake(self, event: type[Event], asleep: Asleep) -> tuple[Handler, ...]:
         """The handlers of an event within a step, without those that a throttle put to sleep for this one."""
         handlers = self.inner[event]
         return tuple(h for h in handlers if not _sleeps(h, event, asleep)) if asleep else handlers
 
-    def cut_by(self, asleep: frozenset[int]) -> bool:
+    def cut_by(self, asleep: Asleep) -> bool:
         """Whether a host handler may cut the step."""
         return any(not _sleeps(handler, handler.listener.event, asleep) for handler in self._cutting)
 
-    def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str]) -> None:
+    def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep) -> None:
         """Run the body by its plan, with carries, and the traced handlers of StepBegin and StepEnd around it."""
         carries = self.phase.carries
-        asleep = (
-            frozenset(id(one) for one in self._throttled if not one.wake(self.phase)) if self._throttled else _NOBODY
-        )
         before = {name: state.__dict__[name] for name in carries if name in state.__dict__} if carries else {}
         try:
             if self.programs is None or override.get() is not None:  # draws of the host are no part of a program
@@ -198,11 +209,12 @@ class Runner:
             state.__dict__.update(self.carry)
 
 
-def _sleeps(handler: Handler, event: type[Event], asleep: frozenset[int]) -> bool:
-    callback = handler.callback
-    if id(callback) not in asleep or not isinstance(callback, Sleeper):
-        return False
-    return callback.sleeps_at is not None and issubclass(event, callback.sleeps_at)
+def _sleeps(handler: Handler, event: type[Event], asleep: Asleep) -> bool:
+    return any(who == id(handler.callback) and issubclass(event, through) for who, through in asleep)
+
+
+def _is_inner(event: type[Event]) -> bool:
+    return not issubclass(event, SCOPE_EVENTS)
 
 
 _STEP_BEGIN = StepBegin()

@@ -11,7 +11,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from loopcore.backend import CompilingBackend, DrawKey, Tree
-from loopcore.dispatch import deliver
+from loopcore.dispatch import Asleep, deliver
 from loopcore.inputs import Kinds, Scalars, Seen, Words, as_array, parted
 from loopcore.keys import body_key, frozen
 from loopcore.packing import Packed
@@ -48,7 +48,7 @@ class _Recent(NamedTuple):
     known: tuple[Any, ...]  # compared by identity
     phase: tuple[Any, ...]  # names and values of its attributes, by identity too
     apply: Any
-    asleep: frozenset[Any]
+    asleep: Asleep
 
 
 class Programs:
@@ -67,7 +67,7 @@ class Programs:
         self._words = Words(self._backend, runner.learner, names)
         self._own, self._optimizers = Scalars(self._backend), Scalars(self._backend)
 
-    def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: frozenset[Any]) -> None:
+    def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep) -> None:
         """Run one step; between its segments the host handlers of the cuts."""
         seen = self._seen(state)
         start, static = self._start(state, key.step, *seen)
@@ -145,7 +145,7 @@ class Programs:
         start: Start,
         static: Any,
         wanted: Wanted,
-        asleep: frozenset[Any],
+        asleep: Asleep,
         fixed: bool | None,
         seen: tuple[Seen, Seen],
     ) -> Segment | None:
@@ -172,7 +172,7 @@ class Programs:
         start: Start,
         static: dict[str, Any],
         wanted: Wanted,
-        asleep: frozenset[Any],
+        asleep: Asleep,
         cuts: Sequence[Cut],
         apply: bool | None,
     ) -> Segment:
@@ -275,7 +275,7 @@ class Programs:
         state: State,
         reached: Reached,
         outputs: dict[str, Tree],
-        before: tuple[dict[str, Any], list[Any]],
+        before: tuple[dict[str, Any], Tree],
         first: Tree,
     ) -> tuple[Cut, Left]:
         """What the handlers of a cut made of it."""

@@ -14,7 +14,7 @@ from itertools import count, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from loopcore.backend import CompilingBackend, CutError, DrawKey, Tree
-from loopcore.dispatch import Handler, deliver
+from loopcore.dispatch import Asleep, Handler, deliver
 from loopcore.errors import CarryError
 from loopcore.events import Event
 from loopcore.inputs import as_array, parted
@@ -138,7 +138,7 @@ class Trace:
         static: Mapping[str, Any],
         apply: bool | None,
         layout: Layout,
-        asleep: frozenset[Any],
+        asleep: Asleep,
         donated: bool,
     ) -> None:
         self._runner = runner

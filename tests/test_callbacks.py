@@ -89,6 +89,17 @@ def test_the_recorder_counts_completed_epochs_and_steps() -> None:
     assert "testing" not in history and history["testing"] == (0, 0, 0, 0) and len(history) == 2
 
 
+def test_a_recorder_that_joins_again_counts_anew() -> None:
+    recorder, phase = lc.Recorder(), lc.TrainingPhase()
+    learner = toy_learner([recorder], default_callbacks=False)
+    with lc.run_epoch(learner, phase):
+        learner.run_step(phase, BATCH)
+    learner.callbacks.remove(recorder)
+    learner.callbacks.add(recorder)
+    learner.run_step(phase, BATCH)
+    assert learner.shared.history[phase].steps == 1
+
+
 def test_a_count_that_was_read_does_not_change() -> None:
     learner = toy_learner(steps=2)
     before = learner.shared.history["training"]

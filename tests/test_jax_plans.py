@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from itertools import pairwise
 from typing import Any
 
@@ -353,3 +356,24 @@ def test_a_callback_collects_only_what_it_leaves() -> None:
     nosy = lc.FunctionCallback(lambda learner, phase: learner.collect("loss"), lc.StepEnd)
     with pytest.raises(lc.AccessError, match=r'collects step\.loss.*leaves = \("step\.loss",\)'):
         make(callbacks=[nosy]).run_step(lc.TrainingPhase(), (XS, YS))
+
+
+MOVES = """
+import jax.numpy as jnp, numpy as np, loopcore as lc
+batch = np.ones((4, 3), "float32"), np.ones((4, 2), "float32")
+quiet = [lc.ProgressPrinter(quiet=True), lc.MetricsPrinter(quiet=True)]
+model = (lambda params, x: x @ params["w"]), {"w": jnp.ones((3, 2))}
+learner, phase = lc.Learner(model, lc.losses.mse, lc.Adam(0.1), callbacks=quiet, device="cpu:0"), lc.TrainingPhase()
+for device in ("cpu:0", "cpu:1"):
+    learner.to_device(device)
+    for _ in range(3):
+        state = learner.run_step(phase, batch)
+print(*(device.id for array in (state.loss, learner.params.value["w"]) for device in array.devices()))
+"""
+
+
+def test_a_learner_that_moved_leaves_nothing_behind() -> None:
+    """Inputs that programs keep on the device move too. How many devices there are is decided when JAX starts."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", MOVES], env={**os.environ, **flags}, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "1"], done.stderr

@@ -29,6 +29,7 @@ class Recorder(Callback):
 
     def setup(self, learner: Any) -> None:
         """Start with no counts, unless a checkpoint or an earlier recorder left some."""
+        self._running = None, None
         if not hasattr(learner.shared, "history"):
             learner.shared.history = History()
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from loopcore.callback import Callback, Listener, Resolution, RunFirst, Sleeper, on, wants_event
-from loopcore.dispatch import SCOPE_EVENTS
 from loopcore.errors import CallbackError, EventError
-from loopcore.events import Event, FitBegin
+from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
 
 if TYPE_CHECKING:
     from loopcore.phases import Phase
+
+_OUTSIDE_STEPS = (FitBegin, FitEnd, EpochBegin, EpochEnd)
 
 
 class FunctionCallback(Callback):
@@ -79,7 +80,7 @@ def _check_function(fn: Any) -> None:
 class Throttle(Sleeper):
     """A callback that hears one event only now and then; made by `throttle`.
 
-    Of events within a step it hears all or none of a step: which one, it decides when the step begins.
+    Of the events of a step it hears all or none: which one, it decides when the step begins.
     """
 
     def __init__(self, callback: Callback, event: type[Event], every: int | None, seconds: float | None) -> None:
@@ -89,9 +90,8 @@ class Throttle(Sleeper):
         self._seconds = seconds
         self._counts: dict[str, int] = {}
         self._last: dict[str, float] = {}
-        self._awake: dict[str, bool] = {}
-        self._within = False  # whether it throttles an event within a step
-        self.sleeps_at = callback.sleeps_at if isinstance(callback, Sleeper) else None
+        self._awake: dict[str, list[bool]] = {}  # of the steps that run, by phase, the innermost last
+        self._of_steps = False  # whether it throttles an event of a step
         self.reads = callback.reads
         self.writes = callback.writes
         self.traced_reads = callback.traced_reads
@@ -133,14 +133,12 @@ class Throttle(Sleeper):
         method = getattr(self.callback, listener.method)
         with_event = wants_event(method)
         throttled = issubclass(listener.event, self._event) or issubclass(self._event, listener.event)
-        within = not issubclass(listener.event, SCOPE_EVENTS)
-        if throttled and within:
-            self._within, self.sleeps_at = True, self._event
+        self._of_steps |= throttled and not issubclass(listener.event, _OUTSIDE_STEPS)
 
         def call(learner: Any, phase: Any, event: Any) -> None:
             if throttled and isinstance(event, self._event):
-                asleep = within and not isinstance(event, SCOPE_EVENTS)
-                if not (self._awake[phase.name] if asleep else self._due(listener.method, phase)):
+                steps = None if isinstance(event, _OUTSIDE_STEPS) else self._awake.get(phase.name)
+                if not (steps[-1] if steps else self._due(listener.method, phase)):
                     return
             if with_event:
                 method(learner, phase, event)
@@ -149,12 +147,21 @@ class Throttle(Sleeper):
 
         return call
 
-    def wake(self, phase: Any) -> bool:
-        """Whether it hears the step that begins now."""
-        heard = self.callback.wake(phase) if isinstance(self.callback, Sleeper) else True
-        if self._within:
-            heard = self._awake[phase.name] = self._due("step", phase)
-        return heard
+    def wake(self, phase: Any) -> tuple[type[Event], ...]:
+        """Decide on the step that begins now."""
+        inner = self.callback.wake(phase) if isinstance(self.callback, Sleeper) else ()
+        if not self._of_steps:
+            return inner
+        heard = self._due("step", phase)
+        self._awake.setdefault(phase.name, []).append(heard)
+        return inner if heard else (*inner, self._event)
+
+    def rest(self, phase: Any) -> None:
+        """An event that is fired between two steps counts by itself."""
+        if isinstance(self.callback, Sleeper):
+            self.callback.rest(phase)
+        if self._of_steps:
+            self._awake[phase.name].pop()
 
     def _due(self, method: str, phase: Any) -> bool:
         key = method if phase is None else f"{method}/{phase.name}"

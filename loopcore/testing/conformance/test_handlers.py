@@ -383,3 +383,31 @@ def test_a_throttled_write_changes_the_steps_it_hears_and_no_others(backend: Sub
             train(expected, [(X, Y)])
         backend.close(learner.export_weights(), expected.export_weights())
         assert any(not np.array_equal(weights[name], learner.export_weights()[name]) for name in weights)
+
+
+def test_a_throttle_counts_events_between_steps_by_themselves(backend: Subject) -> None:
+    class Mine(lc.Event):
+        """Fired in the body and between two steps."""
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.loss = learner.xp.sum(state.xs)
+        handle(Mine())
+
+    heard: list[str] = []
+    note = At(Mine, lambda learner, _: heard.append("in" if learner.step.outcome is None else "between"), lc.Phase)
+    learner, phase = make_learner(backend.mlp(W), callbacks=[lc.throttle(note, Mine, every=2)]), lc.ValidationPhase()
+    with lc.run_epoch(learner, phase) as handle:
+        for _ in range(4):
+            lc.run_step(body, learner, phase, xs=X)
+            handle(Mine())
+    assert heard == ["in", "between"] * 2
+
+
+def test_throttled_metrics_are_those_of_the_steps_they_hear(backend: Subject) -> None:
+    metrics = lc.throttle(lc.Metrics(lc.Metric(lc.losses.mae, "mae")), lc.StepEnd, every=2)
+    data = [(X, Y), (X2, Y2)] * 2
+    learner = make_learner(backend.mlp(W), callbacks=[metrics], optimizer=lc.SGD(0.0), data=(data, None))
+    learner.fit(1)
+    y = oracle.mlp(W, X2)
+    backend.close(learner.history["loss"], [oracle.mse(y, Y2)])
+    backend.close(learner.history["mae"], [np.mean(np.abs(y - Y2))])
