@@ -290,6 +290,7 @@ class CompilingBackend(Backend, Protocol):
     """
 
     tracing_errors: tuple[type[Exception], ...]  # what the framework raises when a trace reads a concrete value
+    replays: bool  # whether a program may run a body from its begin again; else a step that is cut runs eagerly
     chains: bool  # whether it has `piece` and `pull`; else what lies before a cut in an objective is computed again
     leak_errors: tuple[type[Exception], ...]  # and when it meets a placeholder of another trace
     depth: int  # how many objectives, and functions given to `grad`, are open one inside the other

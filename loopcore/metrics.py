@@ -122,5 +122,7 @@ def accuracy(y_pred: Any, ys: Any) -> Any:
     """
     xp = namespace_of(y_pred).xp
     labels = xp.argmax(ys, axis=-1) if ys.ndim == y_pred.ndim else ys
-    hits = xp.argmax(y_pred, axis=-1) == labels
-    return xp.mean(hits)
+    best = xp.argmax(y_pred, axis=-1)
+    if best.dtype != labels.dtype:  # TensorFlow compares only equal dtypes
+        labels = xp.astype(labels, best.dtype)
+    return xp.mean(best == labels)

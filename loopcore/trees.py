@@ -38,11 +38,13 @@ class TreeMath:
 
     def lerp(self, a: Tree, b: Tree, t: Any) -> Tree:
         """``a + t * (b - a)``; integers, such as counters among buffers, stay integers (rounded towards zero)."""
-        return self.map(lambda x, y: self._kept(x, x + t * (y - x)), a, b)
+        return self.map(lambda x, y: self._between(x, y, t), a, b)
 
-    def _kept(self, old: Any, new: Any) -> Any:
-        whole = self._backend.signature(old)[1].kind in "iu"
-        return self._backend.xp.astype(new, old.dtype) if whole and hasattr(old, "dtype") else new
+    def _between(self, x: Any, y: Any, t: Any) -> Any:
+        if self._backend.signature(x)[1].kind not in "iu" or not hasattr(x, "dtype"):
+            return x + t * (y - x)
+        xp = self._backend.xp
+        return x + xp.astype(t * xp.astype(y - x, xp.float32), x.dtype)
 
     def dot(self, a: Tree, b: Tree) -> Any:
         """Sum over all leaves of ``sum(a * b)``, 0-d."""

@@ -41,7 +41,7 @@ class Backend:
     """
 
     name = "jax"
-    compiles = chains = True
+    compiles = replays = chains = True
     tracing_errors: tuple[type[Exception], ...] = (
         jax.errors.ConcretizationTypeError,
         jax.errors.TracerArrayConversionError,

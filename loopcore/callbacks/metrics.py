@@ -238,7 +238,7 @@ def _value(metric: Metric, args: list[Any]) -> Any:
 
 def _scalar(value: Any, name: str) -> Any:
     shape = getattr(value, "shape", ())
-    if shape:
+    if len(shape):  # a shape of TensorFlow is true even if empty
         raise LossError(f"metric {name!r} is a scalar for each step, but has the shape {tuple(shape)}: take its mean")
     return value
 

@@ -75,7 +75,8 @@ def test_floats_get_the_dtype_of_the_parameters(backend: Subject, given: str) ->
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint8", "bool"])
 def test_integers_and_bools_keep_their_kind(backend: Subject, dtype: str) -> None:
     def body(learner: Any, handle: Any, state: Any) -> None:
-        state.picked = learner.xp.where(state.labels == 1, state.xs, learner.xp.zeros_like(state.xs))
+        labels = learner.xp.astype(state.labels, learner.xp.int32)
+        state.picked = learner.xp.where(labels == 1, state.xs, learner.xp.zeros_like(state.xs))
 
     labels = np.array([[0, 1, 1]] * len(X), dtype)
     learner = make_learner(backend.mlp(W))

@@ -169,3 +169,17 @@ def test_what_arrays_tell_without_being_fetched(backend: Subject) -> None:
         learner.gradient(objective)
 
     run(learner_of(backend), body, xs=np.ones((5, 3)))
+
+
+def test_operators_of_two_dtypes(backend: Subject) -> None:
+    """An array of floats with one of integers."""
+    integers = np.array([[3, -1, 4], [5, 9, -2]])
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.found = state.x * state.n + state.n
+
+    x = np.array([[0.5, 1.5, -2.0], [0.0, 3.0, 0.25]])
+    learner = learner_of(backend)
+    found = learner.to_host(run(learner, body, x=x, n=integers).found)
+    assert found.dtype == backend.dtype
+    backend.close(found, x * integers + integers)

@@ -1,0 +1,77 @@
+"""Paths of the variables of a Keras model that do not depend on what else was built in the process."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+_NUMBERED = re.compile(r"(.+?)(?:_\d+)?$")
+
+
+def paths_of(layer: Any) -> dict[int, str]:
+    """A path for each variable, by its id: ``dense.kernel``.
+
+    Keras calls the layers of a process ``dense``, ``dense_1``, ``dense_2`` as they come. Here they are numbered within
+    the model; a name that the user gave stays as it is. The name of the model itself is left out.
+    """
+    automatic = {_snake(type(one).__name__) for one in _within(layer, set())}
+    numbers: dict[tuple[str, str, str], str] = {}
+    counts: dict[tuple[str, str], int] = {}
+    found: dict[int, str] = {}
+    for variable in layer.variables:
+        words = variable.path.split("/")
+        if len(words) > 1 and words[0] == layer.name:
+            words = words[1:]
+        path: list[str] = []
+        for word in words[:-1]:
+            path.append(_numbered(".".join(path), word, automatic, numbers, counts))
+        found[id(variable)] = _free(".".join([*path, words[-1]]), set(found.values()))
+    return found
+
+
+def _numbered(
+    above: str,
+    word: str,
+    automatic: set[str],
+    numbers: dict[tuple[str, str, str], str],
+    counts: dict[tuple[str, str], int],
+) -> str:
+    """The name of a layer, numbered among those of its kind below the same layer."""
+    match = _NUMBERED.match(word)
+    kind = match.group(1) if match else word
+    if kind not in automatic:
+        return word
+    if (above, kind, word) not in numbers:
+        number = counts[above, kind] = counts.get((above, kind), -1) + 1
+        numbers[above, kind, word] = f"{kind}_{number}" if number else kind
+    return numbers[above, kind, word]
+
+
+def _free(path: str, taken: set[str]) -> str:
+    """The path, numbered if another variable has it."""
+    number, free = 1, path
+    while free in taken:
+        free, number = f"{path}_{number}", number + 1
+    return free
+
+
+def _within(layer: Any, seen: set[int]) -> Iterator[Any]:
+    """A layer and all layers in it."""
+    if id(layer) in seen:
+        return
+    seen.add(id(layer))
+    yield layer
+    for value in (*getattr(layer, "layers", ()), *vars(layer).values()):
+        for one in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(one, keras.Layer):
+                yield from _within(one, seen)
+
+
+def _snake(name: str) -> str:
+    """``BatchNormalization`` -> ``batch_normalization``, as Keras names layers."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()

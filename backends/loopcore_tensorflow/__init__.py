@@ -1,0 +1,5 @@
+"""The TensorFlow adapter."""
+
+from loopcore_tensorflow.adapter import Backend
+
+__all__ = ["Backend"]

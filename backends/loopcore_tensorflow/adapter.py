@@ -1,0 +1,337 @@
+"""The TensorFlow adapter: the backend protocol, answered with TensorFlow and Keras 3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import optree
+import tensorflow as tf
+
+from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
+from loopcore.errors import BackendError
+from loopcore_keras.models import is_model
+from loopcore_tensorflow import arrays, losses, modules, words
+from loopcore_tensorflow.frame import Frame
+from loopcore_tensorflow.gradients import Gradients
+from loopcore_tensorflow.models import Models
+from loopcore_tensorflow.namespace import Namespace
+from loopcore_tensorflow.optimizers import Optimizers
+from loopcore_tensorflow.programs import LeakedTensor, Programs, TracedRead
+from loopcore_tensorflow.random import Random
+
+
+class Backend:
+    """TensorFlow's side of one Learner; see ``loopcore.backend.Backend`` for what each method promises.
+
+    Models are Keras models and layers, ``tf.Module`` objects, or trees of arrays, which have no forward pass. Their
+    variables are the user's own and are assigned in place, in a program too. So a step that is cut is not run again
+    from its begin: it runs eagerly, with each model call and each update a program of its own.
+
+    Args:
+        device: a device of TensorFlow, such as ``"GPU:0"``. Default: TensorFlow's own choice.
+        compile: ``"xla"`` compiles programs with ``jit_compile``.
+
+    Raises:
+        BackendError: TensorFlow does not have the device.
+    """
+
+    name = "tensorflow"
+    compiles = True
+    chains = replays = False
+    tracing_errors: tuple[type[Exception], ...] = (TracedRead,)
+    leak_errors: tuple[type[Exception], ...] = (LeakedTensor,)
+    xp: Any = Namespace(tf.float32)
+    losses: Any = losses
+
+    def __init__(self, *, device: Any = None, compile: Any = "auto") -> None:
+        self.transfers = 0
+        self._frame = Frame()
+        self._arrays = arrays.Arrays()
+        self._arrays.device = _device(device)
+        self._models = Models(self._arrays, self._frame)
+        self._gradients = Gradients(self._models, self._arrays, self._frame)
+        self._optimizers = Optimizers(self._models, self._arrays)
+        self._programs = Programs(self._arrays, compile == "xla")
+        self._place()
+
+    def _place(self) -> None:
+        self.xp = Namespace(self._arrays.dtype, self._arrays.device)
+        self.random: RandomBackend = Random(self._arrays.dtype)
+
+    @staticmethod
+    def recognises(model: Any) -> bool:
+        """Whether it is a Keras model or layer, a ``tf.Module``, or a tree with a tensor or variable in it."""
+        if is_model(model) or isinstance(model, tf.Module):
+            return True
+        leaves = optree.tree_leaves(model, none_is_leaf=True)
+        return modules.is_tree(model) and any(isinstance(x, (tf.Tensor, tf.Variable)) for x in leaves)
+
+    # -- models and optimizers ---------------------------------------------------------------------------------
+
+    def bind(self, models: Mapping[str, Any]) -> None:
+        """Take the user's models, and forget those before.
+
+        Raises:
+            UnknownModelError: one is of no kind that TensorFlow's users know, or has no variables yet.
+        """
+        self._models.bind(models)
+        self._optimizers.attach(())
+        self._place()
+
+    def native(self, model: str) -> Any:
+        """The user's own object, or a tree with the present values."""
+        return self._models.native(model)
+
+    def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
+        """For each model name the full paths of its arrays."""
+        return self._models.paths(kind)
+
+    def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
+        """Take neutral specs or optimizers of Keras, each with the paths it trains.
+
+        Raises:
+            OptimizerError: one of another framework.
+        """
+        self._optimizers.attach(optimizers)
+
+    def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
+        """None: an optimizer of Keras is made for no variables in particular."""
+        return self._optimizers.native_paths(optimizer)
+
+    def hyper_names(self, optimizer: int) -> tuple[str, ...]:
+        """Which of ``learning_rate, momentum, weight_decay`` it has; momentum is beta1 in Adam's family."""
+        return self._optimizers.hyper_names(optimizer)
+
+    def get_hyper(self, optimizer: int, name: str) -> Any:
+        """Its present value; within a program what stands for it."""
+        return self._optimizers.get_hyper(optimizer, name)
+
+    def set_hyper(self, optimizer: int, name: str, value: float) -> None:
+        """Set it, for the next update, without recompiling.
+
+        Raises:
+            OptimizerError: Keras keeps it where a program would bake it in.
+        """
+        self._optimizers.set_hyper(optimizer, name, value)
+
+    def to_device(self, device: Any) -> None:
+        """Batches go there from now on. Variables of TensorFlow stay where they were made.
+
+        Raises:
+            BackendError: TensorFlow does not have the device, or the variables are on another one.
+        """
+        target = _device(device)
+        for path, variable in self._models.params.items():
+            where = self._models.variable(path).device
+            if target is not None and where and not where.endswith(target):
+                raise BackendError(
+                    f"TensorFlow cannot move {path} from {where} to {target}: build the model within "
+                    f"tf.device({target!r}), and the Learner with device={target!r}"
+                )
+        self._arrays.device = self.xp.device = target
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def get(self, paths: Iterable[str]) -> Leaves:
+        """The present values; inside an objective those that stand in for parameters."""
+        return {path: self._models.array(path) for path in paths}
+
+    snapshot = get  # tensors never change
+
+    def set(self, leaves: Mapping[str, Array]) -> None:
+        """Copy values into the models' own variables."""
+        self._models.set(leaves)
+
+    def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
+        """The dict itself for a model, the user's structure for a tree."""
+        return self._models.pack(model, kind, leaves)
+
+    def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
+        """The inverse of `pack`.
+
+        Raises:
+            ValueError: the structure differs.
+        """
+        return self._models.unpack(model, kind, tree)
+
+    # -- inside a step -----------------------------------------------------------------------------------------
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Nothing global is changed: every draw has a seed of its own."""
+        return nullcontext()
+
+    def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
+        """Run a step body; the seeds of its models follow from ``key``."""
+        with self._frame.body(key):
+            call(*args)
+
+    def forward(
+        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
+    ) -> Any:
+        """Call a model with what stands in for its parameters."""
+        return self._models.forward(model, args, kwargs, training=training, update_state=update_state)
+
+    def apply(
+        self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
+    ) -> Any:
+        """Call a model with other parameters; its state stays."""
+        return self._models.apply(model, leaves, args, kwargs, training=training)
+
+    def gradient(
+        self,
+        objective: Callable[[], Any],
+        wrt: Sequence[tuple[str, ...]],
+        at: Leaves | None,
+        scopes: Sequence[MutableMapping[str, Any]],
+    ) -> list[list[Leaves]]:
+        """Differentiate a closure, by a tape. What it wrote into ``scopes`` belongs to no tape that has ended."""
+        return self._gradients.gradient(objective, wrt, at)
+
+    def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
+        """Gradient of a scalar function of trees of arrays."""
+        return self._gradients.grad(fn)
+
+    def update(self, grads: Leaves, apply: Any) -> Any:
+        """One step of every optimizer that trains one of these paths; under ``cond`` where a tensor decides."""
+        return self._optimizers.update(grads, apply)
+
+    def stop_gradient(self, tree: Tree) -> Tree:
+        """The same values, constant for every gradient."""
+        if not self._frame.tapes:
+            return tree
+        return _mapped(lambda leaf: tf.stop_gradient(leaf) if isinstance(leaf, tf.Tensor) else leaf, tree)
+
+    @property
+    def depth(self) -> int:
+        """How many objectives and functions are being differentiated, one inside the other."""
+        return len(self._frame.tapes)
+
+    # -- programs ----------------------------------------------------------------------------------------------
+
+    @property
+    def traces(self) -> int:
+        """How often a program was traced."""
+        return self._programs.traces
+
+    def compile(
+        self, fn: Callable[..., tuple[Tree, Any]], donate: tuple[int, ...] = ()
+    ) -> Callable[..., tuple[Tree, Any]]:
+        """``fn(*trees) -> (tree of arrays, static)`` as one program, by ``tf.function`` without autograph."""
+        return self._programs.compile(fn)
+
+    def carried(self) -> Tree:
+        """Nothing: programs read and assign the models' own variables."""
+        return ()
+
+    def put_carried(self, tree: Tree) -> None:
+        """There is nothing to put."""
+
+    def hyper_values(self) -> dict[str, Any]:
+        """None: hyperparameters are variables too."""
+        return {}
+
+    def put_hyper_values(self, values: Mapping[str, Any]) -> None:
+        """There is nothing to put."""
+
+    def constant(self, value: float) -> Array:
+        """A 0-d tensor in the parameters' dtype."""
+        return self._arrays.tensor(value)
+
+    def to_words(self, values: Sequence[Array]) -> Array:
+        """The bits of small arrays in one vector."""
+        return words.to_words(values)
+
+    def from_words(self, vector: Array, start: int, shape: tuple[int, ...], dtype: str) -> Array:
+        """One of the packed arrays."""
+        return words.from_words(vector, start, shape, dtype)
+
+    # -- arrays ------------------------------------------------------------------------------------------------
+
+    def convert(self, tree: Tree) -> Tree:
+        """A batch from any loader -> tensors on the device; NumPy leaves are copied."""
+        return self._arrays.convert(tree)
+
+    def adopt(self, old: Tree, new: Tree) -> Tree:
+        """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
+        known = {id(leaf): leaf for leaf in self.tree_leaves(old)}
+
+        def adopted(leaf: Any) -> Any:
+            if id(leaf) in known:
+                return leaf
+            found = self._frame.returned(leaf)
+            return self._arrays.leaf(leaf) if found is None else found
+
+        return self.tree_map(adopted, new)
+
+    def is_differentiated(self, tree: Tree) -> bool:
+        """Whether a leaf depends on what an open objective is differentiated by."""
+        return any(map(self._gradients.is_differentiated, self.tree_leaves(tree)))
+
+    def concrete(self, tree: Tree) -> Tree:
+        """The values as tensors that no open tape knows."""
+        if not self._frame.tapes:
+            return tree
+        return _mapped(lambda leaf: self._frame.lend(leaf) if isinstance(leaf, tf.Tensor) else leaf, tree)
+
+    def to_host(self, tree: Tree) -> Tree:
+        """NumPy copies of all arrays."""
+        return _mapped(self._fetch, tree)
+
+    def _fetch(self, leaf: Any) -> Any:
+        if not arrays.is_array(leaf):
+            return leaf
+        self.transfers += isinstance(leaf, (tf.Tensor, tf.Variable))
+        return arrays.to_numpy(leaf)
+
+    def number(self, value: Any) -> Any:
+        """A number for a 0-d tensor on the CPU, anything else as it is."""
+        if type(value) is not arrays.Eager or value.ndim or "CPU" not in value.device:
+            return value
+        return value.numpy().item()
+
+    def is_ready(self, array: Array) -> bool:
+        """True: operations of TensorFlow return when they are done, on a CPU."""
+        return True
+
+    def is_array(self, value: Any) -> bool:
+        """Whether it is a tensor, a variable, a NumPy array or a NumPy scalar."""
+        return arrays.is_array(value)
+
+    def signature(self, array: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Shape and NumPy dtype, without fetching it."""
+        return arrays.signature(array)
+
+    def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+        """Map over the leaves of trees of one structure; None stays."""
+        return optree.tree_map(fn, tree, *rest)
+
+    def tree_leaves(self, tree: Tree) -> list[Any]:
+        """The leaves; dict entries in the order of their keys."""
+        return optree.tree_leaves(tree)
+
+
+def _mapped(fn: Callable[[Any], Any], tree: Tree) -> Tree:
+    """Map over the leaves; a tree in which nothing changes is returned as it is."""
+    if isinstance(tree, tf.Tensor):
+        return fn(tree)
+    leaves, spec = arrays.flatten(tree)
+    found = [fn(leaf) for leaf in leaves]
+    if all(new is old for new, old in zip(found, leaves, strict=True)):
+        return tree
+    return optree.tree_unflatten(spec, found)
+
+
+def _device(device: Any) -> str | None:
+    """The end of the names of TensorFlow's devices that mean this one."""
+    if device is None:
+        return None
+    kind, _, number = str(device).removeprefix("/device:").upper().partition(":")
+    there = tf.config.list_logical_devices(kind)
+    name = f"{kind}:{number or 0}"
+    if not any(one.name.endswith(name) for one in there):
+        have = ", ".join(one.name.removeprefix("/device:") for one in tf.config.list_logical_devices())
+        raise BackendError(f"device={device!r} is none of TensorFlow's, which are {have}")
+    return name

@@ -1,0 +1,169 @@
+"""The models of one learner: their variables by path, and how to call them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import tensorflow as tf
+
+from loopcore.backend import Array, Kind, Leaves, Tree
+from loopcore.errors import UnknownModelError
+from loopcore_keras.models import KerasModel, is_model
+from loopcore_tensorflow import modules
+from loopcore_tensorflow.arrays import Arrays
+from loopcore_tensorflow.frame import Frame
+from loopcore_tensorflow.random import typed
+
+Bound: TypeAlias = KerasModel | modules.Module | modules.Arrays
+
+
+class Models:
+    """The bound models.
+
+    Attributes:
+        params: trainable variables of all models, by full path, as their library has them.
+        buffers: their other variables.
+    """
+
+    def __init__(self, arrays: Arrays, frame: Frame) -> None:
+        self._arrays = arrays
+        self._frame = frame
+        self._bound: dict[str, Bound] = {}
+        self.params: dict[str, Any] = {}
+        self.buffers: dict[str, Any] = {}
+
+    def bind(self, models: Mapping[str, Any]) -> None:
+        """Take the models. Sets the dtype of `Arrays` from their first parameter.
+
+        Raises:
+            UnknownModelError: one is of no kind that TensorFlow's users know, or has no variables yet.
+        """
+        self._bound, self.params, self.buffers = {}, {}, {}
+        dtype: Any = None
+        for name, model in sorted(models.items(), key=lambda item: modules.is_tree(item[1])):
+            self._bound[name] = one = bound(name, model, dtype)
+            dtype = dtype or next((tf.as_dtype(v.dtype) for v in one.params.values()), None)
+        self._bound = {name: self._bound[name] for name in models}
+        for name, one in self._bound.items():
+            self.params |= {_full(name, path): variable for path, variable in one.params.items()}
+            self.buffers |= {_full(name, path): variable for path, variable in one.buffers.items()}
+        self._arrays.dtype = dtype or tf.float32
+
+    def native(self, model: str) -> Any:
+        """The user's own object."""
+        return self._bound[model].layer
+
+    def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
+        """Full paths of the variables of each model."""
+        return {name: tuple(_full(name, path) for path in _part(one, kind)) for name, one in self._bound.items()}
+
+    # -- weights -----------------------------------------------------------------------------------------------
+
+    def variable(self, path: str) -> Any:
+        """The variable of a path, as TensorFlow knows it."""
+        found = self.params[path] if path in self.params else self.buffers[path]
+        return found if isinstance(found, tf.Variable) else found.value
+
+    def array(self, path: str) -> Array:
+        """The present value: what stands in for it in the running objective, else that of the variable."""
+        found = self._frame.stand_ins.get(path)
+        return tf.identity(self.variable(path)) if found is None else found
+
+    def set(self, leaves: Mapping[str, Any]) -> None:
+        """Copy values into the variables."""
+        for path, value in leaves.items():
+            variable = self.variable(path)
+            variable.assign(self._arrays.tensor(value, variable.dtype))
+
+    def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
+        """Leaves by relative path -> what users of the model know: the dict itself, or the user's tree."""
+        one = self._bound[model]
+        return one.build(leaves) if isinstance(one, modules.Arrays) and kind == "params" else leaves
+
+    def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
+        """The inverse of `pack`.
+
+        Raises:
+            ValueError: the structure differs.
+        """
+        one = self._bound[model]
+        if isinstance(one, modules.Arrays) and kind == "params":
+            return one.flatten(tree)
+        names = _part(one, kind).keys()
+        if not isinstance(tree, Mapping) or tree.keys() != names:
+            there = list(tree) if isinstance(tree, Mapping) else type(tree).__name__
+            raise ValueError(f"expected a dict with the keys {list(names)}, got {there}")
+        return tree if type(tree) is dict else dict(tree)
+
+    # -- forward -----------------------------------------------------------------------------------------------
+
+    def forward(
+        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
+    ) -> Any:
+        """Call a model with what stands in for its parameters; it keeps its new state if it shall."""
+        one, frame = self._bound[model], self._frame
+        stand_ins = _relative(model, frame.stand_ins, one.params)
+        seeds = self._seeds(one)
+        if update_state and not stand_ins:
+            for variable, seed in zip(one.seeds, seeds, strict=True):
+                variable.assign(tf.cast(seed, variable.dtype))
+            return one.call(args, kwargs, training)
+        result, after = one.call_apart(stand_ins, seeds, args, kwargs, training)
+        if update_state:
+            for path, value in after.items():
+                one.buffers[path].assign(value)
+        return result
+
+    def apply(
+        self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
+    ) -> Any:
+        """Call a model with other parameters; its state stays."""
+        one = self._bound[model]
+        given = {path: self._arrays.tensor(leaf, self.variable(path).dtype) for path, leaf in leaves.items()}
+        values = _relative(model, {**self._frame.stand_ins, **given}, one.params)
+        return one.call_apart(values, self._seeds(one), args, kwargs, training)[0]
+
+    def _seeds(self, one: Bound) -> list[Array]:
+        """What the random layers of a call draw by; each call of a step gets others."""
+        if not one.seeds:
+            return []
+        self._frame.calls += 1
+        seed = typed(self._frame.key, self._frame.calls)
+        return [tf.random.experimental.stateless_fold_in(seed, number) for number in range(len(one.seeds))]
+
+
+def bound(name: str, model: Any, dtype: Any) -> Bound:
+    """Bind one model.
+
+    Raises:
+        UnknownModelError: it is none that TensorFlow takes.
+    """
+    title = f"the model {name!r}" if name else "the model"
+    if is_model(model):
+        return KerasModel(model, title)
+    if isinstance(model, tf.Module):
+        return modules.Module(model, title)
+    if modules.is_tree(model):
+        return modules.Arrays(model, title, dtype)
+    hint = f": write {model.__name__}(...)" if isinstance(model, type) else ""
+    raise UnknownModelError(
+        f"{title} is a {type(model).__name__}{hint}. The TensorFlow backend takes a Keras model or layer, a tf.Module, "
+        "or a tree (dict, list, tuple) of floating tensors"
+    )
+
+
+def _part(one: Bound, kind: Kind) -> dict[str, Any]:
+    return one.params if kind == "params" else one.buffers
+
+
+def _full(name: str, path: str) -> str:
+    return f"{name}.{path}" if name else path
+
+
+def _relative(model: str, values: Leaves, own: Iterable[str]) -> Leaves:
+    """Those of one model, by relative path."""
+    if not values:
+        return {}
+    return {path: values[full] for path in own if (full := _full(model, path)) in values}
+

@@ -1,0 +1,138 @@
+"""``learner.xp``: the portable array functions, in array-API spelling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import tensorflow as tf
+
+from loopcore.backend import Array
+from loopcore_tensorflow import functions
+from loopcore_tensorflow.functions import Number
+
+
+class Linalg:
+    """``xp.linalg``."""
+
+    vector_norm = staticmethod(functions.vector_norm)
+
+
+class Namespace:
+    """The functions of ``learner.xp``. Creation functions make arrays of one floating dtype on one device.
+
+    Args:
+        dtype: of floating arrays that are created without a dtype.
+        device: where arrays are created; None is TensorFlow's own default.
+    """
+
+    __slots__ = ("device", "dtype")
+
+    def __init__(self, dtype: Any, device: str | None = None) -> None:
+        self.dtype = dtype
+        self.device = device
+
+    # -- creation ----------------------------------------------------------------------------------------------
+
+    def zeros(self, shape: int | Sequence[int], *, dtype: Any = None) -> Array:
+        """Zeros."""
+        return self.full(shape, 0, dtype=dtype or self.dtype)
+
+    def ones(self, shape: int | Sequence[int], *, dtype: Any = None) -> Array:
+        """Ones."""
+        return self.full(shape, 1, dtype=dtype or self.dtype)
+
+    def full(self, shape: int | Sequence[int], fill_value: Array | Number, *, dtype: Any = None) -> Array:
+        """One value everywhere; a float in the parameters' dtype, an integer or a bool in its own."""
+        if dtype is None and isinstance(fill_value, float):
+            dtype = self.dtype
+        with self._placed():
+            value = tf.convert_to_tensor(fill_value) if dtype is None else tf.cast(fill_value, dtype)
+            return tf.fill((shape,) if isinstance(shape, int) else tuple(shape), value)
+
+    def arange(self, start: Number, /, stop: Number | None = None, step: Number = 1, *, dtype: Any = None) -> Array:
+        """Evenly spaced numbers, ``stop`` excluded; integers unless a float is among the arguments."""
+        first, last = (0, start) if stop is None else (start, stop)
+        if dtype is None:
+            dtype = self.dtype if any(isinstance(n, float) for n in (first, last, step)) else tf.int64
+        with self._placed():
+            return tf.range(first, last, step, dtype)
+
+    def eye(self, n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: Any = None) -> Array:
+        """Ones on the k-th diagonal."""
+        with self._placed():
+            rows, columns = tf.range(n_rows), tf.range(n_rows if n_cols is None else n_cols)
+            return tf.cast(columns - rows[:, tf.newaxis] == k, dtype or self.dtype)
+
+    def one_hot(self, x: Array, num_classes: int, /, *, dtype: Any = None) -> Array:
+        """``(...)`` integers below ``num_classes`` -> ``(..., num_classes)`` zeros and ones."""
+        labels = x if x.dtype in (tf.uint8, tf.int8, tf.int32, tf.int64) else tf.cast(x, tf.int64)
+        return tf.cast(tf.one_hot(labels, num_classes, dtype=self.dtype), dtype or self.dtype)
+
+    def _placed(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.device is None else tf.device(self.device)
+
+    zeros_like = staticmethod(functions.zeros_like)
+    ones_like = staticmethod(functions.ones_like)
+    full_like = staticmethod(functions.full_like)
+
+    # -- elementwise -------------------------------------------------------------------------------------------
+
+    abs = staticmethod(tf.abs)
+    exp = staticmethod(tf.exp)
+    log = staticmethod(tf.math.log)
+    log1p = staticmethod(tf.math.log1p)
+    expm1 = staticmethod(tf.math.expm1)
+    sqrt = staticmethod(tf.sqrt)
+    square = staticmethod(tf.square)
+    sign = staticmethod(tf.sign)
+    tanh = staticmethod(tf.tanh)
+    sin = staticmethod(tf.sin)
+    cos = staticmethod(tf.cos)
+    isfinite = staticmethod(functions.isfinite)
+    where = staticmethod(functions.where)
+    maximum = staticmethod(functions.maximum)
+    minimum = staticmethod(functions.minimum)
+    clip = staticmethod(functions.clip)
+    astype = staticmethod(functions.astype)
+    relu = staticmethod(tf.nn.relu)
+    sigmoid = staticmethod(tf.sigmoid)
+    softplus = staticmethod(tf.nn.softplus)
+
+    # -- along axes --------------------------------------------------------------------------------------------
+
+    sum = staticmethod(functions.sum)
+    mean = staticmethod(functions.mean)
+    var = staticmethod(functions.var)
+    max = staticmethod(functions.max)
+    min = staticmethod(functions.min)
+    any = staticmethod(functions.any)
+    all = staticmethod(functions.all)
+    argmax = staticmethod(functions.argmax)
+    argmin = staticmethod(functions.argmin)
+    softmax = staticmethod(functions.softmax)
+    log_softmax = staticmethod(functions.log_softmax)
+    logsumexp = staticmethod(functions.logsumexp)
+    matmul = staticmethod(functions.matmul)
+    linalg = Linalg
+
+    # -- shapes ------------------------------------------------------------------------------------------------
+
+    concat = staticmethod(functions.concat)
+    stack = staticmethod(functions.stack)
+    reshape = staticmethod(functions.reshape)
+    permute_dims = staticmethod(functions.permute_dims)
+    expand_dims = staticmethod(functions.expand_dims)
+    squeeze = staticmethod(functions.squeeze)
+    broadcast_to = staticmethod(functions.broadcast_to)
+    flip = staticmethod(functions.flip)
+    take = staticmethod(functions.take)
+    take_along_axis = staticmethod(functions.take_along_axis)
+
+    # -- dtypes ------------------------------------------------------------------------------------------------
+
+    float32 = tf.float32
+    int32 = tf.int32
+    int64 = tf.int64
+    bool = tf.bool

@@ -1,0 +1,149 @@
+"""Optimizers: neutral specs by TensorFlow's kernels, those of Keras as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from loopcore.backend import Array, Leaves
+from loopcore.errors import OptimizerError
+from loopcore.optimizers import OptimizerSpec
+from loopcore_keras.optimizers import KerasOptimizer, is_optimizer
+from loopcore_tensorflow.arrays import Arrays, is_symbolic
+from loopcore_tensorflow.models import Models
+from loopcore_tensorflow.rules import rule_of
+
+_NAMES = ("learning_rate", "momentum", "weight_decay")
+
+
+class Kernels:
+    """A spec and the variables it keeps.
+
+    Args:
+        spec: of the user.
+        variables: what it trains, by path.
+    """
+
+    fixed: Mapping[str, str] = {}
+
+    def __init__(self, spec: OptimizerSpec, variables: Mapping[str, Any]) -> None:
+        self._rule = rule_of(spec)
+        self._variables = dict(variables)
+        dtype = next(iter(variables.values())).dtype
+        self._hyper = {name: tf.Variable(value, dtype=dtype) for name, value in self._rule.hyper.items()}
+        self._slots = {
+            path: tuple(tf.Variable(tf.zeros_like(variable)) for _ in self._rule.slots)
+            for path, variable in variables.items()
+        }
+        self._counts = {path: tf.Variable(0, dtype=tf.int64) for path in variables} if self._rule.slots else {}
+        self._values = dict(self._rule.hyper)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its hyperparameters."""
+        return tuple(self._hyper)
+
+    def get(self, name: str) -> Any:
+        """A hyperparameter; within a program what stands for it."""
+        return self._values[name] if tf.executing_eagerly() else tf.identity(self._hyper[name])
+
+    def set(self, name: str, value: Any) -> None:
+        """Set it, for the next update."""
+        if isinstance(value, (int, float)):
+            self._values[name] = float(value)
+        self._hyper[name].assign(value)
+
+    def update(self, grads: Leaves) -> None:
+        """One step for these paths."""
+        hyper = {name: tf.identity(variable) for name, variable in self._hyper.items()}
+        for path, grad in grads.items():
+            variable = self._variables[path]
+            count = tf.cast(self._counts[path].assign_add(1), variable.dtype) if self._counts else tf.constant(0.0)
+            own = {name: tf.cast(value, variable.dtype) for name, value in hyper.items()}
+            self._rule.apply(variable, self._slots[path], grad, own, count)
+
+    def state(self) -> dict[str, Any]:
+        """All variables it keeps, by name."""
+        found: dict[str, Any] = {f"{path}.count": count for path, count in self._counts.items()}
+        for path, slots in self._slots.items():
+            found |= {f"{path}.{name}": slot for name, slot in zip(self._rule.slots, slots, strict=True)}
+        return found
+
+
+class Optimizers:
+    """The attached optimizers of one learner."""
+
+    def __init__(self, models: Models, arrays: Arrays) -> None:
+        self._models = models
+        self._arrays = arrays
+        self._attached: list[tuple[Any, tuple[str, ...]]] = []
+        self._owner: dict[str, int] = {}
+
+    def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
+        """Take optimizers with the paths they train.
+
+        Raises:
+            OptimizerError: one of another framework.
+        """
+        self._attached = [(self._made(given, paths), paths) for given, paths in optimizers]
+        self._owner = {path: number for number, (_, paths) in enumerate(self._attached) for path in paths}
+
+    def _made(self, given: Any, paths: tuple[str, ...]) -> Any:
+        if isinstance(given, OptimizerSpec):
+            return Kernels(given, {path: self._models.variable(path) for path in paths})
+        if is_optimizer(given):
+            return KerasOptimizer(given, {path: self._models.params[path] for path in paths})
+        kind = type(given)
+        raise OptimizerError(
+            f"the optimizer is a {kind.__module__}.{kind.__qualname__}, but the model is a TensorFlow one: pass "
+            "loopcore.Adam(1e-3), or an optimizer of Keras such as keras.optimizers.Adam(1e-3)"
+        )
+
+    def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
+        """None: an optimizer of Keras is made for no variables in particular."""
+        return None
+
+    def hyper_names(self, index: int) -> tuple[str, ...]:
+        """Names of the hyperparameters."""
+        names = self._attached[index][0].names
+        return tuple(name for name in _NAMES if name in names)
+
+    def get_hyper(self, index: int, name: str) -> Any:
+        """Its present value; within a program what stands for it."""
+        return self._attached[index][0].get(name)
+
+    def set_hyper(self, index: int, name: str, value: Any) -> None:
+        """Set it, for the next update.
+
+        Raises:
+            OptimizerError: Keras keeps it where a program would bake it in.
+        """
+        one = self._attached[index][0]
+        if name in one.fixed:
+            raise OptimizerError(one.fixed[name])
+        one.set(name, value)
+
+    def update(self, grads: Leaves, apply: Any) -> Any:
+        """One step of every optimizer that trains one of these paths; under ``cond`` where a tensor decides."""
+        symbolic = is_symbolic(apply)
+        if apply is not True and not symbolic and not bool(apply):
+            return False
+        frozen = [path for path in grads if path not in self._owner]
+        if frozen:
+            raise OptimizerError(f"no optimizer trains {', '.join(frozen[:5])}: leave these out of the gradients")
+        by_optimizer: dict[int, Leaves] = {}
+        for path, grad in grads.items():
+            variable = self._models.variable(path)
+            by_optimizer.setdefault(self._owner[path], {})[path] = self._arrays.tensor(grad, variable.dtype)
+
+        def step() -> Array:
+            for number, mine in by_optimizer.items():
+                self._attached[number][0].update(mine)
+            return tf.constant(True)
+
+        if not symbolic:
+            step()
+            return True
+        return tf.cond(apply, step, lambda: tf.constant(False))

@@ -1,0 +1,83 @@
+"""Random arrays that are named by a key, by TensorFlow's stateless generators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import tensorflow as tf
+
+from loopcore.backend import Array, DrawKey
+
+_WORD = 0xFFFFFFFFFFFFFFFF
+
+
+def typed(key: DrawKey, call: int = 0) -> Array:
+    """A seed of TensorFlow, int64 of shape (2,); the step of the key may be a tensor of a program.
+
+    Args:
+        key: names the draw.
+        call: number of a call of a model within the step, from 1.
+    """
+    return tf.random.experimental.stateless_fold_in(tf.constant(_stream(key.seed, key.stream, call)), key.step)
+
+
+@lru_cache(maxsize=4096)
+def _stream(seed: int, stream: int, call: int) -> list[int]:
+    """Two words by SplitMix64."""
+    z = (seed * 0xD1342543DE82EF95 + (stream + 1) * 0x9E3779B97F4A7C15 + call * 0xA0761D6478BD642F) & _WORD
+    words: list[int] = []
+    for _ in range(2):
+        z = (z + 0x9E3779B97F4A7C15) & _WORD
+        x = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+        words.append((x ^ (x >> 31)) >> 1)
+    return words
+
+
+class Random:
+    """Draws in one floating dtype; equal keys give equal arrays, in a program and outside.
+
+    Args:
+        dtype: of floating draws.
+    """
+
+    def __init__(self, dtype: Any) -> None:
+        self._dtype = dtype
+
+    def normal(self, key: DrawKey, shape: Sequence[int]) -> Array:
+        """Standard normal numbers."""
+        return tf.random.stateless_normal(tuple(shape), typed(key), dtype=self._dtype, alg="philox")
+
+    def uniform(self, key: DrawKey, shape: Sequence[int], low: float, high: float) -> Array:
+        """Uniform numbers in ``[low, high)``."""
+        unit = tf.random.stateless_uniform(tuple(shape), typed(key), dtype=self._dtype, alg="philox")
+        return low + (high - low) * unit
+
+    def bernoulli(self, key: DrawKey, p: float, shape: Sequence[int]) -> Array:
+        """Ones with probability ``p``, else zeros."""
+        return tf.cast(self.uniform(key, shape, 0.0, 1.0) < p, self._dtype)
+
+    def integers(self, key: DrawKey, low: int, high: int, shape: Sequence[int]) -> Array:
+        """Integers from ``low`` to ``high`` (excluded), int32."""
+        return tf.random.stateless_uniform(tuple(shape), typed(key), low, high, tf.int32, alg="philox")
+
+    def permutation(self, key: DrawKey, n: int) -> Array:
+        """The integers below ``n`` in random order, int32."""
+        return tf.random.experimental.stateless_shuffle(tf.range(n, dtype=tf.int32), typed(key), alg="philox")
+
+    def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Array:
+        """Numbers in [0, 1] of the Beta(a, b) distribution, from two of the Gamma distribution."""
+        first, second = (
+            tf.random.stateless_gamma(tuple(shape), typed(key, call), alpha, dtype=tf.float64)
+            for call, alpha in ((1, a), (2, b))
+        )
+        return tf.cast(first / (first + second), self._dtype)
+
+    def categorical(self, key: DrawKey, logits: Array) -> Array:
+        """For each row of ``logits`` an index along its last axis, drawn with the softmax of the row, int32."""
+        logits = tf.convert_to_tensor(logits)
+        rows = tf.reshape(logits, (-1, logits.shape[-1]))
+        drawn = tf.random.stateless_categorical(rows, 1, typed(key), tf.int32)
+        return tf.reshape(drawn, logits.shape[:-1])
