@@ -35,10 +35,10 @@ from typing import Any
 from benchmarks.models.bench import Bench, Size, Variant
 
 Clock = Callable[[], float]
-PACKAGES = ("loopcore", "numpy", "autograd", "torch", "jax", "optax", "pytorch-ignite", "lightning", "skorch", "keras")
+PACKAGES = ("loopcore", "numpy", "autograd", "torch", "jax", "optax", "tensorflow-cpu", "pytorch-ignite", "lightning", "skorch", "keras")
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}  # read when a process starts
 SIZES = (Size("small", (64, 128, 10), 64, 200, 100), Size("mid", (784, 1024, 1024, 10), 256, 10, 100))
-BACKENDS = {name: f"benchmarks.models.{name}_loops" for name in ("torch", "jax", "numpy")}
+BACKENDS = {name: f"benchmarks.models.{name}_loops" for name in ("torch", "jax", "tensorflow", "numpy")}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 LISTENERS = tuple(f"listener at {name}" for name in ("BackwardEnd", "LossBegin", "BackwardBegin", "all three"))
 TARGETS = {
@@ -53,6 +53,8 @@ TARGETS = {
         **{"loopcore bare": 1.01, "loopcore default": 1.02},
         **dict(zip(LISTENERS, (1.25, 1.2, 1.2, 1.2), strict=True)),
     },
+    ("tensorflow", "small"): {"loopcore bare": 1.03, "loopcore default": 1.15},
+    ("tensorflow", "mid"): {"loopcore bare": 1.01, "loopcore default": 1.02},
 }
 
 

@@ -312,6 +312,10 @@ class CompilingBackend(Backend, Protocol):
         """Make these the present ones; 0-d placeholders while a program is traced."""
         ...
 
+    def run_parts(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
+        """`run_body` of a step that is cut, where ``replays`` is false: eagerly, but its parts may be compiled."""
+        ...
+
     def piece(
         self,
         objective: Callable[[], Any],

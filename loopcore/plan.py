@@ -136,7 +136,7 @@ class Runner:
         self.unchecked = True  # until a step was completed
         self.programs = None if plan.kind == "eager" else Programs(self)
         own = [member.callback for member in members if _hears(member.callback, phase)]
-        self._replays = getattr(self.backend, "replays", False)
+        self._in_parts = self.backend.compiles and not self.backend.replays
         self.sleepers = tuple(callback for callback in own if isinstance(callback, Sleeper))
         self._cutting = self.inner.within_steps()
         traced = self._begin_traced or self._end_traced
@@ -177,8 +177,10 @@ class Runner:
         carries = self.phase.carries
         before = {name: state.__dict__[name] for name in carries if name in state.__dict__} if carries else {}
         try:
-            if self.programs is None or self._runs_eagerly(asleep):
+            if self.programs is None or override.get() is not None:  # draws of the host are no part of a program
                 self.backend.run_body(self.call, key, body, state, self.handle)
+            elif self._in_parts and self.cut_by(asleep):
+                self.backend.run_parts(self.call, key, body, state, self.handle)
             else:
                 self.programs.run(body, key, state, reads, asleep)
         finally:
@@ -186,10 +188,6 @@ class Runner:
                 self.carry = detach_carry(self.backend, state, carries)
         if carries:
             check_carry(self.backend, self.phase, before, state)
-
-    def _runs_eagerly(self, asleep: Asleep) -> bool:
-        """Whether this one step is no program: draws come from the host, or it is cut where nothing is run again."""
-        return override.get() is not None or not (self._replays or not self.cut_by(asleep))
 
     def call(self, body: Body, state: State, handle: Callable[[Event], None]) -> None:
         """A step from its first traced handler to the last."""

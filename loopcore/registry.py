@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -94,10 +95,8 @@ def infer(models: Mapping[str, Any]) -> str:
 
 def _infer_one(name: str, model: Any) -> str:
     roots = type_roots(model)
-    if "keras" in roots and "tensorflow" not in roots:  # a Keras model runs on the framework Keras was told to use
-        for backend in ("torch", "jax"):
-            if roots & BUILT_IN[backend].roots:
-                return backend
+    if "keras" in roots:  # a Keras model runs on the framework that Keras was told to use
+        return str(sys.modules["keras"].config.backend())
     for backend, adapter in BUILT_IN.items():
         if roots & adapter.roots:
             return backend

@@ -9,7 +9,7 @@ from typing import Any
 from loopcore.errors import TraceError
 
 HINT = "Here it is "  # how a note begins that says what to write instead at this place
-_OURS = ("loopcore", "loopcore_jax", "loopcore_tensorflow", "loopcore_torch", "loopcore_numpy")
+_OURS = ("loopcore", "loopcore_jax", "loopcore_tensorflow", "loopcore_torch", "loopcore_numpy", "loopcore_keras")
 _OTHERS = ("jax", "jaxlib", "flax", "optax", "equinox", "haiku", "tensorflow", "keras", "contextlib", "threading")
 
 

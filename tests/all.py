@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CORE = "numpy"
-FRAMEWORKS = (CORE, "torch", "jax")
+FRAMEWORKS = (CORE, "torch", "jax", "tensorflow")
 COMPILED = "random_bodies"
 
 

@@ -19,6 +19,7 @@ from loopcore_tensorflow.gradients import Gradients
 from loopcore_tensorflow.models import Models
 from loopcore_tensorflow.namespace import Namespace
 from loopcore_tensorflow.optimizers import Optimizers
+from loopcore_tensorflow.parts import Parts
 from loopcore_tensorflow.programs import LeakedTensor, Programs, TracedRead
 from loopcore_tensorflow.random import Random
 
@@ -51,10 +52,11 @@ class Backend:
         self._frame = Frame()
         self._arrays = arrays.Arrays()
         self._arrays.device = _device(device)
-        self._models = Models(self._arrays, self._frame)
+        xla = compile == "xla"
+        self._programs, parts = Programs(self._arrays, xla), Parts(self._arrays, xla)
+        self._models = Models(self._arrays, self._frame, parts)
         self._gradients = Gradients(self._models, self._arrays, self._frame)
-        self._optimizers = Optimizers(self._models, self._arrays)
-        self._programs = Programs(self._arrays, compile == "xla")
+        self._optimizers = Optimizers(self._models, self._arrays, self._frame, parts)
         self._place()
 
     def _place(self) -> None:
@@ -165,7 +167,12 @@ class Backend:
 
     def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
         """Run a step body; the seeds of its models follow from ``key``."""
-        with self._frame.body(key):
+        with self._frame.body(key, parts=False):
+            call(*args)
+
+    def run_parts(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
+        """Run a step body whose model calls and updates are compiled, each by itself."""
+        with self._frame.body(key, parts=True):
             call(*args)
 
     def forward(

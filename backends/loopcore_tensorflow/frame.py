@@ -22,6 +22,7 @@ class Frame(threading.local):
         stand_ins: tensors in place of parameters, by path.
         key: of the running step body.
         calls: how often its models were given random numbers.
+        parts: whether model calls and updates are compiled, each by itself.
         lent: by the id of a tensor that a host handler got within an objective, the tensor and what it stands for.
     """
 
@@ -29,18 +30,19 @@ class Frame(threading.local):
     stand_ins: Leaves = field(default_factory=dict[str, Any])
     key: DrawKey = DrawKey(0, 0, 0)
     calls: int = 0
+    parts: bool = False
     lent: dict[int, tuple[Any, Any]] = field(default_factory=dict[int, tuple[Any, Any]])
 
     @contextmanager
-    def body(self, key: DrawKey) -> Iterator[None]:
+    def body(self, key: DrawKey, parts: bool) -> Iterator[None]:
         """A step body runs; one within an objective is no part of it."""
-        outer = self.tapes, self.stand_ins, self.key, self.calls, self.lent
+        outer = self.tapes, self.stand_ins, self.key, self.calls, self.lent, self.parts
         with self.unrecorded():
-            self.tapes, self.stand_ins, self.key, self.calls, self.lent = [], {}, key, 0, {}
+            self.tapes, self.stand_ins, self.key, self.calls, self.lent, self.parts = [], {}, key, 0, {}, parts
             try:
                 yield
             finally:
-                self.tapes, self.stand_ins, self.key, self.calls, self.lent = outer
+                self.tapes, self.stand_ins, self.key, self.calls, self.lent, self.parts = outer
 
     @contextmanager
     def objective(self, tape: Any, sources: list[Any], stand_ins: Leaves) -> Iterator[None]:

@@ -13,6 +13,7 @@ from loopcore_keras.models import KerasModel, is_model
 from loopcore_tensorflow import modules
 from loopcore_tensorflow.arrays import Arrays
 from loopcore_tensorflow.frame import Frame
+from loopcore_tensorflow.parts import Parts
 from loopcore_tensorflow.random import typed
 
 Bound: TypeAlias = KerasModel | modules.Module | modules.Arrays
@@ -26,8 +27,9 @@ class Models:
         buffers: their other variables.
     """
 
-    def __init__(self, arrays: Arrays, frame: Frame) -> None:
+    def __init__(self, arrays: Arrays, frame: Frame, parts: Parts) -> None:
         self._arrays = arrays
+        self._parts = parts
         self._frame = frame
         self._bound: dict[str, Bound] = {}
         self.params: dict[str, Any] = {}
@@ -108,6 +110,9 @@ class Models:
         if update_state and not stand_ins:
             for variable, seed in zip(one.seeds, seeds, strict=True):
                 variable.assign(tf.cast(seed, variable.dtype))
+            if frame.parts:
+                key = (id(one), training)
+                return self._parts.run(key, lambda args, kwargs: one.call(args, kwargs, training), args, kwargs)
             return one.call(args, kwargs, training)
         result, after = one.call_apart(stand_ins, seeds, args, kwargs, training)
         if update_state:

@@ -12,7 +12,9 @@ from loopcore.errors import OptimizerError
 from loopcore.optimizers import OptimizerSpec
 from loopcore_keras.optimizers import KerasOptimizer, is_optimizer
 from loopcore_tensorflow.arrays import Arrays, is_symbolic
+from loopcore_tensorflow.frame import Frame
 from loopcore_tensorflow.models import Models
+from loopcore_tensorflow.parts import Parts
 from loopcore_tensorflow.rules import rule_of
 
 _NAMES = ("learning_rate", "momentum", "weight_decay")
@@ -75,9 +77,11 @@ class Kernels:
 class Optimizers:
     """The attached optimizers of one learner."""
 
-    def __init__(self, models: Models, arrays: Arrays) -> None:
+    def __init__(self, models: Models, arrays: Arrays, frame: Frame, parts: Parts) -> None:
         self._models = models
         self._arrays = arrays
+        self._frame = frame
+        self._parts = parts
         self._attached: list[tuple[Any, tuple[str, ...]]] = []
         self._owner: dict[str, int] = {}
 
@@ -133,17 +137,19 @@ class Optimizers:
         frozen = [path for path in grads if path not in self._owner]
         if frozen:
             raise OptimizerError(f"no optimizer trains {', '.join(frozen[:5])}: leave these out of the gradients")
+        tensors = {path: self._arrays.tensor(grad, self._models.variable(path).dtype) for path, grad in grads.items()}
+        if symbolic:
+            return tf.cond(apply, lambda: self._step(tensors), lambda: tf.constant(False))
+        if self._frame.parts:
+            self._parts.run((id(self), *tensors), self._step, tensors)
+        else:
+            self._step(tensors)
+        return True
+
+    def _step(self, grads: Leaves) -> Array:
         by_optimizer: dict[int, Leaves] = {}
         for path, grad in grads.items():
-            variable = self._models.variable(path)
-            by_optimizer.setdefault(self._owner[path], {})[path] = self._arrays.tensor(grad, variable.dtype)
-
-        def step() -> Array:
-            for number, mine in by_optimizer.items():
-                self._attached[number][0].update(mine)
-            return tf.constant(True)
-
-        if not symbolic:
-            step()
-            return True
-        return tf.cond(apply, step, lambda: tf.constant(False))
+            by_optimizer.setdefault(self._owner[path], {})[path] = grad
+        for number, mine in by_optimizer.items():
+            self._attached[number][0].update(mine)
+        return tf.constant(True)

@@ -1,0 +1,40 @@
+"""Parts of a step that is cut, compiled one by one: model calls and updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import optree
+import tensorflow as tf
+
+from loopcore.backend import Tree
+from loopcore_tensorflow.arrays import Arrays
+from loopcore_tensorflow.programs import Programs
+
+
+class Parts:
+    """Programs of parts, which an open tape sees as one operation each.
+
+    Args:
+        arrays: makes tensors of the arguments.
+        xla: whether they are compiled with ``jit_compile``.
+    """
+
+    def __init__(self, arrays: Arrays, xla: bool) -> None:
+        self._programs = Programs(arrays, xla)
+        self._made: dict[Hashable, Callable[..., Any]] = {}
+
+    def run(self, key: Hashable, fn: Callable[..., Tree], *trees: Tree) -> Tree:
+        """``fn(*trees)``, compiled once for each key; as it is where an argument is more than tensors.
+
+        Args:
+            key: of a function that always does the same.
+            fn: tensor code.
+            trees: its arguments.
+        """
+        if not all(isinstance(leaf, tf.Tensor) for leaf in optree.tree_leaves(trees)):
+            return fn(*trees)
+        if key not in self._made:
+            self._made[key] = self._programs.compile(lambda *given: (fn(*given), None))
+        return self._made[key](*trees)[0]
