@@ -58,6 +58,11 @@ def library_of(model: Any, title: str) -> Library:
     first, *rest = model if isinstance(model, tuple) and model else (model,)
     nnx, linen = sys.modules.get("flax.nnx"), sys.modules.get("flax.linen")
     equinox, haiku = sys.modules.get("equinox"), sys.modules.get("haiku")
+    keras = sys.modules.get("keras")
+    if keras is not None and isinstance(model, keras.Layer):
+        from loopcore_jax.from_keras import Keras
+
+        return Keras(model, title)
     if nnx is not None and isinstance(model, nnx.Module):
         from loopcore_jax.from_flax import Nnx
 

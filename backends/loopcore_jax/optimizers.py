@@ -64,6 +64,12 @@ class Optimizers:
             if isinstance(given, OptimizerSpec):
                 make, values = _of_spec(given)
                 one = Attached(make(**values), make, paths, None, {name: name for name in values}, {})
+            elif (rule := _keras_rule(given, {path: store.params[path] for path in paths})) is not None:
+                attached.append(Attached(rule, None, paths, None, rule.names, rule.fixed))
+                states.append(rule.init())
+                if "learning_rate" not in rule.fixed:
+                    hyper[f"{index}.learning_rate"] = rule.value("learning_rate")
+                continue
             else:
                 one, values = Attached(_transformation(given), None, paths, self._models.whole(paths), {}, {}), {}
             state = transform(copied, one.tx.init(self._tree(one, store.params)))  # some keep the parameters themselves
@@ -105,6 +111,8 @@ class Optimizers:
         one, hyper = self._attached[index], self._present.store.hyper
         if f"{index}.{name}" in hyper:
             return hyper[f"{index}.{name}"]
+        if not hasattr(one.tx, "update"):
+            return one.tx.value(name)
         if name in one.names:
             return float(_scalars(self._present.store.states[index], one.names[name])[0])
         raise OptimizerError(one.fixed[name])
@@ -166,6 +174,11 @@ class Optimizers:
     ) -> tuple[Leaves, list[Tree]]:
         moved, after = dict(params), list(states)
         for place, n in enumerate(stepping):
+            if not hasattr(self._attached[n].tx, "update"):
+                mine = {path: grads[path] for path in self._attached[n].paths if path in grads}
+                found, after[place] = self._attached[n].tx.step(mine, states[place], params, hyper[place])
+                moved.update(found)
+                continue
             one, tx, state = self._present_of(n, states[place], hyper[place])
             given = {path: grads[path] if path in grads else jnp.zeros_like(params[path]) for path in one.paths}
             tree = self._tree(one, params)
@@ -198,6 +211,16 @@ class Optimizers:
         )
         kept = {path for path in one.paths if path not in grads}
         return jax.tree.map(lambda path, a, b: b if path in kept else a, of_leaf, new, old)
+
+
+def _keras_rule(given: Any, params: Leaves) -> Any:
+    """The rule of an optimizer of Keras; None for another one."""
+    keras = sys.modules.get("keras")
+    if keras is None or not isinstance(given, keras.optimizers.Optimizer):
+        return None
+    from loopcore_jax.from_keras import KerasRule
+
+    return KerasRule(given, params)
 
 
 def _transformation(given: Any) -> Any:

@@ -82,7 +82,7 @@ def fixed_reasons(optimizer: Any, names: Mapping[str, str]) -> dict[str, str]:
         for name, own in names.items()
         if name != "learning_rate"
     }
-    if isinstance(optimizer.get_config().get("learning_rate"), Mapping):
+    if "learning_rate" in names and not isinstance(optimizer.learning_rate, keras.Variable):
         found["learning_rate"] = (
             f"the learning rate of this {kind} follows a schedule of Keras: pass a number to it, and use lc.Scheduler or "
             "assign learner.hyper"

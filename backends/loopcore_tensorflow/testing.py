@@ -1,68 +1,16 @@
-"""Models of this backend for the conformance suite: Keras models, as its users write them."""
+"""Models of this backend for the conformance suite: those of Keras."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
-import keras
-import numpy as np
 import tensorflow as tf
 
-Weights: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
+from loopcore_keras.testing import batch_norm, batch_norm_correction, dropout, linear, mlp, neutral, structured
+
+__all__ = ["batch_norm", "batch_norm_correction", "dropout", "linear", "mlp", "neutral", "structured"]
 
 dtypes = ("float64", "float32")
-batch_norm_correction = 0
-_TO_KERAS = {"weight": "kernel", "scale": "gamma", "offset": "beta", "mean": "moving_mean", "variance": "moving_variance"}
-_FROM_KERAS = {own: name for name, own in _TO_KERAS.items()}
-
-
-class Structured(keras.Model):
-    """Takes a keyword and returns a dict."""
-
-    def __init__(self, outputs: int, dtype: str) -> None:
-        super().__init__(dtype=dtype)
-        self.out = keras.layers.Dense(outputs, name="out", dtype=dtype)
-
-    def call(self, x: Any, scale: float) -> dict[str, Any]:
-        """``(batch, inputs)`` -> two arrays ``(batch, outputs)``."""
-        y = self.out(x)
-        return {"plain": y, "scaled": scale * y}
-
-
-def linear(weights: Weights, dtype: str) -> Any:
-    """``x @ weight + bias``."""
-    inputs, outputs = weights["weight"].shape
-    layer = keras.layers.Dense(outputs, dtype=dtype)
-    layer.build((None, inputs))
-    return _filled(layer, weights)
-
-
-def mlp(weights: Weights, dtype: str) -> Any:
-    """``out(tanh(hidden(x)))``."""
-    inputs, width = weights["hidden.weight"].shape
-    hidden = keras.layers.Dense(width, activation="tanh", name="hidden", dtype=dtype)
-    return _filled(_sequential(inputs, [hidden, _out(weights, dtype)], dtype), weights)
-
-
-def batch_norm(weights: Weights, dtype: str) -> Any:
-    """``out(norm(x))`` with running statistics."""
-    norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name="norm", dtype=dtype)
-    return _filled(_sequential(len(weights["out.weight"]), [norm, _out(weights, dtype)], dtype), weights)
-
-
-def dropout(weights: Weights, p: float, dtype: str) -> Any:
-    """``out(drop(x))``."""
-    drop = keras.layers.Dropout(p, name="drop", dtype=dtype)
-    return _filled(_sequential(len(weights["out.weight"]), [drop, _out(weights, dtype)], dtype), weights)
-
-
-def structured(weights: Weights, dtype: str) -> Any:
-    """A dense layer that takes a keyword and returns a dict."""
-    inputs, outputs = weights["out.weight"].shape
-    model = Structured(outputs, dtype)
-    model(np.zeros((1, inputs), dtype), scale=1.0)
-    return _filled(model, weights)
 
 
 def arrays(tree: Any, dtype: str) -> Any:
@@ -70,35 +18,6 @@ def arrays(tree: Any, dtype: str) -> Any:
     return {name: tf.constant(value, dtype) for name, value in tree.items()}
 
 
-def neutral(weights: Weights) -> dict[str, np.ndarray[Any, Any]]:
-    """Keras calls the parts of a layer by other names."""
-    found: dict[str, np.ndarray[Any, Any]] = {}
-    for path, value in weights.items():
-        head, _, name = path.rpartition(".")
-        name = "offset" if name == "beta" else _FROM_KERAS.get(name, name)
-        found[f"{head}.{name}" if head else name] = value
-    return found
-
-
 def is_plain(array: Any) -> bool:
     """Whether it has a value, and stands for none in a trace."""
     return not tf.is_symbolic_tensor(array)
-
-
-def _sequential(inputs: int, layers: list[Any], dtype: str) -> Any:
-    return keras.Sequential([keras.Input((inputs,), dtype=dtype), *layers])
-
-
-def _out(weights: Weights, dtype: str) -> Any:
-    return keras.layers.Dense(weights["out.weight"].shape[1], name="out", dtype=dtype)
-
-
-def _filled(layer: Any, weights: Weights) -> Any:
-    """The layer with these weights."""
-    own = {"/".join(variable.path.split("/")[-2:]): variable for variable in layer.weights}
-    for path, value in weights.items():
-        head, _, name = path.rpartition(".")
-        name = _TO_KERAS.get(name, name)
-        variable = own[f"{head}/{name}"] if head else next(v for v in layer.weights if v.path.endswith(name))
-        variable.assign(value)
-    return layer

@@ -27,6 +27,7 @@ class Bound:
         outer_prefix: what a name of ``inner`` has in front within ``module``.
         params: trainable tensors by path, tied ones once.
         names: path -> name within ``inner``, of params and buffers.
+        keras_variables: of a model of Keras its variables, by path.
     """
 
     def __init__(self, name: str, module: nn.Module, call: Callable[..., Any]) -> None:
@@ -35,12 +36,26 @@ class Bound:
         self.inner, self.outer_prefix = unwrapped(module)
         self.params: dict[str, nn.Parameter] = {}
         self.names: dict[str, str] = {}
+        self.keras_variables: dict[str, Any] = {}
         self._prefix = f"{name}." if name else ""
         self._owners: dict[str, tuple[nn.Module, str]] = {}
 
     def native(self) -> Any:
         """The user's object."""
         return self.module
+
+    def call_apart(
+        self, stand_ins: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], update: bool
+    ) -> Any:
+        """Call with other arrays by inner name, eagerly: what torch.compile made cannot be differentiated twice."""
+        with torch.compiler.set_stance("force_eager"):
+            if stand_ins:
+                arrays = stand_ins if update else {**self.cloned_buffers(), **stand_ins}
+                return torch.func.functional_call(self.inner, arrays, args, kwargs)
+            buffers = {} if update else self.cloned_buffers(self.outer_prefix)
+            if buffers:
+                return torch.func.functional_call(self.module, buffers, args, kwargs)
+            return self.call(*args, **kwargs)
 
     @property
     def distributed(self) -> bool:
@@ -178,10 +193,9 @@ def bound(name: str, model: Any, dtype: torch.dtype | None, device: torch.device
     """
     if isinstance(model, nn.Module):
         if any(cls.__module__.split(".")[0] == "keras" for cls in type(model).__mro__):
-            raise UnknownModelError(
-                f"the model{_quoted(name)} is a Keras model on its torch backend, which does not follow "
-                "nn.Module.train(): set KERAS_BACKEND=tensorflow or jax, or write it as an nn.Module"
-            )
+            from loopcore_torch.from_keras import BoundKeras
+
+            return BoundKeras(name, model if device is None else model.to(device))
         return BoundModule(name, model if device is None else model.to(device), compile)
     if is_tree(model):
         return BoundTree(name, model, dtype, device)

@@ -91,6 +91,11 @@ class Models:
         found = self.leaves[paths] = tuple(self.params[path] for path in paths)
         return found
 
+    def keras_variables(self, paths: Iterable[str]) -> dict[str, Any]:
+        """The variables of Keras models among these paths."""
+        found = {path: v for one in self._bound.values() for path, v in one.keras_variables.items()}
+        return {path: found[path] for path in paths if path in found}
+
     def _own(self, path: str) -> Tensor:
         found = self.params.get(path)
         return self._bound[self._owner[path]].buffer(path) if found is None else found
@@ -134,7 +139,7 @@ class Models:
             with torch.no_grad():
                 return self.forward(model, args, kwargs, training=training, update_state=update_state)
         if self.depth > 1 or self._stand_ins or not update_state:
-            return self._call_apart(one, self._stand_ins_of(one), args, kwargs, update_state)
+            return one.call_apart(self._stand_ins_of(one), args, kwargs, update_state)
         return one.call(*args, **kwargs)
 
     def apply(
@@ -148,20 +153,7 @@ class Models:
             with torch.no_grad():
                 return self.apply(model, leaves, args, kwargs, training)
         given = {one.names[path]: self._arrays.tensor(leaf) for path, leaf in leaves.items() if path in one.names}
-        return self._call_apart(one, self._stand_ins_of(one) | given, args, kwargs, False)
-
-    def _call_apart(
-        self, one: Bound, stand_ins: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], update: bool
-    ) -> Any:
-        """Call with other arrays, eagerly: what torch.compile made cannot be differentiated twice."""
-        with torch.compiler.set_stance("force_eager"):
-            if stand_ins:
-                arrays = stand_ins if update else {**one.cloned_buffers(), **stand_ins}
-                return torch.func.functional_call(one.inner, arrays, args, kwargs)
-            buffers = {} if update else one.cloned_buffers(one.outer_prefix)
-            if buffers:
-                return torch.func.functional_call(one.module, buffers, args, kwargs)
-            return one.call(*args, **kwargs)
+        return one.call_apart(self._stand_ins_of(one) | given, args, kwargs, False)
 
     def _stand_ins_of(self, one: Bound) -> dict[str, Tensor]:
         found = self._stand_ins

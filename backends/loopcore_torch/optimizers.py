@@ -66,6 +66,8 @@ class Optimizers:
             optimizer = given
             self._check(optimizer, paths)
             names = _native_hyper(optimizer)
+        elif any(cls.__module__.split(".")[0] == "keras" for cls in type(given).__mro__):
+            return self._attach_keras(given, paths, params)
         else:
             kind = type(given)
             raise OptimizerError(
@@ -73,6 +75,20 @@ class Optimizers:
                 "loopcore.Adam(1e-3), or torch.optim.Adam(model.parameters(), 1e-3)"
             )
         return Attached(optimizer, names, _held(optimizer))
+
+    def _attach_keras(self, given: Any, paths: tuple[str, ...], params: list[nn.Parameter]) -> Attached:
+        from loopcore_torch.from_keras import KerasSteps
+
+        variables = self._models.keras_variables(paths)
+        missing = [path for path in paths if path not in variables]
+        if missing:
+            raise OptimizerError(
+                f"the optimizer is one of Keras, which trains models of Keras, and {_some(missing)} is a parameter of "
+                "an nn.Module: pass loopcore.Adam(1e-3), or torch.optim.Adam(model.parameters(), 1e-3)"
+            )
+        steps: Any = KerasSteps(given, variables)
+        names = tuple(name for name in ("learning_rate", "momentum", "weight_decay") if name in steps.keras.names)
+        return Attached(steps, names, tuple(params))
 
     def _check(self, optimizer: Optimizer, paths: tuple[str, ...]) -> None:
         name = type(optimizer).__name__
@@ -112,12 +128,24 @@ class Optimizers:
 
     def get_hyper(self, index: int, name: str) -> float:
         """Value in the first parameter group."""
+        keras = getattr(self._attached[index].optimizer, "keras", None)
+        if keras is not None:
+            return float(keras.get(name))
         group = self._attached[index].optimizer.param_groups[0]
         key = _group_key(group, name)
         return float(group[key][0] if key == "betas" else group[key])
 
     def set_hyper(self, index: int, name: str, value: float) -> None:
-        """Set the value in all parameter groups."""
+        """Set the value in all parameter groups.
+
+        Raises:
+            OptimizerError: Keras keeps it where it cannot be set.
+        """
+        keras = getattr(self._attached[index].optimizer, "keras", None)
+        if keras is not None:
+            if name in keras.fixed:
+                raise OptimizerError(keras.fixed[name])
+            keras.set(name, value)
         for group in self._attached[index].optimizer.param_groups:
             key = _group_key(group, name)
             old = group[key][0] if key == "betas" else group[key]
@@ -159,7 +187,8 @@ class Optimizers:
     def to_device(self, device: torch.device) -> None:
         """Move the state of all optimizers, in place."""
         for one in self._attached:
-            move_state(one.optimizer, device)
+            if isinstance(one.optimizer, Optimizer):
+                move_state(one.optimizer, device)
 
 
 def move_state(optimizer: Optimizer, device: torch.device) -> None:

@@ -40,6 +40,13 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
             dest="loopcore_backends",
             help="backend to test; repeat it or separate names by commas (default: all whose framework is installed)",
         )
+        parser.getgroup("loopcore").addoption(
+            "--models",
+            default="",
+            metavar="PACKAGE",
+            dest="loopcore_models",
+            help="package whose module testing has the models, such as loopcore_keras (default: that of the adapter)",
+        )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -62,7 +69,7 @@ def backend(request: pytest.FixtureRequest, _loopcore_backend_name: str) -> Iter
 
     name, _, plan = _loopcore_backend_name.partition("-")
     try:
-        found = subject(name)
+        found = subject(name, request.config.getoption("loopcore_models", default=""))
     except MissingFrameworkError as error:
         if name in _split([os.environ.get(REQUIRED, "")]):
             pytest.fail(f"{error} ({REQUIRED} names it)", pytrace=False)

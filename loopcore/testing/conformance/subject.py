@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -165,8 +166,12 @@ def installed() -> list[str]:
 
 
 @cache
-def subject(name: str) -> Subject:
+def subject(name: str, models: str = "") -> Subject:
     """The backend of a name, in its widest dtype.
+
+    Args:
+        name: of the backend.
+        models: package whose module ``testing`` has the models instead of the adapter's own.
 
     Raises:
         MissingFrameworkError: its framework is not installed.
@@ -185,6 +190,9 @@ def subject(name: str) -> Subject:
     missing = [wanted for wanted in _NAMES if not hasattr(native, wanted)]
     if missing:
         raise BackendError(f"{package}.testing has no {', '.join(missing)}; see NativeModels for what they are")
+    if models:
+        own = {wanted: getattr(native, wanted) for wanted in _NAMES}
+        native = SimpleNamespace(**{**own, **vars(importlib.import_module(f"{models}.testing"))})
     return Subject(name, native, native.dtypes[0])
 
 

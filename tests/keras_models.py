@@ -1,0 +1,152 @@
+"""Keras models and optimizers on one framework; imported by a test module of each, since Keras has one a process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import loopcore as lc
+
+# Keras 3.15 reads its own variables in a way that NumPy 2.4 wants otherwise.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
+DRAW = np.random.default_rng(3)
+X, Y = DRAW.normal(size=(16, 4)).astype("f4"), DRAW.integers(3, size=16)
+OPTIMIZERS = {
+    "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9),
+    "adamw": lambda rate: keras.optimizers.AdamW(rate, weight_decay=0.1, clipnorm=1.0),
+    "rmsprop": lambda rate: keras.optimizers.RMSprop(rate),
+}
+
+
+def network() -> Any:
+    """With BatchNormalization and Dropout."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(8, activation="tanh"), keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+    return keras.Sequential([keras.Input((4,)), *layers])
+
+
+def learner_of(model: Any, optimizer: Any, **options: Any) -> lc.Learner:
+    return lc.Learner(model, lc.losses.cross_entropy, optimizer, default_callbacks=False, **options)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_of_keras_does_what_fit_of_keras_does(name: str) -> None:
+    theirs, mine = network(), network()
+    theirs.compile(OPTIMIZERS[name](0.05), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    learner = learner_of(mine, OPTIMIZERS[name](0.05))
+    for _ in range(5):
+        theirs.train_on_batch(X, Y)
+        learner.run_step(lc.TrainingPhase(), (X, Y))
+    found = learner.model.native
+    for own, other in zip(found.weights, theirs.weights, strict=True):
+        np.testing.assert_allclose(
+            keras.ops.convert_to_numpy(own), keras.ops.convert_to_numpy(other), rtol=2e-4, atol=2e-6, err_msg=own.path
+        )
+
+
+def test_its_learning_rate_is_set_without_another_trace() -> None:
+    learner = learner_of(network(), keras.optimizers.SGD(0.5))
+    assert learner.hyper.learning_rate == 0.5
+    before, phase = learner.export_weights(), lc.TrainingPhase()
+    for rate in (0.25, 0.0, 0.125):
+        learner.hyper.learning_rate = rate
+        assert learner.hyper.learning_rate == rate
+        learner.run_step(phase, (X, Y))
+        now = learner.export_weights()
+        moved = max(float(np.abs(now[path] - before[path]).max()) for path in now if "moving" not in path)
+        assert (moved > 0) == (rate > 0)
+        before = now
+    assert getattr(learner.backend, "traces", 1) == 1
+
+
+def test_a_schedule_of_keras_says_so() -> None:
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
+    learner = learner_of(network(), keras.optimizers.SGD(schedule))
+    learner.run_step(lc.TrainingPhase(), (X, Y))
+    with pytest.raises(lc.errors.OptimizerError, match="schedule of Keras"):
+        learner.hyper.learning_rate = 0.1
+
+
+def test_what_keras_bakes_in_cannot_be_set() -> None:
+    learner = learner_of(network(), keras.optimizers.SGD(0.1, momentum=0.5))
+    assert learner.hyper.momentum == 0.5
+    with pytest.raises(lc.errors.OptimizerError, match=r"lc\.Momentum"):
+        learner.hyper.momentum = 0.9
+
+
+def test_two_optimizers_of_two_parts() -> None:
+    model = network()
+    optimizers = {"": keras.optimizers.Adam(0.01), "dense_1": keras.optimizers.SGD(0.0)}
+    learner = learner_of(model, optimizers)
+    before = learner.export_weights()
+    learner.run_step(lc.TrainingPhase(), (X, Y))
+    now = learner.export_weights()
+    same = {path for path in now if (now[path] == before[path]).all()}
+    assert same == {"dense_1.kernel", "dense_1.bias"}
+
+
+def test_a_part_of_what_an_optimizer_trains() -> None:
+    """What gets no gradient stays where it is, with the momentum it has."""
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        def objective() -> Any:
+            return lc.losses.cross_entropy(learner.model(state.xs), state.ys)
+
+        learner.update(learner.gradient(objective, wrt=learner.params.dense), learner.params.dense)
+
+    learner = learner_of(network(), keras.optimizers.Adam(0.01))
+    learner.run_step(lc.TrainingPhase(), (X, Y))
+    before = learner.export_weights()
+    lc.run_step(body, learner, lc.TrainingPhase(), xs=X, ys=Y)
+    now = learner.export_weights()
+    changed = {path for path in now if (now[path] != before[path]).any()}
+    assert {path for path in changed if "moving" not in path} == {"dense.kernel", "dense.bias"}
+
+
+def test_paths_do_not_depend_on_what_was_built_before() -> None:
+    first, second = (learner_of(network(), lc.SGD(0.1)).export_weights() for _ in range(2))
+    assert list(first) == list(second)
+    assert {"dense.kernel", "dense_1.bias", "batch_normalization.moving_mean"} <= set(first)
+
+
+def test_names_of_the_user_stay() -> None:
+    block = keras.Sequential([keras.layers.Dense(4, name="block_7"), keras.layers.Dense(3)], name="tower_2")
+    model = keras.Sequential([keras.Input((4,)), block])
+    assert set(learner_of(model, lc.SGD(0.1)).export_weights()) == {
+        *("tower_2.block_7.kernel", "tower_2.block_7.bias", "tower_2.dense.kernel", "tower_2.dense.bias")
+    }
+
+
+def test_a_model_without_weights_says_what_to_write() -> None:
+    with pytest.raises(lc.errors.UnknownModelError, match=r"keras\.Input"):
+        learner_of(keras.Sequential([keras.layers.Dense(3)]), lc.SGD(0.1))
+
+
+def test_a_layer_is_a_model() -> None:
+    layer = keras.layers.Dense(3)
+    layer.build((None, 4))
+    learner = learner_of(layer, lc.SGD(0.1))
+    learner.run_step(lc.TrainingPhase(), (X, Y))
+    assert set(learner.export_weights()) == {"kernel", "bias"}
+
+
+def test_dropout_draws_new_numbers_each_step_and_the_same_again() -> None:
+    def losses() -> list[float]:
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(3)])
+        learner = learner_of(model, lc.SGD(0.0))
+        return [float(learner.run_step(lc.TrainingPhase(), (X, Y)).loss) for _ in range(4)]
+
+    first = losses()
+    assert len(set(first)) == 4
+    assert losses() == first
+
+
+def test_the_native_model_predicts_as_the_learner_does() -> None:
+    learner = learner_of(network(), keras.optimizers.Adam(0.01), data=([(X, Y)], None))
+    learner.fit(2)
+    found = keras.ops.convert_to_numpy(learner.model.native(X, training=False))
+    np.testing.assert_allclose(learner.predict([X]), found, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,9 @@
+"""Keras models on its torch backend."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["KERAS_BACKEND"] = "torch"
+
+from tests.keras_models import *  # noqa: E402, F403 - the same tests for each framework
