@@ -35,7 +35,10 @@ from typing import Any
 from benchmarks.models.bench import Bench, Size, Variant
 
 Clock = Callable[[], float]
-PACKAGES = ("loopcore", "numpy", "autograd", "torch", "jax", "optax", "tensorflow-cpu", "pytorch-ignite", "lightning", "skorch", "keras")
+PACKAGES = (
+    *("loopcore", "numpy", "autograd", "torch", "jax", "optax", "tensorflow-cpu", "keras"),
+    *("pytorch-ignite", "lightning", "skorch"),
+)
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**32), "MALLOC_MMAP_THRESHOLD_": str(2**32)}  # read when a process starts
 SIZES = (Size("small", (64, 128, 10), 64, 200, 100), Size("mid", (784, 1024, 1024, 10), 256, 10, 100))
 BACKENDS = {name: f"benchmarks.models.{name}_loops" for name in ("torch", "jax", "tensorflow", "numpy")}

@@ -6,4 +6,4 @@ import os
 
 os.environ["KERAS_BACKEND"] = "jax"
 
-from tests.keras_models import *  # noqa: E402, F403 - the same tests for each framework
+from tests.keras_models import *  # noqa: F403 - the same tests for each framework

@@ -69,7 +69,9 @@ class KerasRule:
         """A hyperparameter as the user gave it."""
         return float(getattr(self._optimizer, self.names[name]))
 
-    def step(self, grads: Leaves, state: list[Any], params: Leaves, hyper: Mapping[str, Any]) -> tuple[Leaves, list[Any]]:
+    def step(
+        self, grads: Leaves, state: list[Any], params: Leaves, hyper: Mapping[str, Any]
+    ) -> tuple[Leaves, list[Any]]:
         """Parameters and state after one step; what has no gradient stays as it is, and so does what is kept for it."""
         if self._rate is not None and "learning_rate" in hyper:
             rate = jax.numpy.asarray(hyper["learning_rate"], state[self._rate].dtype)

@@ -77,14 +77,14 @@ def fixed_reasons(optimizer: Any, names: Mapping[str, str]) -> dict[str, str]:
     """Why a hyperparameter cannot be set, where it cannot."""
     kind = type(optimizer).__name__
     found = {
-        name: f"Keras keeps {own} of {kind} as a Python number, which a compiled step bakes in: pass lc.Adam, lc.AdamW or "
-        "lc.Momentum, whose hyperparameters are all inputs"
+        name: f"Keras keeps {own} of {kind} as a Python number, which a compiled step bakes in: pass lc.Adam, lc.AdamW "
+        "or lc.Momentum, whose hyperparameters are all inputs"
         for name, own in names.items()
         if name != "learning_rate"
     }
     if "learning_rate" in names and not isinstance(optimizer.learning_rate, keras.Variable):
         found["learning_rate"] = (
-            f"the learning rate of this {kind} follows a schedule of Keras: pass a number to it, and use lc.Scheduler or "
-            "assign learner.hyper"
+            f"the learning rate of this {kind} follows a schedule of Keras: pass a number to it, and use lc.Scheduler "
+            "or assign learner.hyper"
         )
     return found

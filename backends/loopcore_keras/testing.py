@@ -12,7 +12,10 @@ Weights: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
 
 dtypes = ("float32",)  # on torch Keras multiplies float64 matrices in float32
 batch_norm_correction = 0
-_TO_KERAS = {"weight": "kernel", "scale": "gamma", "offset": "beta", "mean": "moving_mean", "variance": "moving_variance"}
+_TO_KERAS = {
+    **{"weight": "kernel", "scale": "gamma", "offset": "beta"},
+    **{"mean": "moving_mean", "variance": "moving_variance"},
+}
 _FROM_KERAS = {own: name for name, own in _TO_KERAS.items()}
 
 

@@ -126,7 +126,7 @@ class Backend:
             BackendError: TensorFlow does not have the device, or the variables are on another one.
         """
         target = _device(device)
-        for path, variable in self._models.params.items():
+        for path in self._models.params:
             where = self._models.variable(path).device
             if target is not None and where and not where.endswith(target):
                 raise BackendError(

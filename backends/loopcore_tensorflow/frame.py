@@ -13,6 +13,9 @@ import tensorflow as tf
 from loopcore.backend import DrawKey, Leaves
 
 
+_OUTSIDE = DrawKey(0, 0, 0)
+
+
 @dataclass
 class Frame(threading.local):
     """What one thread is in the middle of.
@@ -28,7 +31,7 @@ class Frame(threading.local):
 
     tapes: list[tuple[Any, list[Any]]] = field(default_factory=list[tuple[Any, list[Any]]])
     stand_ins: Leaves = field(default_factory=dict[str, Any])
-    key: DrawKey = DrawKey(0, 0, 0)
+    key: DrawKey = _OUTSIDE
     calls: int = 0
     parts: bool = False
     lent: dict[int, tuple[Any, Any]] = field(default_factory=dict[int, tuple[Any, Any]])

@@ -171,4 +171,3 @@ def _relative(model: str, values: Leaves, own: Iterable[str]) -> Leaves:
     if not values:
         return {}
     return {path: values[full] for path in own if (full := _full(model, path)) in values}
-

@@ -101,7 +101,7 @@ class Arrays:
         names = [".".join(map(str, path)) or "value" for path in words]
         if len(set(names)) < len(names):
             raise UnknownModelError(f"two arrays of {title} have the same path: {', '.join(names)}")
-        own = [tf.Variable(tf.cast(x, dtype) if dtype and isinstance(x, np.ndarray) else tf.identity(x)) for x in leaves]
+        own = [tf.Variable(tf.cast(x, dtype if isinstance(x, np.ndarray) and dtype else x.dtype)) for x in leaves]
         self.params: dict[str, Any] = dict(zip(names, own, strict=True))
         self.buffers: dict[str, Any] = {}
         self._title = title

@@ -11,7 +11,6 @@ import tensorflow as tf
 from loopcore.backend import Tree
 from loopcore_tensorflow.arrays import Arrays, Eager
 
-
 _READS = ("numpy", "item", "tolist")  # methods of tensors that have a value
 
 
@@ -80,7 +79,10 @@ class Programs:
                 kind = _kind_of(error)
                 if kind is None:
                     raise
-                raise kind(str(error)).with_traceback(error.__traceback__) from error
+                better = kind(str(error)).with_traceback(error.__traceback__)
+                for note in getattr(error, "__notes__", ()):
+                    better.add_note(note)
+                raise better from error
             results, structure = optree.tree_flatten(tree)
             found[:] = structure, recorded
             return [tf.convert_to_tensor(result) for result in results]
@@ -91,7 +93,7 @@ class Programs:
 
 
 def _kind_of(error: Exception) -> type[Exception] | None:
-    """Whether an error says that a tensor has no value (yet), or is none of this trace; TensorFlow has no types for it."""
+    """Whether an error says that a tensor has no value, or is none of this trace; TensorFlow has no types for it."""
     text = str(error)
     if "out of scope" in text:
         return LeakedTensor

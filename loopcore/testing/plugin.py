@@ -51,7 +51,10 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test that uses the fixture once for each chosen backend."""
-    if _NAME in metafunc.fixturenames:
+    if _NAME in metafunc.fixturenames and "compiling" in metafunc.fixturenames:
+        names = [name for name in chosen(metafunc.config) if len(_plans(name)) > 1]
+        metafunc.parametrize(_NAME, names, indirect=True)
+    elif _NAME in metafunc.fixturenames:
         names = [f"{name}{plan}" for name in chosen(metafunc.config) for plan in _plans(name)]
         metafunc.parametrize(_NAME, names, indirect=True)
 
@@ -80,6 +83,12 @@ def backend(request: pytest.FixtureRequest, _loopcore_backend_name: str) -> Iter
     token = forced_plan.set(plan or "fused")
     yield found
     forced_plan.reset(token)
+
+
+@pytest.fixture
+def compiling(backend: Subject) -> Subject:
+    """A backend that compiles steps, in the plan that follows from who listens."""
+    return backend
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ Weights: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
 # (backend, name of the test) -> why it fails there. It must fail: a gap that closed fails the run.
 KNOWN_GAPS: dict[tuple[str, str], str] = {
     ("jax", "test_int64_on_request"): "JAX has 64-bit integers only with jax_enable_x64; without, int64 means int32",
-    ("tensorflow", "test_operators_of_two_dtypes"): "TensorFlow's operators take one dtype: write xp.astype(n, x.dtype)",
+    ("tensorflow", "test_operators_of_two_dtypes"): "operators of TensorFlow take one dtype: xp.astype(n, x.dtype)",
 }
 
 
