@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from zlib import crc32
 
 from loopcore.backend import DrawKey
@@ -116,7 +116,7 @@ class Runner:
 
     def __init__(self, learner: Learner, phase: Phase, plan: Plan, members: Sequence[Member], training: bool) -> None:
         self.learner = learner
-        self.backend = learner.backend
+        self.backend = cast(Any, learner.backend)
         self.handle = self._fire  # fires an event within a step; while one is compiled, its trace does
         self.phase = phase
         self.plan = plan
@@ -136,7 +136,7 @@ class Runner:
         self.unchecked = True  # until a step was completed
         self.programs = None if plan.kind == "eager" else Programs(self)
         own = [member.callback for member in members if _hears(member.callback, phase)]
-        self._in_parts = self.backend.compiles and not self.backend.replays
+        self._in_parts = bool(self.backend.compiles and not self.backend.replays)
         self.sleepers = tuple(callback for callback in own if isinstance(callback, Sleeper))
         self._cutting = self.inner.within_steps()
         traced = self._begin_traced or self._end_traced

@@ -89,7 +89,7 @@ class State:
 def batch_length(values: Any) -> int:
     """Length of the first array of a batch; 1 where there is none."""
     for value in values.values() if isinstance(values, dict) else ():
-        shape = getattr(value, "shape", ())
+        shape: Any = getattr(value, "shape", ())
         if len(shape):
             return int(shape[0])
         break  # not the usual batch

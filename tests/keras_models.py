@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
+import keras as typed_keras
 import numpy as np
 import pytest
 
 import loopcore as lc
 
+keras: Any = typed_keras
 # Keras 3.15 reads its own variables in a way that NumPy 2.4 wants otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")
 DRAW = np.random.default_rng(3)

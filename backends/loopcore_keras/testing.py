@@ -19,7 +19,7 @@ _TO_KERAS = {
 _FROM_KERAS = {own: name for name, own in _TO_KERAS.items()}
 
 
-class Structured(keras.Model):
+class Structured(keras.Model):  # type: ignore[misc]
     """Takes a keyword and returns a dict."""
 
     def __init__(self, outputs: int, dtype: str) -> None:

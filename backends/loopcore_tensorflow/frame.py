@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from loopcore.backend import DrawKey, Leaves
 
-
 _OUTSIDE = DrawKey(0, 0, 0)
 
 

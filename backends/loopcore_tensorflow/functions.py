@@ -20,7 +20,8 @@ def _pair(x1: Array | Number, x2: Array | Number) -> tuple[Array, Array]:
         x2 = tf.convert_to_tensor(x2)
         return tf.cast(x1, x2.dtype) if hasattr(x1, "dtype") else tf.constant(x1, x2.dtype), x2
     if not isinstance(x2, (tf.Tensor, tf.Variable)):
-        return tuple(reversed(_pair(x2, x1)))  # type: ignore[return-value]
+        second, first = _pair(x2, x1)
+        return first, second
     if x1.dtype != x2.dtype:
         wider = tf.experimental.numpy.result_type(x1.dtype, x2.dtype)
         wider = next((x.dtype for x in (x1, x2) if x.dtype.is_floating), tf.as_dtype(wider))

@@ -60,7 +60,7 @@ class Gradients:
         def gradients(*args: Any, **kwargs: Any) -> Any:
             if not args:
                 raise GradientError("grad(fn)() needs the arrays to differentiate by: write grad(fn)(x)")
-            leaves, spec = optree.tree_flatten(args, none_is_leaf=True)
+            leaves, spec = optree.tree_flatten(cast(Any, args), none_is_leaf=True)
             names = list(_names(args))
             sources = [self._argument(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
             tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)

@@ -14,7 +14,7 @@ from loopcore_tensorflow import modules
 from loopcore_tensorflow.arrays import Arrays
 from loopcore_tensorflow.frame import Frame
 from loopcore_tensorflow.parts import Parts
-from loopcore_tensorflow.random import typed
+from loopcore_tensorflow.random import folded, typed
 
 Bound: TypeAlias = KerasModel | modules.Module | modules.Arrays
 
@@ -135,7 +135,7 @@ class Models:
             return []
         self._frame.calls += 1
         seed = typed(self._frame.key, self._frame.calls)
-        return [tf.random.experimental.stateless_fold_in(seed, number) for number in range(len(one.seeds))]
+        return [folded(seed, number) for number in range(len(one.seeds))]
 
 
 def bound(name: str, model: Any, dtype: Any) -> Bound:

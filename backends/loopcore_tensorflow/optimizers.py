@@ -34,12 +34,12 @@ class Kernels:
         self._rule = rule_of(spec)
         self._variables = dict(variables)
         dtype = next(iter(variables.values())).dtype
-        self._hyper = {name: tf.Variable(value, dtype=dtype) for name, value in self._rule.hyper.items()}
+        self._hyper = {name: tf.Variable(tf.constant(value, dtype)) for name, value in self._rule.hyper.items()}
         self._slots = {
             path: tuple(tf.Variable(tf.zeros_like(variable)) for _ in self._rule.slots)
             for path, variable in variables.items()
         }
-        self._counts = {path: tf.Variable(0, dtype=tf.int64) for path in variables} if self._rule.slots else {}
+        self._counts = {path: tf.Variable(tf.constant(0, tf.int64)) for path in variables} if self._rule.slots else {}
         self._values = dict(self._rule.hyper)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, cast
 
 import optree
 import tensorflow as tf
@@ -33,7 +33,7 @@ class Parts:
             fn: tensor code.
             trees: its arguments.
         """
-        if not all(isinstance(leaf, tf.Tensor) for leaf in optree.tree_leaves(trees)):
+        if not all(isinstance(leaf, tf.Tensor) for leaf in optree.tree_leaves(cast(Any, trees))):
             return fn(*trees)
         if key not in self._made:
             self._made[key] = self._programs.compile(lambda *given: (fn(*given), None))

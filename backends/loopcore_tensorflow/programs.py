@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import optree
 import tensorflow as tf
@@ -55,7 +55,7 @@ class Programs:
         programs: dict[Any, Made] = {}
 
         def call(*trees: Tree) -> tuple[Tree, Any]:
-            leaves, spec = optree.tree_flatten(trees)
+            leaves, spec = optree.tree_flatten(cast(Any, trees))
             tensors = [leaf if type(leaf) is Eager else self._input(leaf) for leaf in leaves]
             key = (spec, *[(tensor.dtype, *tensor.shape) for tensor in tensors])
             made = programs.get(key)

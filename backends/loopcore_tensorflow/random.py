@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from loopcore.backend import Array, DrawKey
 
+_random: Any = tf.random  # its types know little of it
 _WORD = 0xFFFFFFFFFFFFFFFF
 
 
@@ -20,7 +21,12 @@ def typed(key: DrawKey, call: int = 0) -> Array:
         key: names the draw.
         call: number of a call of a model within the step, from 1.
     """
-    return tf.random.experimental.stateless_fold_in(tf.constant(_stream(key.seed, key.stream, call)), key.step)
+    return folded(tf.constant(_stream(key.seed, key.stream, call)), key.step)
+
+
+def folded(seed: Array, number: Any) -> Array:
+    """One of many seeds that follow from one."""
+    return _random.experimental.stateless_fold_in(seed, number)
 
 
 @lru_cache(maxsize=4096)
@@ -48,11 +54,11 @@ class Random:
 
     def normal(self, key: DrawKey, shape: Sequence[int]) -> Array:
         """Standard normal numbers."""
-        return tf.random.stateless_normal(tuple(shape), typed(key), dtype=self._dtype, alg="philox")
+        return _random.stateless_normal(tuple(shape), typed(key), dtype=self._dtype, alg="philox")
 
     def uniform(self, key: DrawKey, shape: Sequence[int], low: float, high: float) -> Array:
         """Uniform numbers in ``[low, high)``."""
-        unit = tf.random.stateless_uniform(tuple(shape), typed(key), dtype=self._dtype, alg="philox")
+        unit = _random.stateless_uniform(tuple(shape), typed(key), dtype=self._dtype, alg="philox")
         return low + (high - low) * unit
 
     def bernoulli(self, key: DrawKey, p: float, shape: Sequence[int]) -> Array:
@@ -61,16 +67,16 @@ class Random:
 
     def integers(self, key: DrawKey, low: int, high: int, shape: Sequence[int]) -> Array:
         """Integers from ``low`` to ``high`` (excluded), int32."""
-        return tf.random.stateless_uniform(tuple(shape), typed(key), low, high, tf.int32, alg="philox")
+        return _random.stateless_uniform(tuple(shape), typed(key), low, high, tf.int32, alg="philox")
 
     def permutation(self, key: DrawKey, n: int) -> Array:
         """The integers below ``n`` in random order, int32."""
-        return tf.random.experimental.stateless_shuffle(tf.range(n, dtype=tf.int32), typed(key), alg="philox")
+        return _random.experimental.stateless_shuffle(tf.range(n, dtype=tf.int32), typed(key), alg="philox")
 
     def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Array:
         """Numbers in [0, 1] of the Beta(a, b) distribution, from two of the Gamma distribution."""
         first, second = (
-            tf.random.stateless_gamma(tuple(shape), typed(key, call), alpha, dtype=tf.float64)
+            _random.stateless_gamma(tuple(shape), typed(key, call), alpha, dtype=tf.float64)
             for call, alpha in ((1, a), (2, b))
         )
         return tf.cast(first / (first + second), self._dtype)
@@ -79,5 +85,5 @@ class Random:
         """For each row of ``logits`` an index along its last axis, drawn with the softmax of the row, int32."""
         logits = tf.convert_to_tensor(logits)
         rows = tf.reshape(logits, (-1, logits.shape[-1]))
-        drawn = tf.random.stateless_categorical(rows, 1, typed(key), tf.int32)
+        drawn = _random.stateless_categorical(rows, 1, typed(key), tf.int32)
         return tf.reshape(drawn, logits.shape[:-1])

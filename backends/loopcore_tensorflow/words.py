@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import tensorflow as tf
 
@@ -13,8 +14,8 @@ from loopcore.packing import WORDS
 
 def to_words(values: Sequence[Array]) -> Array:
     """One int32 vector of `WORDS`."""
-    parts = [tf.reshape(_bits(tf.convert_to_tensor(value)), (-1,)) for value in values]
-    used = sum(part.shape[0] for part in parts)
+    parts: list[Any] = [tf.reshape(_bits(tf.convert_to_tensor(value)), (-1,)) for value in values]
+    used = sum(int(part.shape[0]) for part in parts)
     return tf.concat([*parts, tf.zeros(WORDS - used, tf.int32)], 0)
 
 

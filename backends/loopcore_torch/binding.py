@@ -31,7 +31,7 @@ class Bound:
     """
 
     def __init__(self, name: str, module: nn.Module, call: Callable[..., Any]) -> None:
-        self.module = module
+        self.module: Any = module
         self.call = call
         self.inner, self.outer_prefix = unwrapped(module)
         self.params: dict[str, nn.Parameter] = {}
