@@ -41,7 +41,7 @@ from loopcore.randomness import Random
 from loopcore.runs import Runs
 from loopcore.state import Shared, State, batch_length
 from loopcore.trees import TreeMath
-from loopcore.weights import Handle, assign_optimizers, mismatches
+from loopcore.weights import Handle, assign_optimizers, mismatches, renamed
 
 _NONE: frozenset[str] = frozenset()
 _BACKWARD_END = BackwardEnd()
@@ -386,17 +386,30 @@ class Learner:
         paths = (*self.all_params._paths, *self.buffers._paths)
         return {path: np.array(self.to_host(leaf)) for path, leaf in self.backend.snapshot(paths).items()}
 
-    def import_weights(self, weights: Mapping[str, Any]) -> None:
-        """Load what `export_weights` gave; everything is checked before anything is written.
+    def import_weights(
+        self, weights: Mapping[str, Any], names: Mapping[str, str | None] | Callable[[str], str | None] | None = None
+    ) -> None:
+        """Load what `export_weights` gave, here or on another backend; all is checked before anything is written.
 
         Args:
             weights: arrays by full path, one for every parameter and buffer.
+            names: what the weights are called in this model, where they came under other names: a dict from their
+                name to a path of this model, or a function of their name. None leaves one out. Names that a dict
+                does not have stay.
 
         Raises:
             WeightsError: names, shapes or dtypes differ; lists all differences.
+
+        Example:
+            >>> import loopcore as lc, numpy as np
+            >>> learner = lc.testing.toy_learner()
+            >>> learner.import_weights({"linear.w": np.array([2.0])}, names={"linear.w": "w"})
+            >>> learner.params.value
+            {'w': array([2.])}
         """
         if not isinstance(weights, Mapping):
             raise WeightsError(f"weights is a dict from path to array, as export_weights gives, not {type(weights)}")
+        weights = renamed(weights, names)
         paths = {*self.all_params._paths, *self.buffers._paths}
         problems = [f"  {path}: the model has no such weight" for path in weights if path not in paths]
         problems += [f"  {path}: missing" for path in sorted(paths - set(weights))]

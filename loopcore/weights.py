@@ -184,6 +184,30 @@ def mismatches(backend: Backend, leaves: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def renamed(weights: Mapping[str, Any], names: Any) -> dict[str, Any]:
+    """Weights under the names of a model.
+
+    Args:
+        weights: arrays by the names they came with.
+        names: a dict or a function from these to paths of the model, None for one to leave out; None keeps all names.
+
+    Raises:
+        WeightsError: two weights get one name, or a name of the dict is not there.
+    """
+    call = names if callable(names) else (names or {}).get
+    found: dict[str, Any] = {}
+    absent = [] if callable(names) else [name for name in names or () if name not in weights]
+    if absent:
+        raise WeightsError(f"names has {', '.join(absent)}, which is none of the weights: {', '.join(weights)}")
+    for name, value in weights.items():
+        path = call(name) if callable(names) or name in (names or ()) else name
+        if path in found:
+            raise WeightsError(f"two weights are called {path} in this model, one of them is {name}")
+        if path is not None:
+            found[path] = value
+    return found
+
+
 def assign_optimizers(paths: Iterable[str], optimizers: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
     """Which paths each optimizer trains: the longest prefix that covers a path wins; uncovered paths are frozen.
 

@@ -1,24 +1,30 @@
 """Run every test: ``python tests/all.py [pytest options]``.
 
-Each framework has pytest processes of its own, since several in one take longer to import than to test. The process of
-NumPy also runs the tests of the core and the examples in docstrings. Tests of another framework's adapter are named
-after it, ``test_torch*.py``. The last line adds everything up.
+Each framework has pytest processes of its own, since several in one take longer to import than to test; as many run at
+once as there are cores, at most four. The process of NumPy also runs the tests of the core and the examples in
+docstrings. Tests of another framework's adapter are named after it, ``test_torch*.py``; those that need several
+frameworks, ``test_frameworks*.py``, have a process too. The last line adds everything up.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CORE = "numpy"
-FRAMEWORKS = (CORE, "torch", "jax", "tensorflow")
+SEVERAL = "frameworks"
+FRAMEWORKS = ("jax", "tensorflow", "torch", CORE, SEVERAL)  # what takes longest comes first
+KERAS = ("torch", "jax")  # where the suite is run again, with models of Keras; those of TensorFlow are of Keras anyway
 COMPILED = "random_bodies"
+QUICK = "test_gradient or test_models or test_batch_norm or test_dropout or test_carry or test_trajectory"
 
 
 def selections(framework: str) -> list[list[str]]:
@@ -27,24 +33,33 @@ def selections(framework: str) -> list[list[str]]:
     Compiled programs take memory maps as long as their process lives, and a process may have so many: the random step
     bodies, which are compiled for every case, have one of their own.
     """
+    named = {name: sorted(map(str, (ROOT / "tests").glob(f"test_{name}*.py"))) for name in FRAMEWORKS}
     conformance = ["--pyargs", "loopcore.testing.conformance", "--backend", framework]
     examples = str(ROOT / "tests" / "test_examples.py")  # with the models of each framework
-    named = {name: sorted(map(str, (ROOT / "tests").glob(f"test_{name}*.py"))) for name in FRAMEWORKS}
-    if framework != CORE:
-        rest = [examples, *conformance, "-k", f"not {COMPILED}"]
-        return [named[framework], rest, [*conformance, "-k", COMPILED]]
-    others = [f"--ignore={path}" for name in FRAMEWORKS if name != CORE for path in named[name]]
-    return [["--doctest-modules", "loopcore", "tests", *others, *conformance]]
+    if framework == SEVERAL:
+        return [named[framework]]
+    if framework == CORE:
+        others = [f"--ignore={path}" for name in FRAMEWORKS if name != CORE for path in named[name]]
+        return [["--doctest-modules", "loopcore", "tests", *others, *conformance]]
+    rest = [examples, *conformance, "-k", f"not {COMPILED}"]
+    keras = [[*conformance, "--models", "loopcore_keras", "-k", f"({QUICK}) and not (split or eager)"]]
+    return [rest, [*conformance, "-k", COMPILED], named[framework], *(keras if framework in KERAS else [])]
 
 
-def run(selection: list[str], options: list[str]) -> Counter[str]:
-    """Run one process; its counts, where a process that broke counts as a failure."""
+def run(framework: str, selection: list[str], options: list[str]) -> Counter[str]:
+    """Run one process and print what it said; its counts, where a process that broke counts as a failure."""
+    start = time.monotonic()
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow" if framework in (CORE, SEVERAL) else framework}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *options, *selection]
-        code = subprocess.run(command, cwd=ROOT).returncode
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         counts = read(report) if report.exists() else Counter[str]()
-    counts["failed"] += bool(code and not counts["failed"])
+    counts["failed"] += bool(done.returncode and not counts["failed"])
+    shown = " ".join(part.removeprefix(f"{ROOT}/") for part in selection if not part.startswith("--ignore="))
+    print(f"== {framework}: {shown}\n{done.stdout.rstrip()}\n({time.monotonic() - start:.0f} s)\n", flush=True)
     return counts
 
 
@@ -61,13 +76,13 @@ def read(report: Path) -> Counter[str]:
 
 def main(options: list[str]) -> int:
     """Run all processes; returns the exit code."""
-    total: Counter[str] = Counter()
+    jobs = [(framework, selection) for framework in FRAMEWORKS for selection in selections(framework)]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        found = list(pool.map(lambda job: run(*job, options), jobs))
     for framework in FRAMEWORKS:
-        start = time.monotonic()
-        counts = sum((run(selection, options) for selection in selections(framework)), Counter[str]())
-        total += counts
-        seconds = time.monotonic() - start
-        print(f"{framework}: {', '.join(f'{counts[k]} {k}' for k in sorted(counts))} in {seconds:.0f} s\n", flush=True)
+        counts = sum((count for (name, _), count in zip(jobs, found, strict=True) if name == framework), Counter[str]())
+        print(f"{framework}: {', '.join(f'{counts[k]} {k}' for k in sorted(counts))}")
+    total = sum(found, Counter[str]())
     print(f"{total['passed']} passed, {total['failed']} failed")
     return int(total["failed"] > 0 or total["passed"] == 0)
 
