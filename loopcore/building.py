@@ -98,8 +98,8 @@ def check_options(callbacks: Any, loss_fn: Any, compile: Any, seed: Any) -> None
         raise CallbackError(f"callbacks is a list: write callbacks=[{type(callbacks).__name__}(...)]")
     if loss_fn is not None and not callable(loss_fn):
         raise LossError(f"loss_fn={loss_fn!r} cannot be called: pass loss_fn(y_pred, ys), such as lc.losses.mse")
-    if not (isinstance(compile, bool) or compile == "auto"):
-        raise ValueError(f'compile is "auto", True or False, not {compile!r}')
+    if not (isinstance(compile, bool) or compile in ("auto", "xla")):
+        raise ValueError(f'compile is "auto", True or False, or "xla" on JAX and TensorFlow, not {compile!r}')
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"seed is a whole number, at least 0, not {seed!r}")
 

@@ -63,7 +63,8 @@ class Learner:
         default_callbacks: whether the default ones join, each unless you pass one of its kind.
         backend: name of the backend where the type of the model does not tell.
         device: where models and batches go, in the words of the framework.
-        compile: ``"auto"``, True or False; False runs every step eagerly.
+        compile: ``"auto"``, True or False; False runs every step eagerly. ``"xla"`` compiles with XLA where the
+            framework has other compilers too.
         seed: of every random number.
 
     Raises:
@@ -109,6 +110,8 @@ class Learner:
         check_options(callbacks, loss_fn, compile, seed)
         models = named_models(model)
         self.backend = registry.make(backend or registry.infer(models), device=device, compile=compile)
+        if compile == "xla" and not self.backend.compiles:
+            raise ValueError(f"the {self.backend.name} backend has no XLA: write compile=True or leave it out")
         self.backend.bind(models)
         self.seed = int(seed)
         self.losses = losses

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import linecache
 import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from loopcore.errors import TraceError
@@ -25,7 +27,7 @@ def explained(error: Exception, backend: Any, phase: Any) -> Exception:
         )
     if isinstance(error, backend.leak_errors):
         return TraceError(
-            f"{where(error)}a step of phase {phase.name!r} uses an array that an earlier compiled step left behind "
+            f"{where(error) or _of_lines(getattr(error, 'lines', ()))}a step of phase {phase.name!r} uses an array that an earlier compiled step left behind "
             "in a Python object: keep it in learner.shared, or in the state, where it is handed on"
         )
     return error
@@ -39,5 +41,13 @@ def where(error: BaseException) -> str:
         ours = root in _OURS and not module.startswith(("loopcore.testing.conformance", "loopcore.callbacks"))
         if not ours and root not in _OTHERS:
             name = frame.f_code.co_filename
+            return f"{name}:{line}: {linecache.getline(name, line).strip()}: "
+    return ""
+
+
+def _of_lines(lines: Sequence[tuple[str, int]]) -> str:
+    """The same for lines that a framework recorded: file and number of each."""
+    for name, line in reversed(lines):
+        if not {*_OURS, *_OTHERS, "contextlib.py"}.intersection(Path(name).parts):
             return f"{name}:{line}: {linecache.getline(name, line).strip()}: "
     return ""

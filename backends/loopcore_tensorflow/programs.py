@@ -9,7 +9,7 @@ import optree
 import tensorflow as tf
 
 from loopcore.backend import Tree
-from loopcore_tensorflow.arrays import Arrays, Eager
+from loopcore_tensorflow.arrays import Arrays, Eager, is_symbolic
 
 _READS = ("numpy", "item", "tolist")  # methods of tensors that have a value
 
@@ -19,7 +19,13 @@ class TracedRead(Exception):
 
 
 class LeakedTensor(Exception):
-    """A trace met a tensor of another one."""
+    """A trace met a tensor of another one.
+
+    Attributes:
+        lines: where that tensor was made, the innermost last: file and number of each line.
+    """
+
+    lines: tuple[tuple[str, int], ...] = ()
 
 
 class Made(NamedTuple):
@@ -89,6 +95,10 @@ class Programs:
 
         function = tf.function(flat, autograph=False, jit_compile=self._xla)
         program = function.get_concrete_function(*[tf.TensorSpec(t.shape, t.dtype) for t in tensors])
+        for leaked in filter(is_symbolic, program.captured_inputs):
+            error = LeakedTensor(f"{leaked} is a tensor of another trace")
+            error.lines = tuple((one.filename, one.lineno) for one in leaked.op.traceback)
+            raise error
         return Made(program, *found)
 
 
