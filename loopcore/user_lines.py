@@ -26,8 +26,9 @@ def explained(error: Exception, backend: Any, phase: Any) -> Exception:
             f"the phase. For a choice between arrays write learner.xp.where(condition, a, b){hints}"
         )
     if isinstance(error, backend.leak_errors):
+        place = where(error) or _of_lines(getattr(error, "lines", ()))
         return TraceError(
-            f"{where(error) or _of_lines(getattr(error, 'lines', ()))}a step of phase {phase.name!r} uses an array that an earlier compiled step left behind "
+            f"{place}a step of phase {phase.name!r} uses an array that an earlier compiled step left behind "
             "in a Python object: keep it in learner.shared, or in the state, where it is handed on"
         )
     return error
