@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from loopcore import data, errors, events, losses, testing
+from loopcore import data, errors, events, losses, schedules, testing
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, RunFirst, on
 from loopcore.callbacks.device import ToDevice
 from loopcore.callbacks.metrics import Metrics
 from loopcore.callbacks.progress import MetricsPrinter, ProgressPrinter
 from loopcore.callbacks.recorder import Recorder
+from loopcore.callbacks.scheduler import Scheduler, TorchScheduler
 from loopcore.callbacks.stopping import StopOnNaNLoss
 from loopcore.callbacks.wrappers import FunctionCallback, throttle
 from loopcore.errors import (
@@ -30,6 +31,7 @@ from loopcore.events import (
     StepEnd,
 )
 from loopcore.fitting import FitResult
+from loopcore.hyperparameters import HyperParameter, LearningRate, WeightDecay
 from loopcore.learner import Learner
 from loopcore.loop import run_epoch, run_step
 from loopcore.metrics import Loss, Metric, accuracy
@@ -43,6 +45,7 @@ from loopcore.phases import (
     ValidationPhase,
 )
 from loopcore.registry import use
+from loopcore.schedules import one_cycle
 
 __version__ = "0.1.0"
 
@@ -68,7 +71,9 @@ __all__ = [
     "FitEnd",
     "FitResult",
     "FunctionCallback",
+    "HyperParameter",
     "Learner",
+    "LearningRate",
     "LoopcoreError",
     "Loss",
     "LossBegin",
@@ -81,20 +86,25 @@ __all__ = [
     "ProgressPrinter",
     "Recorder",
     "RunFirst",
+    "Scheduler",
     "StepBegin",
     "StepEnd",
     "StopOnNaNLoss",
     "ToDevice",
+    "TorchScheduler",
     "TrainingPhase",
     "ValidationPhase",
+    "WeightDecay",
     "accuracy",
     "data",
     "errors",
     "events",
     "losses",
     "on",
+    "one_cycle",
     "run_epoch",
     "run_step",
+    "schedules",
     "testing",
     "throttle",
     "use",

@@ -148,6 +148,14 @@ class Epochs(Mapping[str, list[float | None]]):
         phase, name = self._find(key, vars(self._shared).get("metrics_step") or Series())
         return [float(value) for value in self._shared.metrics_step[phase][name].latest()]
 
+    def phase_of(self, key: str) -> str:
+        """The name of the phase that a metric belongs to.
+
+        Raises:
+            UnknownMetricError: there is no such metric yet; names those there are.
+        """
+        return self._find(key, self._table())[0]
+
     def _table(self) -> Series:
         table: Series = vars(self._shared).get("metrics_epoch") or Series()
         return table

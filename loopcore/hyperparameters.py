@@ -89,3 +89,55 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"hyper {name!r} is a number, not {value!r}")
     return float(value)
+
+
+class HyperParameter:
+    """Names a scalar of ``learner.hyper``; as a key of `Scheduler`, and to read and set it.
+
+    The three that optimizers have are `LearningRate`, `Momentum` and `WeightDecay`. Of one optimizer among several:
+    ``LearningRate("critic")``, with the prefix that the optimizer has in the Learner.
+
+    Args:
+        name: a key of ``Learner(hyper={...})``, or the name of an optimizer's own.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner(hyper={"kl_weight": 0.5})
+        >>> KlWeight = lc.HyperParameter("kl_weight")
+        >>> KlWeight.get(learner)
+        0.5
+        >>> lc.LearningRate.set(learner, 0.25)
+        >>> lc.LearningRate.get(learner), lc.LearningRate("critic").name
+        (0.25, 'critic.learning_rate')
+    """
+
+    def __init__(self, name: str) -> None:
+        if not name or not isinstance(name, str):
+            raise TypeError(f"a hyperparameter is known by its name, not by {name!r}")
+        self.name = name
+
+    def __call__(self, prefix: str) -> HyperParameter:
+        """That of the optimizer for a prefix."""
+        return HyperParameter(f"{prefix}.{self.name}")
+
+    def get(self, learner: Any) -> float:
+        """Its present value."""
+        return float(learner.hyper[self.name])
+
+    def set(self, learner: Any, value: float) -> None:
+        """Set it, for the next step."""
+        learner.hyper[self.name] = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, HyperParameter) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return f"HyperParameter({self.name!r})"
+
+
+LearningRate = HyperParameter("learning_rate")
+Momentum = HyperParameter("momentum")
+WeightDecay = HyperParameter("weight_decay")

@@ -1,0 +1,38 @@
+"""Following one metric: what early stopping, checkpoints and plateaus look at when an epoch ends."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from loopcore.errors import CallbackError
+
+Mode = Literal["min", "max"]
+
+
+def monitored(learner: Any, phase: Any, event: Any, key: str) -> float | None:
+    """The value of a metric for the epoch that ends, if it is one of the metric's phase and has a value.
+
+    Args:
+        learner: the view of a callback that reads ``shared.metrics_epoch``.
+        phase: of the epoch that ends.
+        event: its EpochEnd.
+        key: of the history, such as ``"val_loss"``.
+
+    Raises:
+        UnknownMetricError: a round is over and nobody measured it; names what there is.
+    """
+    if event.outcome != "completed":
+        return None
+    history = learner.history
+    if key not in history:
+        if learner.epoch.last:
+            history.phase_of(key)  # raises
+        return None
+    values: list[float | None] = history[key]
+    return values[-1] if history.phase_of(key) == phase.name and values else None
+
+
+def check_mode(mode: Any) -> None:
+    """Refuse a mode that is neither."""
+    if mode not in ("min", "max"):
+        raise CallbackError(f'mode={mode!r}: what is better, "min" or "max"')

@@ -1,0 +1,207 @@
+"""Hyperparameters that follow a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from loopcore.callback import Callback, on
+from loopcore.callbacks.monitor import monitored
+from loopcore.errors import CallbackError
+from loopcore.events import EpochBegin, EpochEnd, StepBegin, StepEnd
+from loopcore.history import Ring, Series
+from loopcore.hyperparameters import HyperParameter
+from loopcore.phases import AbstractTrainingPhase
+
+Unit = Literal["step", "epoch", "update"]
+_UNITS = ("step", "epoch", "update")
+
+
+class Scheduler(Callback):
+    """Set hyperparameters as schedules say, before every step or epoch of training phases.
+
+    What was completed counts: a cancelled step or epoch has its number again. The count goes on through several fits
+    and is part of a checkpoint. Values are inputs of a compiled step, so nothing is compiled again; in validation the
+    last ones hold. They are kept by step, for ``learner.history.plot()`` and `LogHyperParams`.
+
+    Reads: step.updated (``unit="update"``)
+    Writes: the hyperparameters, shared.hyper_step
+    Handles: EpochBegin, StepBegin, StepEnd, EpochEnd
+
+    Args:
+        schedules: a schedule for each name or `HyperParameter`: functions from a count, from 0, to a number. Those in
+            `loopcore.schedules`, of optax and of Keras are.
+        unit: what is counted: ``"step"``, ``"epoch"`` or ``"update"``: steps in which the optimizer moved something,
+            as with gradient accumulation. Where the device decides on that, it costs a transfer each step.
+
+    Raises:
+        CallbackError: no schedules, one that cannot be called, or an unknown unit.
+        AttributeError: the learner has no hyperparameter of that name.
+
+    Example:
+        >>> import loopcore as lc
+        >>> rates = lc.Scheduler({lc.LearningRate: lc.schedules.linear(1.0, 0.0, 4)})
+        >>> learner = lc.testing.toy_learner(callbacks=[rates], steps=3)
+        >>> result = learner.fit(1)
+        >>> learner.hyper.learning_rate, rates.values("learning_rate")
+        (0.5, [1.0, 0.75, 0.5])
+    """
+
+    def __init__(self, schedules: Mapping[str | HyperParameter, Callable[[float], Any]], unit: Unit = "step") -> None:
+        if not isinstance(schedules, Mapping) or not schedules:
+            raise CallbackError(
+                f"Scheduler takes a dict from hyperparameters to schedules, not {schedules!r}: write "
+                "Scheduler({lc.LearningRate: lc.one_cycle(0.1, 1000)}); torch's own go to TorchScheduler"
+            )
+        if unit not in _UNITS:
+            raise CallbackError(f'unit={unit!r}: what is counted is "step", "epoch" or "update"')
+        self._schedules: dict[str, Callable[[float], Any]] = {}
+        for key, schedule in schedules.items():
+            name = key.name if isinstance(key, HyperParameter) else key
+            if not callable(schedule):
+                raise CallbackError(
+                    f"the schedule of {name!r} is {schedule!r}: write lc.schedules.constant({schedule!r})"
+                )
+            self._schedules[name] = schedule
+        self.writes = (*(f"hyper.{name}" for name in self._schedules), "shared.hyper_step")
+        self.reads = ("step.updated",) if unit == "update" else ()
+        self.unit = unit
+        self.count = 0
+        self._last: dict[str, float] = {}
+        self._pending: dict[str, list[float]] = {name: [] for name in self._schedules}
+
+    def setup(self, learner: Any) -> None:
+        """Set the first values, so that what cannot be set says so at once."""
+        self._last = {}
+        self._set(learner)
+        if not hasattr(learner.shared, "hyper_step"):
+            learner.shared.hyper_step = Series()
+
+    @on(EpochBegin, AbstractTrainingPhase)
+    def begin_epoch(self, learner: Any, phase: Any) -> None:
+        """Set the values of an epoch."""
+        if self.unit == "epoch":
+            self._set(learner)
+
+    @on(StepBegin, AbstractTrainingPhase)
+    def begin_step(self, learner: Any, phase: Any) -> None:
+        """Set the values of a step."""
+        if self.unit != "epoch":
+            self._set(learner)
+
+    @on(StepEnd, AbstractTrainingPhase)
+    def end_step(self, learner: Any, phase: Any, event: StepEnd) -> None:
+        """Count the step if it was completed, and keep its values."""
+        if event.outcome != "completed":
+            return
+        for name, value in self._last.items():
+            self._pending[name].append(value)
+        if self.unit == "step":
+            self.count += 1
+        elif self.unit == "update":
+            updated = learner.step.updated
+            self.count += updated is True or (updated is not None and bool(learner.to_host(updated)))
+
+    @on(EpochEnd, AbstractTrainingPhase)
+    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Count the epoch, and hand on the values of its steps."""
+        self.count += self.unit == "epoch" and event.outcome == "completed"
+        for name, values in self._pending.items():
+            learner.shared.hyper_step.of(phase.name, name, Ring).extend(np.array(values))
+            values.clear()
+        self._series = learner.shared.hyper_step
+
+    def _set(self, learner: Any) -> None:
+        for name, schedule in self._schedules.items():
+            value = float(schedule(self.count))
+            if self._last.get(name) != value or learner.hyper[name] != value:
+                learner.hyper[name] = self._last[name] = value
+
+    def values(self, name: str | HyperParameter, phase: str = "training") -> list[float]:
+        """The latest values of a hyperparameter by completed step, the newest last."""
+        name = name.name if isinstance(name, HyperParameter) else name
+        done = getattr(self, "_series", {}).get(phase, {})
+        return [*(done[name].latest().tolist() if name in done else ()), *self._pending[name]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count."""
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a count."""
+        self.count = int(state["count"])
+
+
+class TorchScheduler(Callback):
+    """Step a scheduler of torch, which sets the learning rate of its own optimizer.
+
+    Reads: shared.metrics_epoch (with ``monitor``)
+    Writes: hyper
+    Handles: StepEnd, EpochEnd
+
+    Args:
+        scheduler: an ``LRScheduler`` for the optimizer that the Learner has.
+        unit: whether it counts steps or epochs of training phases; its type does not tell.
+        monitor: key of the history that a ``ReduceLROnPlateau`` follows, such as ``"val_loss"``; it then steps when
+            the phase of that metric ends.
+
+    Raises:
+        CallbackError: it has no ``step``, ``unit`` is unknown, or ``monitor`` is missing or one too many.
+
+    Example:
+        >>> import loopcore as lc
+        >>> class Halves:  # as torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5) does
+        ...     def step(self):
+        ...         learner.hyper.learning_rate *= 0.5
+        >>> learner = lc.testing.toy_learner(callbacks=[lc.TorchScheduler(Halves(), unit="epoch")])
+        >>> result = learner.fit(2)
+        >>> learner.hyper.learning_rate
+        0.025
+    """
+
+    writes = ("hyper",)
+
+    def __init__(self, scheduler: Any, unit: Literal["step", "epoch"], monitor: str | None = None) -> None:
+        if not callable(getattr(scheduler, "step", None)):
+            raise CallbackError(f"TorchScheduler takes an LRScheduler of torch, not {scheduler!r}")
+        if unit not in ("step", "epoch"):
+            raise CallbackError(f'unit={unit!r}: say whether the scheduler counts every "step" or every "epoch"')
+        plateau = type(scheduler).__name__ == "ReduceLROnPlateau"
+        if plateau != (monitor is not None) or (plateau and unit != "epoch"):
+            raise CallbackError(
+                'a ReduceLROnPlateau, and only that, follows a metric by epochs: TorchScheduler(scheduler, "epoch", '
+                'monitor="val_loss")'
+            )
+        self.scheduler = scheduler
+        self.unit = unit
+        self.monitor = monitor
+        if monitor is not None:
+            self.reads = ("shared.metrics_epoch",)
+
+    @on(StepEnd, AbstractTrainingPhase)
+    def end_step(self, learner: Any, phase: Any, event: StepEnd) -> None:
+        """One step of the scheduler."""
+        if self.unit == "step" and event.outcome == "completed":
+            self.scheduler.step()
+
+    @on(EpochEnd)
+    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """One step of the scheduler, with the metric it follows."""
+        if self.monitor is not None:
+            value = monitored(learner, phase, event, self.monitor)
+            if value is not None:
+                self.scheduler.step(value)
+        elif self.unit == "epoch" and event.outcome == "completed" and isinstance(phase, AbstractTrainingPhase):
+            self.scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the scheduler, where it is made of JSON values."""
+        state = getattr(self.scheduler, "state_dict", dict)()
+        return {name: value for name, value in state.items() if isinstance(value, (int, float, str, list, type(None)))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from it."""
+        if hasattr(self.scheduler, "load_state_dict"):
+            self.scheduler.load_state_dict(state)

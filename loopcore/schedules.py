@@ -1,0 +1,211 @@
+"""Schedules: functions from a step (or an epoch), counted from 0, to a number. Any such function is one.
+
+Those of optax and Keras are, as they are. What is past the last step of a schedule keeps its last value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import TypeAlias
+
+__all__ = [
+    *("constant", "cosine", "exponential", "linear", "one_cycle", "polynomial"),
+    *("scale", "sequence", "shift", "steps", "warmup"),
+]
+
+Schedule: TypeAlias = Callable[[float], float]
+
+
+def constant(value: float) -> Schedule:
+    """Always the same.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.schedules.constant(0.1)(1000)
+        0.1
+    """
+    return lambda step: value
+
+
+def linear(start: float, stop: float, length: float) -> Schedule:
+    """A straight line from ``start`` at 0 to ``stop`` at ``length``.
+
+    Example:
+        >>> import loopcore as lc
+        >>> [lc.schedules.linear(1.0, 0.0, 4)(step) for step in (0, 1, 4, 9)]
+        [1.0, 0.75, 0.0, 0.0]
+    """
+    return polynomial(start, stop, length, 1.0)
+
+
+def polynomial(start: float, stop: float, length: float, power: float) -> Schedule:
+    """``stop + (start - stop) * (1 - step / length) ** power``.
+
+    Raises:
+        ValueError: ``length`` is not above 0.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.schedules.polynomial(1.0, 0.0, 4, 2)(2)
+        0.25
+    """
+    _check("length", length)
+    return lambda step: stop + (start - stop) * (1.0 - _share(step, length)) ** power
+
+
+def cosine(start: float, stop: float, length: float) -> Schedule:
+    """Half a cosine from ``start`` at 0 to ``stop`` at ``length`` (Loshchilov and Hutter, 2017, arXiv:1608.03983).
+
+    Raises:
+        ValueError: ``length`` is not above 0.
+
+    Example:
+        >>> import loopcore as lc
+        >>> round(lc.schedules.cosine(1.0, 0.0, 4)(2), 6)
+        0.5
+    """
+    _check("length", length)
+    return lambda step: stop + (start - stop) * 0.5 * (1.0 + math.cos(math.pi * _share(step, length)))
+
+
+def exponential(start: float, factor: float, every: float = 1) -> Schedule:
+    """``start * factor ** (step / every)``.
+
+    Raises:
+        ValueError: ``every`` is not above 0.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.schedules.exponential(1.0, 0.5, every=10)(20)
+        0.25
+    """
+    _check("every", every)
+    return lambda step: start * factor ** (step / every)
+
+
+def steps(start: float, factor: float, every: int | Sequence[int]) -> Schedule:
+    """Multiplied by ``factor`` at each multiple of ``every``, or at each of these steps.
+
+    Raises:
+        ValueError: ``every`` is not above 0.
+
+    Example:
+        >>> import loopcore as lc
+        >>> [lc.schedules.steps(1.0, 0.1, every=30)(step) for step in (0, 29, 30)]
+        [1.0, 1.0, 0.1]
+        >>> lc.schedules.steps(1.0, 0.5, every=[10, 15])(20)
+        0.25
+    """
+    if isinstance(every, Sequence):
+        places = tuple(every)
+        return lambda step: start * factor ** sum(step >= place for place in places)
+    _check("every", every)
+    return lambda step: start * factor ** (step // every)
+
+
+def warmup(schedule: Schedule, length: float, start: float = 0.0) -> Schedule:
+    """A straight line from ``start`` to the first value of a schedule, which begins when it is reached.
+
+    Example:
+        >>> import loopcore as lc
+        >>> schedule = lc.schedules.warmup(lc.schedules.constant(1.0), 4)
+        >>> [schedule(step) for step in (0, 2, 4, 100)]
+        [0.0, 0.5, 1.0, 1.0]
+    """
+    return sequence(linear(start, schedule(0), length), schedule, at=(length,))
+
+
+def one_cycle(
+    peak: float,
+    length: float,
+    *,
+    start: float | None = None,
+    stop: float | None = None,
+    rise: float = 0.3,
+) -> Schedule:
+    """Half a cosine up to the peak, and half a one down (Smith and Topin, 2018, arXiv:1708.07120).
+
+    Args:
+        peak: the largest value.
+        length: steps in all.
+        start: the first value. Default: ``peak / 25``.
+        stop: the last one. Default: ``start / 10,000``.
+        rise: share of the steps that go up, above 0 and below 1.
+
+    Raises:
+        ValueError: ``length`` is not above 0, or ``rise`` out of its range.
+
+    Example:
+        >>> import loopcore as lc
+        >>> schedule = lc.one_cycle(1.0, 100, start=0.0, stop=0.0)
+        >>> [round(schedule(step), 3) for step in (0, 15, 30, 65, 100)]
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    _check("length", length)
+    if not 0 < rise < 1:
+        raise ValueError(f"rise={rise!r}: the share of the steps that go up, above 0 and below 1")
+    first = peak / 25 if start is None else start
+    last = first / 1e4 if stop is None else stop
+    up = rise * length
+    return sequence(cosine(first, peak, up), cosine(peak, last, length - up), at=(up,))
+
+
+def sequence(*schedules: Schedule, at: Sequence[float]) -> Schedule:
+    """One schedule after the other; each counts from 0 when it begins.
+
+    Args:
+        *schedules: two or more.
+        at: the steps at which the second, third, ... begin, in rising order.
+
+    Raises:
+        ValueError: ``at`` does not have one step less than there are schedules, or they do not rise.
+
+    Example:
+        >>> import loopcore as lc
+        >>> both = lc.schedules.sequence(lc.schedules.constant(1.0), lc.schedules.linear(1.0, 0.0, 10), at=(5,))
+        >>> both(4), both(10)
+        (1.0, 0.5)
+    """
+    if len(at) != len(schedules) - 1 or any(b <= a for a, b in pairwise(at)):
+        raise ValueError(f"at={tuple(at)!r}: {len(schedules)} schedules need {len(schedules) - 1} rising steps")
+    begins = (0.0, *at)
+
+    def value(step: float) -> float:
+        number = sum(step >= begin for begin in at)
+        return schedules[number](step - begins[number])
+
+    return value
+
+
+def shift(schedule: Schedule, by: float) -> Schedule:
+    """The same, ``by`` steps later; its first value until then.
+
+    Example:
+        >>> import loopcore as lc
+        >>> later = lc.schedules.shift(lc.schedules.linear(1.0, 0.0, 10), 100)
+        >>> later(50), later(105)
+        (1.0, 0.5)
+    """
+    return lambda step: schedule(max(0.0, step - by))
+
+
+def scale(schedule: Schedule, factor: float) -> Schedule:
+    """Its values times a factor.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.schedules.scale(lc.schedules.constant(2.0), 0.5)(7)
+        1.0
+    """
+    return lambda step: factor * schedule(step)
+
+
+def _share(step: float, length: float) -> float:
+    return min(max(step, 0.0), length) / length
+
+
+def _check(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}={value!r}: a number of steps above 0")
