@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from loopcore import data, errors, events, losses, schedules, testing
+from loopcore import criteria, data, errors, events, losses, schedules, testing
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, RunFirst, on
 from loopcore.callbacks.device import ToDevice
+from loopcore.callbacks.early_stopping import EarlyStopping, MaxSteps, MaxTime
 from loopcore.callbacks.metrics import Metrics
 from loopcore.callbacks.progress import MetricsPrinter, ProgressPrinter
 from loopcore.callbacks.recorder import Recorder
@@ -64,6 +65,7 @@ __all__ = [
     "CancelEpochException",
     "CancelFittingException",
     "CancelStepException",
+    "EarlyStopping",
     "EpochBegin",
     "EpochEnd",
     "Event",
@@ -77,6 +79,8 @@ __all__ = [
     "LoopcoreError",
     "Loss",
     "LossBegin",
+    "MaxSteps",
+    "MaxTime",
     "Metric",
     "Metrics",
     "MetricsPrinter",
@@ -96,6 +100,7 @@ __all__ = [
     "ValidationPhase",
     "WeightDecay",
     "accuracy",
+    "criteria",
     "data",
     "errors",
     "events",

@@ -1,0 +1,187 @@
+"""Callbacks that end a fit in time: when a metric gets no better, and after so many steps or seconds."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import Any
+
+from loopcore.callback import Callback, on
+from loopcore.callbacks.monitor import Mode, check_mode, monitored
+from loopcore.criteria import Criterion, NumberSinceBest
+from loopcore.errors import CallbackError, CancelFittingException
+from loopcore.events import EpochBegin, EpochEnd, FitBegin, StepEnd
+from loopcore.phases import AbstractTrainingPhase
+
+
+class EarlyStopping(Callback):
+    """Stop the fit when a metric gets no better.
+
+    It looks when an epoch of the metric's phase ends; what else listens to that event still runs. A new fit begins
+    anew, unless `load_state_dict` came before it.
+
+    Reads: shared.metrics_epoch
+    Handles: FitBegin, EpochEnd
+
+    Args:
+        patience: stop when the best value is so many epochs ago, at least 1.
+        monitor: key of the history.
+        mode: what is better, ``"min"`` or ``"max"``.
+        min_delta: how much better a value has to be to count, at least 0.
+        criterion: one of `loopcore.criteria` instead of ``patience``; with ``mode="max"`` it sees the negative values.
+        training: key of the history whose values `PQ` compares with.
+
+    Raises:
+        CallbackError: both or neither of ``patience`` and ``criterion``, or an unknown mode.
+        UnknownMetricError: nobody measures that metric; found when the first round is over.
+
+    Example:
+        >>> import loopcore as lc
+        >>> stop = lc.EarlyStopping(criterion=lc.criteria.Threshold(0.2), monitor="loss")
+        >>> result = lc.testing.toy_learner(callbacks=[stop]).fit(100)
+        >>> result.status, result.stopped_by, result.epochs
+        ('stopped', 'EarlyStopping', 1)
+        >>> result.reason
+        'loss is 0.009498 after 2 epochs: Threshold(value=0.2)'
+    """
+
+    reads = ("shared.metrics_epoch",)
+
+    def __init__(
+        self,
+        patience: int | None = None,
+        monitor: str = "val_loss",
+        *,
+        mode: Mode = "min",
+        min_delta: float = 0.0,
+        criterion: Criterion | None = None,
+        training: str = "loss",
+    ) -> None:
+        if (patience is None) == (criterion is None):
+            raise CallbackError(
+                "EarlyStopping takes a patience, or criterion=lc.criteria.Threshold(...), one of the two"
+            )
+        check_mode(mode)
+        if criterion is not None and not isinstance(criterion, Criterion):
+            raise CallbackError(f"criterion={criterion!r} is none of lc.criteria: write criterion={criterion!r}()")
+        self.criterion = criterion or NumberSinceBest(patience or 0, min_delta)
+        self.monitor = monitor
+        self.mode = mode
+        self.training = training
+        self._epochs = 0
+        self._resumed = False
+
+    @on(FitBegin)
+    def begin(self, learner: Any, phase: Any) -> None:
+        """A new fit gets a new chance."""
+        if not self._resumed:
+            self.criterion.reset()
+            self._epochs = 0
+        self._resumed = False
+
+    @on(EpochEnd)
+    def look(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Stop if it is time."""
+        if self.training in learner.history:
+            training = monitored(learner, phase, event, self.training)
+            if training is not None:
+                self.criterion.update_training(training)
+        value = monitored(learner, phase, event, self.monitor)
+        if value is None:
+            return
+        self._epochs += 1
+        if self.criterion.update(value if self.mode == "min" else -value):
+            raise CancelFittingException(
+                f"{self.monitor} is {value:.4g} after {self._epochs} epochs: {self.criterion!r}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the criterion has seen."""
+        return {"criterion": self.criterion.state_dict(), "epochs": self._epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from it; the next fit does not begin anew."""
+        self.criterion.load_state_dict(state["criterion"])
+        self._epochs, self._resumed = int(state["epochs"]), True
+
+
+class MaxSteps(Callback):
+    """Stop when so many training steps have been completed, over all fits.
+
+    Handles: EpochBegin, StepEnd
+
+    Args:
+        steps: at least 1.
+
+    Raises:
+        CallbackError: it is no such number.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner(callbacks=[lc.MaxSteps(5)], steps=3)
+        >>> learner.fit(10).reason, learner.shared.history["training"].steps
+        ('5 training steps are completed', 5)
+    """
+
+    def __init__(self, steps: int) -> None:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise CallbackError(f"MaxSteps({steps!r}): a whole number of steps, at least 1")
+        self.steps = steps
+        self.count = 0
+
+    @on(EpochBegin, AbstractTrainingPhase)
+    def begin(self, learner: Any, phase: Any) -> None:
+        """Begin no epoch after the last step."""
+        self._look()
+
+    @on(StepEnd, AbstractTrainingPhase)
+    def step(self, learner: Any, phase: Any, event: StepEnd) -> None:
+        """Count the step."""
+        self.count += event.outcome == "completed"
+        self._look()
+
+    def _look(self) -> None:
+        if self.count >= self.steps:
+            raise CancelFittingException(f"{self.steps} training steps are completed")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count."""
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a count."""
+        self.count = int(state["count"])
+
+
+class MaxTime(Callback):
+    """Stop when a fit has taken so many seconds; at the end of a training step.
+
+    Handles: FitBegin, StepEnd
+
+    Args:
+        seconds: above 0.
+
+    Raises:
+        CallbackError: it is no such number.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.testing.toy_learner(callbacks=[lc.MaxTime(1e-9)]).fit(10).stopped_by
+        'MaxTime'
+    """
+
+    def __init__(self, seconds: float) -> None:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+            raise CallbackError(f"MaxTime({seconds!r}): a time in seconds, above 0")
+        self.seconds = seconds
+        self._begin = monotonic()
+
+    @on(FitBegin)
+    def begin(self, learner: Any, phase: Any) -> None:
+        """Time runs from here."""
+        self._begin = monotonic()
+
+    @on(StepEnd, AbstractTrainingPhase)
+    def look(self, learner: Any, phase: Any) -> None:
+        """Stop if the time is over."""
+        if monotonic() - self._begin >= self.seconds:
+            raise CancelFittingException(f"the fit took {self.seconds:g} seconds")

@@ -1,0 +1,346 @@
+"""When to stop, decided on a series of losses: the criteria of EarlyStopping.jl, for `EarlyStopping`.
+
+A criterion sees the loss of each epoch, the smaller the better, and says whether it is time to stop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf, isfinite
+from time import monotonic
+from typing import Any
+
+__all__ = [
+    *("GL", "PQ", "Criterion", "Disjunction", "InvalidValue", "NumberLimit"),
+    *("NumberSinceBest", "Patience", "Threshold", "TimeLimit", "Warmup"),
+]
+
+
+class Criterion:
+    """Base of the criteria. ``a | b`` stops when one of them does.
+
+    Example:
+        >>> import loopcore as lc
+        >>> class Even(lc.criteria.Criterion):
+        ...     def update(self, loss):
+        ...         return loss % 2 == 0
+        >>> either = Even() | lc.criteria.Threshold(0.5)
+        >>> [either.update(loss) for loss in (3, 2, 0.1)]
+        [False, True, True]
+    """
+
+    def update(self, loss: float) -> bool:
+        """Take the next loss; whether to stop."""
+        raise NotImplementedError(f"{type(self).__name__} does not say when to stop: define update(self, loss)")
+
+    def update_training(self, loss: float) -> None:
+        """Take the next training loss, which only `PQ` looks at."""
+
+    def reset(self) -> None:
+        """Forget all losses."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has seen, as JSON values."""
+        found: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Criterion):
+                found[name] = value.state_dict()
+            elif name == "criteria":
+                found[name] = [one.state_dict() for one in value]
+            elif name != "_first" and name.startswith("_"):  # times of one process mean nothing in another
+                found[name] = list(value) if isinstance(value, deque) else value
+        return found
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        for name, value in state.items():
+            own = getattr(self, name)
+            if isinstance(own, Criterion):
+                own.load_state_dict(value)
+            elif name == "criteria":
+                for one, its in zip(own, value, strict=True):
+                    one.load_state_dict(its)
+            else:
+                setattr(self, name, deque(value, own.maxlen) if isinstance(own, deque) else value)
+
+    def __or__(self, other: Criterion) -> Disjunction:
+        return Disjunction(self, other)
+
+    def __repr__(self) -> str:
+        given = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+
+class Threshold(Criterion):
+    """Stop when a loss is below a value.
+
+    Example:
+        >>> import loopcore as lc
+        >>> stop = lc.criteria.Threshold(0.1)
+        >>> stop.update(0.2), stop.update(0.05)
+        (False, True)
+    """
+
+    def __init__(self, value: float = 0.0) -> None:
+        self.value = value
+
+    def update(self, loss: float) -> bool:
+        """Whether it is below the value."""
+        return loss < self.value
+
+
+class Patience(Criterion):
+    """Stop after ``n`` increases in a row, each compared with the loss before it.
+
+    Example:
+        >>> import loopcore as lc
+        >>> stop = lc.criteria.Patience(2)
+        >>> [stop.update(loss) for loss in (3, 2, 3, 4)]
+        [False, False, False, True]
+    """
+
+    def __init__(self, n: int = 5) -> None:
+        self.n = _at_least_1("n", n)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all losses."""
+        self._last, self._rises = inf, 0
+
+    def update(self, loss: float) -> bool:
+        """Whether it is the n-th increase in a row."""
+        self._rises = self._rises + 1 if loss > self._last else 0
+        self._last = loss
+        return self._rises >= self.n
+
+
+class NumberSinceBest(Criterion):
+    """Stop when the best loss is ``n`` losses ago.
+
+    Args:
+        n: at least 1.
+        min_delta: how much better than the best a loss has to be to count as better, at least 0.
+
+    Example:
+        >>> import loopcore as lc
+        >>> stop = lc.criteria.NumberSinceBest(2)
+        >>> [stop.update(loss) for loss in (3, 1, 2, 1.5)]
+        [False, False, False, True]
+    """
+
+    def __init__(self, n: int = 6, min_delta: float = 0.0) -> None:
+        self.n = _at_least_1("n", n)
+        self.min_delta = min_delta
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all losses."""
+        self._best, self._since = inf, 0
+
+    def update(self, loss: float) -> bool:
+        """Whether the best one is n losses ago."""
+        if loss < self._best - self.min_delta or (self._best == inf and isfinite(loss)):
+            self._best, self._since = loss, 0
+        else:
+            self._since += 1
+        return self._since >= self.n
+
+
+class NumberLimit(Criterion):
+    """Stop at the n-th loss.
+
+    Example:
+        >>> import loopcore as lc
+        >>> stop = lc.criteria.NumberLimit(2)
+        >>> stop.update(1.0), stop.update(0.5)
+        (False, True)
+    """
+
+    def __init__(self, n: int = 100) -> None:
+        self.n = _at_least_1("n", n)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all losses."""
+        self._count = 0
+
+    def update(self, loss: float) -> bool:
+        """Whether it is the n-th."""
+        self._count += 1
+        return self._count >= self.n
+
+
+class TimeLimit(Criterion):
+    """Stop when the first loss is so many seconds ago.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.criteria.TimeLimit(3600).update(1.0)
+        False
+    """
+
+    def __init__(self, seconds: float = 1800.0) -> None:
+        self.seconds = seconds
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all losses."""
+        self._first: float | None = None
+
+    def update(self, loss: float) -> bool:
+        """Whether the time is over."""
+        if self._first is None:
+            self._first = monotonic()
+        return monotonic() - self._first >= self.seconds
+
+
+class InvalidValue(Criterion):
+    """Stop when a loss is NaN or infinite.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.criteria.InvalidValue().update(float("nan"))
+        True
+    """
+
+    def update(self, loss: float) -> bool:
+        """Whether it is NaN or infinite."""
+        return not isfinite(loss)
+
+
+class GL(Criterion):
+    """Stop when the generalisation loss, ``100 * (loss / best - 1)``, is above ``alpha``; of losses above 0.
+
+    Prechelt, Early stopping - but when? (1998).
+
+    Example:
+        >>> import loopcore as lc
+        >>> stop = lc.criteria.GL(10)
+        >>> [stop.update(loss) for loss in (2.0, 1.0, 1.05, 1.2)]
+        [False, False, False, True]
+    """
+
+    def __init__(self, alpha: float = 2.0) -> None:
+        self.alpha = alpha
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all losses."""
+        self._best = inf
+
+    def update(self, loss: float) -> bool:
+        """Whether the generalisation loss is above alpha."""
+        self._best = min(self._best, loss)
+        return _over_best(loss, self._best) > self.alpha
+
+
+class PQ(Criterion):
+    """Stop when the generalisation loss is more than ``alpha`` times the progress in training; of losses above 0.
+
+    The progress over the last ``k`` training losses is ``1000 * (mean / min - 1)``. Prechelt, Early stopping - but
+    when? (1998).
+
+    Example:
+        >>> import loopcore as lc
+        >>> stop = lc.criteria.PQ(alpha=0.75, k=2)
+        >>> found = []
+        >>> for training, loss in ((4.0, 4.0), (2.0, 2.0), (1.99, 2.5)):
+        ...     stop.update_training(training)
+        ...     found.append(stop.update(loss))
+        >>> found
+        [False, False, True]
+    """
+
+    def __init__(self, alpha: float = 0.75, k: int = 5) -> None:
+        self.alpha = alpha
+        self.k = _at_least_1("k", k)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all losses."""
+        self._best = inf
+        self._training: deque[float] = deque(maxlen=self.k)
+
+    def update_training(self, loss: float) -> None:
+        """Take a training loss."""
+        self._training.append(loss)
+
+    def update(self, loss: float) -> bool:
+        """Whether the quotient is above alpha; never before there are k training losses."""
+        self._best = min(self._best, loss)
+        if len(self._training) < self.k:
+            return False
+        mean, least = sum(self._training) / self.k, min(self._training)
+        return _over_best(loss, self._best) > self.alpha * 10 * _over_best(mean, least)
+
+
+class Warmup(Criterion):
+    """Another criterion that stops nothing at its first ``n`` losses, which it sees all the same.
+
+    Example:
+        >>> import loopcore as lc
+        >>> stop = lc.criteria.Warmup(lc.criteria.Threshold(1.0), n=1)
+        >>> stop.update(0.5), stop.update(0.5)
+        (False, True)
+    """
+
+    def __init__(self, criterion: Criterion, n: int) -> None:
+        self.criterion = criterion
+        self.n = n
+        self._count = 0
+
+    def reset(self) -> None:
+        """Forget all losses."""
+        self._count = 0
+        self.criterion.reset()
+
+    def update_training(self, loss: float) -> None:
+        """Hand it on."""
+        self.criterion.update_training(loss)
+
+    def update(self, loss: float) -> bool:
+        """Whether the criterion stops, and the first n losses are over."""
+        self._count += 1
+        return self.criterion.update(loss) and self._count > self.n
+
+
+class Disjunction(Criterion):
+    """Stop when one of several criteria does; all see every loss.
+
+    Example:
+        >>> import loopcore as lc
+        >>> stop = lc.criteria.NumberLimit(9) | lc.criteria.InvalidValue()
+        >>> stop.update(float("inf"))
+        True
+    """
+
+    def __init__(self, *criteria: Criterion) -> None:
+        self.criteria = criteria
+
+    def reset(self) -> None:
+        """Forget all losses."""
+        for criterion in self.criteria:
+            criterion.reset()
+
+    def update_training(self, loss: float) -> None:
+        """Hand it on to all."""
+        for criterion in self.criteria:
+            criterion.update_training(loss)
+
+    def update(self, loss: float) -> bool:
+        """Whether one of them stops."""
+        return any([criterion.update(loss) for criterion in self.criteria])
+
+    def __repr__(self) -> str:
+        return " | ".join(map(repr, self.criteria))
+
+
+def _over_best(value: float, best: float) -> float:
+    """How many percent a value is above the best one."""
+    return 100 * (value / best - 1) if best else (0.0 if value == best else inf)
+
+
+def _at_least_1(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}: a whole number, at least 1")
+    return value

@@ -1,0 +1,179 @@
+"""Each criterion against a closed form or a sequence by hand, and the callbacks that stop a fit."""
+
+from __future__ import annotations
+
+import json
+from math import inf, nan
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import loopcore as lc
+from loopcore import criteria
+from loopcore.errors import CallbackError, UnknownMetricError
+
+LOSSES = st.lists(st.floats(0.01, 100), min_size=1, max_size=30)
+
+
+def stops(criterion: Any, losses: Any, training: Any = ()) -> int | None:
+    """The number of the loss it stops at, from 1."""
+    for number, loss in enumerate(losses):
+        if number < len(training):
+            criterion.update_training(training[number])
+        if criterion.update(loss):
+            return number + 1
+    return None
+
+
+def first(conditions: Any) -> int | None:
+    return next((number for number, holds in enumerate(conditions, 1) if holds), None)
+
+
+@given(LOSSES, st.integers(1, 5))
+def test_closed_forms(losses: list[float], n: int) -> None:
+    count = range(1, len(losses) + 1)
+    best = [min(losses[:k]) for k in count]
+    since = [k - 1 - losses[:k].index(min(losses[:k])) for k in count]
+    rising = [k > n and all(losses[j] > losses[j - 1] for j in range(k - n, k)) for k in count]
+    assert stops(criteria.Threshold(5), losses) == first(loss < 5 for loss in losses)
+    assert stops(criteria.NumberLimit(n), losses) == first(k >= n for k in count)
+    assert stops(criteria.NumberSinceBest(n), losses) == first(since_best >= n for since_best in since)
+    assert stops(criteria.Patience(n), losses) == first(rising)
+    gl = [100 * (loss / least - 1) for loss, least in zip(losses, best, strict=True)]
+    assert stops(criteria.GL(20), losses) == first(value > 20 for value in gl)
+    later = criteria.Warmup(criteria.Threshold(5), n)
+    assert stops(later, losses) == first(k > n and losses[k - 1] < 5 for k in count)
+    both = criteria.NumberLimit(n) | criteria.Threshold(5)
+    assert stops(both, losses) == first(k >= n or losses[k - 1] < 5 for k in count)
+
+
+@given(LOSSES, LOSSES, st.integers(1, 5))
+def test_pq(losses: list[float], training: list[float], k: int) -> None:
+    size = min(len(losses), len(training))
+    losses, training = losses[:size], training[:size]
+
+    def quotient(t: int) -> bool:
+        window = training[t - k : t]
+        if len(window) < k:
+            return False
+        gl = 100 * (losses[t - 1] / min(losses[:t]) - 1)
+        progress = 1000 * (sum(window) / (k * min(window)) - 1)
+        return gl > 0.75 * progress + 1e-9
+
+    found = stops(criteria.PQ(0.75, k), losses, training)
+    expected = first(quotient(t) for t in range(1, size + 1))
+    assert found == expected or (found is not None and not quotient(found))  # equal to rounding
+
+
+def test_the_rest() -> None:
+    assert [criteria.InvalidValue().update(value) for value in (1.0, nan, inf, -inf)] == [False, True, True, True]
+    assert stops(criteria.TimeLimit(1e-9), [1.0, 1.0]) in (1, 2)
+    assert stops(criteria.NumberSinceBest(2, min_delta=0.5), [3.0, 2.9, 2.8]) == 3
+    assert stops(criteria.NumberSinceBest(2), [nan, 1.0, nan, 2.0]) == 4, "a NaN is never the best"
+    with pytest.raises(ValueError, match="at least 1"):
+        criteria.Patience(0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: criteria.Patience(3),
+        lambda: criteria.NumberSinceBest(3),
+        lambda: criteria.PQ(0.5, 2),
+        lambda: criteria.Warmup(criteria.GL(5), 2) | criteria.NumberLimit(9),
+    ],
+)
+def test_a_criterion_goes_on_from_its_state(make: Any) -> None:
+    losses = [3.0, 2.0, 2.1, 2.2, 2.3, 2.4, 2.5, 2.6, 2.7]
+    whole, part, rest = make(), make(), make()
+    expected = [(whole.update_training(loss), whole.update(loss))[1] for loss in losses]
+    for loss in losses[:4]:
+        part.update_training(loss)
+        part.update(loss)
+    rest.load_state_dict(json.loads(json.dumps(part.state_dict())))
+    assert [(rest.update_training(loss), rest.update(loss))[1] for loss in losses[4:]] == expected[4:]
+
+
+# -- the callback
+
+
+class Scripted(lc.ValidationPhase):
+    """Its loss is what the script says, epoch by epoch."""
+
+    def __init__(self, losses: list[float]) -> None:
+        self.losses = losses
+
+    def step(self, learner: Any, handle: Any, state: Any) -> None:
+        state.loss = learner.xp.sum(state.xs) * 0 + self.losses[learner.attempt]
+
+
+def learner_of(losses: list[float], *callbacks: lc.Callback) -> lc.Learner:
+    batch = (np.ones((2, 1)), np.ones((2, 1)))
+    phases = [lc.TrainingPhase(), Scripted(losses)]
+    return lc.testing.toy_learner(callbacks=callbacks, data=([batch], [batch]), phases=phases)
+
+
+def test_a_zig_zag_stops_when_the_best_is_too_long_ago() -> None:
+    """FluxTraining's EarlyStopping(n) counts rises in a row: it never stops here."""
+    losses = [1.0, 2.0, 1.5, 2.0, 1.5, 2.0, 1.5, 2.0]
+    result = learner_of(losses, lc.EarlyStopping(3)).fit(8)
+    assert (result.status, result.stopped_by, result.epochs) == ("stopped", "EarlyStopping", 3)
+    assert result.reason == "val_loss is 2 after 4 epochs: NumberSinceBest(n=3, min_delta=0.0)"
+    assert len(result.history["val_loss"]) == 4, "the last epoch is in the history"
+
+
+def test_a_second_fit_begins_anew_unless_a_state_was_loaded() -> None:
+    losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    stop = lc.EarlyStopping(2)
+    learner = learner_of(losses, stop)
+    assert learner.fit(3).status == "stopped"
+    state = json.loads(json.dumps(stop.state_dict()))
+    assert learner.fit(2).status == "completed", "not at once again"
+    resumed = lc.EarlyStopping(3)
+    resumed.load_state_dict(state)
+    assert learner_of([4.0], resumed).fit(1).status == "stopped"
+
+
+def test_what_is_better_may_be_larger() -> None:
+    assert learner_of([1.0, 2.0, 3.0], lc.EarlyStopping(1, mode="max")).fit(3).status == "completed"
+    assert learner_of([3.0, 2.0, 1.0], lc.EarlyStopping(1, mode="max")).fit(3).epochs == 1
+
+
+def test_pq_sees_the_training_losses() -> None:
+    stop = lc.EarlyStopping(criterion=criteria.PQ(0.1, k=2))
+    assert learner_of([1.0, 1.0, 9.0, 9.0], stop).fit(4).stopped_by == "EarlyStopping"
+
+
+def test_a_metric_that_nobody_measures() -> None:
+    with pytest.raises(UnknownMetricError, match=r"val_los.*val_loss"):
+        learner_of([1.0], lc.EarlyStopping(3, monitor="val_los")).fit(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: lc.EarlyStopping(), "one of the two"),
+        (lambda: lc.EarlyStopping(3, mode="least"), "mode='least'"),  # type: ignore[arg-type]
+        (lambda: lc.EarlyStopping(criterion=criteria.InvalidValue), r"\(\)"),  # type: ignore[arg-type]
+        (lambda: lc.MaxSteps(0), "at least 1"),
+        (lambda: lc.MaxTime(0), "above 0"),
+    ],
+)
+def test_arguments_that_make_no_sense(make: Any, said: str) -> None:
+    with pytest.raises(CallbackError, match=said):
+        make()
+
+
+def test_steps_are_counted_over_fits() -> None:
+    limit = lc.MaxSteps(5)
+    learner = lc.testing.toy_learner(callbacks=[limit], steps=4)
+    assert learner.fit(1).status == "completed"
+    assert learner.fit(5).reason == "5 training steps are completed"
+    assert learner.fit(5).status == "stopped" and learner.shared.history["training"].steps == 5
+    other = lc.MaxSteps(7)
+    other.load_state_dict(limit.state_dict())
+    learner = lc.testing.toy_learner(callbacks=[other], steps=4)
+    assert learner.fit(1).status == "stopped" and learner.shared.history["training"].steps == 2
