@@ -35,7 +35,7 @@ from loopcore.fitting import FitResult
 from loopcore.hyperparameters import HyperParameter, LearningRate, WeightDecay
 from loopcore.learner import Learner
 from loopcore.loop import run_epoch, run_step
-from loopcore.metrics import Loss, Metric, accuracy
+from loopcore.metrics import Loss, Metric, SmoothLoss, accuracy, top_k_accuracy
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum
 from loopcore.phases import (
     AbstractTrainingPhase,
@@ -91,6 +91,7 @@ __all__ = [
     "Recorder",
     "RunFirst",
     "Scheduler",
+    "SmoothLoss",
     "StepBegin",
     "StepEnd",
     "StopOnNaNLoss",
@@ -112,5 +113,6 @@ __all__ = [
     "schedules",
     "testing",
     "throttle",
+    "top_k_accuracy",
     "use",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from loopcore.losses import predictions_first
 from loopcore.registry import namespace_of
 
@@ -75,6 +77,46 @@ class Loss(Metric):
         super().__init__("loss", name, phase=phase)
 
 
+class SmoothLoss(Metric):
+    """The loss as an exponential mean over the steps of each phase, without the bias towards its first value 0.
+
+    After t steps it is ``(1 - beta) / (1 - beta ** t) * sum(beta ** (t - i) * loss_i)``. It goes on through epochs and
+    fits; its epoch value is that of the last step.
+
+    Args:
+        beta: share of the mean that is kept at each step, at least 0 and below 1.
+        name: key in the history.
+        phase: class of the phases it is for.
+
+    Raises:
+        ValueError: ``beta`` is out of its range.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner(callbacks=[lc.Metrics(lc.SmoothLoss(0.5))], steps=2)
+        >>> result = learner.fit(1)  # the losses are 1 and 0.64
+        >>> [round(value, 3) for value in learner.history["smooth_loss"]]
+        [0.76]
+    """
+
+    def __init__(self, beta: float = 0.98, name: str = "smooth_loss", phase: type[Any] | None = None) -> None:
+        if not 0 <= beta < 1:
+            raise ValueError(f"beta={beta!r}: at least 0 and below 1")
+        super().__init__("loss", name, phase=phase)
+        self.beta = beta
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def smooth(self, phase: str, losses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The means after each of these losses, which follow those it has seen of the phase."""
+        total, weight = self._sums.get(phase, (0.0, 0.0))
+        found = np.empty(len(losses))
+        for place, loss in enumerate(losses):
+            total, weight = self.beta * total + loss, self.beta * weight + 1.0
+            found[place] = total / weight
+        self._sums[phase] = total, weight
+        return found
+
+
 class Accumulator:
     """An object that accumulates, whatever its framework calls the three verbs."""
 
@@ -126,3 +168,37 @@ def accuracy(y_pred: Any, ys: Any) -> Any:
     if best.dtype != labels.dtype:  # TensorFlow compares only equal dtypes
         labels = xp.astype(labels, best.dtype)
     return xp.mean(best == labels)
+
+
+def top_k_accuracy(k: int = 5) -> Callable[[Any, Any], Any]:
+    """A metric: the share of rows whose label is among the ``k`` largest entries.
+
+    Args:
+        k: at least 1.
+
+    Returns:
+        A function as `accuracy`, of the name ``top_5_accuracy``.
+
+    Raises:
+        ValueError: ``k`` is no such number.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> y_pred = np.array([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+        >>> float(lc.top_k_accuracy(2)(y_pred, np.array([1, 2])))
+        0.5
+        >>> lc.Metric(lc.top_k_accuracy(2)).name
+        'top_2_accuracy'
+    """
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"top_k_accuracy({k!r}): a whole number, at least 1")
+
+    def top_k(y_pred: Any, ys: Any) -> Any:
+        xp = namespace_of(y_pred).xp
+        labels = xp.argmax(ys, axis=-1) if ys.ndim == y_pred.ndim else ys
+        own = xp.take_along_axis(y_pred, xp.expand_dims(xp.astype(labels, xp.int32), axis=-1), axis=-1)
+        larger = xp.sum(xp.astype(y_pred > own, xp.int32), axis=-1)
+        return xp.mean(larger < k)
+
+    top_k.__name__ = f"top_{k}_accuracy"
+    return top_k

@@ -34,7 +34,14 @@ class TreeMath:
 
     def scale(self, tree: Tree, factor: Any) -> Tree:
         """``factor * tree``, with a number or a 0-d array."""
-        return self.map(lambda x: x * factor, tree)
+        return self.map(lambda x: x * self._fitting(factor, x), tree)
+
+    def _fitting(self, factor: Any, x: Any) -> Any:
+        """A factor in the dtype of what it is for, where that is floating: TensorFlow multiplies equal dtypes only."""
+        wanted = getattr(x, "dtype", None)
+        if wanted is None or getattr(factor, "dtype", wanted) == wanted or "float" not in str(wanted):
+            return factor
+        return self._backend.xp.astype(factor, wanted)
 
     def lerp(self, a: Tree, b: Tree, t: Any) -> Tree:
         """``a + t * (b - a)``; integers, such as counters among buffers, stay integers (rounded towards zero)."""
@@ -42,7 +49,7 @@ class TreeMath:
 
     def _between(self, x: Any, y: Any, t: Any) -> Any:
         if self._backend.signature(x)[1].kind not in "iu" or not hasattr(x, "dtype"):
-            return x + t * (y - x)
+            return x + self._fitting(t, x) * (y - x)
         xp = self._backend.xp
         return x + xp.astype(t * xp.astype(y - x, xp.float32), x.dtype)
 

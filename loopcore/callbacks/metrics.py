@@ -13,7 +13,7 @@ from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError, LossError
 from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
 from loopcore.history import Ring, Series
-from loopcore.metrics import Loss, Metric
+from loopcore.metrics import Loss, Metric, SmoothLoss
 from loopcore.packing import fetched
 from loopcore.phases import PredictionPhase
 from loopcore.user_lines import HINT
@@ -59,6 +59,7 @@ class Metrics(Callback):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise CallbackError(f"two metrics are named {twice[0]!r}: give one of them Metric(fn, name=...)")
+        self._smooth = {metric.name: metric for metric in self.metrics if isinstance(metric, SmoothLoss)}
         self._measured = [metric for metric in self.metrics if not metric.host]
         self._hosted = [metric for metric in self.metrics if metric.host]
         self._open: list[_Epoch] = []
@@ -147,6 +148,10 @@ class Metrics(Callback):
             weights = values[:, -1] if weighted else np.array([weight for *_, weight in table], np.float64)
             for name, column in zip(names, values.T, strict=True):
                 if name is not _WEIGHT:
+                    metric = self._smooth.get(name)
+                    if metric is not None:
+                        column = metric.smooth(phase, column)
+                        epoch.last[name] = float(column[-1])
                     epoch.add(name, column, weights)
                     series.of(phase, name, Ring).extend(column)
 
@@ -158,6 +163,7 @@ class _Epoch:
         self.phase = phase
         self.rows: list[tuple[tuple[str, ...], Any, Any]] = []
         self._metrics = metrics
+        self.last: dict[str, float] = {}  # of metrics whose epoch value is that of the last step
         self._sums: dict[str, tuple[float, float]] = {}
         self._everything: dict[str, list[tuple[Any, ...]]] = {}
         self._accumulators = {metric.name: metric.object for metric in metrics if metric.object is not None}
@@ -189,6 +195,8 @@ class _Epoch:
                 parts = self._everything.get(metric.name)
                 args = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else None
                 found[metric.name] = None if args is None else float(metric.fn(*args))
+            elif metric.name in self.last:
+                found[metric.name] = self.last[metric.name]
             else:
                 total, weight = self._sums.get(metric.name, (0.0, 0.0))
                 found[metric.name] = total / weight if weight else None
