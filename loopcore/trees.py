@@ -44,14 +44,16 @@ class TreeMath:
         return self._backend.xp.astype(factor, wanted)
 
     def lerp(self, a: Tree, b: Tree, t: Any) -> Tree:
-        """``a + t * (b - a)``; integers, such as counters among buffers, stay integers (rounded towards zero)."""
+        """``a + t * (b - a)``; integers, such as counters among buffers, stay integers (rounded down)."""
         return self.map(lambda x, y: self._between(x, y, t), a, b)
 
     def _between(self, x: Any, y: Any, t: Any) -> Any:
         if self._backend.signature(x)[1].kind not in "iu" or not hasattr(x, "dtype"):
             return x + self._fitting(t, x) * (y - x)
         xp = self._backend.xp
-        return x + xp.astype(t * xp.astype(y - x, xp.float32), x.dtype)
+        change = t * xp.astype(y - x, xp.float32)
+        whole = xp.astype(change, x.dtype)
+        return x + whole - xp.astype(xp.astype(whole, xp.float32) > change, x.dtype)
 
     def dot(self, a: Tree, b: Tree) -> Any:
         """Sum over all leaves of ``sum(a * b)``, 0-d."""

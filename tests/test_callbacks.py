@@ -55,12 +55,24 @@ def line(cls: type[lc.Callback], heading: str) -> str:
     return found.group(1) if found else ""
 
 
+class Plateau:
+    def step(self) -> None: ...
+
+
+Plateau.__name__ = "ReduceLROnPlateau"
+EXAMPLES: dict[type, Any] = {  # of those whose declarations depend on their arguments
+    lc.Metrics: lc.Metrics,  # without metrics it has the loss
+    lc.Scheduler: lambda: lc.Scheduler({"learning_rate": lc.schedules.constant(0.1)}, unit="update"),
+    lc.TorchScheduler: lambda: lc.TorchScheduler(Plateau(), "epoch", monitor="val_loss"),
+}
+
+
 @pytest.mark.parametrize("cls", list(shipped()), ids=lambda cls: cls.__name__)
 def test_the_docstring_lists_what_the_class_declares(cls: type[lc.Callback]) -> None:
     if cls.__name__ in ("FunctionCallback", "Throttle"):
         assert not (cls.reads or cls.writes or cls.listeners), "theirs depend on their arguments"
         return
-    example = cls() if cls is lc.Metrics else cls  # its own depend on its metrics; without any it has the loss
+    example = EXAMPLES.get(cls, lambda: cls)()
     reads = ", ".join((*example.reads, *example.traced_reads))
     assert line(cls, "Reads").removesuffix(" and the step values of its metrics") == reads
     assert line(cls, "Leaves") == ", ".join(example.leaves)

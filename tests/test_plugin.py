@@ -27,7 +27,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 SUITE = "loopcore.testing.conformance"
 BOTH = "def test_name(backend):\n    assert backend.name in ('numpy', 'torch')\n"
 Blocked = tuple[str, ...]
-ALL = ("torch", "jax")  # every framework but NumPy
+ALL = ("torch", "jax", "tensorflow")  # every framework but NumPy
 
 
 class Done(NamedTuple):

@@ -26,8 +26,10 @@ class Scheduler(Callback):
     and is part of a checkpoint. Values are inputs of a compiled step, so nothing is compiled again; in validation the
     last ones hold. They are kept by step, for ``learner.history.plot()`` and `LogHyperParams`.
 
-    Reads: step.updated (``unit="update"``)
-    Writes: the hyperparameters, shared.hyper_step
+    Of the writes the first stands for the hyperparameters it sets; it reads ``step.updated`` with ``unit="update"``.
+
+    Reads: step.updated
+    Writes: hyper.learning_rate, shared.hyper_step
     Handles: EpochBegin, StepBegin, StepEnd, EpochEnd
 
     Args:
@@ -137,7 +139,9 @@ class Scheduler(Callback):
 class TorchScheduler(Callback):
     """Step a scheduler of torch, which sets the learning rate of its own optimizer.
 
-    Reads: shared.metrics_epoch (with ``monitor``)
+    With ``monitor`` it reads the metrics.
+
+    Reads: shared.metrics_epoch
     Writes: hyper
     Handles: StepEnd, EpochEnd
 
