@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from loopcore import criteria, data, errors, events, losses, schedules, testing
+from loopcore import criteria, data, errors, events, loggers, losses, schedules, testing
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, RunFirst, on
 from loopcore.callbacks.device import ToDevice
 from loopcore.callbacks.early_stopping import EarlyStopping, MaxSteps, MaxTime
+from loopcore.callbacks.log import LogHistograms, LogHyperParams, LogMetrics, LogVisualization
 from loopcore.callbacks.metrics import Metrics
 from loopcore.callbacks.progress import MetricsPrinter, ProgressPrinter
 from loopcore.callbacks.recorder import Recorder
@@ -76,6 +77,10 @@ __all__ = [
     "HyperParameter",
     "Learner",
     "LearningRate",
+    "LogHistograms",
+    "LogHyperParams",
+    "LogMetrics",
+    "LogVisualization",
     "LoopcoreError",
     "Loss",
     "LossBegin",
@@ -105,6 +110,7 @@ __all__ = [
     "data",
     "errors",
     "events",
+    "loggers",
     "losses",
     "on",
     "one_cycle",

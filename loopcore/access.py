@@ -8,7 +8,7 @@ handlers see what the step body sees.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -311,6 +311,9 @@ class _HyperView:
         if not self._access.may(f"hyper.{name}", self._access.reads):
             raise self._access.error(f"hyper.{name}", write=False)
         return self._learner.hyper[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._learner.hyper if self._access.may(f"hyper.{name}", self._access.reads))
 
     def __setitem__(self, name: str, value: float) -> None:
         if not self._access.may(f"hyper.{name}", self._access.writes):

@@ -64,6 +64,11 @@ class Handle:
     def value(self, tree: Tree) -> None:
         self._assign(tree)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Full paths of the arrays, as ``learner.export_weights()`` has them."""
+        return self._paths
+
     def _assign(self, tree: Tree) -> None:
         leaves = self._leaves(tree)
         problems = mismatches(self._backend, leaves)

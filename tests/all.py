@@ -24,6 +24,7 @@ SEVERAL = "frameworks"
 FRAMEWORKS = ("jax", "tensorflow", "torch", CORE, SEVERAL)  # what takes longest comes first
 KERAS = ("torch", "jax")  # where the suite is run again, with models of Keras; those of TensorFlow are of Keras anyway
 COMPILED = "random_bodies"
+SLOW = "test_gradient or test_handlers or test_update or test_cancel"  # half of the time of a suite that compiles
 QUICK = "test_gradient or test_models or test_batch_norm or test_dropout or test_carry or test_trajectory"
 
 
@@ -41,9 +42,10 @@ def selections(framework: str) -> list[list[str]]:
     if framework == CORE:
         others = [f"--ignore={path}" for name in FRAMEWORKS if name != CORE for path in named[name]]
         return [["--doctest-modules", "loopcore", "tests", *others, *conformance]]
-    rest = [examples, *conformance, "-k", f"not {COMPILED}"]
+    slow = [*conformance, "-k", f"({SLOW}) and not {COMPILED}"]
+    rest = [examples, *conformance, "-k", f"not ({SLOW} or {COMPILED})"]
     keras = [[*conformance, "--models", "loopcore_keras", "-k", f"({QUICK}) and not (split or eager)"]]
-    return [rest, [*conformance, "-k", COMPILED], named[framework], *(keras if framework in KERAS else [])]
+    return [slow, rest, [*conformance, "-k", COMPILED], named[framework], *(keras if framework in KERAS else [])]
 
 
 def run(framework: str, selection: list[str], options: list[str]) -> Counter[str]:

@@ -46,7 +46,7 @@ NASTY += ("line\u2028paragraph\u2029", "[bold]markup[/bold]", "\ud800lone", "x" 
 def shipped() -> Iterator[type[lc.Callback]]:
     for info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         for _, cls in inspect.getmembers(importlib.import_module(info.name), inspect.isclass):
-            if issubclass(cls, lc.Callback) and cls.__module__ == info.name:
+            if issubclass(cls, lc.Callback) and cls.__module__ == info.name and not cls.__name__.startswith("_"):
                 yield cls
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import loopcore as lc
 
-MODULES = (lc, lc.criteria, lc.data, lc.losses, lc.schedules, lc.testing)
+MODULES = (lc, lc.criteria, lc.data, lc.loggers, lc.losses, lc.schedules, lc.testing)
 NAMES = {f"{module.__name__}.{name}": getattr(module, name) for module in MODULES for name in module.__all__}
 CODE = [full for full, value in NAMES.items() if inspect.isclass(value) or inspect.isfunction(value)]
 CLASSES = [full for full in CODE if inspect.isclass(NAMES[full])]
@@ -49,7 +49,7 @@ def members(cls: type) -> Iterator[tuple[str, Any]]:
                     yield f"{base.__qualname__}.{name}", value
 
 
-def test_the_names_are_those_of_six_modules() -> None:
+def test_the_names_are_those_of_seven_modules() -> None:
     assert {type(value) for full, value in NAMES.items() if full not in {*CODE, *CONSTANTS}} == {ModuleType}
     assert len(CODE) > 50
 

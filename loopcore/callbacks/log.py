@@ -1,0 +1,237 @@
+"""Callbacks that write what happens to loggers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optree
+
+from loopcore.callback import Callback, on
+from loopcore.errors import CallbackError
+from loopcore.events import EpochEnd, FitBegin, FitEnd
+from loopcore.history import Ring, prefix_of
+from loopcore.loggers.base import Histogram, Loggable, Logger
+from loopcore.phases import AbstractTrainingPhase
+
+
+class _Logs(Callback):
+    """Base: holds loggers, flushes them when epochs end and when a fit does."""
+
+    def __init__(self, *loggers: Logger) -> None:
+        if not loggers or not all(isinstance(logger, Logger) for logger in loggers):
+            name = type(self).__name__
+            raise CallbackError(f"{name} takes loggers: write {name}(lc.loggers.CSVLogger())")
+        self.loggers = loggers
+
+    def _log(self, name: str, value: Loggable | float, step: int) -> None:
+        for logger in self.loggers:
+            logger.log(name, value, step)
+
+    @on(EpochEnd)
+    @on(FitEnd)
+    def flush(self, learner: Any, phase: Any) -> None:
+        """Make everything readable for others."""
+        for logger in self.loggers:
+            logger.flush()
+
+
+class LogMetrics(_Logs):
+    """Log the metrics of every epoch, and those of every step.
+
+    Names are those of the history; by steps they begin with ``step/``, and count the completed steps of their phase.
+    Values of steps are written when an epoch ends, from what `Metrics` has fetched by then: it costs a step nothing.
+
+    Reads: shared.metrics_epoch, shared.metrics_step, shared.history
+    Handles: EpochEnd, FitEnd
+
+    Args:
+        *loggers: where to.
+        steps: whether values of steps are logged too.
+
+    Raises:
+        CallbackError: there is no logger.
+
+    Example:
+        >>> import loopcore as lc
+        >>> logger = lc.loggers.MemoryLogger()
+        >>> result = lc.testing.toy_learner(callbacks=[lc.LogMetrics(logger)], steps=2).fit(1)
+        >>> {name: len(entries) for name, entries in logger.entries.items()}
+        {'loss': 1, 'step/loss': 2}
+    """
+
+    reads = ("shared.metrics_epoch", "shared.metrics_step", "shared.history")
+
+    def __init__(self, *loggers: Logger, steps: bool = True) -> None:
+        super().__init__(*loggers)
+        self.steps = steps
+        self._written: dict[tuple[str, str], int] = {}
+
+    @on(EpochEnd)
+    def log_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Write what the epoch measured."""
+        prefix, epochs = prefix_of(phase.name), learner.shared.history[phase].epochs
+        if event.outcome == "completed":
+            for name, values in learner.shared.metrics_epoch.get(phase.name, {}).items():
+                if values and values[-1] is not None:
+                    self._log(prefix + name, values[-1], epochs)
+        if self.steps:
+            for name, ring in learner.shared.metrics_step.get(phase.name, {}).items():
+                self._log_steps(f"step/{prefix}{name}", (phase.name, name), ring)
+
+    def _log_steps(self, label: str, key: tuple[str, str], ring: Ring) -> None:
+        done = self._written.get(key, 0)
+        values = ring.latest()
+        first = ring.count - len(values)  # older ones are gone
+        for number in range(max(done, first), ring.count):
+            self._log(label, float(values[number - first]), number + 1)
+        self._written[key] = ring.count
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many values of each series were written."""
+        return {"written": [[*key, count] for key, count in self._written.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind them."""
+        self._written = {(phase, name): count for phase, name, count in state["written"]}
+
+
+class LogHyperParams(_Logs):
+    """Log hyperparameters: their first values, and after every training epoch those that a `Scheduler` sets, by steps.
+
+    Reads: hyper, shared.hyper_step
+    Handles: FitBegin, EpochEnd, FitEnd
+
+    Args:
+        *loggers: where to.
+
+    Raises:
+        CallbackError: there is no logger.
+
+    Example:
+        >>> import loopcore as lc
+        >>> logger = lc.loggers.MemoryLogger()
+        >>> rate = lc.Scheduler({lc.LearningRate: lc.schedules.linear(1.0, 0.0, 4)})
+        >>> result = lc.testing.toy_learner(callbacks=[lc.LogHyperParams(logger), rate], steps=2).fit(1)
+        >>> logger.entries
+        {'hyper/learning_rate': [(0, 1.0), (1, 1.0), (2, 0.75)]}
+    """
+
+    reads = ("hyper", "shared.hyper_step")
+
+    def __init__(self, *loggers: Logger) -> None:
+        super().__init__(*loggers)
+        self._written: dict[str, int] = {}
+
+    @on(FitBegin)
+    def log_first(self, learner: Any, phase: Any) -> None:
+        """Write all of them, where nothing was written yet."""
+        if not self._written:
+            for name in learner.hyper:
+                self._log(f"hyper/{name}", learner.hyper[name], 0)
+                self._written[name] = 0
+
+    @on(EpochEnd, AbstractTrainingPhase)
+    def log_epoch(self, learner: Any, phase: Any) -> None:
+        """Write the values of the epoch's steps."""
+        for name, ring in getattr(learner.shared, "hyper_step", {}).get(phase.name, {}).items():
+            values = ring.latest()
+            first = ring.count - len(values)
+            for number in range(max(self._written.get(name, 0), first), ring.count):
+                self._log(f"hyper/{name}", float(values[number - first]), number + 1)
+            self._written[name] = ring.count
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many values of each were written."""
+        return {"written": dict(self._written)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind them."""
+        self._written = dict(state["written"])
+
+
+class LogHistograms(_Logs):
+    """Log how the parameters are distributed, after every training epoch.
+
+    It fetches all parameters then. For gradients use `LogVisualization`, with ``step.grads`` in its reads.
+
+    Reads: params, shared.history
+    Handles: EpochEnd, FitEnd
+
+    Args:
+        *loggers: where to.
+
+    Raises:
+        CallbackError: there is no logger.
+
+    Example:
+        >>> import loopcore as lc
+        >>> logger = lc.loggers.MemoryLogger()
+        >>> result = lc.testing.toy_learner(callbacks=[lc.LogHistograms(logger)]).fit(2)
+        >>> {name: len(entries) for name, entries in logger.entries.items()}
+        {'params/w': 2}
+    """
+
+    reads = ("params", "shared.history")
+
+    @on(EpochEnd, AbstractTrainingPhase)
+    def log_epoch(self, learner: Any, phase: Any) -> None:
+        """Write one histogram for each parameter."""
+        epochs = learner.shared.history[phase].epochs
+        for name in learner.params.names:
+            value = learner.to_host(learner.params[name].value)
+            numbers = np.concatenate([np.ravel(leaf) for leaf in optree.tree_leaves(value)])
+            self._log(f"params/{name}", Histogram(numbers), epochs)
+
+
+class LogVisualization(_Logs):
+    """Log what a function makes of the learner when an epoch ends: an `Image`, a `Figure`, a `Text`, any kind.
+
+    It also reads what it is told to.
+
+    Reads: shared.history
+    Handles: EpochEnd, FitEnd
+
+    Args:
+        make: ``make(learner) -> value``, called with a view that has what ``reads`` says.
+        *loggers: where to.
+        name: what it is logged as.
+        reads: as `Callback.reads`.
+        phase: class of the phases whose epochs count.
+
+    Raises:
+        CallbackError: there is no logger, or ``make`` cannot be called.
+
+    Example:
+        >>> import loopcore as lc
+        >>> logger = lc.loggers.MemoryLogger()
+        >>> shout = lc.LogVisualization(lambda learner: lc.loggers.Text("done"), logger, name="note")
+        >>> result = lc.testing.toy_learner(callbacks=[shout]).fit(1)
+        >>> logger.entries
+        {'note': [(1, 'done')]}
+    """
+
+    reads = ("shared.history",)
+
+    def __init__(
+        self,
+        make: Callable[[Any], Loggable | float],
+        *loggers: Logger,
+        name: str,
+        reads: tuple[str, ...] = (),
+        phase: type[Any] = AbstractTrainingPhase,
+    ) -> None:
+        super().__init__(*loggers)
+        if not callable(make):
+            raise CallbackError(f"LogVisualization takes a function of the learner, not {make!r}")
+        self.make = make
+        self.name = name
+        self.phase = phase
+        self.reads = ("shared.history", *reads)
+
+    @on(EpochEnd)
+    def log_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Write what the function makes."""
+        if isinstance(phase, self.phase) and event.outcome == "completed":
+            self._log(self.name, self.make(learner), learner.shared.history[phase].epochs)

@@ -1,0 +1,68 @@
+"""TensorBoard, by tensorboardX."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loopcore.errors import MissingFrameworkError
+from loopcore.loggers.base import Figure, Histogram, Image, Logger, Text, Value, run_folder
+
+
+class TensorBoardLogger(Logger):
+    """Writes event files into a new folder; ``tensorboard --logdir runs`` shows them.
+
+    Args:
+        folder: holds one folder for each run.
+        run: name of this run. Default: the time.
+
+    Raises:
+        MissingFrameworkError: tensorboardX is not installed.
+
+    Example:
+        >>> import loopcore as lc, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     logger = lc.loggers.TensorBoardLogger(folder, "run")
+        ...     logger.log("loss", 0.5, 1)
+        ...     logger.close()
+        ...     logger.path.name, len(list(logger.path.iterdir()))
+        ('run', 1)
+    """
+
+    kinds = (Value, Text, Image, Histogram, Figure)
+
+    def __init__(self, folder: str | Path = "runs", run: str | None = None) -> None:
+        try:
+            library: Any = import_module("tensorboardX")
+        except ModuleNotFoundError as error:
+            raise MissingFrameworkError(
+                "TensorBoardLogger needs tensorboardX, which is not installed: pip install 'loopcore[tensorboard]'"
+            ) from error
+        self.path = run_folder(folder, run)
+        self._writer: Any = library.SummaryWriter(str(self.path))
+
+    def write(self, name: str, value: Any, step: int) -> None:
+        """Write an event."""
+        writer = self._writer
+        if isinstance(value, Value):
+            writer.add_scalar(name, value.value, step)
+        elif isinstance(value, Text):
+            writer.add_text(name, value.text, step)
+        elif isinstance(value, Histogram):
+            writer.add_histogram(name, np.asarray(value.values), step)
+        elif isinstance(value, Figure):
+            writer.add_figure(name, value.figure, step)
+        else:
+            pixels = np.asarray(value.pixels)
+            writer.add_image(name, pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
+
+    def flush(self) -> None:
+        """Everything is in the file."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._writer.close()
