@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loopcore import criteria, data, errors, events, loggers, losses, schedules, testing
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, RunFirst, on
+from loopcore.callbacks.checkpointer import Checkpointer
 from loopcore.callbacks.device import ToDevice
 from loopcore.callbacks.early_stopping import EarlyStopping, MaxSteps, MaxTime
 from loopcore.callbacks.log import LogHistograms, LogHyperParams, LogMetrics, LogVisualization
@@ -13,6 +14,7 @@ from loopcore.callbacks.recorder import Recorder
 from loopcore.callbacks.scheduler import Scheduler, TorchScheduler
 from loopcore.callbacks.stopping import StopOnNaNLoss
 from loopcore.callbacks.wrappers import FunctionCallback, throttle
+from loopcore.checkpoint import load_weights
 from loopcore.errors import (
     AccessError,
     CancelEpochException,
@@ -66,6 +68,7 @@ __all__ = [
     "CancelEpochException",
     "CancelFittingException",
     "CancelStepException",
+    "Checkpointer",
     "EarlyStopping",
     "EpochBegin",
     "EpochEnd",
@@ -110,6 +113,7 @@ __all__ = [
     "data",
     "errors",
     "events",
+    "load_weights",
     "loggers",
     "losses",
     "on",

@@ -35,6 +35,8 @@ VERBS = {  # verb -> the declarations it needs
     "minimize": ((), ("params", "optimizer")),
     "export_weights": (("params",), ()),
     "import_weights": ((), ("params",)),
+    "save": (("params", "buffers", "optimizer"), ()),
+    "save_model": (("params", "buffers"), ()),
     "set_model": ((), ("model",)),
     "to_device": ((), ("model",)),
     "history": (("shared.metrics_epoch",), ()),

@@ -139,6 +139,17 @@ class Backend(Protocol):
         """Move models, buffers and optimizer state; nothing of the optimizer state is lost."""
         ...
 
+    def export_optimizers(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The state of all optimizers but their hyperparameters, as NumPy copies by names of the adapter's choice."""
+        ...
+
+    def import_optimizers(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Go on from what `export_optimizers` gave.
+
+        Raises ValueError, and changes nothing, if it is that of other optimizers.
+        """
+        ...
+
     # -- weights -----------------------------------------------------------------------------------------------
 
     def get(self, paths: Iterable[str]) -> Leaves:

@@ -178,6 +178,10 @@ class WeightsError(LoopcoreError, ValueError):
     """Weights whose names, shapes or dtypes do not fit the model; the message lists all of them."""
 
 
+class CheckpointError(LoopcoreError):
+    """A checkpoint that cannot be written or read, or does not fit; nothing was changed."""
+
+
 class TraceError(LoopcoreError):
     """A step that cannot be compiled as it is written; the message names the line and what to write instead."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loopcore import losses, registry
+from loopcore import checkpoint, losses, registry
 from loopcore.backend import Tree
 from loopcore.building import (
     Batches,
@@ -421,6 +422,67 @@ class Learner:
         if problems:
             raise WeightsError("the weights do not fit the model, nothing was loaded:\n" + "\n".join(problems))
         self.backend.set(known)
+
+    def save(self, path: str | Path, **more: Any) -> Path:
+        """Write a checkpoint: weights, optimizers, hyperparameters, counts, history, what callbacks carry and keep.
+
+        One file of safetensors with a JSON manifest. It is written under another name, synced and renamed: under its
+        own name it is always whole, and an older file of that name is there until the new one is. Draws follow from
+        the seed and the counts, so there is no random state to keep.
+
+        Args:
+            path: of the file.
+            **more: JSON values for the manifest.
+
+        Returns:
+            The path.
+
+        Raises:
+            CheckpointError: the system refused, a callback keeps what is no JSON, or a step is running.
+
+        Example:
+            >>> import loopcore as lc, tempfile
+            >>> learner = lc.testing.toy_learner()
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     result = learner.fit(1)
+            ...     path = learner.save(f"{folder}/run.safetensors")
+            ...     other = lc.testing.toy_learner()
+            ...     other.load(path)
+            >>> other.params.value == learner.params.value, other.history == learner.history
+            (True, True)
+        """
+        return checkpoint.save(self, path, **more)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from what `save` wrote for a learner of the same models, optimizers and backend.
+
+        Args:
+            path: of the file. Nothing in it is executed.
+
+        Raises:
+            CheckpointError: it is no checkpoint, damaged, or does not fit; lists what differs, and nothing was loaded.
+        """
+        checkpoint.load(self, path)
+
+    def save_model(self, path: str | Path) -> Path:
+        """Write the weights alone, as `save` does.
+
+        Example:
+            >>> import loopcore as lc, tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = lc.testing.toy_learner().save_model(f"{folder}/model.safetensors")
+            ...     lc.testing.toy_learner().load_model(path)
+        """
+        return checkpoint.save_weights(self, path)
+
+    def load_model(self, path: str | Path) -> None:
+        """Load the weights of a file that `save` or `save_model` wrote, on any backend with the same names and shapes.
+
+        Raises:
+            CheckpointError: it is no checkpoint, or damaged.
+            WeightsError: names, shapes or dtypes differ; lists all differences.
+        """
+        self.import_weights(checkpoint.load_weights(path))
 
     def set_model(self, model: Any) -> None:
         """Replace the models by new ones of the same names; weights are theirs, optimizer state starts anew.

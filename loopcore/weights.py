@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from loopcore.backend import Backend, Kind, Leaves, Tree
 from loopcore.errors import OptimizerError, WeightsError
 
@@ -187,6 +189,23 @@ def mismatches(backend: Backend, leaves: Mapping[str, Any]) -> list[str]:
         elif new_dtype.kind not in {"b": "b", "i": "iu", "u": "iu"}.get(dtype.kind, "fiuV"):
             problems.append(f"  {path}: the model has dtype {dtype}, the value {new_dtype}")
     return problems
+
+
+def check_state(present: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse a state that does not have the names and shapes of the present one.
+
+    Raises:
+        ValueError: lists all differences.
+    """
+    problems = [f"  {name}: not there" for name in present if name not in given]
+    problems += [f"  {name}: unknown" for name in given if name not in present]
+    problems += [
+        f"  {name}: shape {list(np.shape(given[name]))}, not {list(np.shape(value))}"
+        for name, value in present.items()
+        if name in given and np.shape(given[name]) != np.shape(value)
+    ]
+    if problems:
+        raise ValueError("the state of the optimizers does not fit:\n" + "\n".join(problems))
 
 
 def renamed(weights: Mapping[str, Any], names: Any) -> dict[str, Any]:

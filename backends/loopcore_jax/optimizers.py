@@ -14,7 +14,8 @@ import optax
 from loopcore.backend import Array, Leaves, Tree
 from loopcore.errors import OptimizerError
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
-from loopcore_jax.arrays import copied, is_traced, primal, transform
+from loopcore.weights import check_state
+from loopcore_jax.arrays import copied, is_traced, primal, to_numpy, transform
 from loopcore_jax.models import Models
 from loopcore_jax.store import Present
 
@@ -140,6 +141,28 @@ class Optimizers:
         start = f"{index}."
         hyper = self._present.store.hyper
         return {name.removeprefix(start): value for name, value in hyper.items() if name.startswith(start)}
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def export(self) -> dict[str, Any]:
+        """The leaves of all states, by number of the optimizer and place in its tree; injected values too."""
+        states = self._present.store.states
+        leaves, _ = jax.tree_util.tree_flatten_with_path({str(n): state for n, state in enumerate(states)})
+        return {jax.tree_util.keystr(path, simple=True, separator="."): to_numpy(leaf) for path, leaf in leaves}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `export` gave.
+
+        Raises:
+            ValueError: it is that of other optimizers.
+        """
+        check_state(self.export(), state)
+        store = self._present.store
+        leaves, spec = jax.tree_util.tree_flatten_with_path({str(n): one for n, one in enumerate(store.states)})
+        names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+        new = [jnp.array(state[name], leaf.dtype) for name, (_, leaf) in zip(names, leaves, strict=True)]
+        tree = jax.tree_util.tree_unflatten(spec, new)
+        store.states = [tree[str(n)] for n in range(len(store.states))]
 
     # -- updates -----------------------------------------------------------------------------------------------
 

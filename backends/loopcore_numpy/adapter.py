@@ -14,6 +14,7 @@ from autograd.tracer import getval, isbox
 
 from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.errors import BackendError, GradientError, OptimizerError
+from loopcore.weights import check_state
 from loopcore_numpy import functions as f
 from loopcore_numpy import trees
 from loopcore_numpy.losses import Losses
@@ -128,6 +129,20 @@ class Backend:
         """Accept the only device there is."""
         if device not in (None, "cpu"):
             raise BackendError(f"NumPy computes on the CPU, not on {device!r}: leave device out, or pass device='cpu'")
+
+    def export_optimizers(self) -> dict[str, Any]:
+        """Counts and slots, by number of the optimizer and path."""
+        return {f"{n}.{name}": value for n, one in enumerate(self._optimizers) for name, value in one.export().items()}
+
+    def import_optimizers(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `export_optimizers` gave.
+
+        Raises:
+            ValueError: it is that of other optimizers.
+        """
+        check_state(self.export_optimizers(), state)
+        for n, one in enumerate(self._optimizers):
+            one.load({name.removeprefix(f"{n}."): value for name, value in state.items() if name.startswith(f"{n}.")})
 
     # -- weights ---------------------------------------------------------------------------------------------------
 

@@ -49,6 +49,21 @@ class Optimizer(ABC):
         self.state.update(state)
         self.steps += 1
 
+    def export(self) -> Leaves:
+        """Its state, by name."""
+        found: Leaves = {"steps": np.array(self.steps)}
+        for path, slots in self.state.items():
+            found |= {f"{path}.{number}": slot.copy() for number, slot in enumerate(slots)}
+        return found
+
+    def load(self, state: Leaves) -> None:
+        """Go on from what `export` gave."""
+        self.steps = int(state["steps"])
+        self.state = {
+            path: tuple(np.array(state[f"{path}.{number}"]) for number in range(len(slots)))
+            for path, slots in self.state.items()
+        }
+
     @abstractmethod
     def step(self, param: Array, grad: Array, slots: Slots, t: int) -> tuple[Array, Slots]:
         """The t-th update (from 1) of one array."""

@@ -135,6 +135,18 @@ class Backend:
                 )
         self._arrays.device = self.xp.device = target
 
+    def export_optimizers(self) -> dict[str, Any]:
+        """The state of all optimizers, by name."""
+        return self._optimizers.export()
+
+    def import_optimizers(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `export_optimizers` gave.
+
+        Raises:
+            ValueError: it is that of other optimizers.
+        """
+        self._optimizers.load(state)
+
     # -- weights -----------------------------------------------------------------------------------------------
 
     def get(self, paths: Iterable[str]) -> Leaves:

@@ -10,8 +10,9 @@ import tensorflow as tf
 from loopcore.backend import Array, Leaves
 from loopcore.errors import OptimizerError
 from loopcore.optimizers import OptimizerSpec
+from loopcore.weights import check_state
 from loopcore_keras.optimizers import KerasOptimizer, is_optimizer
-from loopcore_tensorflow.arrays import Arrays, is_symbolic
+from loopcore_tensorflow.arrays import Arrays, is_symbolic, to_numpy
 from loopcore_tensorflow.frame import Frame
 from loopcore_tensorflow.models import Models
 from loopcore_tensorflow.parts import Parts
@@ -129,6 +130,23 @@ class Optimizers:
             raise OptimizerError(one.fixed[name])
         one.set(name, value)
 
+    def export(self) -> dict[str, Any]:
+        """The variables of all optimizers, by number and name."""
+        return {name: to_numpy(_plain(variable)) for name, variable in self._variables().items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `export` gave.
+
+        Raises:
+            ValueError: it is that of other optimizers.
+        """
+        check_state(self.export(), state)
+        for name, variable in self._variables().items():
+            variable.assign(state[name])
+
+    def _variables(self) -> dict[str, Any]:
+        return {f"{n}.{name}": v for n, (one, _) in enumerate(self._attached) for name, v in one.state().items()}
+
     def update(self, grads: Leaves, apply: Any) -> Any:
         """One step of every optimizer that trains one of these paths; under ``cond`` where a tensor decides."""
         symbolic = is_symbolic(apply)
@@ -153,3 +171,8 @@ class Optimizers:
         for number, mine in by_optimizer.items():
             self._attached[number][0].update(mine)
         return tf.constant(True)
+
+
+def _plain(variable: Any) -> Any:
+    """A variable as TensorFlow knows it."""
+    return variable if isinstance(variable, tf.Variable) else variable.value

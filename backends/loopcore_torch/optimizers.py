@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from loopcore.backend import Leaves
 from loopcore.errors import OptimizerError
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
+from loopcore_torch.arrays import to_numpy
 from loopcore_torch.models import Models
 
 
@@ -184,11 +186,72 @@ class Optimizers:
         plan = self._plans[paths] = Plan(params, idle, optimizers, fused)
         return plan
 
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def export(self) -> dict[str, Any]:
+        """What each optimizer keeps for its parameters, by number, path and torch's own name; none before a step."""
+        found: dict[str, Any] = {}
+        for number, one in enumerate(self._attached):
+            if not isinstance(one.optimizer, Optimizer):
+                found |= {f"{number}.{n}": to_numpy(v.value) for n, v in one.optimizer.keras.state().items()}
+                continue
+            for path, parameter in self._models.params.items():
+                kept = one.optimizer.state.get(parameter, {})
+                found |= {f"{number}.{path}.{key}": as_numpy(value) for key, value in kept.items() if value is not None}
+        return found
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `export` gave.
+
+        Raises:
+            ValueError: it has parameters that no optimizer trains, or other shapes.
+        """
+        loaded: list[tuple[Any, Any, dict[str, Any]]] = []
+        known: set[str] = set()
+        for number, one in enumerate(self._attached):
+            if not isinstance(one.optimizer, Optimizer):
+                mine = {f"{number}.{n}": v for n, v in one.optimizer.keras.state().items()}
+                loaded += [(v, None, {"": state[name]}) for name, v in mine.items() if name in state]
+                known |= mine.keys()
+                continue
+            for path, parameter in self._models.params.items():
+                if self._of_path.get(path) == number:
+                    start = f"{number}.{path}."
+                    kept = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+                    known |= {start + key for key in kept}
+                    wrong = [key for key, v in kept.items() if v.ndim and v.shape != tuple(parameter.shape)]
+                    if wrong:
+                        raise ValueError(
+                            f"the state of the optimizers does not fit: {start}{wrong[0]} has another shape"
+                        )
+                    loaded.append((one.optimizer, parameter, kept))
+        unknown = [name for name in state if name not in known]
+        if unknown:
+            raise ValueError(f"no optimizer keeps {_some(unknown)}")
+        for holder, parameter, kept in loaded:
+            if parameter is None:
+                holder.assign(kept[""])
+            elif kept:
+                holder.state[parameter] = {key: _as_state(key, value, parameter) for key, value in kept.items()}
+            else:
+                holder.state.pop(parameter, None)
+
     def to_device(self, device: torch.device) -> None:
         """Move the state of all optimizers, in place."""
         for one in self._attached:
             if isinstance(one.optimizer, Optimizer):
                 move_state(one.optimizer, device)
+
+
+def as_numpy(value: Any) -> Any:
+    """What torch keeps as a tensor or a number."""
+    return to_numpy(value) if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _as_state(key: str, value: Any, parameter: Tensor) -> Tensor:
+    """A step count stays on the CPU, where torch keeps it."""
+    device = torch.device("cpu") if key == "step" and not value.ndim else parameter.device
+    return torch.tensor(value, device=device)
 
 
 def move_state(optimizer: Optimizer, device: torch.device) -> None:
