@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from loopcore import criteria, data, errors, events, losses, schedules, testing
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, RunFirst, on
+from loopcore.callbacks.accumulation import Accumulated, AccumulatedUpdate, GradientAccumulation
+from loopcore.callbacks.averaging import AveragedWeights
+from loopcore.callbacks.clipping import GradientClipping
 from loopcore.callbacks.device import ToDevice
 from loopcore.callbacks.early_stopping import EarlyStopping, MaxSteps, MaxTime
+from loopcore.callbacks.freezing import Freeze
 from loopcore.callbacks.metrics import Metrics
+from loopcore.callbacks.mixing import LabelSmoothing, MixUp
 from loopcore.callbacks.progress import MetricsPrinter, ProgressPrinter
 from loopcore.callbacks.recorder import Recorder
 from loopcore.callbacks.scheduler import Scheduler, TorchScheduler
@@ -47,6 +52,7 @@ from loopcore.phases import (
 )
 from loopcore.registry import use
 from loopcore.schedules import one_cycle
+from loopcore.sharpness import SAMTrainingPhase
 
 __version__ = "0.1.0"
 
@@ -57,8 +63,11 @@ __all__ = [
     "AbstractTrainingPhase",
     "AbstractValidationPhase",
     "AccessError",
+    "Accumulated",
+    "AccumulatedUpdate",
     "Adam",
     "AdamW",
+    "AveragedWeights",
     "BackwardBegin",
     "BackwardEnd",
     "Callback",
@@ -72,8 +81,12 @@ __all__ = [
     "FitBegin",
     "FitEnd",
     "FitResult",
+    "Freeze",
     "FunctionCallback",
+    "GradientAccumulation",
+    "GradientClipping",
     "HyperParameter",
+    "LabelSmoothing",
     "Learner",
     "LearningRate",
     "LoopcoreError",
@@ -84,12 +97,14 @@ __all__ = [
     "Metric",
     "Metrics",
     "MetricsPrinter",
+    "MixUp",
     "Momentum",
     "Phase",
     "PredictionPhase",
     "ProgressPrinter",
     "Recorder",
     "RunFirst",
+    "SAMTrainingPhase",
     "Scheduler",
     "SmoothLoss",
     "StepBegin",

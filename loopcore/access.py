@@ -35,6 +35,7 @@ VERBS = {  # verb -> the declarations it needs
     "minimize": ((), ("params", "optimizer")),
     "export_weights": (("params",), ()),
     "import_weights": ((), ("params",)),
+    "hold": ((), ("optimizer",)),
     "set_model": ((), ("model",)),
     "to_device": ((), ("model",)),
     "history": (("shared.metrics_epoch",), ()),
