@@ -40,7 +40,7 @@ from loopcore.fitting import FitResult
 from loopcore.hyperparameters import HyperParameter, LearningRate, WeightDecay
 from loopcore.learner import Learner
 from loopcore.loop import run_epoch, run_step
-from loopcore.metrics import Loss, Metric, SmoothLoss, accuracy, top_k_accuracy
+from loopcore.metrics import AbstractMetric, Loss, Metric, SmoothLoss, accuracy, top_k_accuracy
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum
 from loopcore.phases import (
     AbstractTrainingPhase,
@@ -60,6 +60,7 @@ __all__ = [
     "NO_CONFLICT",
     "SGD",
     "UNRESOLVABLE",
+    "AbstractMetric",
     "AbstractTrainingPhase",
     "AbstractValidationPhase",
     "AccessError",

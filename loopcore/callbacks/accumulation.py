@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loopcore.callback import Callback, on
-from loopcore.callbacks.blending import blend, counter
+from loopcore.callbacks.counting import counter
 from loopcore.errors import CallbackError
 from loopcore.events import BackwardEnd, EpochEnd, StepBegin, StepEnd
 from loopcore.phases import AbstractTrainingPhase, Handle, Phase
@@ -171,7 +171,7 @@ def _mean(learner: Any, old: Any, new: Any, part: Any, begins: bool) -> Any:
     try:
         if begins:
             return learner.tree.map(lambda was, now: now, old, new)
-        return blend(learner, old, new, part)
+        return learner.tree.lerp(old, new, part)
     except (TypeError, ValueError, KeyError) as error:
         raise CallbackError(
             "GradientAccumulation takes the gradient of all learner.params, but the step has one of another "

@@ -6,8 +6,8 @@ from typing import Any
 
 from loopcore.callback import Callback, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
-from loopcore.callbacks.blending import blend, counter
 from loopcore.callbacks.clipping import GradientClipping
+from loopcore.callbacks.counting import counter, is_float
 from loopcore.events import EpochBegin, EpochEnd, StepEnd
 from loopcore.phases import AbstractTrainingPhase, AbstractValidationPhase
 
@@ -86,8 +86,11 @@ class AveragedWeights(Callback):
         if updated is not True:
             made = learner.xp.astype(updated, count.dtype)
             count, t = shared.averaged_updates + made, made * t
-        shared.averaged_params = blend(learner, shared.averaged_params, learner.params.value, t)
-        shared.averaged_buffers = blend(learner, shared.averaged_buffers, learner.buffers.value, t)
+        shared.averaged_params = learner.tree.lerp(shared.averaged_params, learner.params.value, t)
+        buffers = learner.buffers.value
+        if buffers:
+            mean = learner.tree.lerp(shared.averaged_buffers, buffers, t)
+            shared.averaged_buffers = learner.tree.map(lambda a, b: a if is_float(b) else b, mean, buffers)
         shared.averaged_updates = count
 
     def _part(self, xp: Any, k: Any) -> Any:

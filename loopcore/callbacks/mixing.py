@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loopcore.callback import Callback, on
-from loopcore.callbacks.blending import is_float
+from loopcore.callbacks.counting import is_float
 from loopcore.errors import CallbackError
 from loopcore.events import StepBegin
 from loopcore.phases import AbstractTrainingPhase
