@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import permutations
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 
 import loopcore as lc
 from loopcore.testing import same_random
-from loopcore.testing.conformance.problems import OUTPUTS, Array, make_learner, mlp_weights, ragged
+from loopcore.testing.conformance.problems import OUTPUTS, Array, dense_weights, forced_plan, make_learner, ragged
 from loopcore.testing.conformance.subject import Subject
 
-W = mlp_weights()
+W = dense_weights()
 KNOWN_LENGTH = pytest.mark.parametrize("known_length", [True, False], ids=["length", "no_length"])
 MAKERS = {
     "mixup": lambda: lc.MixUp(0.4, classes=OUTPUTS),
@@ -44,8 +45,8 @@ def fitted(backend: Subject, names: Any, known_length: bool = True, **options: A
     train = labelled(5, 5, 5, 5, 3)  # two windows, and half a one with a smaller batch
     callbacks = [*[MAKERS[name]() for name in names], lc.Metrics(lc.accuracy), lc.Recorder(), lc.StopOnNaNLoss()]
     data: Any = (train if known_length else Unsized(train), labelled(6, 6))
-    parts: dict[str, Any] = {"loss_fn": lc.losses.cross_entropy, "optimizer": lc.Adam(0.05), "reads": (), **options}
-    learner = make_learner(backend.mlp(W), data=data, callbacks=callbacks, **parts)
+    parts: dict[str, Any] = {"loss_fn": lc.losses.cross_entropy, "optimizer": lc.Momentum(0.1), "reads": (), **options}
+    learner = make_learner(backend.linear(W), data=data, callbacks=callbacks, **parts)
     assert learner.fit(2).status == "completed"
     return learner
 
@@ -59,13 +60,16 @@ def trained(backend: Subject, names: Any, known_length: bool = True, **options: 
     return {"weights": backend.weights(learner), "average": average, "history": dict(learner.history.items())}
 
 
-@KNOWN_LENGTH
-def test_all_orders_of_the_list_give_the_same_bits(backend: Subject, known_length: bool) -> None:
+def test_all_orders_of_the_list_give_the_same_bits(backend: Subject) -> None:
     orders = list(permutations(MAKERS))
-    expected = trained(backend, orders[0], known_length)
-    assert len(orders) == 24 and not np.allclose(expected["weights"]["out.bias"], W["out.bias"])
-    for names in orders[1:]:
-        np.testing.assert_equal(trained(backend, names, known_length), expected)
+    assert len(orders) == 24
+    if forced_plan.get() == "split":  # five times as many programs, which live as long as the process
+        orders = orders[::6]
+    expected = trained(backend, MAKERS)
+    assert not np.allclose(expected["weights"]["bias"], W["bias"])
+    for names in orders:
+        np.testing.assert_equal(trained(backend, names), expected)
+        gc.collect()  # programs take memory maps, of which a process may have so many
 
 
 @KNOWN_LENGTH
@@ -89,5 +93,6 @@ def test_the_plan_of_a_step_makes_no_difference(backend: Subject, known_length: 
 @pytest.mark.parametrize("absent", MAKERS)
 def test_each_of_them_takes_part(backend: Subject, absent: str) -> None:
     """What the tests above compare depends on all four."""
-    with_all, without = (fitted(backend, names).history for names in (MAKERS, [n for n in MAKERS if n != absent]))
+    some = [name for name in MAKERS if name != absent]
+    with_all, without = (fitted(backend, names, compile=False).history for names in (MAKERS, some))
     assert not np.allclose(np.array(with_all["val_loss"]), np.array(without["val_loss"]), rtol=1e-4)
