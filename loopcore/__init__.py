@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from loopcore import criteria, data, errors, events, loggers, losses, schedules, testing
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, RunFirst, on
+from loopcore.callbacks.accumulation import Accumulated, AccumulatedUpdate, GradientAccumulation
+from loopcore.callbacks.averaging import AveragedWeights
 from loopcore.callbacks.checkpointer import Checkpointer
+from loopcore.callbacks.clipping import GradientClipping
 from loopcore.callbacks.device import ToDevice
 from loopcore.callbacks.early_stopping import EarlyStopping, MaxSteps, MaxTime
+from loopcore.callbacks.freezing import Freeze
 from loopcore.callbacks.log import LogHistograms, LogHyperParams, LogMetrics, LogVisualization
 from loopcore.callbacks.metrics import Metrics
+from loopcore.callbacks.mixing import LabelSmoothing, MixUp
 from loopcore.callbacks.progress import MetricsPrinter, ProgressPrinter
 from loopcore.callbacks.recorder import Recorder
 from loopcore.callbacks.scheduler import Scheduler, TorchScheduler
@@ -38,7 +43,7 @@ from loopcore.fitting import FitResult
 from loopcore.hyperparameters import HyperParameter, LearningRate, WeightDecay
 from loopcore.learner import Learner
 from loopcore.loop import run_epoch, run_step
-from loopcore.metrics import Loss, Metric, SmoothLoss, accuracy, top_k_accuracy
+from loopcore.metrics import AbstractMetric, Loss, Metric, SmoothLoss, accuracy, top_k_accuracy
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum
 from loopcore.phases import (
     AbstractTrainingPhase,
@@ -50,6 +55,7 @@ from loopcore.phases import (
 )
 from loopcore.registry import use
 from loopcore.schedules import one_cycle
+from loopcore.sharpness import SAMTrainingPhase
 
 __version__ = "0.1.0"
 
@@ -57,11 +63,15 @@ __all__ = [
     "NO_CONFLICT",
     "SGD",
     "UNRESOLVABLE",
+    "AbstractMetric",
     "AbstractTrainingPhase",
     "AbstractValidationPhase",
     "AccessError",
+    "Accumulated",
+    "AccumulatedUpdate",
     "Adam",
     "AdamW",
+    "AveragedWeights",
     "BackwardBegin",
     "BackwardEnd",
     "Callback",
@@ -76,8 +86,12 @@ __all__ = [
     "FitBegin",
     "FitEnd",
     "FitResult",
+    "Freeze",
     "FunctionCallback",
+    "GradientAccumulation",
+    "GradientClipping",
     "HyperParameter",
+    "LabelSmoothing",
     "Learner",
     "LearningRate",
     "LogHistograms",
@@ -92,12 +106,14 @@ __all__ = [
     "Metric",
     "Metrics",
     "MetricsPrinter",
+    "MixUp",
     "Momentum",
     "Phase",
     "PredictionPhase",
     "ProgressPrinter",
     "Recorder",
     "RunFirst",
+    "SAMTrainingPhase",
     "Scheduler",
     "SmoothLoss",
     "StepBegin",

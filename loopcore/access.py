@@ -37,6 +37,7 @@ VERBS = {  # verb -> the declarations it needs
     "import_weights": ((), ("params",)),
     "save": (("params", "buffers", "optimizer"), ()),
     "save_model": (("params", "buffers"), ()),
+    "hold": ((), ("optimizer",)),
     "set_model": ((), ("model",)),
     "to_device": ((), ("model",)),
     "history": (("shared.metrics_epoch",), ()),

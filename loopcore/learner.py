@@ -27,7 +27,7 @@ from loopcore.building import (
 from loopcore.callback import Callback
 from loopcore.callback_list import CallbackList
 from loopcore.defaults import with_defaults
-from loopcore.errors import GradientError, UnpackError, WeightsError
+from loopcore.errors import CallbackError, GradientError, UnpackError, WeightsError
 from loopcore.events import BackwardEnd
 from loopcore.explain import explain
 from loopcore.fitting import FitResult, fit
@@ -42,7 +42,7 @@ from loopcore.randomness import Random
 from loopcore.runs import Runs
 from loopcore.state import Shared, State, batch_length
 from loopcore.trees import TreeMath
-from loopcore.weights import Handle, assign_optimizers, mismatches, renamed
+from loopcore.weights import Handle, assign_optimizers, matching, mismatches, renamed
 
 _NONE: frozenset[str] = frozenset()
 _BACKWARD_END = BackwardEnd()
@@ -145,6 +145,7 @@ class Learner:
         self.backend.attach([(optimizers[prefix], taken) for prefix, taken in self.trained])
         taken = {path for _, group in self.trained for path in group}
         self.frozen = tuple(path for path in paths if path not in taken)
+        self.held: frozenset[str] = frozenset()
         self.all_params = Handle(self.backend, "params", parts)
         chosen = {model: tuple(path for path in part if path in taken) for model, part in parts.items()}
         some = {model: part for model, part in chosen.items() if part or not model}
@@ -300,7 +301,7 @@ class Learner:
             raise _nothing_in(handle)
         leaves = None if at is None else handle._leaves(at)
         try:
-            found = self.runs.gradient(objective, (handle._paths,), leaves, scopes)
+            found = self._taken(objective, (handle._paths,), leaves, scopes)
         except GradientError as error:
             raise self._explained(error) from error.__cause__
         if len(found) == 1:
@@ -315,11 +316,24 @@ class Learner:
         pairs = () if at is None else zip(wrt, at, strict=True)
         leaves = {path: leaf for handle, tree in pairs for path, leaf in handle._leaves(tree).items()}
         try:
-            found = self.runs.gradient(objective, [handle._paths for handle in wrt], leaves, scopes)
+            found = self._taken(objective, [handle._paths for handle in wrt], leaves, scopes)
         except GradientError as error:
             raise self._explained(error) from error.__cause__
         rows = [tuple(handle._tree(grads) for handle, grads in zip(wrt, row, strict=True)) for row in found]
         return rows[0] if len(rows) == 1 else tuple(rows)
+
+    def _taken(self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Any, scopes: Any) -> Any:
+        """The gradients of the backend; those of parameters that are held are zero, and not computed."""
+        held = self.held
+        if not held:
+            return self.runs.gradient(objective, wrt, at, scopes)
+        open_paths = [tuple(path for path in paths if path not in held) or paths for paths in wrt]
+        found = self.runs.gradient(objective, open_paths, at, scopes)
+        zeros = {path: self.xp.zeros_like(leaf) for path, leaf in self.backend.get(held).items()}
+        return [
+            [{path: zeros[path] if path in held else grads[path] for path in paths} for paths, grads in pairs]
+            for pairs in (zip(wrt, row, strict=True) for row in found)
+        ]
 
     def _explained(self, error: GradientError) -> GradientError:
         """The error, with the callbacks that made constants of values of this step."""
@@ -356,7 +370,10 @@ class Learner:
         apply = state._apply if runs.runner is not None else True  # that of a step that ended decides nothing more
         if when is not True:
             apply = when if apply is True else apply & when
-        state.updated = self.backend.update(handle._leaves(grads), apply)
+        leaves = handle._leaves(grads)
+        if self.held:
+            leaves = {path: grad for path, grad in leaves.items() if path not in self.held}
+        state.updated = self.backend.update(leaves, apply) if leaves else False
 
     def minimize(self, objective: Callable[[], Any], wrt: Handle | None = None, at: Tree | None = None) -> None:
         """Take the gradient of an objective, fire BackwardEnd, and update.
@@ -371,7 +388,7 @@ class Learner:
         grads = state.grads = self.gradient(objective, wrt, at)
         if runner is not None and runner.inner[BackwardEnd]:
             runner.handle(_BACKWARD_END)
-        flat = wrt is None and self.params._flat is not None
+        flat = wrt is None and self.params._flat is not None and not self.held
         if flat and runner is not None and state.grads is grads:  # nothing to check
             state.updated = self.backend.update(grads, state._apply)
         else:
@@ -494,6 +511,41 @@ class Learner:
         self.backend.bind(models)
         self._attach(self.optimizer, {name: self.hyper[name] for name in self.hyper._own})
         self.model = Models(self, tuple(models))
+
+    def hold(self, *patterns: str) -> tuple[str, ...]:
+        """Leave some of the trained parameters as they are from now on; without a pattern nothing is held any more.
+
+        No update touches them: neither decay nor momentum moves them, and the optimizer keeps its state of them as it
+        is. Their gradients are zero and are not computed. Buffers, such as BatchNorm's statistics, go on changing.
+        Compiled steps are compiled anew. What is never trained needs no optimizer instead, see `Learner`.
+
+        Args:
+            *patterns: of full paths, as in ``fnmatch``: ``"encoder.*"``, ``"*bias"``. They replace those of the last
+                call.
+
+        Returns:
+            The paths that are held.
+
+        Raises:
+            WeightsError: a pattern matches no trained parameter.
+            CallbackError: a step is running.
+
+        Example:
+            >>> import loopcore as lc
+            >>> learner = lc.testing.toy_learner()
+            >>> learner.hold("w")
+            ('w',)
+            >>> result = learner.fit(1)
+            >>> learner.params.value
+            {'w': array([0.])}
+        """
+        if self.runs.runner is not None:
+            raise CallbackError("hold changes what a step is: call it between two steps, for instance at EpochBegin")
+        held = matching(self.params._paths, patterns)
+        if held != self.held:
+            self.held = held
+            self.runs.forget_runners()
+        return tuple(path for path in self.params._paths if path in held)
 
     def to_device(self, device: Any) -> None:
         """Move models, buffers, optimizer state and what callbacks carry to a device; nothing of it is lost."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,14 +19,17 @@ class Metric:
     Args:
         fn: a function of native arrays that returns a scalar; or the name of a step value to average; or an object
             with ``update(y_pred, ys)``, ``compute()`` and ``reset()`` (torchmetrics, nnx), or ``update_state``,
-            ``result`` and ``reset_state`` (Keras). Functions and objects of scikit-learn and Keras, which take the
-            labels first, get them first.
+            ``result`` and ``reset_state`` (Keras); or an `AbstractMetric`. Functions and objects of scikit-learn and
+            Keras, which take the labels first, get them first.
         name: key in the history. Default: the name of the function, class or value.
-        args: names of the step values that are passed.
+        args: names of the step values that are passed; a dict from keyword to name passes them by keyword. What
+            takes ``logits`` and ``labels`` by keyword, as in nnx, gets ``y_pred`` and ``ys``.
         phase: class of the phases it is for. Default: every phase that has the values, but not predictions.
         over: ``"step"`` averages the values of the steps by samples; ``"epoch"`` calls ``fn`` once, on everything
             concatenated as NumPy arrays, for metrics that are no mean (AUROC).
-        host: call ``fn`` with NumPy arrays outside the compiled step. It costs a transfer each step.
+        host: call ``fn`` with NumPy arrays outside the compiled step. It costs a transfer each step. Functions of
+            scikit-learn and those over an epoch are called so anyway. Objects are fed outside the compiled step too,
+            but with native arrays: what they do with them is their affair.
 
     Raises:
         TypeError: ``fn`` is none of these.
@@ -42,7 +47,7 @@ class Metric:
         self,
         fn: Callable[..., Any] | str | Any,
         name: str | None = None,
-        args: Sequence[str] = ("y_pred", "ys"),
+        args: Sequence[str] | Mapping[str, str] = ("y_pred", "ys"),
         phase: type[Any] | None = None,
         over: Literal["step", "epoch"] = "step",
         host: bool = False,
@@ -50,15 +55,27 @@ class Metric:
         if over not in ("step", "epoch"):
             raise ValueError(f'over is "step" or "epoch", not {over!r}')
         self.name = name or _name_of(fn)
-        self.args = (fn,) if isinstance(fn, str) else tuple(args)
+        self.own: AbstractMetric | None = fn if _is_own(fn) else None
+        self.value = isinstance(fn, str)
+        self.object = None if self.value or self.own is not None else _accumulator(fn)
+        keywords = tuple(args) if isinstance(args, Mapping) else _keywords(fn if self.object is None else fn.update)
+        self.args = (fn,) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
         self.phase = phase
         self.over = over
-        self.value = isinstance(fn, str)
-        self.object = None if self.value else _accumulator(fn)
-        if self.object is None and not self.value and not callable(fn):
+        self.reads = tuple(f"step.{arg}" for arg in self.args)
+        if self.own is not None:
+            self.args, self.reads, self.phase = (), tuple(self.own.reads), phase or self.own.phase
+        elif self.object is None and not self.value and not callable(fn):
             raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
-        self.fn: Callable[..., Any] = predictions_first(fn)
-        self.host = host or over == "epoch" or self.object is not None or _is_numpy_only(fn)
+        self.fn: Callable[..., Any] = by_keyword(fn, keywords) if keywords else predictions_first(fn)
+        if self.object is not None and keywords:
+            self.object.update = by_keyword(fn.update, keywords)
+        self.host = host or over == "epoch" or bool(self.object or self.own) or _is_numpy_only(fn)
+
+    @property
+    def state(self) -> Any:
+        """The object that accumulates, where it is one."""
+        return self.own if self.object is None else self.object.metric
 
     def __repr__(self) -> str:
         return f"Metric({self.name!r})"
@@ -104,17 +121,63 @@ class SmoothLoss(Metric):
             raise ValueError(f"beta={beta!r}: at least 0 and below 1")
         super().__init__("loss", name, phase=phase)
         self.beta = beta
-        self._sums: dict[str, tuple[float, float]] = {}
+        self.sums: dict[str, tuple[float, float]] = {}
 
     def smooth(self, phase: str, losses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The means after each of these losses, which follow those it has seen of the phase."""
-        total, weight = self._sums.get(phase, (0.0, 0.0))
+        total, weight = self.sums.get(phase, (0.0, 0.0))
         found = np.empty(len(losses))
         for place, loss in enumerate(losses):
             total, weight = self.beta * total + loss, self.beta * weight + 1.0
             found[place] = total / weight
-        self._sums[phase] = total, weight
+        self.sums[phase] = total, weight
         return found
+
+
+class AbstractMetric:
+    """A metric that does everything itself, on the host. Subclass it, or write a class with the same methods.
+
+    Class attributes:
+        reads: what `step` reads on the learner, as `Callback.reads`.
+        phase: class of the phases it is for; None for all but predictions.
+
+    Example:
+        >>> import loopcore as lc
+        >>> class Longest(lc.AbstractMetric):
+        ...     "The largest loss of an epoch."
+        ...     reads = ("step.loss",)
+        ...
+        ...     def reset(self):
+        ...         self.worst = 0.0
+        ...
+        ...     def step(self, learner, phase):
+        ...         self.worst = max(self.worst, float(learner.step.loss))
+        ...
+        ...     def epoch_value(self):
+        ...         return self.worst
+        >>> learner = lc.testing.toy_learner([lc.Metrics(Longest())])
+        >>> result = learner.fit(1)
+        >>> learner.history["Longest"]
+        [1.0]
+    """
+
+    reads: tuple[str, ...] = ()
+    phase: type[Any] | None = None
+
+    def reset(self) -> None:
+        """An epoch begins."""
+
+    def step(self, learner: Any, phase: Any) -> None:
+        """A step was completed; ``learner`` is a guarded view as for handlers."""
+        raise TypeError(f"{type(self).__name__} does not look at steps: define step(self, learner, phase)")
+
+    def step_value(self) -> float | None:
+        """Its value in the last step, or None."""
+        return None
+
+    def epoch_value(self) -> float | None:
+        """Its value in the epoch so far; only asked for after a step. None is no value."""
+        raise TypeError(f"{type(self).__name__} has no value: define epoch_value(self)")
 
 
 class Accumulator:
@@ -125,6 +188,27 @@ class Accumulator:
         self.update = predictions_first(update) if hasattr(metric, "update_state") else update
         self.compute = compute
         self.reset = reset
+
+
+def by_keyword(fn: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
+    """A function of values in the order of these keywords."""
+    return lambda *values: fn(**dict(zip(names, values, strict=True)))
+
+
+def _keywords(fn: Any) -> tuple[str, ...]:
+    """``("logits", "labels")`` of what takes these by keyword only."""
+    try:
+        parameters = inspect.signature(fn).parameters
+    except (TypeError, ValueError):
+        return ()
+    only = {name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    return ("logits", "labels") if {"logits", "labels"} <= only else ()
+
+
+def _is_own(fn: Any) -> bool:
+    return not isinstance(fn, type) and all(
+        callable(getattr(fn, verb, None)) for verb in ("reset", "step", "epoch_value")
+    )
 
 
 def _accumulator(fn: Any) -> Accumulator | None:
@@ -141,6 +225,7 @@ def _is_numpy_only(fn: Any) -> bool:
 def _name_of(fn: Any) -> str:
     if isinstance(fn, str):
         return fn
+    fn = fn.func if isinstance(fn, partial) else fn
     name = getattr(fn, "__name__", None) or type(fn).__name__
     if name == "<lambda>":
         raise TypeError("a metric that is a lambda has no name: Metric(fn, name='...')")
@@ -171,7 +256,7 @@ def accuracy(y_pred: Any, ys: Any) -> Any:
 
 
 def top_k_accuracy(k: int = 5) -> Callable[[Any, Any], Any]:
-    """A metric: the share of rows whose label is among the ``k`` largest entries.
+    """A metric: the share of rows whose label is among the ``k`` largest entries; of equal ones the first is larger.
 
     Args:
         k: at least 1.
@@ -196,9 +281,11 @@ def top_k_accuracy(k: int = 5) -> Callable[[Any, Any], Any]:
     def top_k(y_pred: Any, ys: Any) -> Any:
         xp = namespace_of(y_pred).xp
         labels = xp.argmax(ys, axis=-1) if ys.ndim == y_pred.ndim else ys
-        own = xp.take_along_axis(y_pred, xp.expand_dims(xp.astype(labels, xp.int32), axis=-1), axis=-1)
-        larger = xp.sum(xp.astype(y_pred > own, xp.int32), axis=-1)
-        return xp.mean(larger < k)
+        labels = xp.expand_dims(xp.astype(labels, xp.int32), axis=-1)
+        own = xp.take_along_axis(y_pred, labels, axis=-1)
+        classes = xp.arange(y_pred.shape[-1], dtype=xp.int32)
+        behind = (y_pred < own) | ((y_pred == own) & (classes >= labels))  # a NaN is behind nobody
+        return xp.mean(xp.sum(xp.astype(~behind, xp.int32), axis=-1) < k)
 
     top_k.__name__ = f"top_{k}_accuracy"
     return top_k

@@ -58,7 +58,7 @@ class Programs:
         self._runner = runner
         self._learner = runner.learner
         self._backend = cast(CompilingBackend, runner.backend)
-        self._segments: dict[Hashable, list[Segment]] = {}
+        self._segments: dict[tuple[Hashable, ...], list[Segment]] = {}
         self._last: tuple[Hashable, ...] = ()
         self._recent: _Recent | None = None
         self._wanted: dict[frozenset[str], Wanted] = {}
@@ -224,7 +224,7 @@ class Programs:
 
     def _report(self, key: tuple[Hashable, ...], there: Sequence[Segment], cut: int) -> None:
         """Log why a further program is made; warn when they do not end."""
-        known = sum(map(len, self._segments.values()))
+        known = sum(len(found) for other, found in self._segments.items() if not other[-1])  # without those of cuts
         if cut or not known:
             self._last = key if not cut else self._last
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,22 @@ def _shape_of(tree: Any) -> str:
 def is_below(path: str, prefix: str) -> bool:
     """Whether a path is at or below a prefix, at a dot."""
     return not prefix or path == prefix or path.startswith(f"{prefix}.")
+
+
+def matching(paths: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:
+    """The paths that match one of some patterns, as ``fnmatch`` does.
+
+    Raises:
+        WeightsError: a pattern matches nothing.
+    """
+    found: set[str] = set()
+    paths = list(paths)
+    for pattern in patterns:
+        matched = [path for path in paths if fnmatchcase(path, pattern)]
+        if not matched:
+            raise WeightsError(f"no trained parameter matches {pattern!r}; there are: {', '.join(paths) or 'none'}")
+        found.update(matched)
+    return frozenset(found)
 
 
 def mismatches(backend: Backend, leaves: Mapping[str, Any]) -> list[str]:

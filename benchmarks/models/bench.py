@@ -43,8 +43,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class Bench:
-    """The batches, the variants (the first is the yardstick), and why some are absent."""
+    """The batches, the variants (the first is the yardstick), why some are absent, and what makes the model."""
 
     batches: Sequence[Any]
     variants: Sequence[Variant]
     absent: Sequence[str] = ()
+    model: Callable[[], Any] | None = None

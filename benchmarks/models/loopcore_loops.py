@@ -24,8 +24,8 @@ def variants(model: Callable[[], Any], loss_fn: Callable[..., Any], optimizer: C
     bare = lc.Learner(bare_model, loss_fn, optimizer(bare_model), default_callbacks=False)
     default = lc.Learner(default_model, loss_fn, optimizer(default_model), callbacks=callbacks)
     return [
-        Variant("loopcore bare", _epoch_of(bare)),
-        Variant("loopcore default", _epoch_of(default), nothing.close),
+        Variant("loopcore bare", epoch_of(bare)),
+        Variant("loopcore default", epoch_of(default), nothing.close),
     ]
 
 
@@ -38,11 +38,12 @@ def listeners(model: Callable[[], Any], loss_fn: Callable[..., Any], optimizer: 
         made = model()
         learner = lc.Learner(made, loss_fn, optimizer(made), callbacks=listening, default_callbacks=False)
         name = events[0].__name__ if len(events) == 1 else "all three"
-        found.append(Variant(f"listener at {name}", _epoch_of(learner)))
+        found.append(Variant(f"listener at {name}", epoch_of(learner)))
     return found
 
 
-def _epoch_of(learner: lc.Learner) -> Block:
+def epoch_of(learner: lc.Learner) -> Block:
+    """One epoch of training steps on a block of batches."""
     phase = lc.TrainingPhase()
 
     def run(block: Sequence[Any]) -> None:

@@ -45,7 +45,7 @@ def bench(size: Size, threads: int, only: str) -> Bench:
         *_with_keras_adam(model),
         *loopcore_loops.listeners(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE)),
     ]
-    return Bench(batches, [variant for variant in found if variant.name == "raw" or only in variant.name])
+    return Bench(batches, [one for one in found if one.name == "raw" or only in one.name], model=model)
 
 
 def _with_keras_adam(model: Any) -> list[Variant]:

@@ -42,7 +42,7 @@ def bench(size: Size, threads: int, only: str) -> Bench:
     ]
     peers, absent = torch_peers.variants(model, cross_entropy, adam, threads)
     chosen = [variant for variant in [*found, *peers] if variant.name == "raw" or only in variant.name]
-    return Bench(batches, chosen, absent)
+    return Bench(batches, chosen, absent, model)
 
 
 def adam(model: nn.Module) -> torch.optim.Adam:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable
 from itertools import groupby
 from typing import Any
@@ -64,21 +66,37 @@ class Metrics(Callback):
         self._hosted = [metric for metric in self.metrics if metric.host]
         self._open: list[_Epoch] = []
         self._seen: set[str] = set()
-        self.reads = tuple(sorted({f"step.{arg}" for metric in self._hosted for arg in metric.args}))
-        measured = {f"step.{arg}" for metric in self._measured for arg in metric.args}
+        self.reads = tuple(sorted({path for metric in self._hosted for path in metric.reads}))
+        measured = {path for metric in self._measured for path in metric.reads}
         self.traced_reads = (*sorted(measured), "step.weight")
         self.writes = ("shared.metrics_epoch", "shared.metrics_step")
         self.leaves = _ROW
 
     def setup(self, learner: Any) -> None:
-        """Start with empty series, unless there are some."""
+        """Start with empty series, unless there are some.
+
+        Raises:
+            CallbackError: an object that accumulates belongs to another Metrics already.
+        """
+        for metric in self.metrics:
+            _claim(metric, self)
         if not hasattr(learner.shared, "metrics_epoch"):
             learner.shared.metrics_epoch = Series()
             learner.shared.metrics_step = Series()
 
     @on(EpochBegin)
     def begin_epoch(self, learner: Any, phase: Any) -> None:
-        """Start new sums; those of an epoch around this one are left alone."""
+        """Start new sums; those of an epoch around this one are left alone.
+
+        Raises:
+            CallbackError: that epoch uses an object that this one would reset.
+        """
+        for metric in self.metrics:
+            if metric.state is not None and _is_for(metric, phase) and any(metric in one.metrics for one in self._open):
+                raise CallbackError(
+                    f"metric {metric.name!r} is an object that another epoch is using, within which phase "
+                    f"{phase.name!r} begins one of its own: give each its object, Metric(..., phase=...)"
+                )
         self._open.append(_Epoch(phase, [metric for metric in self.metrics if _is_for(metric, phase)]))
 
     @on(StepEnd, traced=True)
@@ -109,6 +127,8 @@ class Metrics(Callback):
         epoch.rows.append((*learner.collect("metrics_names", "metrics_row"), learner.sample_weight))
         for metric in self._hosted:
             if _is_for(metric, phase) and (args := _args(learner.step, metric)) is not None:
+                if metric.own is not None:
+                    self._ask(metric, learner, phase)
                 epoch.observe(metric, args, learner)
         if len(epoch.rows) >= _FLUSH:
             self._flush(learner, epoch)
@@ -133,7 +153,7 @@ class Metrics(Callback):
     def end_fit(self, learner: Any, phase: Any, event: FitEnd) -> None:
         """Say which metrics never found their values."""
         for metric in self.metrics[1:]:
-            if event.outcome == "completed" and metric.object is None and metric.name not in self._seen:
+            if event.outcome == "completed" and metric.state is None and metric.name not in self._seen:
                 wanted = ", ".join(f"state.{arg}" for arg in metric.args)
                 warnings.warn(f"metric {metric.name!r} had no value in this fit: no phase wrote {wanted}", stacklevel=2)
 
@@ -155,6 +175,23 @@ class Metrics(Callback):
                     epoch.add(name, column, weights)
                     series.of(phase, name, Ring).extend(column)
 
+    def _ask(self, metric: Metric, learner: Any, phase: Any) -> None:
+        """Let a metric that does everything itself look at the step."""
+        assert metric.own is not None
+        metric.own.step(learner, phase)
+        value = getattr(metric.own, "step_value", lambda: None)()
+        if value is not None:
+            learner.shared.metrics_step.of(phase.name, metric.name, Ring).extend([float(value)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The exponential means."""
+        return {"smooth": {name: metric.sums for name, metric in self._smooth.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with them."""
+        for name, metric in self._smooth.items():
+            metric.sums = {phase: (sums[0], sums[1]) for phase, sums in state["smooth"].get(name, {}).items()}
+
 
 class _Epoch:
     """Sums of one running epoch."""
@@ -162,13 +199,15 @@ class _Epoch:
     def __init__(self, phase: Any, metrics: list[Metric]) -> None:
         self.phase = phase
         self.rows: list[tuple[tuple[str, ...], Any, Any]] = []
-        self._metrics = metrics
+        self.metrics = metrics
+        self._observed: set[str] = set()
         self.last: dict[str, float] = {}  # of metrics whose epoch value is that of the last step
         self._sums: dict[str, tuple[float, float]] = {}
         self._everything: dict[str, list[tuple[Any, ...]]] = {}
         self._accumulators = {metric.name: metric.object for metric in metrics if metric.object is not None}
-        for accumulator in self._accumulators.values():
-            accumulator.reset()
+        for accumulator in (*self._accumulators.values(), *(metric.own for metric in metrics)):
+            if accumulator is not None:
+                accumulator.reset()
 
     def add(self, name: str, values: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> None:
         total, weight = self._sums.get(name, (0.0, 0.0))
@@ -176,6 +215,9 @@ class _Epoch:
 
     def observe(self, metric: Metric, args: list[Any], learner: Any) -> None:
         """Feed a metric that lives on the host."""
+        self._observed.add(metric.name)
+        if metric.own is not None:
+            return
         if metric.object is not None:
             metric.object.update(*args)
             return
@@ -188,9 +230,14 @@ class _Epoch:
 
     def means(self) -> dict[str, float | None]:
         found: dict[str, float | None] = {}
-        for metric in self._metrics:
-            if metric.object is not None:
-                found.update(_as_floats(metric.name, metric.object.compute) if self._accumulators else {})
+        for metric in self.metrics:
+            if metric.state is not None and metric.name not in self._observed:
+                found[metric.name] = None  # an object that was told nothing has a value all the same
+            elif metric.own is not None:
+                value = metric.own.epoch_value()
+                found[metric.name] = None if value is None else float(value)
+            elif metric.object is not None:
+                found.update(_as_floats(metric.name, metric.object.compute))
             elif metric.over == "epoch":
                 parts = self._everything.get(metric.name)
                 args = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else None
@@ -201,6 +248,21 @@ class _Epoch:
                 total, weight = self._sums.get(metric.name, (0.0, 0.0))
                 found[metric.name] = total / weight if weight else None
         return found
+
+
+_owners: weakref.WeakValueDictionary[int, Metrics] = weakref.WeakValueDictionary()  # by id of the object
+
+
+def _claim(metric: Metric, owner: Metrics) -> None:
+    keeper = metric if isinstance(metric, SmoothLoss) else metric.state
+    if keeper is None:
+        return
+    if _owners.get(id(keeper), owner) is not owner:
+        gc.collect()  # a learner that is gone may still wait for the collector
+    if _owners.setdefault(id(keeper), owner) is not owner:
+        raise CallbackError(
+            f"metric {metric.name!r} keeps numbers for another Metrics, and two would mix them: make a new one"
+        )
 
 
 def _args(step: Any, metric: Metric) -> list[Any] | None:

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Any
 
 from loopcore.callback import NO_CONFLICT, Callback, Resolution, on
+from loopcore.callbacks.accumulation import AccumulatedUpdate
 from loopcore.errors import CancelFittingException
 from loopcore.events import BackwardEnd, EpochEnd, FitBegin, StepBegin, StepEnd
 from loopcore.phases import AbstractTrainingPhase
@@ -65,11 +66,13 @@ class StopOnNaNLoss(Callback):
         learner.step.buffers_before = learner.buffers.value
 
     @on(BackwardEnd, AbstractTrainingPhase, traced=True)
+    @on(BackwardEnd, AccumulatedUpdate, traced=True)
     def guard(self, learner: Any, phase: Any) -> None:
         """Let no update through once a loss was not finite."""
         step, shared = learner.step, learner.shared
         loss = getattr(step, "loss", None)
         if loss is None:
+            step.apply = shared.first_bad_step < 0
             return
         loss, first = learner.number(loss), shared.first_bad_step
         if type(loss) is float and type(first) is int:  # both known on the host, which is faster

@@ -1,0 +1,184 @@
+"""Gradients of several batches in one update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from loopcore.callback import Callback, on
+from loopcore.callbacks.counting import counter
+from loopcore.errors import CallbackError
+from loopcore.events import BackwardEnd, EpochEnd, StepBegin, StepEnd
+from loopcore.phases import AbstractTrainingPhase, Handle, Phase
+from loopcore.state import State
+
+
+class AccumulatedUpdate(Phase):
+    """The step with which `GradientAccumulation` applies what is left when an epoch ends before its window is full.
+
+    It has no batch and no forward pass: it fires BackwardEnd and updates. It is no AbstractTrainingPhase; callbacks
+    that change gradients or look at updates listen to it by its own name, as `GradientClipping` does.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner([lc.GradientAccumulation(2)])
+        >>> batches = learner.data["training"]
+        >>> epoch = learner.run_epoch(lc.TrainingPhase(), (batch for batch in batches[:3]))
+        >>> learner.shared.history["AccumulatedUpdate"].steps
+        1
+    """
+
+    def step(self, learner: Any, handle: Handle, state: State) -> None:
+        """BackwardEnd, and the update."""
+        state.grads = learner.shared.accumulated
+        handle(BackwardEnd())
+        learner.update(state.grads)
+
+
+@dataclass
+class Accumulated:
+    """What `GradientAccumulation` counts, ``learner.shared.accumulation``.
+
+    Attributes:
+        batches: completed steps.
+        updates: windows that were applied; one whose update another callback withheld counts too.
+    """
+
+    batches: int = 0
+    updates: int = 0
+
+
+class GradientAccumulation(Callback):
+    """Update once in ``n`` steps, with the mean of their gradients, as if their batches were one.
+
+    The mean is weighted by samples (``state.weight``, else the length of the batch), so that a smaller batch counts
+    for less. A window never reaches into the next epoch: in the last step of an epoch, or right after it where the
+    data does not tell its length, what there is is applied, as the mean over what there is. An epoch that is cancelled
+    drops it. Steps that were not completed do not count.
+
+    In the steps between, ``state.updated`` is False. Clipping and all other changes of gradients that declare
+    ``run_after = (GradientAccumulation,)`` see the mean; a window whose update another callback withholds is dropped.
+    On backends that compile, steps that open, continue and close a window are programs of their own.
+
+    Reads: step.accumulating
+    Writes: step.grads, step.apply, step.window, step.accumulating, shared.accumulated, shared.accumulated_weight,
+        shared.accumulation, params, optimizer
+    Handles: StepBegin, BackwardEnd (traced), StepEnd (also traced), EpochEnd
+
+    Args:
+        n: steps to an update, at least 1.
+
+    Raises:
+        ValueError: ``n`` is no positive integer.
+        CallbackError: the gradient is not that of all ``learner.params``, or a step has several.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner([lc.GradientAccumulation(4)], steps=10)
+        >>> result = learner.fit(1)
+        >>> learner.shared.accumulation
+        Accumulated(batches=10, updates=3)
+        >>> [round(loss, 4) for loss in learner.history.steps("loss")]
+        [1.0, 1.0, 1.0, 1.0, 0.64, 0.64, 0.64, 0.64, 0.4096, 0.4096]
+    """
+
+    traced_reads = ("step.grads", "step.accumulating")
+    writes = (
+        *("step.grads", "step.apply", "step.window", "step.accumulating"),
+        *("shared.accumulated", "shared.accumulated_weight", "shared.accumulation", "params", "optimizer"),
+    )
+    carries = ("shared.accumulated", "shared.accumulated_weight")
+
+    def __init__(self, n: int) -> None:
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"GradientAccumulation takes the number of steps to an update, at least 1, not {n!r}")
+        self.n = n
+        self._position = 0  # completed steps of the window that is open
+        self._rest = AccumulatedUpdate()
+
+    def setup(self, learner: Any) -> None:
+        """Start with an empty window."""
+        shared = learner.shared
+        shared.accumulated = learner.tree.zeros_like(learner.params.value)
+        shared.accumulated_weight = counter(learner)
+        shared.accumulation = Accumulated()
+
+    @on(StepBegin, AbstractTrainingPhase)
+    def open(self, learner: Any, phase: Any) -> None:
+        """Say whether the step begins a window, and whether it ends one."""
+        epoch = learner.epoch
+        running = epoch is not None and epoch.outcome is None and epoch.phase is phase
+        last = running and epoch.attempted == epoch.length
+        learner.step.window = (self._position == 0, last or self._position + 1 >= self.n)
+
+    @on(BackwardEnd, AbstractTrainingPhase, traced=True)
+    def accumulate(self, learner: Any, phase: Any) -> None:
+        """Bring the gradient into the mean, and withhold the update but for the last step of a window."""
+        step, shared = learner.step, learner.shared
+        if hasattr(step, "accumulating"):
+            raise CallbackError(
+                f"GradientAccumulation heard BackwardEnd twice in a step of phase {phase.name!r}: it takes one "
+                "gradient, of all learner.params, a step"
+            )
+        begins, ends = step.window
+        weight = part = _as_array(learner.xp, learner.sample_weight, shared.accumulated_weight)
+        if not begins:
+            weight = shared.accumulated_weight + part
+            part = part / weight
+        step.accumulating = (_mean(learner, shared.accumulated, step.grads, part, begins), weight)
+        step.apply = ends
+        if ends:
+            step.grads = step.accumulating[0]
+
+    @on(StepEnd, AbstractTrainingPhase, traced=True)
+    def keep(self, learner: Any, phase: Any) -> None:
+        """Keep the mean for the next step, of a step that was completed."""
+        step, shared = learner.step, learner.shared
+        if not step.window[1] and hasattr(step, "accumulating"):
+            shared.accumulated, shared.accumulated_weight = step.accumulating
+
+    @on(StepEnd, AbstractTrainingPhase)
+    def count(self, learner: Any, phase: Any, event: StepEnd) -> None:
+        """Count a completed step."""
+        if event.outcome != "completed":
+            return
+        counts = learner.shared.accumulation
+        counts.batches += 1
+        if learner.step.window[1]:
+            counts.updates += 1
+            self._position = 0
+        else:
+            self._position += 1
+
+    @on(EpochEnd, AbstractTrainingPhase)
+    def finish(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Apply what is left of a completed epoch."""
+        if self._position and event.outcome == "completed":
+            learner.run_step(self._rest, {})
+            learner.shared.accumulation.updates += 1
+        self._position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where in the window it is."""
+        return {"position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on within the window."""
+        self._position = state["position"]
+
+
+def _mean(learner: Any, old: Any, new: Any, part: Any, begins: bool) -> Any:
+    try:
+        if begins:
+            return learner.tree.map(lambda was, now: now, old, new)
+        return learner.tree.lerp(old, new, part)
+    except (TypeError, ValueError, KeyError) as error:
+        raise CallbackError(
+            "GradientAccumulation takes the gradient of all learner.params, but the step has one of another "
+            "structure: take it with wrt=learner.params"
+        ) from error
+
+
+def _as_array(xp: Any, value: Any, like: Any) -> Any:
+    """A number or a 0-d array as a 0-d array of the dtype of another one."""
+    return xp.full_like(like, value) if type(value) in (int, float) else xp.astype(value, like.dtype)

@@ -1,0 +1,115 @@
+"""Averages of the weights over the steps of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loopcore.callback import Callback, on
+from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
+from loopcore.callbacks.clipping import GradientClipping
+from loopcore.callbacks.counting import counter, is_float
+from loopcore.events import EpochBegin, EpochEnd, StepEnd
+from loopcore.phases import AbstractTrainingPhase, AbstractValidationPhase
+
+
+class AveragedWeights(Callback):
+    """Keep an average of the weights, and validate with it.
+
+    After each update, and only then, the average moves towards the new weights: by ``1 - decay`` (an exponential
+    average, EMA), or with ``decay=None`` so that all updates count alike (stochastic weight averaging, SWA). Buffers,
+    such as BatchNorm's statistics, are averaged with the parameters; integers among them are the present ones. Only
+    what is trained is averaged. Every epoch of an AbstractValidationPhase runs with the average in the place of the
+    weights, which come back when it ends, however it ends; who saves the model at EpochEnd sees the weights.
+
+    After a fit, ``learner.shared.averaged_params`` and ``learner.shared.averaged_buffers`` are the average:
+    ``learner.params.value = learner.shared.averaged_params`` makes it the model.
+
+    Reads: step.updated
+    Writes: shared.averaged_params, shared.averaged_buffers, shared.averaged_updates, params, buffers
+    Runs after: GradientAccumulation, GradientClipping
+    Handles: StepEnd (traced), EpochBegin, EpochEnd
+
+    Args:
+        decay: what an update leaves of the average, in [0, 1); None for the mean of all updates.
+        warmup: begin with a smaller decay, ``min(decay, (1 + k) / (10 + k))`` after the k-th update.
+        debias: leave out the weights before the first update, as Adam does with its moments: the decay after the
+            k-th update is ``1 - (1 - decay) / (1 - decay ** k)``.
+        start: updates to wait for. Until then the average is the present weights.
+
+    Raises:
+        ValueError: ``decay`` is not in [0, 1), both ways of beginning are asked for, or ``start`` is negative.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner([lc.AveragedWeights(0.5)], steps=2)
+        >>> result = learner.fit(1)  # the weight is 0, then 0.2, then 0.36
+        >>> learner.params.value["w"], learner.shared.averaged_params["w"].round(6)
+        (array([0.36]), array([0.23]))
+    """
+
+    traced_reads = ("step.updated",)
+    writes = (
+        *("shared.averaged_params", "shared.averaged_buffers", "shared.averaged_updates"),
+        *("params", "buffers"),
+    )
+    carries = ("shared.averaged_params", "shared.averaged_buffers", "shared.averaged_updates")
+    run_after = (GradientAccumulation, GradientClipping)
+
+    def __init__(
+        self, decay: float | None = 0.999, *, warmup: bool = False, debias: bool = False, start: int = 0
+    ) -> None:
+        if decay is not None and not 0 <= decay < 1:
+            raise ValueError(f"the decay of AveragedWeights is in [0, 1), for instance 0.999, or None, not {decay!r}")
+        if (warmup and debias) or (decay is None and (warmup or debias)):
+            raise ValueError("AveragedWeights begins with warmup=True or debias=True, not both; a mean needs neither")
+        if start < 0:
+            raise ValueError(f"AveragedWeights starts after a number of updates, not {start!r}")
+        self.decay, self.warmup, self.debias, self.start = decay, warmup, debias, start
+        self._weights: list[Any] = []  # what comes back when a validation ends; the innermost last
+
+    def setup(self, learner: Any) -> None:
+        """Start with the present weights, unless there is an average."""
+        shared = learner.shared
+        if not hasattr(shared, "averaged_updates"):
+            shared.averaged_params, shared.averaged_buffers = learner.params.value, learner.buffers.value
+            shared.averaged_updates = counter(learner)
+
+    @on(StepEnd, AbstractTrainingPhase, traced=True)
+    @on(StepEnd, AccumulatedUpdate, traced=True)
+    def average(self, learner: Any, phase: Any) -> None:
+        """Move the average towards the weights, if there was an update."""
+        shared, updated = learner.shared, learner.step.updated
+        if updated is None or updated is False:
+            return
+        count = shared.averaged_updates + 1.0
+        t = self._part(learner.xp, count - self.start)
+        if updated is not True:
+            made = learner.xp.astype(updated, count.dtype)
+            count, t = shared.averaged_updates + made, made * t
+        shared.averaged_params = learner.tree.lerp(shared.averaged_params, learner.params.value, t)
+        buffers = learner.buffers.value
+        if buffers:
+            mean = learner.tree.lerp(shared.averaged_buffers, buffers, t)
+            shared.averaged_buffers = learner.tree.map(lambda a, b: a if is_float(b) else b, mean, buffers)
+        shared.averaged_updates = count
+
+    def _part(self, xp: Any, k: Any) -> Any:
+        """How far the average moves after the k-th update since it started: a float, or a 0-d array."""
+        decay = self.decay
+        if decay is None:
+            return 1.0 / xp.clip(k, min=1.0)
+        if self.debias:
+            return (1.0 - decay) / (1.0 - decay ** xp.clip(k, min=1.0))
+        t = xp.clip(9.0 / (10.0 + xp.clip(k, min=0.0)), min=1.0 - decay) if self.warmup else 1.0 - decay
+        return xp.where(k > 0, xp.full_like(k, t) if type(t) is float else t, xp.ones_like(k)) if self.start else t
+
+    @on(EpochBegin, AbstractValidationPhase)
+    def use(self, learner: Any, phase: Any) -> None:
+        """Put the average in the place of the weights."""
+        self._weights.append((learner.params.value, learner.buffers.value))
+        learner.params.value, learner.buffers.value = learner.shared.averaged_params, learner.shared.averaged_buffers
+
+    @on(EpochEnd, AbstractValidationPhase)
+    def bring_back(self, learner: Any, phase: Any) -> None:
+        """Put the weights back."""
+        learner.params.value, learner.buffers.value = self._weights.pop()

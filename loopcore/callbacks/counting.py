@@ -1,0 +1,16 @@
+"""What callbacks that keep arrays on the device share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def is_float(array: Any) -> bool:
+    """Whether an array has a floating dtype, in the words of every framework."""
+    return "float" in str(array.dtype)
+
+
+def counter(learner: Any) -> Any:
+    """A 0-d zero to count with: of the parameters' dtype, but of 32 bits at least."""
+    zero = learner.xp.zeros(())
+    return learner.xp.astype(zero, learner.xp.float32) if "16" in str(zero.dtype) else zero

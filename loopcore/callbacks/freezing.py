@@ -1,0 +1,67 @@
+"""Parameters that rest for some epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loopcore.callback import NO_CONFLICT, Callback, Resolution, on
+from loopcore.errors import CallbackError
+from loopcore.events import EpochBegin
+from loopcore.phases import AbstractTrainingPhase
+
+
+class Freeze(Callback):
+    """Leave some of the trained parameters as they are, at first or for good.
+
+    No update touches them: neither decay nor momentum moves them, the optimizer keeps its state of them, and no
+    gradient of them is computed, see `Learner.hold`. Buffers, such as BatchNorm's statistics, go on changing. A
+    compiled step is compiled anew when they thaw. What is never trained needs no callback but no optimizer: pass a
+    dict, ``optimizer={"head": lc.Adam(1e-3)}``.
+
+    Reads: shared.history
+    Writes: optimizer
+    Handles: EpochBegin
+
+    Args:
+        *patterns: of full paths, as in ``fnmatch``: ``"encoder.*"``, ``"*bias"``; or one dict from pattern to
+            ``epochs``, to thaw one after the other.
+        epochs: completed training epochs after which they are trained like all others; None is never.
+
+    Raises:
+        CallbackError: there is no pattern.
+        WeightsError: a pattern matches no trained parameter.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner([lc.Freeze("w", epochs=1)], steps=1)
+        >>> result = learner.fit(2)
+        >>> learner.history["loss"], learner.params.value["w"]
+        ([1.0, 1.0], array([0.2]))
+    """
+
+    reads = ("shared.history",)
+    writes = ("optimizer",)
+
+    def __init__(self, *patterns: str | Mapping[str, int | None], epochs: int | None = None) -> None:
+        first = patterns[0] if patterns else {}
+        if isinstance(first, Mapping) and len(patterns) == 1:
+            self.epochs = dict(first)
+        else:
+            self.epochs = {pattern: epochs for pattern in patterns if isinstance(pattern, str)}
+        if not self.epochs or len(self.epochs) < len(patterns):
+            raise CallbackError('Freeze takes patterns of paths, such as Freeze("encoder.*"), or one dict of them')
+
+    def setup(self, learner: Any) -> None:
+        """Hold them."""
+        learner.hold(*self.epochs)
+
+    def resolve_conflict(self, other: Callback) -> Resolution:
+        """None with anybody: it decides before an epoch, and touches no array."""
+        return NO_CONFLICT
+
+    @on(EpochBegin, AbstractTrainingPhase)
+    def begin_epoch(self, learner: Any, phase: Any) -> None:
+        """Hold those whose time has not come, and let the others go."""
+        done = learner.shared.history[phase].epochs
+        learner.hold(*(pattern for pattern, epochs in self.epochs.items() if epochs is None or done < epochs))

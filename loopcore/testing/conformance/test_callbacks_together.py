@@ -1,0 +1,98 @@
+"""Callbacks that change inputs, gradients, updates and weights: their order follows from what they declare alone."""
+
+from __future__ import annotations
+
+import gc
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loopcore as lc
+from loopcore.testing import same_random
+from loopcore.testing.conformance.problems import OUTPUTS, Array, dense_weights, forced_plan, make_learner, ragged
+from loopcore.testing.conformance.subject import Subject
+
+W = dense_weights()
+KNOWN_LENGTH = pytest.mark.parametrize("known_length", [True, False], ids=["length", "no_length"])
+MAKERS = {
+    "mixup": lambda: lc.MixUp(0.4, classes=OUTPUTS),
+    "accumulation": lambda: lc.GradientAccumulation(2),
+    "clipping": lambda: lc.GradientClipping(norm=0.2),
+    "average": lambda: lc.AveragedWeights(0.9),
+}
+ORDER = ["GradientAccumulation", "GradientClipping", "AveragedWeights", "MixUp"]
+
+
+class Unsized:
+    """Batches whose number nobody knows in advance."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Any:
+        return iter(self._batches)
+
+
+def labelled(*sizes: int) -> list[tuple[Array, Array]]:
+    """Inputs, and labels that depend on them."""
+    return [(xs, (xs.sum(axis=-1) > 0).astype(np.int64)) for xs, _ in ragged(*sizes)]
+
+
+def fitted(backend: Subject, names: Any, known_length: bool = True, **options: Any) -> lc.Learner:
+    """Two epochs with callbacks in this order of the list."""
+    train = labelled(5, 5, 5, 5, 3)  # two windows, and half a one with a smaller batch
+    callbacks = [*[MAKERS[name]() for name in names], lc.Metrics(lc.accuracy), lc.Recorder(), lc.StopOnNaNLoss()]
+    data: Any = (train if known_length else Unsized(train), labelled(6, 6))
+    parts: dict[str, Any] = {"loss_fn": lc.losses.cross_entropy, "optimizer": lc.Momentum(0.1), "reads": (), **options}
+    learner = make_learner(backend.linear(W), data=data, callbacks=callbacks, **parts)
+    assert learner.fit(2).status == "completed"
+    return learner
+
+
+def trained(backend: Subject, names: Any, known_length: bool = True, **options: Any) -> dict[str, Any]:
+    """All that should not depend on the order of the list."""
+    learner = fitted(backend, names, known_length, **options)
+    assert learner.shared.accumulation == lc.Accumulated(batches=10, updates=6)
+    assert [name for one in learner.callbacks if (name := type(one).__name__) in ORDER] == ORDER
+    average = backend.leaves(learner, learner.shared.averaged_params)
+    return {"weights": backend.weights(learner), "average": average, "history": dict(learner.history.items())}
+
+
+def test_all_orders_of_the_list_give_the_same_bits(backend: Subject) -> None:
+    orders = list(permutations(MAKERS))
+    assert len(orders) == 24
+    if forced_plan.get() == "split":  # five times as many programs, which live as long as the process
+        orders = orders[::6]
+    expected = trained(backend, MAKERS)
+    assert not np.allclose(expected["weights"]["bias"], W["bias"])
+    for names in orders:
+        np.testing.assert_equal(trained(backend, names), expected)
+        gc.collect()  # programs take memory maps, of which a process may have so many
+
+
+@KNOWN_LENGTH
+def test_backends_agree_where_they_draw_the_same(backend: Subject, witness: Subject, known_length: bool) -> None:
+    with same_random():
+        expected = trained(witness, MAKERS, known_length)
+        found = trained(backend, reversed(MAKERS), known_length)
+    for part in ("weights", "average"):
+        backend.close(found[part], expected[part], rtol=1e-4)
+    for name, values in expected["history"].items():
+        backend.close(found["history"][name], values, rtol=1e-4)
+
+
+@KNOWN_LENGTH
+def test_the_plan_of_a_step_makes_no_difference(backend: Subject, known_length: bool) -> None:
+    found, expected = (trained(backend, MAKERS, known_length, compile=how) for how in ("auto", False))
+    for part in ("weights", "average"):
+        backend.close(found[part], expected[part], rtol=1e-4)
+
+
+@pytest.mark.parametrize("absent", MAKERS)
+def test_each_of_them_takes_part(backend: Subject, absent: str) -> None:
+    """What the tests above compare depends on all four."""
+    some = [name for name in MAKERS if name != absent]
+    with_all, without = (fitted(backend, names, compile=False).history for names in (MAKERS, some))
+    assert not np.allclose(np.array(with_all["val_loss"]), np.array(without["val_loss"]), rtol=1e-4)
