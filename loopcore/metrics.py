@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -55,11 +55,14 @@ class Metric:
         if over not in ("step", "epoch"):
             raise ValueError(f'over is "step" or "epoch", not {over!r}')
         self.name = name or _name_of(fn)
-        self.own: AbstractMetric | None = fn if _is_own(fn) else None
+        self.own: AbstractMetric | None = cast(Any, fn) if _is_own(fn) else None
         self.value = isinstance(fn, str)
         self.object = None if self.value or self.own is not None else _accumulator(fn)
-        keywords = tuple(args) if isinstance(args, Mapping) else _keywords(fn if self.object is None else fn.update)
-        self.args = (fn,) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
+        called: Any = fn if self.object is None else getattr(fn, "update", None)
+        keywords = tuple(args) if isinstance(args, Mapping) else _keywords(called)
+        self.args: tuple[str, ...] = (
+            (str(fn),) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
+        )
         self.phase = phase
         self.over = over
         self.reads = tuple(f"step.{arg}" for arg in self.args)
@@ -67,9 +70,9 @@ class Metric:
             self.args, self.reads, self.phase = (), tuple(self.own.reads), phase or self.own.phase
         elif self.object is None and not self.value and not callable(fn):
             raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
-        self.fn: Callable[..., Any] = by_keyword(fn, keywords) if keywords else predictions_first(fn)
+        self.fn: Callable[..., Any] = by_keyword(called, keywords) if keywords else predictions_first(cast(Any, fn))
         if self.object is not None and keywords:
-            self.object.update = by_keyword(fn.update, keywords)
+            self.object.update = by_keyword(called, keywords)
         self.host = host or over == "epoch" or bool(self.object or self.own) or _is_numpy_only(fn)
 
     @property

@@ -235,13 +235,13 @@ def renamed(weights: Mapping[str, Any], names: Any) -> dict[str, Any]:
     Raises:
         WeightsError: two weights get one name, or a name of the dict is not there.
     """
-    call = names if callable(names) else (names or {}).get
+    call: Any = names if callable(names) else (names or {}).get
     found: dict[str, Any] = {}
     absent = [] if callable(names) else [name for name in names or () if name not in weights]
     if absent:
         raise WeightsError(f"names has {', '.join(absent)}, which is none of the weights: {', '.join(weights)}")
     for name, value in weights.items():
-        path = call(name) if callable(names) or name in (names or ()) else name
+        path: Any = call(name) if callable(names) or name in (names or ()) else name
         if path in found:
             raise WeightsError(f"two weights are called {path} in this model, one of them is {name}")
         if path is not None:

@@ -80,7 +80,7 @@ def main(options: list[str]) -> int:
     """Run all processes; returns the exit code."""
     jobs = [(framework, selection) for framework in FRAMEWORKS for selection in selections(framework)]
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(lambda job: run(*job, options), jobs))
+        found = list(pool.map(lambda job: run(job[0], job[1], options), jobs))
     for framework in FRAMEWORKS:
         counts = sum((count for (name, _), count in zip(jobs, found, strict=True) if name == framework), Counter[str]())
         print(f"{framework}: {', '.join(f'{counts[k]} {k}' for k in sorted(counts))}")

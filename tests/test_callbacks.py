@@ -51,8 +51,8 @@ def shipped() -> Iterator[type[lc.Callback]]:
 
 
 def line(cls: type[lc.Callback], heading: str) -> str:
-    found = re.search(rf"^ *{heading}: (.*)$", cls.__doc__ or "", re.MULTILINE)
-    return found.group(1) if found else ""
+    found = re.search(rf"^( *){heading}: (.*(?:\n\1    .*)*)$", cls.__doc__ or "", re.MULTILINE)
+    return re.sub(r"\s+", " ", found.group(2)) if found else ""
 
 
 class Plateau:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import loopcore as lc
 from loopcore import checkpoint
@@ -49,7 +50,7 @@ def test_every_damage_is_noticed(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.read(tmp_path / "nothing")
-    checkpoint.save_file({"a": np.ones(2)}, tmp_path / "other.safetensors")
+    save_file({"a": np.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="no checkpoint of loopcore"):
         checkpoint.read(tmp_path / "other.safetensors")
     checkpoint.write(tmp_path / "later", ARRAYS, {**MANIFEST, "version": 2})
@@ -180,7 +181,8 @@ def test_a_stopped_fit_is_saved_too(tmp_path: Path) -> None:
 
 
 def test_arguments_that_make_no_sense(tmp_path: Path) -> None:
+    make: Any = lc.Checkpointer
     for options, said in (({"keep_top_k": 0}, "keep_top_k=0"), ({"every": 1.5}, "every"), ({"mode": "x"}, "mode='x'")):
         with pytest.raises(CallbackError, match=said):
-            lc.Checkpointer(tmp_path, **options)  # type: ignore[arg-type]
+            make(tmp_path, **options)
     assert not list(tmp_path.iterdir()), "nothing is made before there is something to save"

@@ -14,10 +14,11 @@ from tests.test_docs import ROOT
 from tests.test_docs import run as run_page
 
 import grain  # isort: skip
-import tensorflow as tf  # isort: skip
+import tensorflow as typed_tf  # isort: skip
 import torch  # isort: skip
 
 pytestmark = pytest.mark.timeout(300)
+tf: Any = typed_tf
 WEIGHTS = dense_weights((64, 32, 10))
 
 

@@ -65,5 +65,5 @@ def test_a_schedule_of_optax_is_taken_as_it_is_and_compiles_once() -> None:
     )
     learner.fit(2)
     assert learner.backend.traces == 1
-    assert learner.hyper.learning_rate == pytest.approx(float(optax.cosine_decay_schedule(0.5, 20)(9)))
+    assert learner.hyper.learning_rate == pytest.approx(float(np.asarray(optax.cosine_decay_schedule(0.5, 20)(9))))
     assert "fused" in learner.explain()

@@ -12,24 +12,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 
 import loopcore as lc
 from loopcore.errors import CallbackError, MissingFrameworkError
 from loopcore.loggers.base import run_folder, sanitised
 
+EVENT: Any = getattr(event_pb2, "Event")  # noqa: B009 - made when it is imported, which no type checker sees
 BATCH = (np.ones((4, 1)), np.ones((4, 1)))
 
 
-def events(folder: Path) -> list[Event]:
+def events(folder: Path) -> list[Any]:
     """All events of an event file, by the format that `RecordWriter` writes."""
     assert RecordWriter is not None
     (path,) = folder.glob("events.*")
     content, place, found = path.read_bytes(), 0, []
     while place < len(content):
         size = int.from_bytes(content[place : place + 8], "little")
-        found.append(Event.FromString(content[place + 12 : place + 12 + size]))
+        found.append(EVENT.FromString(content[place + 12 : place + 12 + size]))
         place += 12 + size + 4
     return found
 
@@ -78,7 +79,7 @@ def test_no_run_touches_the_files_of_another(tmp_path: Path) -> None:
     first.close()
     before = first.path.read_text()
     for make in (lc.loggers.CSVLogger, lc.loggers.JSONLinesLogger, lc.loggers.TensorBoardLogger):
-        make(tmp_path, "run").close()  # type: ignore[operator]
+        make(tmp_path, "run").close()
     assert first.path.read_text() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2", "run-3", "run-4"]
 

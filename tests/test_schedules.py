@@ -94,8 +94,7 @@ def test_a_skipped_step_does_not_count() -> None:
 
 
 def test_the_count_goes_on_through_fits_and_is_part_of_the_state() -> None:
-    make = lambda: lc.Scheduler({"learning_rate": schedules.linear(1.0, 0.0, 100)})  # noqa: E731
-    first, second = make(), make()
+    first, second = (lc.Scheduler({"learning_rate": schedules.linear(1.0, 0.0, 100)}) for _ in range(2))
     learner = lc.testing.toy_learner(callbacks=[first], steps=4)
     learner.fit(1)
     learner.fit(1)
@@ -130,13 +129,14 @@ def test_updates_are_counted_where_some_are_withheld() -> None:
 def test_what_cannot_be_scheduled_says_so_when_the_learner_is_built() -> None:
     with pytest.raises(AttributeError, match="there is no hyperparameter 'lr'"):
         lc.testing.toy_learner(callbacks=[lc.Scheduler({"lr": schedules.constant(1.0)})])
+    scheduler: Any = lc.Scheduler
     for arguments, said in (
         (({},), "takes a dict"),
         (({"learning_rate": 0.1},), r"schedules\.constant\(0\.1\)"),
         (({"learning_rate": schedules.constant(1.0)}, "batch"), "unit='batch'"),
     ):
         with pytest.raises(CallbackError, match=said):
-            lc.Scheduler(*arguments)  # type: ignore[arg-type]
+            scheduler(*arguments)
 
 
 def test_two_schedulers_of_one_name_are_a_conflict() -> None:

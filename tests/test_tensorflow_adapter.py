@@ -24,7 +24,7 @@ DRAW = np.random.default_rng(0)
 X, Y = DRAW.normal(size=(8, 3)).astype("f4"), DRAW.normal(size=(8, 2)).astype("f4")
 
 
-def learner_of(model: Any, optimizer: Any = None, **options: Any) -> lc.Learner:
+def learner_of(model: Any, optimizer: Any = None, **options: Any) -> Any:
     options = {"default_callbacks": False, **options}
     return lc.Learner(model, lc.losses.mse, lc.SGD(0.1) if optimizer is None else optimizer, **options)
 
@@ -235,7 +235,9 @@ def test_conversion_keeps_what_fits_and_copies_numpy() -> None:
     host = np.ones((2, 3), "f4")
     batch = {"x": tf.ones((2, 3)), "n": tf.constant([1, 2]), "name": "a", "none": None}
     assert backend.convert(batch) == batch
-    found = backend.convert({"x": host, "wide": host.astype("f8"), "flag": np.array([True]), "small": np.uint8([3])})
+    found = backend.convert(
+        {"x": host, "wide": host.astype("f8"), "flag": np.array([True]), "small": np.array([3], "u1")}
+    )
     host[:] = 7
     assert {name: value.dtype.name for name, value in found.items()} == {
         **{"x": "float32", "wide": "float32", "flag": "bool", "small": "uint8"}

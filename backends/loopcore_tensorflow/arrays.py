@@ -89,7 +89,7 @@ def is_array(value: Any) -> TypeGuard[Array]:
 def signature(array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and NumPy dtype; nothing is fetched."""
     if isinstance(array, (tf.Tensor, tf.Variable)):
-        return tuple(map(int, array.shape)), np.dtype(array.dtype.as_numpy_dtype)
+        return tuple(int(size) for size in array.shape.as_list()), np.dtype(array.dtype.as_numpy_dtype)
     host = np.asarray(array)
     return host.shape, host.dtype
 

@@ -214,7 +214,14 @@ def ones_like(x: Array, /, *, dtype: Any = None) -> Array:
 
 def full_like(x: Array, /, fill_value: Array | Number, *, dtype: Any = None) -> Array:
     """One value in the same shape, and dtype unless given."""
-    return tf.broadcast_to(tf.cast(fill_value, dtype or x.dtype), x.shape)
+    return tf.broadcast_to(scalar(fill_value, dtype or x.dtype), x.shape)
+
+
+def scalar(value: Array | Number, dtype: Any) -> Array:
+    """A number or an array in a dtype; a number is not rounded to float32 on the way."""
+    if isinstance(value, (bool, int, float)):
+        return tf.constant(bool(value) if dtype == tf.bool else value, dtype)
+    return tf.cast(value, dtype)
 
 
 def softmax(x: Array, /, *, axis: int = -1) -> Array:

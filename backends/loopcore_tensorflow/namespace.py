@@ -48,7 +48,7 @@ class Namespace:
         if dtype is None and isinstance(fill_value, float):
             dtype = self.dtype
         with self._placed():
-            value = tf.convert_to_tensor(fill_value) if dtype is None else tf.cast(fill_value, dtype)
+            value = tf.convert_to_tensor(fill_value) if dtype is None else functions.scalar(fill_value, dtype)
             return tf.fill((shape,) if isinstance(shape, int) else tuple(shape), value)
 
     def arange(self, start: Number, /, stop: Number | None = None, step: Number = 1, *, dtype: Any = None) -> Array:

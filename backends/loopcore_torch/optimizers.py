@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -193,7 +193,7 @@ class Optimizers:
         found: dict[str, Any] = {}
         for number, one in enumerate(self._attached):
             if not isinstance(one.optimizer, Optimizer):
-                found |= {f"{number}.{n}": to_numpy(v.value) for n, v in one.optimizer.keras.state().items()}
+                found |= {f"{number}.{n}": to_numpy(v.value) for n, v in cast(Any, one.optimizer).keras.state().items()}
                 continue
             for path, parameter in self._models.params.items():
                 kept = one.optimizer.state.get(parameter, {})
@@ -210,7 +210,7 @@ class Optimizers:
         known: set[str] = set()
         for number, one in enumerate(self._attached):
             if not isinstance(one.optimizer, Optimizer):
-                mine = {f"{number}.{n}": v for n, v in one.optimizer.keras.state().items()}
+                mine = {f"{number}.{n}": v for n, v in cast(Any, one.optimizer).keras.state().items()}
                 loaded += [(v, None, {"": state[name]}) for name, v in mine.items() if name in state]
                 known |= mine.keys()
                 continue

@@ -42,6 +42,11 @@ class Accumulated:
     Attributes:
         batches: completed steps.
         updates: windows that were applied; one whose update another callback withheld counts too.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.Accumulated(batches=5, updates=2)
+        Accumulated(batches=5, updates=2)
     """
 
     batches: int = 0
@@ -60,7 +65,7 @@ class GradientAccumulation(Callback):
     ``run_after = (GradientAccumulation,)`` see the mean; a window whose update another callback withholds is dropped.
     On backends that compile, steps that open, continue and close a window are programs of their own.
 
-    Reads: step.accumulating
+    Reads: step.grads, step.accumulating
     Writes: step.grads, step.apply, step.window, step.accumulating, shared.accumulated, shared.accumulated_weight,
         shared.accumulation, params, optimizer
     Handles: StepBegin, BackwardEnd (traced), StepEnd (also traced), EpochEnd
@@ -106,7 +111,7 @@ class GradientAccumulation(Callback):
     @on(StepBegin, AbstractTrainingPhase)
     def open(self, learner: Any, phase: Any) -> None:
         """Say whether the step begins a window, and whether it ends one."""
-        epoch = learner.epoch
+        epoch: Any = learner.epoch
         running = epoch is not None and epoch.outcome is None and epoch.phase is phase
         last = running and epoch.attempted == epoch.length
         learner.step.window = (self._position == 0, last or self._position + 1 >= self.n)

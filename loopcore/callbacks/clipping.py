@@ -16,7 +16,7 @@ class GradientClipping(Callback):
     With both limits the norm comes first. Where gradients are accumulated, their mean is clipped once, when it is
     applied, and not the gradient of each batch. A gradient that is not finite stays so; `StopOnNaNLoss` sees to it.
 
-    Reads: step.window
+    Reads: step.window, step.grads
     Writes: step.grads
     Runs after: GradientAccumulation
     Handles: BackwardEnd (traced)
@@ -58,5 +58,5 @@ class GradientClipping(Callback):
             length = tree.global_norm(step.grads)
             scale = xp.where(length > self.norm, self.norm / length, xp.ones_like(length))
             step.grads = tree.scale(step.grads, scale)
-        if self.value is not None:
-            step.grads = tree.map(lambda grad: xp.clip(grad, -self.value, self.value), step.grads)
+        if (limit := self.value) is not None:
+            step.grads = tree.map(lambda grad: xp.clip(grad, -limit, limit), step.grads)

@@ -212,7 +212,7 @@ class LogVisualization(_Logs):
         {'note': [(1, 'done')]}
     """
 
-    reads = ("shared.history",)
+    reads: tuple[str, ...] = ("shared.history",)
 
     def __init__(
         self,

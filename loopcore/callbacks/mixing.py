@@ -18,6 +18,7 @@ class MixUp(Callback):
     distribution Beta(alpha, alpha) for the batch. Integer labels become one-hot rows first. The loss takes
     probabilities then, as `losses.cross_entropy` does; `accuracy` counts the label with the larger share.
 
+    Reads: step.xs, step.ys
     Writes: step.xs, step.ys
     Handles: StepBegin (traced)
 
@@ -70,6 +71,7 @@ class LabelSmoothing(Callback):
     A one-hot row, or one of probabilities, becomes ``(1 - epsilon) * row + epsilon / classes``. Integer labels become
     one-hot rows first. The loss takes probabilities then, as `losses.cross_entropy` does. Validation is left alone.
 
+    Reads: step.ys
     Writes: step.ys
     Runs after: MixUp
     Handles: StepBegin (traced)
@@ -126,5 +128,10 @@ def probabilities(ys: Any, classes: int | None, xp: Any, who: str) -> Any:
 
 def _length(learner: Any, tree: Any) -> int:
     found: list[int] = []
-    learner.tree.map(lambda leaf: found.append(int(leaf.shape[0])) or leaf, tree)
+
+    def note(leaf: Any) -> Any:
+        found.append(int(leaf.shape[0]))
+        return leaf
+
+    learner.tree.map(note, tree)
     return found[0]

@@ -202,7 +202,7 @@ class TorchScheduler(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """That of the scheduler, where it is made of JSON values."""
-        state = getattr(self.scheduler, "state_dict", dict)()
+        state: dict[str, Any] = getattr(self.scheduler, "state_dict", dict)()
         return {name: value for name, value in state.items() if isinstance(value, (int, float, str, list, type(None)))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from loopcore.testing.conformance.subject import Subject
 
 W = dense_weights()
 KNOWN_LENGTH = pytest.mark.parametrize("known_length", [True, False], ids=["length", "no_length"])
-MAKERS = {
+MAKERS: dict[str, Any] = {
     "mixup": lambda: lc.MixUp(0.4, classes=OUTPUTS),
     "accumulation": lambda: lc.GradientAccumulation(2),
     "clipping": lambda: lc.GradientClipping(norm=0.2),

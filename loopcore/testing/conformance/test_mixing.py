@@ -89,7 +89,7 @@ def test_sharpness_aware_steps_by_hand(backend: Subject) -> None:
     rho, weights, pairs = 0.3, dict(W), batches(4)
     learner = make_learner(backend.mlp(W), phases=[lc.SAMTrainingPhase(rho)], data=(pairs, None))
     learner.fit(1)
-    optimizer = oracle.Optimizer(oracle.sgd(0.1), weights)
+    loss, optimizer = 0.0, oracle.Optimizer(oracle.sgd(0.1), weights)
     for x, y in pairs:
         loss = oracle.mse(oracle.mlp(weights, x), y)
         uphill = oracle.mse_gradient(weights, x, y)
