@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import NoneType
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import optree
@@ -89,7 +89,7 @@ def is_array(value: Any) -> TypeGuard[Array]:
 def signature(array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and NumPy dtype; nothing is fetched."""
     if isinstance(array, (tf.Tensor, tf.Variable)):
-        return tuple(int(size) for size in array.shape.as_list()), np.dtype(array.dtype.as_numpy_dtype)
+        return tuple(cast(Any, array).shape), np.dtype(array.dtype.as_numpy_dtype)
     host = np.asarray(array)
     return host.shape, host.dtype
 
