@@ -11,8 +11,17 @@ from time import monotonic
 from typing import Any
 
 __all__ = [
-    *("GL", "PQ", "Criterion", "Disjunction", "InvalidValue", "NumberLimit"),
-    *("NumberSinceBest", "Patience", "Threshold", "TimeLimit", "Warmup"),
+    "GL",
+    "PQ",
+    "Criterion",
+    "Disjunction",
+    "InvalidValue",
+    "NumberLimit",
+    "NumberSinceBest",
+    "Patience",
+    "Threshold",
+    "TimeLimit",
+    "Warmup",
 ]
 
 

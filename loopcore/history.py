@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from loopcore.errors import UnknownMetricError
+from loopcore.errors import MissingFrameworkError, UnknownMetricError
 
 if TYPE_CHECKING:
     from loopcore.phases import Phase
@@ -148,6 +149,45 @@ class Epochs(Mapping[str, list[float | None]]):
         phase, name = self._find(key, vars(self._shared).get("metrics_step") or Series())
         return [float(value) for value in self._shared.metrics_step[phase][name].latest()]
 
+    def records(self) -> list[dict[str, Any]]:
+        """One dict for each epoch, from 1, with the value of each metric; None where there is none.
+
+        Example:
+            >>> import loopcore as lc
+            >>> learner = lc.testing.toy_learner(steps=1)
+            >>> result = learner.fit(2)
+            >>> learner.history.records()[0]
+            {'epoch': 1, 'loss': 1.0}
+        """
+        columns = dict(self)
+        count = max(map(len, columns.values()), default=0)
+        padded = {key: [*values, *[None] * (count - len(values))] for key, values in columns.items()}
+        return [{"epoch": n + 1, **{key: values[n] for key, values in padded.items()}} for n in range(count)]
+
+    def to_pandas(self) -> Any:
+        """The epochs as a ``pandas.DataFrame``, with the epoch as its index.
+
+        Raises:
+            MissingFrameworkError: pandas is not installed.
+        """
+        pandas = optional("pandas", "history.to_pandas()", "pandas")
+        return pandas.DataFrame(self.records(), columns=["epoch", *self]).set_index("epoch")
+
+    def plot(self) -> Any:
+        """The metrics by epoch, one panel each with a curve for every phase, and below them what a `Scheduler` set.
+
+        Returns:
+            A ``matplotlib.figure.Figure``; a notebook shows it, ``figure.savefig("history.png")`` keeps it.
+
+        Raises:
+            MissingFrameworkError: matplotlib is not installed.
+        """
+        from loopcore.plotting import plot_history  # it is seldom needed
+
+        phases = {key: self.phase_of(key) for key in self}
+        hyper = vars(self._shared).get("hyper_step") or Series()
+        return plot_history(dict(self), phases, {phase: dict(series) for phase, series in hyper.items()})
+
     def phase_of(self, key: str) -> str:
         """The name of the phase that a metric belongs to.
 
@@ -180,6 +220,18 @@ class Epochs(Mapping[str, list[float | None]]):
 
     def __repr__(self) -> str:
         return repr(dict(self))
+
+
+def optional(module: str, what: str, package: str) -> Any:
+    """A library that only some need.
+
+    Raises:
+        MissingFrameworkError: it is not installed; says how to install it.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingFrameworkError(f"{what} needs {package}, which is not installed: pip install {package}") from error
 
 
 def prefix_of(phase: str) -> str:

@@ -11,8 +11,17 @@ from itertools import pairwise
 from typing import TypeAlias
 
 __all__ = [
-    *("constant", "cosine", "exponential", "linear", "one_cycle", "polynomial"),
-    *("scale", "sequence", "shift", "steps", "warmup"),
+    "constant",
+    "cosine",
+    "exponential",
+    "linear",
+    "one_cycle",
+    "polynomial",
+    "scale",
+    "sequence",
+    "shift",
+    "steps",
+    "warmup",
 ]
 
 Schedule: TypeAlias = Callable[[float], float]

@@ -1,0 +1,60 @@
+"""Pictures of a history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from loopcore.history import optional, prefix_of
+
+
+def plot_history(
+    values: Mapping[str, Sequence[float | None]],
+    phases: Mapping[str, str],
+    hyper: Mapping[str, Mapping[str, Any]],
+) -> Any:
+    """One panel for each metric, a curve for each phase; below, hyperparameters by step.
+
+    Args:
+        values: of every epoch, by key of the history.
+        phases: name of the phase of each key.
+        hyper: for each phase series by name.
+    """
+    figures = optional("matplotlib.figure", "history.plot()", "matplotlib")
+    ticker = optional("matplotlib.ticker", "history.plot()", "matplotlib")
+    metrics: dict[str, list[str]] = {}
+    for key in values:
+        metrics.setdefault(key.removeprefix(prefix_of(phases[key])), []).append(key)
+    series = {(phase, name): ring.latest() for phase, by_name in hyper.items() for name, ring in by_name.items()}
+    names = list(dict.fromkeys(name for _, name in series))
+    rows = len(metrics) + len(names)
+    figure = figures.Figure(figsize=(7, 2.6 * max(rows, 1)), layout="constrained")
+    if not rows:
+        return figure
+    panels = np.atleast_1d(figure.subplots(rows, 1))
+    for panel, (metric, keys) in zip(panels, metrics.items(), strict=False):
+        for key in keys:
+            numbers = [np.nan if value is None else value for value in values[key]]
+            panel.plot(
+                range(1, len(numbers) + 1), numbers, label=phases[key], marker="o" if len(numbers) < 30 else None
+            )
+        panel.set_title(metric, loc="left", fontsize=10)
+        panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        _finish(panel, "epoch")
+    for panel, name in zip(panels[len(metrics) :], names, strict=True):
+        for (phase, own), numbers in series.items():
+            if own == name:
+                panel.plot(range(1, len(numbers) + 1), numbers, label=phase, color="tab:gray")
+        panel.set_title(name, loc="left", fontsize=10)
+        _finish(panel, "step")
+    return figure
+
+
+def _finish(panel: Any, x_label: str) -> None:
+    panel.set_xlabel(x_label, fontsize=9)
+    panel.tick_params(labelsize=8)
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(fontsize=8, frameon=False)
