@@ -37,9 +37,8 @@ def plot_history(
     for panel, (metric, keys) in zip(panels, metrics.items(), strict=False):
         for key in keys:
             numbers = [np.nan if value is None else value for value in values[key]]
-            panel.plot(
-                range(1, len(numbers) + 1), numbers, label=phases[key], marker="o" if len(numbers) < 30 else None
-            )
+            marker = "o" if len(numbers) < 30 else None
+            panel.plot(range(1, len(numbers) + 1), numbers, label=phases[key], marker=marker, markersize=3)
         panel.set_title(metric, loc="left", fontsize=10)
         panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
         _finish(panel, "epoch")
