@@ -58,7 +58,7 @@ class Metric:
         self.own: AbstractMetric | None = fn if _is_own(fn) else None
         self.value = isinstance(fn, str)
         self.object = None if self.value or self.own is not None else _accumulator(fn)
-        keywords = tuple(args) if isinstance(args, Mapping) else _keywords(fn if self.object is None else fn.update)
+        keywords = tuple(args) if isinstance(args, Mapping) else _keywords(fn)
         self.args = (fn,) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
         self.phase = phase
         self.over = over
@@ -69,7 +69,7 @@ class Metric:
             raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
         self.fn: Callable[..., Any] = by_keyword(fn, keywords) if keywords else predictions_first(fn)
         if self.object is not None and keywords:
-            self.object.update = by_keyword(fn.update, keywords)
+            self.object.update = by_keyword(getattr(fn, "update", None) or fn.update_state, keywords)
         self.host = host or over == "epoch" or bool(self.object or self.own) or _is_numpy_only(fn)
 
     @property
@@ -198,7 +198,7 @@ def by_keyword(fn: Callable[..., Any], names: Sequence[str]) -> Callable[..., An
 def _keywords(fn: Any) -> tuple[str, ...]:
     """``("logits", "labels")`` of what takes these by keyword only."""
     try:
-        parameters = inspect.signature(fn).parameters
+        parameters = inspect.signature(getattr(fn, "update", fn)).parameters
     except (TypeError, ValueError):
         return ()
     only = {name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -7,6 +7,7 @@ from typing import Any
 
 from loopcore.callback import Callback, on
 from loopcore.callbacks.counting import counter
+from loopcore.callbacks.device import ToDevice
 from loopcore.errors import CallbackError
 from loopcore.events import BackwardEnd, EpochEnd, StepBegin, StepEnd
 from loopcore.phases import AbstractTrainingPhase, Handle, Phase
@@ -63,6 +64,7 @@ class GradientAccumulation(Callback):
     Reads: step.accumulating
     Writes: step.grads, step.apply, step.window, step.accumulating, shared.accumulated, shared.accumulated_weight,
         shared.accumulation, params, optimizer
+    Runs after: ToDevice
     Handles: StepBegin, BackwardEnd (traced), StepEnd (also traced), EpochEnd
 
     Args:
@@ -88,6 +90,7 @@ class GradientAccumulation(Callback):
         *("shared.accumulated", "shared.accumulated_weight", "shared.accumulation", "params", "optimizer"),
     )
     carries = ("shared.accumulated", "shared.accumulated_weight")
+    run_after = (ToDevice,)
 
     def __init__(self, n: int) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
