@@ -43,6 +43,13 @@ class Accumulated:
     Attributes:
         batches: completed steps.
         updates: windows that were applied; one whose update another callback withheld counts too.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner([lc.GradientAccumulation(2)], steps=6)
+        >>> result = learner.fit(1)
+        >>> learner.shared.accumulation.updates
+        3
     """
 
     batches: int = 0
