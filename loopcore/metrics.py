@@ -55,11 +55,14 @@ class Metric:
         if over not in ("step", "epoch"):
             raise ValueError(f'over is "step" or "epoch", not {over!r}')
         self.name = name or _name_of(fn)
-        self.own: AbstractMetric | None = fn if _is_own(fn) else None
+        given: Any = fn
+        self.own: AbstractMetric | None = given if _is_own(fn) else None
         self.value = isinstance(fn, str)
         self.object = None if self.value or self.own is not None else _accumulator(fn)
         keywords = tuple(args) if isinstance(args, Mapping) else _keywords(fn)
-        self.args = (fn,) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
+        self.args: tuple[str, ...] = (
+            (given,) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
+        )
         self.phase = phase
         self.over = over
         self.reads = tuple(f"step.{arg}" for arg in self.args)
@@ -67,9 +70,9 @@ class Metric:
             self.args, self.reads, self.phase = (), tuple(self.own.reads), phase or self.own.phase
         elif self.object is None and not self.value and not callable(fn):
             raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
-        self.fn: Callable[..., Any] = by_keyword(fn, keywords) if keywords else predictions_first(fn)
+        self.fn: Callable[..., Any] = by_keyword(given, keywords) if keywords else predictions_first(fn)
         if self.object is not None and keywords:
-            self.object.update = by_keyword(getattr(fn, "update", None) or fn.update_state, keywords)
+            self.object.update = by_keyword(getattr(given, "update", None) or given.update_state, keywords)
         self.host = host or over == "epoch" or bool(self.object or self.own) or _is_numpy_only(fn)
 
     @property

@@ -101,7 +101,7 @@ def test_flux_M4() -> None:
     assert losses[0] == 1.0 == learner.history.steps("smooth_loss")[0]
     weights = 0.9 ** np.arange(10)[::-1]
     assert learner.history["smooth_loss"][-1] == pytest.approx(weights @ losses / weights.sum())
-    assert losses[-1] < 0.02 < learner.history["smooth_loss"][-1]
+    assert losses[-1] < 0.02 < learner.history.steps("smooth_loss")[-1]
 
 
 def test_flux_M4_goes_on_after_a_stop() -> None:

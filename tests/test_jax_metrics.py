@@ -26,13 +26,14 @@ def test_metrics_of_nnx() -> None:
         model, lc.losses.cross_entropy, data=(None, pairs), phases=PHASES, callbacks=[lc.Metrics(lc.accuracy, *objects)]
     )
     learner.fit(2)
-    history = learner.history
+    history: Any = learner.history
     np.testing.assert_allclose(history["val_theirs"], history["val_accuracy"], rtol=1e-6)
     np.testing.assert_allclose(history["val_mean_loss"], 2 * [np.mean(history.steps("val_loss")[:3])], rtol=1e-5)
 
 
 def test_several_at_once() -> None:
-    both: Any = nnx.MultiMetric(accuracy=nnx.metrics.Accuracy(), loss=nnx.metrics.Average("loss"))
+    make: Any = nnx.MultiMetric
+    both = make(accuracy=nnx.metrics.Accuracy(), loss=nnx.metrics.Average("loss"))
     metric = lc.Metric(both, "both", args={"logits": "y_pred", "labels": "ys", "loss": "loss"})
     xs = np.ones((8, 2), np.float32)
     model = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
@@ -44,5 +45,6 @@ def test_several_at_once() -> None:
         callbacks=[lc.Metrics(lc.Loss("own_loss"), lc.accuracy, metric)],
     )
     learner.fit(1)
-    np.testing.assert_allclose(learner.history["val_loss"], learner.history["val_own_loss"], rtol=1e-6)
+    history: Any = learner.history
+    np.testing.assert_allclose(history["val_loss"], history["val_own_loss"], rtol=1e-6)
     assert "val_accuracy" in learner.history

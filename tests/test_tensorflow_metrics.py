@@ -25,6 +25,6 @@ def test_metrics_of_keras() -> None:
     callbacks = [lc.Metrics(lc.accuracy, lc.top_k_accuracy(2), *objects)]
     learner = lc.Learner(model, lc.losses.cross_entropy, data=(None, pairs), phases=PHASES, callbacks=callbacks)
     learner.fit(2)
-    history = learner.history
+    history: Any = learner.history
     np.testing.assert_allclose(history["val_theirs"], history["val_accuracy"], rtol=1e-6)
     np.testing.assert_allclose(history["val_their_top_2"], history["val_top_2_accuracy"], rtol=1e-6)

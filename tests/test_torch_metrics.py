@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torchmetrics
 from torch import nn
+from torchmetrics import classification
 
 import loopcore as lc
 
@@ -21,8 +22,8 @@ def test_metrics_of_torchmetrics() -> None:
     ys = draw.integers(3, size=50)
     model = nn.Linear(4, 3)
     objects: list[Any] = [
-        lc.Metric(torchmetrics.classification.MulticlassAccuracy(3, average="micro"), "theirs"),
-        lc.Metric(torchmetrics.classification.MulticlassAUROC(3), "auroc"),
+        lc.Metric(classification.MulticlassAccuracy(3, average="micro"), "theirs"),
+        lc.Metric(classification.MulticlassAUROC(3), "auroc"),
         lc.Metric(torchmetrics.MeanMetric(), "mean_loss", args=("loss",)),
     ]
     data = (None, list(lc.data.batches((xs, ys), 20)))
@@ -30,11 +31,11 @@ def test_metrics_of_torchmetrics() -> None:
         model, lc.losses.cross_entropy, None, data, phases=PHASES, callbacks=[lc.Metrics(lc.accuracy, *objects)]
     )
     learner.fit(1)
-    history = learner.history
+    history: Any = learner.history
     np.testing.assert_allclose(history["val_theirs"], history["val_accuracy"], rtol=1e-6)
     by_batch = [nn.functional.cross_entropy(model(torch.tensor(x)), torch.tensor(y)).item() for x, y in data[1]]
     np.testing.assert_allclose(history["val_mean_loss"], [np.mean(by_batch)], rtol=1e-5)
-    auroc = torchmetrics.classification.MulticlassAUROC(3)(model(torch.tensor(xs)), torch.tensor(ys))
+    auroc = classification.MulticlassAUROC(3)(model(torch.tensor(xs)), torch.tensor(ys))
     np.testing.assert_allclose(history["val_auroc"], [float(auroc)], rtol=1e-6)
 
 
@@ -46,6 +47,7 @@ def test_collections_give_several_numbers() -> None:
         model, lc.losses.mse, data=(None, [(xs, xs[:, :1])]), phases=PHASES, callbacks=[lc.Metrics(both)]
     )
     learner.fit(1)
+    history: Any = learner.history
     error = abs(float(model(torch.ones(2)).detach()) - 1)
-    np.testing.assert_allclose(learner.history["val_MeanSquaredError"], [error**2], rtol=1e-5)
-    np.testing.assert_allclose(learner.history["val_MeanAbsoluteError"], [error], rtol=1e-5)
+    np.testing.assert_allclose(history["val_MeanSquaredError"], [error**2], rtol=1e-5)
+    np.testing.assert_allclose(history["val_MeanAbsoluteError"], [error], rtol=1e-5)

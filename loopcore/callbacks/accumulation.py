@@ -117,8 +117,9 @@ class GradientAccumulation(Callback):
     def open(self, learner: Any, phase: Any) -> None:
         """Say whether the step begins a window, and whether it ends one."""
         epoch = learner.epoch
-        running = epoch is not None and epoch.outcome is None and epoch.phase is phase
-        last = running and epoch.attempted == epoch.length
+        last = False
+        if epoch is not None and epoch.outcome is None and epoch.phase is phase:
+            last = epoch.attempted == epoch.length
         learner.step.window = (self._position == 0, last or self._position + 1 >= self.n)
 
     @on(BackwardEnd, AbstractTrainingPhase, traced=True)

@@ -59,4 +59,5 @@ class GradientClipping(Callback):
             scale = xp.where(length > self.norm, self.norm / length, xp.ones_like(length))
             step.grads = tree.scale(step.grads, scale)
         if self.value is not None:
-            step.grads = tree.map(lambda grad: xp.clip(grad, -self.value, self.value), step.grads)
+            most = self.value
+            step.grads = tree.map(lambda grad: xp.clip(grad, -most, most), step.grads)

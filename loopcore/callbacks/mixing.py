@@ -126,5 +126,10 @@ def probabilities(ys: Any, classes: int | None, xp: Any, who: str) -> Any:
 
 def _length(learner: Any, tree: Any) -> int:
     found: list[int] = []
-    learner.tree.map(lambda leaf: found.append(int(leaf.shape[0])) or leaf, tree)
+
+    def measure(leaf: Any) -> Any:
+        found.append(int(leaf.shape[0]))
+        return leaf
+
+    learner.tree.map(measure, tree)
     return found[0]

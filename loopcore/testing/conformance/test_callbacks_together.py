@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from itertools import permutations
 from typing import Any
 
@@ -16,7 +17,7 @@ from loopcore.testing.conformance.subject import Subject
 
 W = dense_weights()
 KNOWN_LENGTH = pytest.mark.parametrize("known_length", [True, False], ids=["length", "no_length"])
-MAKERS = {
+MAKERS: dict[str, Callable[[], lc.Callback]] = {
     "mixup": lambda: lc.MixUp(0.4, classes=OUTPUTS),
     "accumulation": lambda: lc.GradientAccumulation(2),
     "clipping": lambda: lc.GradientClipping(norm=0.2),
