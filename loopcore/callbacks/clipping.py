@@ -16,7 +16,7 @@ class GradientClipping(Callback):
     With both limits the norm comes first. Where gradients are accumulated, their mean is clipped once, when it is
     applied, and not the gradient of each batch. A gradient that is not finite stays so; `StopOnNaNLoss` sees to it.
 
-    Reads: step.window
+    Reads: step.window, step.grads
     Writes: step.grads
     Runs after: GradientAccumulation
     Handles: BackwardEnd (traced)

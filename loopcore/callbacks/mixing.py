@@ -18,6 +18,7 @@ class MixUp(Callback):
     distribution Beta(alpha, alpha) for the batch. Integer labels become one-hot rows first. The loss takes
     probabilities then, as `losses.cross_entropy` does; `accuracy` counts the label with the larger share.
 
+    Reads: step.xs, step.ys
     Writes: step.xs, step.ys
     Handles: StepBegin (traced)
 
@@ -70,6 +71,7 @@ class LabelSmoothing(Callback):
     A one-hot row, or one of probabilities, becomes ``(1 - epsilon) * row + epsilon / classes``. Integer labels become
     one-hot rows first. The loss takes probabilities then, as `losses.cross_entropy` does. Validation is left alone.
 
+    Reads: step.ys
     Writes: step.ys
     Runs after: MixUp
     Handles: StepBegin (traced)
