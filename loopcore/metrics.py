@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,13 +55,13 @@ class Metric:
         if over not in ("step", "epoch"):
             raise ValueError(f'over is "step" or "epoch", not {over!r}')
         self.name = name or _name_of(fn)
-        self.own: AbstractMetric | None = cast(Any, fn) if _is_own(fn) else None
+        given: Any = fn
+        self.own: AbstractMetric | None = given if _is_own(fn) else None
         self.value = isinstance(fn, str)
         self.object = None if self.value or self.own is not None else _accumulator(fn)
-        called: Any = fn if self.object is None else getattr(fn, "update", None)
-        keywords = tuple(args) if isinstance(args, Mapping) else _keywords(called)
+        keywords = tuple(args) if isinstance(args, Mapping) else _keywords(fn)
         self.args: tuple[str, ...] = (
-            (str(fn),) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
+            (given,) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
         )
         self.phase = phase
         self.over = over
@@ -70,9 +70,9 @@ class Metric:
             self.args, self.reads, self.phase = (), tuple(self.own.reads), phase or self.own.phase
         elif self.object is None and not self.value and not callable(fn):
             raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
-        self.fn: Callable[..., Any] = by_keyword(called, keywords) if keywords else predictions_first(cast(Any, fn))
+        self.fn: Callable[..., Any] = by_keyword(given, keywords) if keywords else predictions_first(fn)
         if self.object is not None and keywords:
-            self.object.update = by_keyword(called, keywords)
+            self.object.update = by_keyword(getattr(given, "update", None) or given.update_state, keywords)
         self.host = host or over == "epoch" or bool(self.object or self.own) or _is_numpy_only(fn)
 
     @property
@@ -201,7 +201,7 @@ def by_keyword(fn: Callable[..., Any], names: Sequence[str]) -> Callable[..., An
 def _keywords(fn: Any) -> tuple[str, ...]:
     """``("logits", "labels")`` of what takes these by keyword only."""
     try:
-        parameters = inspect.signature(fn).parameters
+        parameters = inspect.signature(getattr(fn, "update", fn)).parameters
     except (TypeError, ValueError):
         return ()
     only = {name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}

@@ -224,8 +224,8 @@ class Programs:
 
     def _report(self, key: tuple[Hashable, ...], there: Sequence[Segment], cut: int) -> None:
         """Log why a further program is made; warn when they do not end."""
-        whole = [found for other, found in self._segments.items() if not other[-1]]  # without those of cuts
-        known = sum(map(len, whole))
+        counts: list[int] = [len(found) for other, found in self._segments.items() if not other[-1]]
+        known = sum(counts)  # without what follows a cut
         if cut or not known:
             self._last = key if not cut else self._last
             return

@@ -7,6 +7,7 @@ from typing import Any
 
 from loopcore.callback import Callback, on
 from loopcore.callbacks.counting import counter
+from loopcore.callbacks.device import ToDevice
 from loopcore.errors import CallbackError
 from loopcore.events import BackwardEnd, EpochEnd, StepBegin, StepEnd
 from loopcore.phases import AbstractTrainingPhase, Handle, Phase
@@ -30,7 +31,7 @@ class AccumulatedUpdate(Phase):
 
     def step(self, learner: Any, handle: Handle, state: State) -> None:
         """BackwardEnd, and the update."""
-        state.grads = learner.shared.accumulated
+        state.grads = learner.shared.accumulated[0]
         handle(BackwardEnd())
         learner.update(state.grads)
 
@@ -45,8 +46,10 @@ class Accumulated:
 
     Example:
         >>> import loopcore as lc
-        >>> lc.Accumulated(batches=5, updates=2)
-        Accumulated(batches=5, updates=2)
+        >>> learner = lc.testing.toy_learner([lc.GradientAccumulation(2)], steps=6)
+        >>> result = learner.fit(1)
+        >>> learner.shared.accumulation.updates
+        3
     """
 
     batches: int = 0
@@ -65,9 +68,9 @@ class GradientAccumulation(Callback):
     ``run_after = (GradientAccumulation,)`` see the mean; a window whose update another callback withholds is dropped.
     On backends that compile, steps that open, continue and close a window are programs of their own.
 
-    Reads: step.grads, step.accumulating
-    Writes: step.grads, step.apply, step.window, step.accumulating, shared.accumulated, shared.accumulated_weight,
-        shared.accumulation, params, optimizer
+    Reads: step.grads, step.pooled
+    Writes: step.grads, step.apply, step.window, step.pooled, shared.accumulated, shared.accumulation, params, optimizer
+    Runs after: ToDevice
     Handles: StepBegin, BackwardEnd (traced), StepEnd (also traced), EpochEnd
 
     Args:
@@ -87,12 +90,13 @@ class GradientAccumulation(Callback):
         [1.0, 1.0, 1.0, 1.0, 0.64, 0.64, 0.64, 0.64, 0.4096, 0.4096]
     """
 
-    traced_reads = ("step.grads", "step.accumulating")
+    traced_reads = ("step.grads", "step.pooled")
     writes = (
-        *("step.grads", "step.apply", "step.window", "step.accumulating"),
-        *("shared.accumulated", "shared.accumulated_weight", "shared.accumulation", "params", "optimizer"),
+        *("step.grads", "step.apply", "step.window", "step.pooled"),
+        *("shared.accumulated", "shared.accumulation", "params", "optimizer"),
     )
-    carries = ("shared.accumulated", "shared.accumulated_weight")
+    carries = ("shared.accumulated",)
+    run_after = (ToDevice,)
 
     def __init__(self, n: int) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
@@ -104,8 +108,7 @@ class GradientAccumulation(Callback):
     def setup(self, learner: Any) -> None:
         """Start with an empty window."""
         shared = learner.shared
-        shared.accumulated = learner.tree.zeros_like(learner.params.value)
-        shared.accumulated_weight = counter(learner)
+        shared.accumulated = learner.tree.zeros_like(learner.params.value), counter(learner)
         shared.accumulation = Accumulated()
 
     @on(StepBegin, AbstractTrainingPhase)
@@ -121,27 +124,26 @@ class GradientAccumulation(Callback):
     def accumulate(self, learner: Any, phase: Any) -> None:
         """Bring the gradient into the mean, and withhold the update but for the last step of a window."""
         step, shared = learner.step, learner.shared
-        if hasattr(step, "accumulating"):
+        if hasattr(step, "pooled"):
             raise CallbackError(
                 f"GradientAccumulation heard BackwardEnd twice in a step of phase {phase.name!r}: it takes one "
                 "gradient, of all learner.params, a step"
             )
         begins, ends = step.window
-        weight = part = _as_array(learner.xp, learner.sample_weight, shared.accumulated_weight)
-        if not begins:
-            weight = shared.accumulated_weight + part
-            part = part / weight
-        step.accumulating = (_mean(learner, shared.accumulated, step.grads, part, begins), weight)
+        mean, before = shared.accumulated
+        weight = _as_array(learner.xp, learner.sample_weight, before)
+        total = weight if begins else before + weight
+        step.pooled = _mean(learner, mean, step.grads, weight / total, begins), total
         step.apply = ends
         if ends:
-            step.grads = step.accumulating[0]
+            step.grads = step.pooled[0]
 
     @on(StepEnd, AbstractTrainingPhase, traced=True)
     def keep(self, learner: Any, phase: Any) -> None:
         """Keep the mean for the next step, of a step that was completed."""
         step, shared = learner.step, learner.shared
-        if not step.window[1] and hasattr(step, "accumulating"):
-            shared.accumulated, shared.accumulated_weight = step.accumulating
+        if not step.window[1] and hasattr(step, "pooled"):
+            shared.accumulated = step.pooled
 
     @on(StepEnd, AbstractTrainingPhase)
     def count(self, learner: Any, phase: Any, event: StepEnd) -> None:

@@ -8,6 +8,7 @@ from loopcore.callback import Callback, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
 from loopcore.callbacks.clipping import GradientClipping
 from loopcore.callbacks.counting import counter, is_float
+from loopcore.callbacks.device import ToDevice
 from loopcore.events import EpochBegin, EpochEnd, StepEnd
 from loopcore.phases import AbstractTrainingPhase, AbstractValidationPhase
 
@@ -26,7 +27,7 @@ class AveragedWeights(Callback):
 
     Reads: step.updated
     Writes: shared.averaged_params, shared.averaged_buffers, shared.averaged_updates, params, buffers
-    Runs after: GradientAccumulation, GradientClipping
+    Runs after: ToDevice, GradientAccumulation, GradientClipping
     Handles: StepEnd (traced), EpochBegin, EpochEnd
 
     Args:
@@ -53,7 +54,7 @@ class AveragedWeights(Callback):
         *("params", "buffers"),
     )
     carries = ("shared.averaged_params", "shared.averaged_buffers", "shared.averaged_updates")
-    run_after = (GradientAccumulation, GradientClipping)
+    run_after = (ToDevice, GradientAccumulation, GradientClipping)
 
     def __init__(
         self, decay: float | None = 0.999, *, warmup: bool = False, debias: bool = False, start: int = 0

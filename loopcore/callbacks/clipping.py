@@ -58,5 +58,6 @@ class GradientClipping(Callback):
             length = tree.global_norm(step.grads)
             scale = xp.where(length > self.norm, self.norm / length, xp.ones_like(length))
             step.grads = tree.scale(step.grads, scale)
-        if (limit := self.value) is not None:
-            step.grads = tree.map(lambda grad: xp.clip(grad, -limit, limit), step.grads)
+        if self.value is not None:
+            most = self.value
+            step.grads = tree.map(lambda grad: xp.clip(grad, -most, most), step.grads)

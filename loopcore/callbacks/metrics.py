@@ -181,7 +181,7 @@ class Metrics(Callback):
         metric.own.step(learner, phase)
         value = getattr(metric.own, "step_value", lambda: None)()
         if value is not None:
-            learner.shared.metrics_step.of(phase.name, metric.name, Ring).extend([float(value)])
+            learner.shared.metrics_step.of(phase.name, metric.name, Ring).extend(np.array([float(value)]))
 
     def state_dict(self) -> dict[str, Any]:
         """The exponential means."""

@@ -129,9 +129,9 @@ def probabilities(ys: Any, classes: int | None, xp: Any, who: str) -> Any:
 def _length(learner: Any, tree: Any) -> int:
     found: list[int] = []
 
-    def note(leaf: Any) -> Any:
+    def measure(leaf: Any) -> Any:
         found.append(int(leaf.shape[0]))
         return leaf
 
-    learner.tree.map(note, tree)
+    learner.tree.map(measure, tree)
     return found[0]

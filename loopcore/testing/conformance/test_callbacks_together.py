@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from itertools import permutations
 from typing import Any
 
@@ -16,7 +17,7 @@ from loopcore.testing.conformance.subject import Subject
 
 W = dense_weights()
 KNOWN_LENGTH = pytest.mark.parametrize("known_length", [True, False], ids=["length", "no_length"])
-MAKERS: dict[str, Any] = {
+MAKERS: dict[str, Callable[[], lc.Callback]] = {
     "mixup": lambda: lc.MixUp(0.4, classes=OUTPUTS),
     "accumulation": lambda: lc.GradientAccumulation(2),
     "clipping": lambda: lc.GradientClipping(norm=0.2),
@@ -42,8 +43,8 @@ def labelled(*sizes: int) -> list[tuple[Array, Array]]:
 
 def fitted(backend: Subject, names: Any, known_length: bool = True, **options: Any) -> lc.Learner:
     """Two epochs with callbacks in this order of the list."""
-    train = labelled(5, 5, 5, 5, 3)  # two windows, and half a one with a smaller batch
-    callbacks = [*[MAKERS[name]() for name in names], lc.Metrics(lc.accuracy), lc.Recorder(), lc.StopOnNaNLoss()]
+    train = labelled(5, 5, 3)  # a window, and half a one with a smaller batch
+    callbacks = [*[MAKERS[name]() for name in names], lc.Metrics(lc.accuracy)]
     data: Any = (train if known_length else Unsized(train), labelled(6, 6))
     parts: dict[str, Any] = {"loss_fn": lc.losses.cross_entropy, "optimizer": lc.Momentum(0.1), "reads": (), **options}
     learner = make_learner(backend.linear(W), data=data, callbacks=callbacks, **parts)
@@ -54,7 +55,7 @@ def fitted(backend: Subject, names: Any, known_length: bool = True, **options: A
 def trained(backend: Subject, names: Any, known_length: bool = True, **options: Any) -> dict[str, Any]:
     """All that should not depend on the order of the list."""
     learner = fitted(backend, names, known_length, **options)
-    assert learner.shared.accumulation == lc.Accumulated(batches=10, updates=6)
+    assert learner.shared.accumulation == lc.Accumulated(batches=6, updates=4)
     assert [name for one in learner.callbacks if (name := type(one).__name__) in ORDER] == ORDER
     average = backend.leaves(learner, learner.shared.averaged_params)
     return {"weights": backend.weights(learner), "average": average, "history": dict(learner.history.items())}
@@ -63,7 +64,7 @@ def trained(backend: Subject, names: Any, known_length: bool = True, **options: 
 def test_all_orders_of_the_list_give_the_same_bits(backend: Subject) -> None:
     orders = list(permutations(MAKERS))
     assert len(orders) == 24
-    if forced_plan.get() == "split":  # five times as many programs, which live as long as the process
+    if forced_plan.get() != "fused":  # the order is the same in all plans of a backend; here they take long to compile
         orders = orders[::6]
     expected = trained(backend, MAKERS)
     assert not np.allclose(expected["weights"]["bias"], W["bias"])

@@ -86,7 +86,7 @@ def test_integers_are_not_mixed(backend: Subject) -> None:
 
 
 def test_sharpness_aware_steps_by_hand(backend: Subject) -> None:
-    rho, weights, pairs = 0.3, dict(W), batches(4)
+    rho, weights, pairs, loss = 0.3, dict(W), batches(4), 0.0
     learner = make_learner(backend.mlp(W), phases=[lc.SAMTrainingPhase(rho)], data=(pairs, None))
     learner.fit(1)
     loss, optimizer = 0.0, oracle.Optimizer(oracle.sgd(0.1), weights)
