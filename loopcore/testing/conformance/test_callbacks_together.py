@@ -61,6 +61,7 @@ def trained(backend: Subject, names: Any, known_length: bool = True, **options: 
     return {"weights": backend.weights(learner), "average": average, "history": dict(learner.history.items())}
 
 
+@pytest.mark.timeout(600)  # 24 times some programs to compile
 def test_all_orders_of_the_list_give_the_same_bits(backend: Subject) -> None:
     orders = list(permutations(MAKERS))
     assert len(orders) == 24
