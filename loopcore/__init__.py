@@ -11,6 +11,7 @@ from loopcore.callbacks.clipping import GradientClipping
 from loopcore.callbacks.device import ToDevice
 from loopcore.callbacks.early_stopping import EarlyStopping, MaxSteps, MaxTime
 from loopcore.callbacks.freezing import Freeze
+from loopcore.callbacks.garbage import GarbageCollect
 from loopcore.callbacks.log import LogHistograms, LogHyperParams, LogMetrics, LogVisualization
 from loopcore.callbacks.metrics import Metrics
 from loopcore.callbacks.mixing import LabelSmoothing, MixUp
@@ -88,6 +89,7 @@ __all__ = [
     "FitResult",
     "Freeze",
     "FunctionCallback",
+    "GarbageCollect",
     "GradientAccumulation",
     "GradientClipping",
     "HyperParameter",

@@ -117,7 +117,7 @@ def make_view(learner: Learner, callback: Callback, *, traced: bool) -> Any:
         "step": namespace_view("step", learner, access, loans),
         "shared": namespace_view("shared", learner, access, loans),
         "hyper": _HyperView(learner, access),
-        "random": Random(learner, name_of(callback)),
+        "random": Random(learner, name_of(callback.identity())),  # what is wrapped draws the same
     }
     members: dict[str, Any] = {"__slots__": (), "_access": access, "_loans": loans}
     for root in ("step", "shared", "hyper"):

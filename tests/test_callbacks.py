@@ -682,3 +682,23 @@ def test_models_move_once() -> None:
     with pytest.raises(BackendError, match="'cuda:0'"):
         learner.callbacks.replace(device, lc.ToDevice("cuda:0"))
     assert device in list(learner.callbacks) and learner.fit(1).status == "completed"
+
+
+def test_a_callback_may_hear_events_on_a_condition() -> None:
+    heard: list[str] = []
+    note = lc.FunctionCallback(lambda learner, phase: heard.append(f"{phase.name} {learner.attempt}"), lc.StepEnd)
+    wrapped = lc.throttle(note, lc.StepEnd, when=lambda phase: phase.name == "validation")
+    learner = toy_learner([wrapped], data=([BATCH] * 3, [BATCH] * 2))
+    learner.fit(1)
+    assert heard == ["validation 0", "validation 1"]
+    assert learner.callbacks.get(lc.FunctionCallback) is note
+    for options in ({}, {"when": 1}, {"when": bool, "every": 2}):
+        with pytest.raises(lc.errors.CallbackError, match="when"):
+            lc.throttle(note, lc.StepEnd, **options)  # type: ignore[arg-type]
+
+
+def test_garbage_is_collected_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr("gc.collect", lambda: calls.append(1))
+    toy_learner([lc.GarbageCollect(every=2)], data=([BATCH] * 5, None)).fit(2)
+    assert len(calls) == 5 + 2

@@ -282,7 +282,10 @@ def _build(spec: OptimizerSpec, params: list[nn.Parameter]) -> Optimizer:
         case Adam():
             return torch.optim.Adam(params, spec.learning_rate, (spec.beta1, spec.beta2), spec.epsilon, fused=fused)
         case Momentum():
-            return torch.optim.SGD(params, spec.learning_rate, spec.momentum, fused=fused)
+            optimizer = torch.optim.SGD(params, spec.learning_rate, spec.momentum, fused=fused)
+            for parameter in params:  # torch's fused kernel fails where some have a velocity and others none yet
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            return optimizer
         case SGD():
             return torch.optim.SGD(params, spec.learning_rate, fused=fused)
         case _:

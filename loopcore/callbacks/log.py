@@ -9,8 +9,8 @@ import numpy as np
 import optree
 
 from loopcore.callback import Callback, on
-from loopcore.errors import CallbackError
-from loopcore.events import EpochEnd, FitBegin, FitEnd
+from loopcore.errors import CallbackError, OptimizerError
+from loopcore.events import EpochEnd, FitBegin, FitEnd, StepEnd
 from loopcore.history import Ring, prefix_of
 from loopcore.loggers.base import Histogram, Loggable, Logger
 from loopcore.phases import AbstractTrainingPhase
@@ -98,10 +98,12 @@ class LogMetrics(_Logs):
 
 
 class LogHyperParams(_Logs):
-    """Log hyperparameters: their first values, and after every training epoch those that a `Scheduler` sets, by steps.
+    """Log hyperparameters: all of them once, and then what changed, by completed training steps.
 
-    Reads: hyper, shared.hyper_step
-    Handles: FitBegin, EpochEnd, FitEnd
+    Values of steps are written when an epoch ends.
+
+    Reads: hyper
+    Handles: FitBegin, StepEnd, EpochEnd, FitEnd
 
     Args:
         *loggers: where to.
@@ -113,42 +115,55 @@ class LogHyperParams(_Logs):
         >>> import loopcore as lc
         >>> logger = lc.loggers.MemoryLogger()
         >>> rate = lc.Scheduler({lc.LearningRate: lc.schedules.linear(1.0, 0.0, 4)})
-        >>> result = lc.testing.toy_learner(callbacks=[lc.LogHyperParams(logger), rate], steps=2).fit(1)
+        >>> result = lc.testing.toy_learner(callbacks=[lc.LogHyperParams(logger), rate], steps=3).fit(1)
         >>> logger.entries
-        {'hyper/learning_rate': [(0, 1.0), (1, 1.0), (2, 0.75)]}
+        {'hyper/learning_rate': [(0, 1.0), (2, 0.75), (3, 0.5)]}
     """
 
-    reads = ("hyper", "shared.hyper_step")
+    reads = ("hyper",)
 
     def __init__(self, *loggers: Logger) -> None:
         super().__init__(*loggers)
-        self._written: dict[str, int] = {}
+        self._steps = 0
+        self._last: dict[str, float] = {}
+        self._pending: list[tuple[str, float, int]] = []
 
     @on(FitBegin)
-    def log_first(self, learner: Any, phase: Any) -> None:
-        """Write all of them, where nothing was written yet."""
-        if not self._written:
-            for name in learner.hyper:
-                self._log(f"hyper/{name}", learner.hyper[name], 0)
-                self._written[name] = 0
+    def begin(self, learner: Any, phase: Any) -> None:
+        """Note what is new."""
+        for name in learner.hyper:
+            try:
+                self._note(name, learner.hyper[name])
+            except OptimizerError:  # a library keeps it where nobody can read it
+                continue
+
+    @on(StepEnd, AbstractTrainingPhase)
+    def step(self, learner: Any, phase: Any, event: StepEnd) -> None:
+        """Note what the step ran with, where that changed."""
+        if event.outcome == "completed":
+            self._steps += 1
+            for name in self._last:
+                self._note(name, learner.hyper[name])
+
+    def _note(self, name: str, value: float) -> None:
+        if self._last.get(name) != value:
+            self._last[name] = value
+            self._pending.append((name, value, self._steps))
 
     @on(EpochEnd, AbstractTrainingPhase)
-    def log_epoch(self, learner: Any, phase: Any) -> None:
-        """Write the values of the epoch's steps."""
-        for name, ring in getattr(learner.shared, "hyper_step", {}).get(phase.name, {}).items():
-            values = ring.latest()
-            first = ring.count - len(values)
-            for number in range(max(self._written.get(name, 0), first), ring.count):
-                self._log(f"hyper/{name}", float(values[number - first]), number + 1)
-            self._written[name] = ring.count
+    def write(self, learner: Any, phase: Any) -> None:
+        """Write what was noted."""
+        for name, value, step in self._pending:
+            self._log(f"hyper/{name}", value, step)
+        self._pending.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """How many values of each were written."""
-        return {"written": dict(self._written)}
+        """The number of steps, and the last values."""
+        return {"steps": self._steps, "last": dict(self._last)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind them."""
-        self._written = dict(state["written"])
+        """Go on from them."""
+        self._steps, self._last = int(state["steps"]), dict(state["last"])
 
 
 class LogHistograms(_Logs):

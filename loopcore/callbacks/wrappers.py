@@ -83,8 +83,16 @@ class Throttle(Sleeper):
     Of the events of a step it hears all or none: which one, it decides when the step begins.
     """
 
-    def __init__(self, callback: Callback, event: type[Event], every: int | None, seconds: float | None) -> None:
+    def __init__(
+        self,
+        callback: Callback,
+        event: type[Event],
+        every: int | None,
+        seconds: float | None,
+        when: Callable[[Any], bool] | None = None,
+    ) -> None:
         self.callback = callback
+        self._when = when
         self._event = event
         self._every = every
         self._seconds = seconds
@@ -164,6 +172,8 @@ class Throttle(Sleeper):
             self._awake[phase.name].pop()
 
     def _due(self, method: str, phase: Any) -> bool:
+        if self._when is not None:
+            return bool(self._when(phase))
         key = method if phase is None else f"{method}/{phase.name}"
         if self._every is not None:
             count = self._counts.get(key, 0) + 1
@@ -180,9 +190,14 @@ class Throttle(Sleeper):
 
 
 def throttle(
-    callback: Callback, event: type[Event], *, every: int | None = None, seconds: float | None = None
+    callback: Callback,
+    event: type[Event],
+    *,
+    every: int | None = None,
+    seconds: float | None = None,
+    when: Callable[[Any], bool] | None = None,
 ) -> Throttle:
-    """Let a callback hear an event only every n-th time, or at most once in some seconds.
+    """Let a callback hear an event only every n-th time, at most once in some seconds, or on a condition.
 
     Other events reach it as before. It counts each phase by itself, keeps its count across fits, and keeps access,
     order, requirements and identity of the callback: ``learner.callbacks.get`` finds the wrapped one.
@@ -192,13 +207,14 @@ def throttle(
         event: class of the event to thin out.
         every: it hears the n-th, 2n-th, ... event; at least 1.
         seconds: it hears an event if the last it heard is at least so long ago; the first one always.
+        when: it hears an event if ``when(phase)`` is true; asked when the step begins, of other events when they come.
 
     Returns:
         The wrapped callback.
 
     Raises:
-        CallbackError: not exactly one of ``every`` and ``seconds``, or one out of range, or the callback is a class
-            or does not listen to the event.
+        CallbackError: not exactly one of ``every``, ``seconds`` and ``when``, one out of range, or the callback is a
+            class or does not listen to the event.
         EventError: ``event`` is no event class.
 
     Example:
@@ -213,8 +229,10 @@ def throttle(
         raise CallbackError(f"throttle wraps an instance of Callback, not {callback!r}")
     if not (isinstance(event, type) and issubclass(event, Event)):
         raise EventError(f"throttle takes the class of an event, not {event!r}")
-    if (every is None) == (seconds is None):
-        raise CallbackError("throttle takes every=n or seconds=s, one of the two")
+    if (every is None) + (seconds is None) + (when is None) != 2:
+        raise CallbackError("throttle takes every=n, seconds=s or when=condition, one of them")
+    if when is not None and not callable(when):
+        raise CallbackError(f"when={when!r}: a function of the phase that says whether the callback hears the event")
     if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
         raise CallbackError(f"every={every!r}: a whole number of events, at least 1")
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
@@ -223,4 +241,4 @@ def throttle(
         issubclass(listener.event, event) or issubclass(event, listener.event) for listener in callback.listeners
     ):
         raise CallbackError(f"{type(callback).__name__} does not listen to {event.__name__}: nothing to throttle")
-    return Throttle(callback, event, every, seconds)
+    return Throttle(callback, event, every, seconds, when)

@@ -54,6 +54,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if _NAME in metafunc.fixturenames and "compiling" in metafunc.fixturenames:
         names = [name for name in chosen(metafunc.config) if len(_plans(name)) > 1]
         metafunc.parametrize(_NAME, names, indirect=True)
+    elif _NAME in metafunc.fixturenames and "any_plan" in metafunc.fixturenames:
+        metafunc.parametrize(_NAME, chosen(metafunc.config), indirect=True)
     elif _NAME in metafunc.fixturenames:
         names = [f"{name}{plan}" for name in chosen(metafunc.config) for plan in _plans(name)]
         metafunc.parametrize(_NAME, names, indirect=True)
@@ -88,6 +90,12 @@ def backend(request: pytest.FixtureRequest, _loopcore_backend_name: str) -> Iter
 @pytest.fixture
 def compiling(backend: Subject) -> Subject:
     """A backend that compiles steps, in the plan that follows from who listens."""
+    return backend
+
+
+@pytest.fixture
+def any_plan(backend: Subject) -> Subject:
+    """A backend in the plan that follows from who listens, for tests that choose others themselves."""
     return backend
 
 
