@@ -692,9 +692,10 @@ def test_a_callback_may_hear_events_on_a_condition() -> None:
     learner.fit(1)
     assert heard == ["validation 0", "validation 1"]
     assert learner.callbacks.get(lc.FunctionCallback) is note
-    for options in ({}, {"when": 1}, {"when": bool, "every": 2}):
+    wrong: Any
+    for wrong in ({}, {"when": 1}, {"when": bool, "every": 2}):
         with pytest.raises(lc.errors.CallbackError, match="when"):
-            lc.throttle(note, lc.StepEnd, **options)  # type: ignore[arg-type]
+            lc.throttle(note, lc.StepEnd, **wrong)
 
 
 def test_garbage_is_collected_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:

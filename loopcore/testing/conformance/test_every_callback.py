@@ -82,7 +82,7 @@ def test_it_does_the_same_in_compiled_and_eager_steps(any_plan: Subject, kind: A
     any_plan.close(found, expected, rtol=1e-4)
     assert [key for key in learners[0].history] == [key for key in learners[1].history]
     for key, values in learners[0].history.items():
-        np.testing.assert_allclose(values, learners[1].history[key], rtol=1e-4)
+        np.testing.assert_allclose(np.array(values, float), np.array(learners[1].history[key], float), rtol=1e-4)
 
 
 @KINDS
