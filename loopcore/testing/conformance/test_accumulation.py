@@ -156,6 +156,25 @@ def test_nothing_is_updated_after_a_loss_that_is_not_finite(backend: Subject, si
     backend.close(backend.weights(learner), by_hand([PAIRS[:2]], oracle.sgd(0.1)))
 
 
+class Blind(lc.StopOnNaNLoss):
+    """The guard as long as its host has not looked."""
+
+    def look(self, learner: Any, phase: Any) -> None:
+        """Not yet."""
+
+    def look_again(self, learner: Any, phase: Any) -> None:
+        """Not yet."""
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["length", "no_length"])
+def test_nor_by_what_an_epoch_left_over(backend: Subject, sized: bool) -> None:
+    bad = [*PAIRS[:2], (PAIRS[2][0], np.full_like(PAIRS[2][1], np.nan)), *PAIRS[3:]]
+    data: Any = (bad if sized else Unsized(bad), None)
+    learner = make_learner(backend.mlp(W), data=data, callbacks=[lc.GradientAccumulation(2), Blind()])
+    assert learner.fit(1).status == "completed"
+    backend.close(backend.weights(learner), by_hand([PAIRS[:2]], oracle.sgd(0.1)))
+
+
 def test_a_gradient_of_a_part_is_an_error(backend: Subject) -> None:
     class Part(lc.TrainingPhase):
         def step(self, learner: Any, handle: Any, state: Any) -> None:
