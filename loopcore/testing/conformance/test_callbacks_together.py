@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from itertools import permutations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,15 @@ import pytest
 
 import loopcore as lc
 from loopcore.testing import same_random
-from loopcore.testing.conformance.problems import OUTPUTS, Array, dense_weights, forced_plan, make_learner, ragged
+from loopcore.testing.conformance.problems import (
+    OUTPUTS,
+    Array,
+    dense_weights,
+    forced_plan,
+    make_learner,
+    ragged,
+    train,
+)
 from loopcore.testing.conformance.subject import Subject
 
 W = dense_weights()
@@ -99,3 +108,25 @@ def test_each_of_them_takes_part(backend: Subject, absent: str) -> None:
     found = [fitted(backend, names, compile=False).history for names in (MAKERS, some)]
     with_all, without = (np.array([*history.steps("loss"), *history.steps("val_loss")]) for history in found)
     assert not np.allclose(with_all, without, rtol=1e-3)
+
+
+def test_they_go_on_within_a_window(backend: Subject, tmp_path: Path) -> None:
+    """What they keep is part of a checkpoint."""
+
+    def fresh() -> lc.Learner:
+        callbacks = [*[make() for make in MAKERS.values()], lc.Recorder()]
+        optimizer = lc.Momentum(0.1)
+        return make_learner(
+            backend.linear(W), loss_fn=lc.losses.cross_entropy, optimizer=optimizer, callbacks=callbacks, compile=False
+        )
+
+    pairs = labelled(5, 5, 5, 5)
+    whole, first, second = fresh(), fresh(), fresh()
+    train(whole, pairs)
+    train(first, pairs[:3])
+    second.load(first.save(tmp_path / "run.safetensors"))
+    train(second, pairs[3:])
+    np.testing.assert_equal(second.export_weights(), whole.export_weights())
+    average, wanted = (backend.leaves(one, one.shared.averaged_params) for one in (second, whole))
+    np.testing.assert_equal(average, wanted)
+    assert second.shared.accumulation == whole.shared.accumulation == lc.Accumulated(batches=4, updates=2)
