@@ -104,12 +104,13 @@ class GradientAccumulation(Callback):
         self.n = n
         self._position = 0  # completed steps of the window that is open
         self._rest = AccumulatedUpdate()
+        self._counts = Accumulated()
 
     def setup(self, learner: Any) -> None:
         """Start with an empty window."""
         shared = learner.shared
         shared.accumulated = learner.tree.zeros_like(learner.params.value), counter(learner)
-        shared.accumulation = Accumulated()
+        shared.accumulation = self._counts
 
     @on(StepBegin, AbstractTrainingPhase)
     def open(self, learner: Any, phase: Any) -> None:
@@ -167,12 +168,13 @@ class GradientAccumulation(Callback):
         self._position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the window it is."""
-        return {"position": self._position}
+        """Where in the window it is, and its counts."""
+        return {"position": self._position, "batches": self._counts.batches, "updates": self._counts.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on within the window."""
         self._position = state["position"]
+        self._counts.batches, self._counts.updates = state["batches"], state["updates"]
 
 
 def _mean(learner: Any, old: Any, new: Any, part: Any, begins: bool) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from loopcore.callback import Callback, on
+from loopcore.callbacks.accumulation import AccumulatedUpdate
 from loopcore.callbacks.monitor import monitored
 from loopcore.errors import CallbackError
 from loopcore.events import EpochBegin, EpochEnd, StepBegin, StepEnd
@@ -102,7 +103,16 @@ class Scheduler(Callback):
             self._pending[name].append(value)
         if self.unit == "step":
             self.count += 1
-        elif self.unit == "update":
+        self._count_update(learner)
+
+    @on(StepEnd, AccumulatedUpdate)
+    def end_window(self, learner: Any, phase: Any, event: StepEnd) -> None:
+        """Count the update with what an epoch left over."""
+        if event.outcome == "completed":
+            self._count_update(learner)
+
+    def _count_update(self, learner: Any) -> None:
+        if self.unit == "update":
             updated = learner.step.updated
             self.count += updated is True or (updated is not None and bool(learner.to_host(updated)))
 

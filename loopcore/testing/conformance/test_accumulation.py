@@ -147,12 +147,46 @@ def test_a_gradient_of_zero_is_left_alone(backend: Subject) -> None:
 
 
 @pytest.mark.parametrize("sized", [True, False], ids=["length", "no_length"])
+def test_a_schedule_follows_updates(backend: Subject, sized: bool) -> None:
+    scheduler = lc.Scheduler({"learning_rate": lambda done: 0.1 / (done + 1)}, unit="update")
+    data: Any = (PAIRS if sized else Unsized(PAIRS), None)
+    learner = make_learner(backend.mlp(W), data=data, callbacks=[lc.GradientAccumulation(2), scheduler])
+    learner.fit(2)
+    weights = dict(W)
+    for done, window in enumerate(2 * [PAIRS[:2], PAIRS[2:4], PAIRS[4:]]):
+        grads = oracle.mse_gradient(weights, *joined(window))
+        rate = 0.1 / (done + 1)
+        weights = {name: weights[name] - rate * grads[name] for name in weights}
+    backend.close(backend.weights(learner), weights)
+    assert scheduler.count == 6
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["length", "no_length"])
 def test_nothing_is_updated_after_a_loss_that_is_not_finite(backend: Subject, sized: bool) -> None:
     bad = [*PAIRS[:2], (PAIRS[2][0], np.full_like(PAIRS[2][1], np.nan)), *PAIRS[3:]]
     data: Any = (bad if sized else Unsized(bad), None)
     learner = make_learner(backend.mlp(W), data=data, callbacks=[lc.GradientAccumulation(2), lc.StopOnNaNLoss()])
     result = learner.fit(1)
     assert (result.status, result.stopped_by) == ("stopped", "StopOnNaNLoss")
+    backend.close(backend.weights(learner), by_hand([PAIRS[:2]], oracle.sgd(0.1)))
+
+
+class Blind(lc.StopOnNaNLoss):
+    """The guard as long as its host has not looked."""
+
+    def look(self, learner: Any, phase: Any) -> None:
+        """Not yet."""
+
+    def look_again(self, learner: Any, phase: Any) -> None:
+        """Not yet."""
+
+
+@pytest.mark.parametrize("sized", [True, False], ids=["length", "no_length"])
+def test_nor_by_what_an_epoch_left_over(backend: Subject, sized: bool) -> None:
+    bad = [*PAIRS[:2], (PAIRS[2][0], np.full_like(PAIRS[2][1], np.nan)), *PAIRS[3:]]
+    data: Any = (bad if sized else Unsized(bad), None)
+    learner = make_learner(backend.mlp(W), data=data, callbacks=[lc.GradientAccumulation(2), Blind()])
+    assert learner.fit(1).status == "completed"
     backend.close(backend.weights(learner), by_hand([PAIRS[:2]], oracle.sgd(0.1)))
 
 
