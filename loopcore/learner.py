@@ -511,6 +511,7 @@ class Learner:
         self.backend.bind(models)
         self._attach(self.optimizer, {name: self.hyper[name] for name in self.hyper._own})
         self.model = Models(self, tuple(models))
+        self.runs.forget_runners()  # a program may hold the variables of the old models
 
     def hold(self, *patterns: str) -> tuple[str, ...]:
         """Leave some of the trained parameters as they are from now on; without a pattern nothing is held any more.

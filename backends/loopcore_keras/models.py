@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -73,10 +72,3 @@ class KerasModel:
             result = self.call(args, kwargs, training)
         now = {path: scope.get_current_value(variable) for path, variable in self.buffers.items()}
         return result, {path: value for path, value in now.items() if value is not None}
-
-    @contextmanager
-    def seeded(self, seeds: Sequence[Any]) -> Iterator[None]:
-        """Its random layers draw by these seeds."""
-        for variable, value in zip(self.seeds, seeds, strict=True):
-            variable.assign(value)
-        yield

@@ -42,6 +42,7 @@ class Models:
             UnknownModelError: one is of no kind that TensorFlow's users know, or has no variables yet.
         """
         self._bound, self.params, self.buffers = {}, {}, {}
+        self._parts.clear()
         dtype: Any = None
         for name, model in sorted(models.items(), key=lambda item: modules.is_tree(item[1])):
             self._bound[name] = one = bound(name, model, dtype)

@@ -93,6 +93,7 @@ class Optimizers:
             OptimizerError: one of another framework.
         """
         self._attached = [(self._made(given, paths), paths) for given, paths in optimizers]
+        self._parts.clear()
         self._owner = {path: number for number, (_, paths) in enumerate(self._attached) for path in paths}
 
     def _made(self, given: Any, paths: tuple[str, ...]) -> Any:

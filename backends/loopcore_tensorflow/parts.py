@@ -25,6 +25,10 @@ class Parts:
         self._programs = Programs(arrays, xla)
         self._made: dict[Hashable, Callable[..., Any]] = {}
 
+    def clear(self) -> None:
+        """Forget all programs: they hold the variables of models and optimizers."""
+        self._made.clear()
+
     def run(self, key: Hashable, fn: Callable[..., Tree], *trees: Tree) -> Tree:
         """``fn(*trees)``, compiled once for each key; as it is where an argument is more than tensors.
 

@@ -283,3 +283,16 @@ def test_parameters_without_a_forward(backend: Subject) -> None:
     weights = learner.export_weights()
     backend.close(weights["balance.squared"], 0.3 - 0.1 * expected["squared"])
     backend.close(weights["balance.absolute"], -0.2 - 0.1 * expected["absolute"])
+
+
+def test_a_model_that_replaced_another_is_the_one_that_trains(backend: Subject) -> None:
+    learner, phase = make_learner(backend.mlp(mlp_weights()), optimizer=lc.Momentum(0.1)), lc.TrainingPhase()
+    first = backend.mlp(mlp_weights(1))
+    for pair in batches(2):
+        learner.run_step(phase, pair)
+    learner.set_model(first)
+    other = make_learner(backend.mlp(mlp_weights(1)), optimizer=lc.Momentum(0.1))
+    for pair in batches(3):
+        learner.run_step(phase, pair)
+        other.run_step(phase, pair)
+    backend.close(backend.weights(learner), backend.weights(other))
