@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from loopcore.callback import Callback, name_of
 from loopcore.errors import CheckpointError, LoopcoreError
@@ -119,6 +117,9 @@ def write(path: str | Path, arrays: Arrays, manifest: Mapping[str, Any]) -> Path
     Raises:
         CheckpointError: the system refused; an older file of this name is as it was.
     """
+    from safetensors import SafetensorError  # here, so that importing the package loads nothing that few need
+    from safetensors.numpy import save_file
+
     path = Path(path)
     whole = {name: np.array(value, order="C") for name, value in arrays.items()}
     text = json.dumps(manifest)
@@ -141,6 +142,8 @@ def read(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
     Raises:
         CheckpointError: there is none, it is no checkpoint, damaged, or of a later version.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
@@ -166,6 +169,8 @@ def manifest_of(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none.
     """
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(str(path), framework="np") as file:
             found: dict[str, Any] = json.loads((file.metadata() or {})["loopcore"])

@@ -439,8 +439,8 @@ def test_removing_what_is_not_there() -> None:
 @pytest.mark.parametrize(
     ("words", "options"),
     [
-        (("every=n or seconds=s",), {}),
-        (("every=n or seconds=s",), {"every": 1, "seconds": 1.0}),
+        (("every=n, seconds=s or when=condition",), {}),
+        (("every=n, seconds=s or when=condition",), {"every": 1, "seconds": 1.0}),
         (("every=0", "at least 1"), {"every": 0}),
         (("every=2.5", "a whole number"), {"every": 2.5}),
         (("every='3'", "a whole number"), {"every": "3"}),
