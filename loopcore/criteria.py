@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf, isfinite
+from statistics import fmean
 from time import monotonic
 from typing import Any
 
@@ -43,7 +44,7 @@ class Criterion:
         raise NotImplementedError(f"{type(self).__name__} does not say when to stop: define update(self, loss)")
 
     def update_training(self, loss: float) -> None:
-        """Take the next training loss, which only `PQ` looks at."""
+        """Take the next training loss, which `PQ` and `InvalidValue` look at."""
 
     def reset(self) -> None:
         """Forget all losses."""
@@ -204,7 +205,7 @@ class TimeLimit(Criterion):
 
 
 class InvalidValue(Criterion):
-    """Stop when a loss is NaN or infinite.
+    """Stop when a loss, or a training loss, is NaN or infinite.
 
     Example:
         >>> import loopcore as lc
@@ -212,15 +213,33 @@ class InvalidValue(Criterion):
         True
     """
 
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all losses."""
+        self._found = False
+
+    def update_training(self, loss: float) -> None:
+        """Take a training loss."""
+        self._found |= not isfinite(loss)
+
     def update(self, loss: float) -> bool:
-        """Whether it is NaN or infinite."""
-        return not isfinite(loss)
+        """Whether one so far was NaN or infinite."""
+        self._found |= not isfinite(loss)
+        return self._found
 
 
 class GL(Criterion):
-    """Stop when the generalisation loss, ``100 * (loss / best - 1)``, is above ``alpha``; of losses above 0.
+    """Stop when the generalisation loss, ``100 * (loss - best) / abs(best)``, is above ``alpha``.
 
     Prechelt, Early stopping - but when? (1998).
+
+    Args:
+        alpha: in percent, above 0.
+
+    Raises:
+        ValueError: it is not.
 
     Example:
         >>> import loopcore as lc
@@ -230,7 +249,7 @@ class GL(Criterion):
     """
 
     def __init__(self, alpha: float = 2.0) -> None:
-        self.alpha = alpha
+        self.alpha = _above_0("alpha", alpha)
         self.reset()
 
     def reset(self) -> None:
@@ -244,10 +263,18 @@ class GL(Criterion):
 
 
 class PQ(Criterion):
-    """Stop when the generalisation loss is more than ``alpha`` times the progress in training; of losses above 0.
+    """Stop when the generalisation loss is more than ``alpha`` times the progress in training, or that has stalled.
 
-    The progress over the last ``k`` training losses is ``1000 * (mean / min - 1)``. Prechelt, Early stopping - but
-    when? (1998).
+    The generalisation loss is that of `GL`; the progress over the last ``k`` training losses is
+    ``1000 * (mean - min) / abs(min)``. Prechelt, Early stopping - but when? (1998).
+
+    Args:
+        alpha: above 0.
+        k: training losses that count, at least 2. Before there are so many it stops nothing.
+        tol: a progress not above this is none, above 0.
+
+    Raises:
+        ValueError: an argument is out of its range.
 
     Example:
         >>> import loopcore as lc
@@ -260,9 +287,12 @@ class PQ(Criterion):
         [False, False, True]
     """
 
-    def __init__(self, alpha: float = 0.75, k: int = 5) -> None:
-        self.alpha = alpha
+    def __init__(self, alpha: float = 0.75, k: int = 5, tol: float = 2.0**-52) -> None:
+        self.alpha = _above_0("alpha", alpha)
         self.k = _at_least_1("k", k)
+        if k == 1:
+            raise ValueError("k=1: the progress of a single loss is always 0; at least 2")
+        self.tol = _above_0("tol", tol)
         self.reset()
 
     def reset(self) -> None:
@@ -275,27 +305,27 @@ class PQ(Criterion):
         self._training.append(loss)
 
     def update(self, loss: float) -> bool:
-        """Whether the quotient is above alpha; never before there are k training losses."""
+        """Whether the quotient is above alpha, or there was no progress; never before there are k training losses."""
         self._best = min(self._best, loss)
         if len(self._training) < self.k:
             return False
-        mean, least = sum(self._training) / self.k, min(self._training)
-        return _over_best(loss, self._best) > self.alpha * 10 * _over_best(mean, least)
+        progress = 10 * _over_best(fmean(self._training), min(self._training))
+        return progress <= self.tol or _over_best(loss, self._best) > self.alpha * progress
 
 
 class Warmup(Criterion):
-    """Another criterion that stops nothing at its first ``n`` losses, which it sees all the same.
+    """Another criterion that begins after ``n`` losses, which it does not see; nor the training losses until then.
 
     Example:
         >>> import loopcore as lc
-        >>> stop = lc.criteria.Warmup(lc.criteria.Threshold(1.0), n=1)
-        >>> stop.update(0.5), stop.update(0.5)
-        (False, True)
+        >>> stop = lc.criteria.Warmup(lc.criteria.NumberSinceBest(1), n=1)
+        >>> [stop.update(loss) for loss in (0.1, 0.5, 0.6)]
+        [False, False, True]
     """
 
-    def __init__(self, criterion: Criterion, n: int) -> None:
+    def __init__(self, criterion: Criterion, n: int = 1) -> None:
         self.criterion = criterion
-        self.n = n
+        self.n = _at_least_1("n", n)
         self._count = 0
 
     def reset(self) -> None:
@@ -304,13 +334,14 @@ class Warmup(Criterion):
         self.criterion.reset()
 
     def update_training(self, loss: float) -> None:
-        """Hand it on."""
-        self.criterion.update_training(loss)
+        """Hand it on, after the first n losses."""
+        if self._count >= self.n:
+            self.criterion.update_training(loss)
 
     def update(self, loss: float) -> bool:
-        """Whether the criterion stops, and the first n losses are over."""
+        """Whether the criterion stops; never at the first n losses."""
         self._count += 1
-        return self.criterion.update(loss) and self._count > self.n
+        return self._count > self.n and self.criterion.update(loss)
 
 
 class Disjunction(Criterion):
@@ -346,7 +377,13 @@ class Disjunction(Criterion):
 
 def _over_best(value: float, best: float) -> float:
     """How many percent a value is above the best one."""
-    return 100 * (value / best - 1) if best else (0.0 if value == best else inf)
+    return 100 * (value - best) / abs(best) if best else (0.0 if value == best else inf)
+
+
+def _above_0(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name}={value!r}: a number above 0")
+    return value
 
 
 def _at_least_1(name: str, value: int) -> int:

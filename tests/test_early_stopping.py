@@ -15,7 +15,7 @@ import loopcore as lc
 from loopcore import criteria
 from loopcore.errors import CallbackError, UnknownMetricError
 
-LOSSES = st.lists(st.floats(0.01, 100), min_size=1, max_size=30)
+LOSSES = st.lists(st.floats(0.01, 100) | st.floats(-100, -0.01), min_size=1, max_size=30)
 
 
 def stops(criterion: Any, losses: Any, training: Any = ()) -> int | None:
@@ -42,39 +42,52 @@ def test_closed_forms(losses: list[float], n: int) -> None:
     assert stops(criteria.NumberLimit(n), losses) == first(k >= n for k in count)
     assert stops(criteria.NumberSinceBest(n), losses) == first(since_best >= n for since_best in since)
     assert stops(criteria.Patience(n), losses) == first(rising)
-    gl = [100 * (loss / least - 1) for loss, least in zip(losses, best, strict=True)]
+    gl = [100 * (loss - least) / abs(least) for loss, least in zip(losses, best, strict=True)]
     assert stops(criteria.GL(20), losses) == first(value > 20 for value in gl)
-    later = criteria.Warmup(criteria.Threshold(5), n)
-    assert stops(later, losses) == first(k > n and losses[k - 1] < 5 for k in count)
+    later, after = criteria.Warmup(criteria.NumberSinceBest(2), n), stops(criteria.NumberSinceBest(2), losses[n:])
+    assert stops(later, losses) == (None if after is None else n + after)
     both = criteria.NumberLimit(n) | criteria.Threshold(5)
     assert stops(both, losses) == first(k >= n or losses[k - 1] < 5 for k in count)
 
 
-@given(LOSSES, LOSSES, st.integers(1, 5))
+@given(LOSSES, LOSSES, st.integers(2, 5))
 def test_pq(losses: list[float], training: list[float], k: int) -> None:
     size = min(len(losses), len(training))
     losses, training = losses[:size], training[:size]
 
-    def quotient(t: int) -> bool:
-        window = training[t - k : t]
-        if len(window) < k:
-            return False
-        gl = 100 * (losses[t - 1] / min(losses[:t]) - 1)
-        progress = 1000 * (sum(window) / (k * min(window)) - 1)
-        return gl > 0.75 * progress + 1e-9
+    def decision(t: int) -> tuple[bool, bool]:
+        """Whether it stops; and whether that hangs on the last bits."""
+        window = training[t - k : t] if t >= k else []
+        if not window:
+            return False, False
+        gl = 100 * (losses[t - 1] - min(losses[:t])) / abs(min(losses[:t]))
+        progress = 1000 * (sum(window) / k - min(window)) / abs(min(window))
+        near = abs(gl - 0.75 * progress) < 1e-9 * max(1.0, gl) or 0 < progress < 1e-9
+        return progress <= 2**-52 or gl > 0.75 * progress, near
 
     found = stops(criteria.PQ(0.75, k), losses, training)
-    expected = first(quotient(t) for t in range(1, size + 1))
-    assert found == expected or (found is not None and not quotient(found))  # equal to rounding
+    for t in range(1, (found or size) + 1):
+        expected, near = decision(t)
+        assert near or expected == (t == found)
+
+
+def test_pq_stops_when_training_stalls() -> None:
+    assert stops(criteria.PQ(k=3), [4.0, 3.0, 2.0, 1.0], [5.0, 2.0, 2.0, 2.0]) == 4
+    assert stops(criteria.PQ(k=3, tol=50.0), [3.0, 2.0, 1.0], [2.1, 2.0, 2.0]) == 3, "17 per mille"
 
 
 def test_the_rest() -> None:
     assert [criteria.InvalidValue().update(value) for value in (1.0, nan, inf, -inf)] == [False, True, True, True]
+    assert stops(criteria.InvalidValue(), [1.0, 1.0, 1.0], [1.0, nan]) == 2, "a training loss"
     assert stops(criteria.TimeLimit(1e-9), [1.0, 1.0]) in (1, 2)
     assert stops(criteria.NumberSinceBest(2, min_delta=0.5), [3.0, 2.9, 2.8]) == 3
     assert stops(criteria.NumberSinceBest(2), [nan, 1.0, nan, 2.0]) == 4, "a NaN is never the best"
     with pytest.raises(ValueError, match="at least 1"):
         criteria.Patience(0)
+    with pytest.raises(ValueError, match="above 0"):
+        criteria.GL(0)
+    with pytest.raises(ValueError, match="at least 2"):
+        criteria.PQ(k=1)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +153,11 @@ def test_a_second_fit_begins_anew_unless_a_state_was_loaded() -> None:
 def test_what_is_better_may_be_larger() -> None:
     assert learner_of([1.0, 2.0, 3.0], lc.EarlyStopping(1, mode="max")).fit(3).status == "completed"
     assert learner_of([3.0, 2.0, 1.0], lc.EarlyStopping(1, mode="max")).fit(3).epochs == 1
+
+
+def test_a_relative_criterion_of_what_should_be_large() -> None:
+    stop = lc.EarlyStopping(criterion=criteria.GL(10), mode="max")
+    assert learner_of([0.5, 0.9, 0.88, 0.7], stop).fit(4).epochs == 3, "0.7 is 22 % below the best"
 
 
 def test_pq_sees_the_training_losses() -> None:
