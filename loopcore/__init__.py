@@ -8,18 +8,22 @@ from loopcore.callbacks.accumulation import Accumulated, AccumulatedUpdate, Grad
 from loopcore.callbacks.averaging import AveragedWeights
 from loopcore.callbacks.checkpointer import Checkpointer
 from loopcore.callbacks.clipping import GradientClipping
-from loopcore.callbacks.device import ToDevice
+from loopcore.callbacks.device import ToDevice, ToGPU
 from loopcore.callbacks.early_stopping import EarlyStopping, MaxSteps, MaxTime
 from loopcore.callbacks.freezing import Freeze
+from loopcore.callbacks.function import FunctionCallback
 from loopcore.callbacks.garbage import GarbageCollect
-from loopcore.callbacks.log import LogHistograms, LogHyperParams, LogMetrics, LogVisualization
+from loopcore.callbacks.log import LogHistograms, LogHyperParams, LogMetrics, LogTraces, LogVisualization
 from loopcore.callbacks.metrics import Metrics
 from loopcore.callbacks.mixing import LabelSmoothing, MixUp
+from loopcore.callbacks.profiler import Profiler
 from loopcore.callbacks.progress import MetricsPrinter, ProgressPrinter
 from loopcore.callbacks.recorder import Recorder
+from loopcore.callbacks.sanity import SanityCheck
 from loopcore.callbacks.scheduler import Scheduler, TorchScheduler
 from loopcore.callbacks.stopping import StopOnNaNLoss
-from loopcore.callbacks.wrappers import FunctionCallback, throttle
+from loopcore.callbacks.traces import Trace, Traces
+from loopcore.callbacks.wrappers import ConditionalCallback, throttle
 from loopcore.checkpoint import load_weights
 from loopcore.errors import (
     AccessError,
@@ -80,6 +84,7 @@ __all__ = [
     "CancelFittingException",
     "CancelStepException",
     "Checkpointer",
+    "ConditionalCallback",
     "EarlyStopping",
     "EpochBegin",
     "EpochEnd",
@@ -99,6 +104,7 @@ __all__ = [
     "LogHistograms",
     "LogHyperParams",
     "LogMetrics",
+    "LogTraces",
     "LogVisualization",
     "LoopcoreError",
     "Loss",
@@ -112,17 +118,22 @@ __all__ = [
     "Momentum",
     "Phase",
     "PredictionPhase",
+    "Profiler",
     "ProgressPrinter",
     "Recorder",
     "RunFirst",
     "SAMTrainingPhase",
+    "SanityCheck",
     "Scheduler",
     "SmoothLoss",
     "StepBegin",
     "StepEnd",
     "StopOnNaNLoss",
     "ToDevice",
+    "ToGPU",
     "TorchScheduler",
+    "Trace",
+    "Traces",
     "TrainingPhase",
     "ValidationPhase",
     "WeightDecay",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FREE = frozenset(
     {"epoch", "losses", "loss_fn", "phases", "predict", "run_epoch", "run_step", "fit", "seed", "stop_gradient"}
-    | {"attempt", "is_ready", "number", "sample_weight", "to_host", "tree", "xp"}
+    | {"accelerator", "attempt", "is_ready", "number", "profile", "sample_weight", "to_host", "tree", "xp"}
 )
 VERBS = {  # verb -> the declarations it needs
     "gradient": (("params",), ()),
@@ -41,6 +41,8 @@ VERBS = {  # verb -> the declarations it needs
     "set_model": ((), ("model",)),
     "to_device": ((), ("model",)),
     "history": (("shared.metrics_epoch",), ()),
+    "peek": (("data",), ()),
+    "rehearse": (("model", "params", "buffers"), ()),
 }
 ROOTS = ("step", "shared", "hyper", "model", "params", "buffers", "optimizer", "data")
 _INSTEAD = {  # what it cannot reach -> what to do

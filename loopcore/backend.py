@@ -11,6 +11,8 @@ lists, tuples (or the framework's own containers) of arrays.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -290,6 +292,18 @@ class Backend(Protocol):
 
     def tree_leaves(self, tree: Tree) -> list[Any]:
         """The leaves in canonical order."""
+        ...
+
+
+class Extras(Protocol):
+    """What an adapter may have besides; the core asks whether it does."""
+
+    def profile(self, folder: Path) -> AbstractContextManager[None]:
+        """Profile a block with the framework's own profiler; its files are in the folder when the block ends."""
+        ...
+
+    def accelerator(self) -> Any:
+        """The first accelerator, as `to_device` takes it; None if there is none."""
         ...
 
 

@@ -122,23 +122,33 @@ def checked_reads(owner: str, reads: Any) -> tuple[str, ...]:
 
 
 class Batches:
-    """The data of one epoch; an error if it yields nothing."""
+    """The data of one epoch; an error if it yields nothing.
 
-    def __init__(self, data: Any, phase: Phase) -> None:
+    Args:
+        data: what yields the batches.
+        phase: whose epoch, for the error.
+        begun: by the id of data, what goes on with an iteration that was begun to look at a batch.
+    """
+
+    def __init__(self, data: Any, phase: Phase, begun: dict[int, tuple[Any, Iterator[Any]]] | None = None) -> None:
         self._data = data
         self._phase = phase
+        self._begun = {} if begun is None else begun
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self._data)
+        _, batches = self._begun.pop(id(self._data), (None, None))
+        if batches is None:
+            batches = iter(self._data)
         for first in batches:
             return chain((first,), batches)
-        raise _nothing(self._phase, self._data)
+        raise nothing_in(self._phase, self._data)
 
 
-def _nothing(phase: Phase, data: Any) -> EmptyDataError:
+def nothing_in(phase: Phase, data: Any) -> EmptyDataError:
+    """The error for data without a batch."""
     if is_one_shot(data):
         return DataExhaustedError(
             f"the data of phase {phase.name!r} is a {type(data).__name__} that is used up: it can be read only once. "
@@ -179,7 +189,7 @@ def data_of(learner: Learner, phase: Phase, data: Any = None) -> Any:
                 f"{there}): pass Learner(data={{{phase.data_key!r}: ...}}) or run_epoch(phase, data)"
             )
     if length_of(data) == 0:
-        raise _nothing(phase, data)
+        raise nothing_in(phase, data)
     return _iterable(phase.name, data)
 
 

@@ -86,7 +86,7 @@ class CallbackList:
         for callback in new:
             _check_listeners(callback)
             _check_owner(callback, learner)
-        members = tuple(kept.get(id(c)) or _member(learner, c) for c in order.callbacks)
+        members = tuple(kept.get(id(c)) or make_member(learner, c) for c in order.callbacks)
         before = dict(shared)
         try:
             for name in stale:
@@ -107,7 +107,8 @@ class CallbackList:
         learner.runs.forget_runners()
 
 
-def _member(learner: Learner, callback: Callback) -> Member:
+def make_member(learner: Learner, callback: Callback) -> Member:
+    """A callback with its two views."""
     return Member(callback, make_view(learner, callback, traced=False), make_view(learner, callback, traced=True))
 
 

@@ -20,6 +20,7 @@ LoopcoreError
 ├── EventError                   an event class where an instance is needed, or the reverse
 ├── GradientError                an objective that cannot be differentiated
 │   └── LossError                an objective that did not return a scalar
+├── SanityError                  a check before the fit found something wrong
 ├── UnknownMetricError           the history has no metric of a name (also a KeyError)
 ├── WeightsError                 weights that do not fit the model
 ├── TraceError                   a step that cannot be compiled as it is written
@@ -122,6 +123,10 @@ class EmptyDataError(DataError):
 
 class DataExhaustedError(EmptyDataError):
     """A one-shot iterator was asked for a second epoch."""
+
+
+class SanityError(LoopcoreError):
+    """A `SanityCheck` found something wrong before the fit began; its cause is the first error itself."""
 
 
 class UnpackError(DataError, ValueError):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from loopcore import checkpoint, losses, registry
-from loopcore.backend import Tree
+from loopcore import checkpoint, losses, registry, rehearsal
+from loopcore.backend import Extras, Tree
 from loopcore.building import (
     Batches,
     check_options,
@@ -27,7 +28,7 @@ from loopcore.building import (
 from loopcore.callback import Callback
 from loopcore.callback_list import CallbackList
 from loopcore.defaults import with_defaults
-from loopcore.errors import CallbackError, GradientError, UnpackError, WeightsError
+from loopcore.errors import BackendError, CallbackError, GradientError, UnpackError, WeightsError
 from loopcore.events import BackwardEnd
 from loopcore.explain import explain
 from loopcore.fitting import FitResult, fit
@@ -214,7 +215,7 @@ class Learner:
         runs.ended = None
         runs.length, runs.last = (None if feed is None else length_of(feed)), last
         try:
-            phase.epoch(self, None if feed is None else Batches(feed, phase))
+            phase.epoch(self, None if feed is None else Batches(feed, phase, runs.begun))
         finally:
             runs.length, runs.last = None, True
         if runs.ended is None:
@@ -264,6 +265,78 @@ class Learner:
             for batch in Batches(feed, phase):
                 found.append(self.to_host(self.run_step(phase, batch).y_pred))
         return self.backend.tree_map(lambda *parts: np.concatenate(parts), *found)
+
+    def peek(self, phase: Phase) -> Any:
+        """Look at the next batch of a phase and put it back: the next epoch of that data begins with it.
+
+        Args:
+            phase: whose data.
+
+        Returns:
+            The batch as the data yields it; None for a phase without data.
+
+        Raises:
+            DataError: there is no data, or no batch in it.
+
+        Example:
+            >>> import loopcore as lc
+            >>> learner = lc.testing.toy_learner(data=(iter([(1.0, 1.0), (2.0, 2.0)]), None))
+            >>> learner.peek(lc.TrainingPhase()), learner.peek(lc.TrainingPhase())
+            ((1.0, 1.0), (1.0, 1.0))
+        """
+        return rehearsal.peek(self, phase)
+
+    def rehearse(self, phase: Phase, batch: Any) -> State:
+        """Run one step of a phase that changes nothing: no callback hears it, and no update takes effect.
+
+        It runs eagerly, and shows the real error of a body that does not work. Weights, buffers, counts, ``shared``
+        and the attributes of the phase are put back; what else a body changes is not.
+
+        Args:
+            phase: what a step is.
+            batch: what `Phase.unpack` of the phase takes.
+
+        Returns:
+            The state of the step, with all its values.
+
+        Raises:
+            CallbackError: a step is running.
+
+        Example:
+            >>> import loopcore as lc
+            >>> learner, phase = lc.testing.toy_learner(), lc.TrainingPhase()
+            >>> float(learner.rehearse(phase, learner.peek(phase)).loss), learner.params.value
+            (1.0, {'w': array([0.])})
+        """
+        return rehearsal.rehearse(self, phase, batch)
+
+    def profile(self, folder: str | Path) -> AbstractContextManager[None]:
+        """Profile what runs in a ``with`` block with the framework's own profiler.
+
+        Args:
+            folder: where its files go; made when it is needed. NumPy writes one for ``pstats``; the others what
+                TensorBoard's profiler, Perfetto or ``chrome://tracing`` shows.
+
+        Raises:
+            BackendError: the backend has none.
+
+        Example:
+            >>> import loopcore as lc, tempfile, pathlib
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     with lc.testing.toy_learner().profile(folder):
+            ...         pass
+            ...     [path.suffix for path in pathlib.Path(folder).iterdir()]
+            ['.pstats']
+        """
+        if not hasattr(self.backend, "profile"):
+            raise BackendError(f"the {self.backend.name} backend has no profiler")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return cast(Extras, self.backend).profile(Path(folder))
+
+    @property
+    def accelerator(self) -> Any:
+        """The first accelerator that the framework sees, such as a GPU, for `to_device`; None if it sees none."""
+        return cast(Extras, self.backend).accelerator() if hasattr(self.backend, "accelerator") else None
 
     def explain(self) -> str:
         """Print the order of the callbacks with the reason of each edge, and the plan of each phase.

@@ -100,7 +100,7 @@ class Pending:
             return host
         words = np.ascontiguousarray(host[..., slot.start : slot.stop])
         found = words != 0 if slot.dtype == "bool" else words.view(slot.dtype)
-        return found.reshape(*host.shape[:-1], *slot.shape)
+        return found.reshape((*host.shape[:-1], *slot.shape))  # a tuple: of one 0-d value it is empty
 
 
 def fetched(values: Sequence[Any]) -> np.ndarray[Any, Any]:

@@ -39,14 +39,14 @@ def plot_history(
             numbers = [np.nan if value is None else value for value in values[key]]
             marker = "o" if len(numbers) < 30 else None
             panel.plot(range(1, len(numbers) + 1), numbers, label=phases[key], marker=marker, markersize=3)
-        panel.set_title(metric, loc="left", fontsize=10)
-        panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        panel.set_title(metric, loc="left", fontsize=10, parse_math=False)
+        panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
         _finish(panel, "epoch")
     for panel, name in zip(panels[len(metrics) :], names, strict=True):
         for (phase, own), numbers in series.items():
             if own == name:
                 panel.plot(range(1, len(numbers) + 1), numbers, label=phase, color="tab:gray")
-        panel.set_title(name, loc="left", fontsize=10)
+        panel.set_title(name, loc="left", fontsize=10, parse_math=False)
         _finish(panel, "step")
     return figure
 
@@ -56,4 +56,5 @@ def _finish(panel: Any, x_label: str) -> None:
     panel.tick_params(labelsize=8)
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(fontsize=8, frameon=False)
+    for text in panel.legend(fontsize=8, frameon=False).get_texts():
+        text.set_parse_math(False)  # a name is no formula

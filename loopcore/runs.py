@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class Runs:
         attempts: steps begun, by phase name.
         gradient: how gradients are taken, by the backend or, while a step is compiled, by its trace.
         runners: by the id of their phase; made by `runner_of`.
+        begun: by the id of data somebody looked into: its state before the look, and what its next epoch iterates.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -55,6 +56,7 @@ class Runs:
         self._scope: AbstractContextManager[Any] | None = None
         self._outside: dict[str, int] = {}
         self.runners: dict[int, Runner] = {}
+        self.begun: dict[int, tuple[Any, Iterator[Any]]] = {}
         self._fit_table: Table | None = None
 
     def open(self) -> None:

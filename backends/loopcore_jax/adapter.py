@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -72,6 +73,17 @@ class Backend:
         except UnknownModelError:
             return False
         return True
+
+    def accelerator(self) -> Any:
+        """The first of JAX's devices that is no CPU."""
+        return next((device for device in jax.devices() if device.platform != "cpu"), None)
+
+    @contextmanager
+    def profile(self, folder: Path) -> Iterator[None]:
+        """Profile a block with jax.profiler, to the end of the programs it started."""
+        with jax.profiler.trace(str(folder)):
+            yield
+            jax.block_until_ready(self.carried())  # type: ignore[no-untyped-call]
 
     # -- models and optimizers ---------------------------------------------------------------------------------
 

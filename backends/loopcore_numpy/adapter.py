@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import cProfile
 import threading
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,16 @@ class Backend:
     def recognises(model: Any) -> bool:
         """Whether it is a tree of NumPy arrays, ``(apply_fn, params)`` or ``(apply_fn, params, state)``."""
         return recognises(model)
+
+    @contextmanager
+    def profile(self, folder: Path) -> Iterator[None]:
+        """Profile a block with cProfile; ``python -m pstats profile.pstats`` reads the file."""
+        profiler = cProfile.Profile()
+        try:
+            with profiler:
+                yield
+        finally:
+            profiler.dump_stats(folder / "profile.pstats")
 
     # -- models and optimizers -------------------------------------------------------------------------------------
 

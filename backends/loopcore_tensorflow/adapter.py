@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,17 @@ class Backend:
             return True
         leaves = optree.tree_leaves(model, none_is_leaf=True)
         return modules.is_tree(model) and any(isinstance(x, (tf.Tensor, tf.Variable)) for x in leaves)
+
+    def accelerator(self) -> str | None:
+        """The first of TensorFlow's devices that is no CPU."""
+        devices = [one for one in tf.config.list_logical_devices() if one.device_type not in ("CPU", "TPU_SYSTEM")]
+        return devices[0].name if devices else None
+
+    @contextmanager
+    def profile(self, folder: Path) -> Iterator[None]:
+        """Profile a block with tf.profiler; TensorBoard shows the files."""
+        with tf.profiler.experimental.Profile(str(folder)):
+            yield
 
     # -- models and optimizers ---------------------------------------------------------------------------------
 

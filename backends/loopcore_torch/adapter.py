@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,6 +84,16 @@ class Backend:
         self.random: RandomBackend = Random(dtype, device)
         self._generators = GlobalGenerators(device)
         self._seed = self._generators.seed
+
+    def accelerator(self) -> torch.device | None:
+        """The device of ``torch.accelerator``, if there is one."""
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+    @contextmanager
+    def profile(self, folder: Path) -> Iterator[None]:
+        """Profile a block with torch.profiler; the file is a trace for TensorBoard, Perfetto or Chrome."""
+        with torch.profiler.profile(on_trace_ready=torch.profiler.tensorboard_trace_handler(str(folder))):
+            yield
 
     # -- models and optimizers ---------------------------------------------------------------------------------
 

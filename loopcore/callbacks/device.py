@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loopcore.callback import Callback
+from loopcore.errors import BackendError
 
 
 class ToDevice(Callback):
@@ -31,3 +32,36 @@ class ToDevice(Callback):
     def setup(self, learner: Any) -> None:
         """Move everything."""
         learner.to_device(self.device)
+
+
+class ToGPU(Callback):
+    """Move models, buffers and optimizer state to the first accelerator, once, when it joins; batches follow them.
+
+    Writes: model, params, buffers, optimizer
+
+    Args:
+        required: whether a machine without one is an error; False leaves everything on the CPU there.
+
+    Raises:
+        BackendError: the framework sees no accelerator; when it joins a learner.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.testing.toy_learner(callbacks=[lc.ToGPU(required=False)]).fit(1).status
+        'completed'
+    """
+
+    writes = ("model", "params", "buffers", "optimizer")
+
+    def __init__(self, *, required: bool = True) -> None:
+        self.required = required
+
+    def setup(self, learner: Any) -> None:
+        """Move everything."""
+        device = learner.accelerator
+        if device is not None:
+            learner.to_device(device)
+        elif self.required:
+            raise BackendError(
+                "ToGPU: the framework sees no accelerator here. Write ToGPU(required=False) to train on the CPU then"
+            )

@@ -1,105 +1,36 @@
-"""Callbacks made from functions and from other callbacks."""
+"""Callbacks made from other callbacks, which hear some of their events only."""
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from loopcore.callback import Callback, Listener, Resolution, RunFirst, Sleeper, on, wants_event
+from loopcore.callback import Callback, Listener, Resolution, RunFirst, Sleeper, wants_event
 from loopcore.errors import CallbackError, EventError
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
-
-if TYPE_CHECKING:
-    from loopcore.phases import Phase
 
 _OUTSIDE_STEPS = (FitBegin, FitEnd, EpochBegin, EpochEnd)
 
 
-class FunctionCallback(Callback):
-    """A callback from one function.
+class Wrapper(Sleeper):
+    """Base of the wrappers: a callback that hears an event only when they say so, and everything else as before.
+
+    Of the events of a step it hears all or none: which one, that is decided when the step begins. Access, order,
+    requirements, conflicts, identity and state are those of the callback inside.
 
     Args:
-        fn: ``fn(learner, phase)``, called with the guarded view.
-        event: class of the event.
-        phase: class of the phase. Default: every phase.
-        reads: as `Callback.reads`.
-        writes: as `Callback.writes`.
-        traced: the function is pure array code and part of a compiled step.
-
-    Raises:
-        EventError: ``event`` is no event class.
-        CallbackError: ``fn`` cannot be called with ``(learner, phase)``.
-
-    Example:
-        >>> import loopcore as lc
-        >>> losses = []
-        >>> keep = lc.FunctionCallback(
-        ...     lambda learner, phase: losses.append(float(learner.step.loss)),
-        ...     lc.StepEnd, lc.TrainingPhase, reads=("step.loss",),
-        ... )
-        >>> result = lc.testing.toy_learner(callbacks=[keep], steps=2).fit(1)
-        >>> [round(loss, 2) for loss in losses]
-        [1.0, 0.64]
+        callback: what to wrap.
+        event: class of the event to thin out.
     """
 
-    def __init__(
-        self,
-        fn: Callable[[Any, Any], None],
-        event: type[Event],
-        phase: type[Phase] | None = None,
-        *,
-        reads: tuple[str, ...] = (),
-        writes: tuple[str, ...] = (),
-        traced: bool = False,
-    ) -> None:
-        on(event, phase, traced=traced)  # checks the arguments
-        _check_function(fn)
-        self.fn = fn
-        self.reads = reads
-        self.writes = writes
-        self.listeners = (Listener(event, phase, traced, "call"),)
-
-    def call(self, learner: Any, phase: Any) -> None:
-        """Call the function."""
-        self.fn(learner, phase)
-
-
-def _check_function(fn: Any) -> None:
-    try:
-        inspect.signature(fn).bind(None, None)
-    except TypeError:
-        came = f"one with the signature {inspect.signature(fn)}" if callable(fn) else repr(fn)
-        raise CallbackError(f"FunctionCallback takes a function fn(learner, phase), not {came}") from None
-    except ValueError:  # a builtin without a signature
-        return
-
-
-class Throttle(Sleeper):
-    """A callback that hears one event only now and then; made by `throttle`.
-
-    Of the events of a step it hears all or none: which one, it decides when the step begins.
-    """
-
-    def __init__(
-        self,
-        callback: Callback,
-        event: type[Event],
-        every: int | None,
-        seconds: float | None,
-        when: Callable[[Any], bool] | None = None,
-    ) -> None:
+    def __init__(self, callback: Callback, event: type[Event]) -> None:
+        _check(type(self).__name__, callback, event)
         self.callback = callback
-        self._when = when
         self._event = event
-        self._every = every
-        self._seconds = seconds
-        self._counts: dict[str, int] = {}
-        self._last: dict[str, float] = {}
         self._awake: dict[str, list[bool]] = {}  # of the steps that run, by phase, the innermost last
-        self._of_steps = False  # whether it throttles an event of a step
+        self._of_steps = False  # whether it thins out an event of a step
         self.reads = callback.reads
         self.writes = callback.writes
         self.traced_reads = callback.traced_reads
@@ -113,8 +44,11 @@ class Throttle(Sleeper):
             name = f"_call_{index}"
             setattr(self, name, self._caller(listener))
             listeners.append(replace(listener, method=name))
-        listeners.append(Listener(FitBegin, None, False, "_restart"))
         self.listeners = tuple(listeners)
+
+    def _hears(self, key: str, phase: Any) -> bool:
+        """Whether it hears what comes now: the event of one handler, or a step."""
+        raise TypeError(f"{type(self).__name__} does not say what it hears: define _hears(self, key, phase)")
 
     def setup(self, learner: Any) -> None:
         """Set up the wrapped callback."""
@@ -129,24 +63,23 @@ class Throttle(Sleeper):
         return self.callback.resolve_conflict(other)
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts and the state of the wrapped callback."""
-        return {"counts": dict(self._counts), "callback": self.callback.state_dict()}
+        """The state of the wrapped callback."""
+        return {"callback": self.callback.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self._counts = dict(state["counts"])
         self.callback.load_state_dict(state["callback"])
 
     def _caller(self, listener: Listener) -> Callable[..., None]:
         method = getattr(self.callback, listener.method)
         with_event = wants_event(method)
-        throttled = issubclass(listener.event, self._event) or issubclass(self._event, listener.event)
-        self._of_steps |= throttled and not issubclass(listener.event, _OUTSIDE_STEPS)
+        thinned = issubclass(listener.event, self._event) or issubclass(self._event, listener.event)
+        self._of_steps |= thinned and not issubclass(listener.event, _OUTSIDE_STEPS)
 
         def call(learner: Any, phase: Any, event: Any) -> None:
-            if throttled and isinstance(event, self._event):
+            if thinned and isinstance(event, self._event):
                 steps = None if isinstance(event, _OUTSIDE_STEPS) else self._awake.get(phase.name)
-                if not (steps[-1] if steps else self._due(listener.method, phase)):
+                if not (steps[-1] if steps else self._hears(listener.method, phase)):
                     return
             if with_event:
                 method(learner, phase, event)
@@ -160,7 +93,7 @@ class Throttle(Sleeper):
         inner = self.callback.wake(phase) if isinstance(self.callback, Sleeper) else ()
         if not self._of_steps:
             return inner
-        heard = self._due("step", phase)
+        heard = self._hears("step", phase)
         self._awake.setdefault(phase.name, []).append(heard)
         return inner if heard else (*inner, self._event)
 
@@ -171,10 +104,98 @@ class Throttle(Sleeper):
         if self._of_steps:
             self._awake[phase.name].pop()
 
-    def _due(self, method: str, phase: Any) -> bool:
+
+def _check(name: str, callback: Any, event: Any) -> None:
+    if not isinstance(callback, Callback):
+        raise CallbackError(f"{name} wraps an instance of Callback, not {callback!r}")
+    if not (isinstance(event, type) and issubclass(event, Event)):
+        raise EventError(f"{name} takes the class of an event, not {event!r}")
+    if not any(issubclass(one.event, event) or issubclass(event, one.event) for one in callback.listeners):
+        raise CallbackError(f"{type(callback).__name__} does not listen to {event.__name__}: {name} changes nothing")
+
+
+class ConditionalCallback(Wrapper):
+    """A callback that hears its events only while a condition holds.
+
+    Order, access, conflicts and identity stay those of the callback: ``learner.callbacks.get`` finds it.
+
+    Args:
+        callback: what to wrap.
+        condition: ``condition(learner, phase) -> bool`` with the view of the callback; asked when a step begins, of
+            events outside steps when they come. The phase is None when a fit begins or ends.
+        event: class of the events it is asked for; others always reach the callback. Default: all.
+        reads: what the condition reads besides, as `Callback.reads`.
+
+    Raises:
+        CallbackError: the callback is none, or does not listen to the event; or the condition cannot be called.
+        EventError: ``event`` is no event class.
+
+    Example:
+        >>> import loopcore as lc
+        >>> calls = []
+        >>> note = lc.FunctionCallback(lambda learner, phase: calls.append(learner.attempt), lc.StepEnd)
+        >>> later = lc.ConditionalCallback(note, lambda learner, phase: learner.attempt >= 2)
+        >>> result = lc.testing.toy_learner(callbacks=[later], steps=4).fit(1)
+        >>> calls
+        [2, 3]
+    """
+
+    def __init__(
+        self,
+        callback: Callback,
+        condition: Callable[[Any, Any], bool],
+        event: type[Event] = Event,
+        *,
+        reads: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(callback, event)
+        if not callable(condition):
+            raise CallbackError(f"condition={condition!r}: a function condition(learner, phase) -> bool")
+        self.condition = condition
+        self.reads = (*callback.reads, *reads)
+        self._view: Any = None
+
+    def setup(self, learner: Any) -> None:
+        """Set up the wrapped callback."""
+        self._view = learner
+        super().setup(learner)
+
+    def _hears(self, key: str, phase: Any) -> bool:
+        return bool(self.condition(self._view, phase))
+
+
+class Throttle(Wrapper):
+    """A callback that hears one event only now and then; made by `throttle`."""
+
+    def __init__(
+        self,
+        callback: Callback,
+        event: type[Event],
+        every: int | None,
+        seconds: float | None,
+        when: Callable[[Any], bool] | None = None,
+    ) -> None:
+        super().__init__(callback, event)
+        self._when = when
+        self._every = every
+        self._seconds = seconds
+        self._counts: dict[str, int] = {}
+        self._last: dict[str, float] = {}
+        self.listeners = (*self.listeners, Listener(FitBegin, None, False, "_restart"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts and the state of the wrapped callback."""
+        return {"counts": dict(self._counts), **super().state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._counts = dict(state["counts"])
+        super().load_state_dict(state)
+
+    def _hears(self, key: str, phase: Any) -> bool:
         if self._when is not None:
             return bool(self._when(phase))
-        key = method if phase is None else f"{method}/{phase.name}"
+        key = key if phase is None else f"{key}/{phase.name}"
         if self._every is not None:
             count = self._counts.get(key, 0) + 1
             self._counts[key] = count % self._every
@@ -225,10 +246,7 @@ def throttle(
         >>> len(calls)
         2
     """
-    if not isinstance(callback, Callback):
-        raise CallbackError(f"throttle wraps an instance of Callback, not {callback!r}")
-    if not (isinstance(event, type) and issubclass(event, Event)):
-        raise EventError(f"throttle takes the class of an event, not {event!r}")
+    _check("throttle", callback, event)
     if (every is None) + (seconds is None) + (when is None) != 2:
         raise CallbackError("throttle takes every=n, seconds=s or when=condition, one of them")
     if when is not None and not callable(when):
@@ -237,8 +255,4 @@ def throttle(
         raise CallbackError(f"every={every!r}: a whole number of events, at least 1")
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
         raise CallbackError(f"seconds={seconds!r}: a time above 0")
-    if not any(
-        issubclass(listener.event, event) or issubclass(event, listener.event) for listener in callback.listeners
-    ):
-        raise CallbackError(f"{type(callback).__name__} does not listen to {event.__name__}: nothing to throttle")
     return Throttle(callback, event, every, seconds, when)

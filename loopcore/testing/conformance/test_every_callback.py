@@ -21,6 +21,7 @@ QUIET: dict[str, Any] = {"file": io.StringIO(), "quiet": True}
 MAKERS: dict[type[lc.Callback], Callable[[Path], lc.Callback]] = {
     lc.AveragedWeights: lambda _: lc.AveragedWeights(0.9),
     lc.Checkpointer: lambda folder: lc.Checkpointer(folder, keep_top_k=1),
+    lc.ConditionalCallback: lambda _: lc.ConditionalCallback(lc.GarbageCollect(), lambda learner, phase: True),
     lc.EarlyStopping: lambda _: lc.EarlyStopping(5, monitor="loss"),
     lc.Freeze: lambda _: lc.Freeze("hidden.*", epochs=1),
     lc.FunctionCallback: lambda _: lc.FunctionCallback(lambda learner, phase: None, lc.StepEnd),
@@ -31,17 +32,22 @@ MAKERS: dict[type[lc.Callback], Callable[[Path], lc.Callback]] = {
     lc.LogHistograms: lambda _: lc.LogHistograms(lc.loggers.MemoryLogger()),
     lc.LogHyperParams: lambda _: lc.LogHyperParams(lc.loggers.MemoryLogger()),
     lc.LogMetrics: lambda _: lc.LogMetrics(lc.loggers.MemoryLogger()),
+    lc.LogTraces: lambda _: lc.LogTraces(lc.loggers.MemoryLogger()),
     lc.LogVisualization: lambda _: lc.LogVisualization(lambda learner: 1.0, lc.loggers.MemoryLogger(), name="one"),
     lc.MaxSteps: lambda _: lc.MaxSteps(1000),
     lc.MaxTime: lambda _: lc.MaxTime(1e6),
     lc.Metrics: lambda _: lc.Metrics(lc.losses.mae, lc.SmoothLoss()),
     lc.MetricsPrinter: lambda _: lc.MetricsPrinter(**QUIET),
     lc.MixUp: lambda _: lc.MixUp(0.4, classes=OUTPUTS),
+    lc.Profiler: lambda folder: lc.Profiler(folder, skip=1, steps=2),
     lc.ProgressPrinter: lambda _: lc.ProgressPrinter(**QUIET),
     lc.Recorder: lambda _: lc.Recorder(),
+    lc.SanityCheck: lambda _: lc.SanityCheck(),
     lc.Scheduler: lambda _: lc.Scheduler({lc.LearningRate: lc.one_cycle(0.1, 8)}),
     lc.StopOnNaNLoss: lambda _: lc.StopOnNaNLoss(),
     lc.ToDevice: lambda _: lc.ToDevice("cpu"),
+    lc.ToGPU: lambda _: lc.ToGPU(required=False),
+    lc.Traces: lambda _: lc.Traces(lc.Trace(lambda learner: learner.attempt, "attempt")),
     lc.TorchScheduler: lambda _: lc.TorchScheduler(Idle(), "step"),
 }
 KINDS = pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
@@ -57,6 +63,8 @@ class Idle:
 def learner_of(backend: Subject, callback: lc.Callback, **options: Any) -> lc.Learner:
     given = [callback]
     kinds = {type(callback.identity())}
+    if lc.LogTraces in kinds:
+        given.append(MAKERS[lc.Traces](Path()))
     given += [default for default in (lc.Recorder(), lc.Metrics()) if type(default) not in kinds]
     return make_learner(
         backend.mlp(mlp_weights()),
@@ -98,14 +106,14 @@ def test_its_state_goes_through_json(any_plan: Subject, kind: Any, tmp_path: Pat
 def test_it_can_be_throttled(any_plan: Subject, kind: Any, tmp_path: Path) -> None:
     callback = MAKERS[kind](tmp_path)
     if not callback.listeners:  # nothing to throttle
-        assert kind is lc.ToDevice
+        assert kind in (lc.ToDevice, lc.ToGPU)
         return
     wrapped = lc.throttle(callback, callback.listeners[0].event, when=lambda phase: True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         learner, plain = learner_of(any_plan, wrapped), learner_of(any_plan, MAKERS[kind](tmp_path / "plain"))
         assert learner.fit(2).status == plain.fit(2).status == "completed"
-    assert learner.callbacks.get(kind) is callback
+    assert learner.callbacks.get(type(callback.identity())) is callback.identity()
     any_plan.close(any_plan.weights(learner), any_plan.weights(plain), rtol=1e-6)
 
 

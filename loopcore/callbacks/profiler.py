@@ -1,0 +1,80 @@
+"""Profiles of some steps."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from loopcore.callback import Callback, on
+from loopcore.errors import CallbackError
+from loopcore.events import FitBegin, FitEnd, StepBegin, StepEnd
+from loopcore.phases import AbstractTrainingPhase
+
+
+class Profiler(Callback):
+    """Profile some training steps of each fit with the framework's own profiler, see `Learner.profile`.
+
+    Handles: FitBegin, StepBegin, StepEnd, FitEnd
+
+    Args:
+        folder: where the files go; those of the n-th fit into ``fit-n``, numbered on if there are some already.
+        skip: training steps before it begins, so that compiling is no part of it; at least 0.
+        steps: how many are profiled, at least 1.
+
+    Raises:
+        CallbackError: a number is out of its range.
+        BackendError: the backend has no profiler; when the profile begins.
+
+    Example:
+        >>> import loopcore as lc, tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     result = lc.testing.toy_learner(callbacks=[lc.Profiler(folder, skip=1, steps=2)]).fit(1)
+        ...     [path.name for path in pathlib.Path(folder, "fit-1").iterdir()]
+        ['profile.pstats']
+    """
+
+    def __init__(self, folder: str | Path, *, skip: int = 5, steps: int = 10) -> None:
+        for name, value, least in (("skip", skip, 0), ("steps", steps, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise CallbackError(f"{name}={value!r}: a whole number of steps, at least {least}")
+        self.folder = Path(folder)
+        self.skip = skip
+        self.steps = steps
+        self._seen = 0
+        self._open: ExitStack | None = None
+
+    @on(FitBegin)
+    def begin(self, learner: Any, phase: Any) -> None:
+        """Count from here."""
+        self._seen = 0
+
+    @on(StepBegin, AbstractTrainingPhase)
+    def begin_step(self, learner: Any, phase: Any) -> None:
+        """Start, if it is time."""
+        if self._seen == self.skip and self._open is None:
+            self._open = ExitStack()
+            self._open.enter_context(learner.profile(self._new_folder()))
+        self._seen += 1
+
+    @on(StepEnd, AbstractTrainingPhase)
+    def end_step(self, learner: Any, phase: Any) -> None:
+        """Stop, if it was the last one."""
+        if self._seen >= self.skip + self.steps:
+            self._close()
+
+    @on(FitEnd)
+    def end(self, learner: Any, phase: Any) -> None:
+        """A fit may be over before that."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._open is not None:
+            opened, self._open = self._open, None
+            opened.close()
+
+    def _new_folder(self) -> Path:
+        number = 1
+        while (found := self.folder / f"fit-{number}").exists():
+            number += 1
+        return found

@@ -1,0 +1,86 @@
+"""A look at the data and one step of each phase, before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import optree
+
+from loopcore.callback import Callback, on
+from loopcore.errors import SanityError
+from loopcore.events import FitBegin
+from loopcore.phases import Phase
+
+
+class SanityCheck(Callback):
+    """Before the first fit: take a batch of each phase, run a step on it, put both back, and say all that is wrong.
+
+    It looks for batches that are not finite or whose parts differ in length, for steps that fail, and for losses that
+    are not finite. Nothing is consumed and nothing is trained, see `Learner.peek` and `Learner.rehearse`. Phases
+    without data, and those with an ``epoch`` of their own, are left out. It costs one eager step a phase, once.
+
+    Reads: data, model, params, buffers
+    Handles: FitBegin
+
+    Raises:
+        SanityError: when the fit begins; says what is wrong in each phase, and goes on from the first error itself.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> batch = np.ones((4, 1)), np.ones((3, 1))
+        >>> try:
+        ...     lc.testing.toy_learner(callbacks=[lc.SanityCheck()], data=([batch], None)).fit(1)
+        ... except lc.errors.SanityError as error:
+        ...     print(str(error).splitlines()[0])
+        the parts of a batch of phase 'training' differ in length: xs (4, 1), ys (3, 1)
+    """
+
+    reads = ("data", "model", "params", "buffers")
+
+    _done = False
+
+    @on(FitBegin)
+    def check(self, learner: Any, phase: Any) -> None:
+        """Check each phase, once."""
+        if self._done:
+            return
+        problems: list[str] = []
+        errors: list[Exception] = []
+        for one in learner.phases:
+            if one.data_key in learner.data and type(one).epoch is Phase.epoch:
+                self._check_phase(learner, one, problems, errors)
+        if problems:
+            raise SanityError("\n".join(problems)) from (errors[0] if errors else None)
+        self._done = True
+
+    def _check_phase(self, learner: Any, phase: Any, problems: list[str], errors: list[Exception]) -> None:
+        doing = f"reading a batch of phase {phase.name!r}"
+        try:
+            batch = learner.peek(phase)
+            problems += _problems_of(phase.unpack(batch), phase.name)
+            doing = f"a step of phase {phase.name!r}"
+            loss = learner.rehearse(phase, batch).__dict__.get("loss")
+        except Exception as error:
+            problems.append(f"{doing} fails: {type(error).__name__}: {error}")
+            errors.append(error)
+        else:
+            if loss is not None and not np.all(np.isfinite(learner.to_host(loss))):
+                problems.append(f"the loss of the first step of phase {phase.name!r} is {learner.to_host(loss)}")
+
+
+def _problems_of(parts: Any, phase: str) -> list[str]:
+    found: list[str] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    tree: Any = dict(parts)
+    paths, leaves, _ = optree.tree_flatten_with_path(tree)
+    for path, leaf in zip(paths, leaves, strict=True):
+        name, shape = ".".join(map(str, path)), getattr(leaf, "shape", ())
+        if len(shape):
+            shapes[name] = tuple(int(size) for size in shape)
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+            found.append(f"{name} of a batch of phase {phase!r} has values that are NaN or infinite")
+    if len({shape[0] for shape in shapes.values()}) > 1:
+        each = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        found.append(f"the parts of a batch of phase {phase!r} differ in length: {each}")
+    return found

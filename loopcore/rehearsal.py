@@ -1,0 +1,95 @@
+"""Trying things out: a look at the next batch, and steps that leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from loopcore.building import data_of, nothing_in
+from loopcore.callback import Callback, on
+from loopcore.callback_list import make_member
+from loopcore.errors import CallbackError
+from loopcore.events import StepBegin
+from loopcore.phases import AbstractTrainingPhase
+from loopcore.plan import Runner, make_plan
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+    from loopcore.phases import Phase
+    from loopcore.state import State
+
+
+def peek(learner: Learner, phase: Phase) -> Any:
+    """Look at the next batch of a phase; see `Learner.peek`."""
+    data = data_of(learner, phase)
+    if data is None:
+        return None
+    begun = learner.runs.begun
+    state, batches = begun.get(id(data)) or (_state_of(data), iter(data))
+    for first in batches:
+        begun[id(data)] = state, chain((first,), batches)
+        return first
+    raise nothing_in(phase, data)
+
+
+def _state_of(data: Any) -> Any:
+    """Where a loader is, if it says so: a checkpoint before the next epoch keeps what it was before the look."""
+    return data.state_dict() if hasattr(data, "state_dict") else None
+
+
+class _NoUpdates(Callback):
+    """Lets updates pass without effect."""
+
+    writes = ("step.apply",)
+
+    @on(StepBegin)
+    def begin(self, learner: Any, phase: Any) -> None:
+        learner.step.apply = False
+
+
+def rehearse(learner: Learner, phase: Phase, batch: Any) -> State:
+    """Run one step that changes nothing; see `Learner.rehearse`."""
+    with aside(learner, phase, (_NoUpdates(),), compiles=False):
+        return learner.run_step(phase, batch)
+
+
+@contextmanager
+def aside(learner: Learner, phase: Phase, callbacks: Sequence[Callback], *, compiles: bool) -> Iterator[None]:
+    """Steps of a phase that only these callbacks hear, and that leave the learner as it was.
+
+    Put back are weights, what is in ``learner.shared``, counts, and the attributes of the phase; not the state of
+    optimizers.
+
+    Args:
+        learner: runs the steps.
+        phase: whose steps; its other users wait.
+        callbacks: all that listen.
+        compiles: whether steps are compiled as usual.
+    """
+    runs, backend, shared = learner.runs, learner.backend, learner.shared
+    if runs.runner is not None:
+        raise CallbackError("a step is running: try things out between two steps, for instance when a fit begins")
+    paths = [path for kind in ("params", "buffers") for part in backend.paths(kind).values() for path in part]
+    weights = backend.snapshot(paths)
+    shared._settle()
+    kept = dict(vars(shared)), dict(runs.attempts), runs.step, dict(vars(phase))
+    plan = make_plan(
+        callbacks, phase, ("step",), compiles=compiles and backend.compiles and phase.compile, why="tried out"
+    )
+    members = [make_member(learner, callback) for callback in callbacks]
+    before = runs.runners.pop(id(phase), None)
+    runs.runners[id(phase)] = Runner(learner, phase, plan, members, isinstance(phase, AbstractTrainingPhase))
+    try:
+        yield
+    finally:
+        del runs.runners[id(phase)]
+        if before is not None:
+            runs.runners[id(phase)] = before
+        shared._settle()
+        for values, old in ((vars(shared), kept[0]), (runs.attempts, kept[1]), (vars(phase), kept[3])):
+            values.clear()
+            values.update(old)
+        runs.step = kept[2]
+        backend.set(weights)

@@ -1,0 +1,154 @@
+"""Values noted by functions, profiles, devices, and callbacks under a condition."""
+
+from __future__ import annotations
+
+import pstats
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loopcore as lc
+from loopcore.errors import BackendError, CallbackError, EventError, MissingRequirementError
+
+LOSS = lc.Trace(lambda learner: float(learner.step.loss), "loss", reads=("step.loss",))
+BATCH = (np.ones((4, 1)), np.ones((4, 1)))
+
+
+def test_traces_are_kept_by_phase_and_bounded() -> None:
+    """Row M-10: the vectors of traces had no bound."""
+    every = lc.Trace(lambda learner: learner.attempt, "attempt", phase=lc.Phase)
+    learner = lc.testing.toy_learner([lc.Traces(LOSS, every, size=4)], data=([BATCH] * 3, [BATCH] * 2))
+    learner.fit(3)
+    noted = learner.shared.traces
+    assert list(noted["training"]["attempt"].values) == [5, 6, 7, 8] and noted["training"]["attempt"].count == 9
+    assert list(noted["validation"]["attempt"].values) == [2, 3, 4, 5] and "loss" not in noted["validation"]
+    steps = learner.history.steps("loss")[-4:]
+    np.testing.assert_allclose(list(noted["training"]["loss"].values), steps)
+
+
+def test_a_trace_of_a_cancelled_step_is_none() -> None:
+    class Cancel(lc.Callback):
+        @lc.on(lc.StepBegin)
+        def begin(self, learner: Any, phase: Any) -> None:
+            if learner.attempt == 1:
+                raise lc.CancelStepException
+
+    count = lc.Trace(lambda learner: learner.attempt, "attempt")
+    learner = lc.testing.toy_learner([lc.Traces(count), Cancel()], steps=3)
+    learner.fit(1)
+    assert list(learner.shared.traces["training"]["attempt"].values) == [0, 2]
+
+
+def test_traces_are_logged_once_and_by_kind() -> None:
+    logger = lc.loggers.MemoryLogger()
+    array = lc.Trace(lambda learner: learner.params.value["w"], "weights", lc.EpochEnd, reads=("params",))
+    text = lc.Trace(lambda learner: lc.loggers.Text("hello"), "text", lc.EpochEnd, lc.ValidationPhase)
+    data = [BATCH] * 2, [BATCH]
+    learner = lc.testing.toy_learner([lc.Traces(LOSS, array, text), lc.LogTraces(logger)], data=data)
+    learner.fit(2)
+    assert [step for step, _ in logger.entries["trace/loss"]] == [1, 2, 3, 4]
+    assert [value for _, value in logger.entries["trace/val_text"]] == ["hello", "hello"]
+    assert len(logger.entries["trace/weights"]) == 2
+    with pytest.raises(MissingRequirementError, match="Traces"):
+        lc.testing.toy_learner([lc.LogTraces(logger)])
+
+
+def test_a_trace_that_reads_what_it_does_not_say() -> None:
+    undeclared = lc.Trace(lambda learner: learner.step.loss, "loss")
+    with pytest.raises(lc.AccessError, match=r"step\.loss"):
+        lc.testing.toy_learner([lc.Traces(undeclared)]).fit(1)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: lc.Traces(), r"lc\.Trace\(fn, name\)"),
+        (lambda: lc.Traces(print), r"not <built-in"),  # type: ignore[arg-type]
+        (lambda: lc.Traces(LOSS, LOSS), "one name"),
+        (lambda: lc.Traces(LOSS, size=0), "at least 1"),
+        (lambda: lc.Trace(1, "one"), "a function"),  # type: ignore[arg-type]
+        (lambda: lc.Profiler("here", steps=0), "at least 1"),
+        (lambda: lc.ConditionalCallback(print, bool), "an instance"),  # type: ignore[arg-type]
+        (lambda: lc.ConditionalCallback(lc.Recorder(), True), "a function"),  # type: ignore[arg-type]
+        (lambda: lc.ConditionalCallback(lc.Recorder(), lambda learner, phase: True, lc.LossBegin), "does not listen"),
+    ],
+)
+def test_arguments_that_make_no_sense(make: Any, said: str) -> None:
+    with pytest.raises(CallbackError, match=said):
+        make()
+
+
+# -- profiles and devices
+
+
+def test_a_profile_is_of_the_steps_it_says(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def watched(y_pred: Any, ys: Any) -> Any:
+        calls.append(1)
+        return lc.losses.mse(y_pred, ys)
+
+    profiler = lc.Profiler(tmp_path, skip=1, steps=2)
+    learner = lc.testing.toy_learner([profiler], loss_fn=watched, steps=5)
+    learner.fit(1)
+    learner.fit(1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fit-1", "fit-2"], "nothing is written over"
+    stats = pstats.Stats(str(tmp_path / "fit-1" / "profile.pstats")).stats  # type: ignore[attr-defined]
+    found = [row[1] for (_, _, name), row in stats.items() if name == "watched"]
+    assert found == [2] and len(calls) == 10
+
+
+def test_a_profile_ends_with_its_fit(tmp_path: Path) -> None:
+    learner = lc.testing.toy_learner([lc.Profiler(tmp_path, skip=1, steps=100)], steps=2)
+    learner.fit(1)
+    assert (tmp_path / "fit-1" / "profile.pstats").exists()
+    learner.fit(1)
+
+
+def test_no_accelerator() -> None:
+    assert lc.testing.toy_learner().accelerator is None
+    with pytest.raises(BackendError, match=r"ToGPU\(required=False\)"):
+        lc.testing.toy_learner([lc.ToGPU()])
+
+
+# -- conditions
+
+
+def test_a_condition_decides_on_whole_steps_and_keeps_the_rest() -> None:
+    clipping = lc.GradientClipping(norm=0.5)
+    asked: list[Any] = []
+
+    def every_second(learner: Any, phase: Any) -> bool:
+        asked.append(phase)
+        return bool(learner.attempt % 2)
+
+    wrapped = lc.ConditionalCallback(clipping, every_second, lc.BackwardEnd)
+    learner = lc.testing.toy_learner([wrapped, lc.GradientAccumulation(1)], steps=2)
+    names = [type(callback.identity()).__name__ for callback in learner.callbacks]
+    assert names.index("GradientAccumulation") < names.index("GradientClipping")
+    assert learner.callbacks.get(lc.GradientClipping) is clipping
+    learner.fit(1)
+    assert learner.params.value["w"] == pytest.approx(0.2 + 0.05)  # the second gradient, -1.6, is cut to -0.5
+    assert len(asked) == 2
+
+
+def test_a_condition_reads_what_it_declares() -> None:
+    calls: list[int] = []
+    note = lc.FunctionCallback(lambda learner, phase: calls.append(learner.attempt), lc.StepEnd, lc.TrainingPhase)
+
+    def late(learner: Any, phase: Any) -> bool:
+        return phase is not None and bool(learner.shared.history[phase].epochs)
+
+    with pytest.raises(lc.AccessError, match=r"shared\.history"):
+        lc.testing.toy_learner([lc.ConditionalCallback(note, late)]).fit(1)
+    note = lc.FunctionCallback(lambda learner, phase: calls.append(learner.attempt), lc.StepEnd, lc.TrainingPhase)
+    wrapped = lc.ConditionalCallback(note, late, reads=("shared.history",))
+    lc.testing.toy_learner([wrapped], steps=2).fit(3)
+    assert calls == [2, 3, 4, 5]
+
+
+def test_an_event_that_is_none() -> None:
+    with pytest.raises(EventError, match="class of an event"):
+        lc.ConditionalCallback(lc.Recorder(), lambda learner, phase: True, lc.StepEnd())  # type: ignore[arg-type]
