@@ -22,7 +22,7 @@ from loopcore.callbacks.recorder import Recorder
 from loopcore.callbacks.sanity import SanityCheck
 from loopcore.callbacks.scheduler import Scheduler, TorchScheduler
 from loopcore.callbacks.stopping import StopOnNaNLoss
-from loopcore.callbacks.traces import Trace, Traces
+from loopcore.callbacks.traces import Traces
 from loopcore.callbacks.wrappers import ConditionalCallback, throttle
 from loopcore.checkpoint import load_weights
 from loopcore.errors import (
@@ -48,6 +48,7 @@ from loopcore.fitting import FitResult
 from loopcore.hyperparameters import HyperParameter, LearningRate, WeightDecay
 from loopcore.learner import Learner
 from loopcore.loop import run_epoch, run_step
+from loopcore.lr_finder import FoundRate, LRFinder
 from loopcore.metrics import AbstractMetric, Loss, Metric, SmoothLoss, accuracy, top_k_accuracy
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum
 from loopcore.phases import (
@@ -92,12 +93,14 @@ __all__ = [
     "FitBegin",
     "FitEnd",
     "FitResult",
+    "FoundRate",
     "Freeze",
     "FunctionCallback",
     "GarbageCollect",
     "GradientAccumulation",
     "GradientClipping",
     "HyperParameter",
+    "LRFinder",
     "LabelSmoothing",
     "Learner",
     "LearningRate",
@@ -132,7 +135,6 @@ __all__ = [
     "ToDevice",
     "ToGPU",
     "TorchScheduler",
-    "Trace",
     "Traces",
     "TrainingPhase",
     "ValidationPhase",

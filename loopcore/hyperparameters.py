@@ -62,6 +62,18 @@ class Hyper:
     def _put_values(self, values: Mapping[str, Any]) -> None:
         self._own.update(values)
 
+    def _snapshot(self) -> tuple[dict[str, float], dict[tuple[int, str], float]]:
+        """All values: own ones by name, those of optimizers by number and name."""
+        slots = {slot for found in self._slots.values() for slot in found}
+        return dict(self._own), {slot: self._backend.get_hyper(*slot) for slot in slots}
+
+    def _restore(self, values: tuple[dict[str, float], dict[tuple[int, str], float]]) -> None:
+        """Put back what is not as it was; what cannot be set has not changed."""
+        self._own.update(values[0])
+        for slot, value in values[1].items():
+            if self._backend.get_hyper(*slot) != value:
+                self._backend.set_hyper(*slot, value)
+
     def __getattr__(self, name: str) -> float:
         return self[name]
 

@@ -56,17 +56,19 @@ def rehearse(learner: Learner, phase: Phase, batch: Any) -> State:
 
 
 @contextmanager
-def aside(learner: Learner, phase: Phase, callbacks: Sequence[Callback], *, compiles: bool) -> Iterator[None]:
+def aside(
+    learner: Learner, phase: Phase, callbacks: Sequence[Callback], *, compiles: bool, trains: bool = False
+) -> Iterator[None]:
     """Steps of a phase that only these callbacks hear, and that leave the learner as it was.
 
-    Put back are weights, what is in ``learner.shared``, counts, and the attributes of the phase; not the state of
-    optimizers.
+    Put back are weights, what is in ``learner.shared``, counts, and the attributes of the phase.
 
     Args:
         learner: runs the steps.
-        phase: whose steps; its other users wait.
+        phase: whose steps.
         callbacks: all that listen.
         compiles: whether steps are compiled as usual.
+        trains: whether updates take effect, so that optimizers and hyperparameters are put back too.
     """
     runs, backend, shared = learner.runs, learner.backend, learner.shared
     if runs.runner is not None:
@@ -74,6 +76,7 @@ def aside(learner: Learner, phase: Phase, callbacks: Sequence[Callback], *, comp
     paths = [path for kind in ("params", "buffers") for part in backend.paths(kind).values() for path in part]
     weights = backend.snapshot(paths)
     shared._settle()
+    optimizers = (backend.export_optimizers(), learner.hyper._snapshot()) if trains else None
     kept = dict(vars(shared)), dict(runs.attempts), runs.step, dict(vars(phase))
     plan = make_plan(
         callbacks, phase, ("step",), compiles=compiles and backend.compiles and phase.compile, why="tried out"
@@ -93,3 +96,6 @@ def aside(learner: Learner, phase: Phase, callbacks: Sequence[Callback], *, comp
             values.update(old)
         runs.step = kept[2]
         backend.set(weights)
+        if optimizers is not None:
+            backend.import_optimizers(optimizers[0])
+            learner.hyper._restore(optimizers[1])

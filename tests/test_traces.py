@@ -10,16 +10,24 @@ import numpy as np
 import pytest
 
 import loopcore as lc
-from loopcore.errors import BackendError, CallbackError, EventError, MissingRequirementError
+from loopcore.errors import BackendError, CallbackError, ConflictError, EventError, MissingRequirementError
 
-LOSS = lc.Trace(lambda learner: float(learner.step.loss), "loss", reads=("step.loss",))
+
+def loss(**options: Any) -> lc.Traces:
+    return lc.Traces({"loss": lambda learner: float(learner.step.loss)}, reads=("step.loss",), **options)
+
+
+def attempts(**options: Any) -> lc.Traces:
+    return lc.Traces({"attempt": lambda learner: learner.attempt}, **options)
+
+
 BATCH = (np.ones((4, 1)), np.ones((4, 1)))
 
 
 def test_traces_are_kept_by_phase_and_bounded() -> None:
     """Row M-10: the vectors of traces had no bound."""
-    every = lc.Trace(lambda learner: learner.attempt, "attempt", phase=lc.Phase)
-    learner = lc.testing.toy_learner([lc.Traces(LOSS, every, size=4)], data=([BATCH] * 3, [BATCH] * 2))
+    traces = [loss(size=4), attempts(phase=lc.Phase, size=4)]
+    learner = lc.testing.toy_learner(traces, data=([BATCH] * 3, [BATCH] * 2))
     learner.fit(3)
     noted = learner.shared.traces
     assert list(noted["training"]["attempt"].values) == [5, 6, 7, 8] and noted["training"]["attempt"].count == 9
@@ -35,18 +43,17 @@ def test_a_trace_of_a_cancelled_step_is_none() -> None:
             if learner.attempt == 1:
                 raise lc.CancelStepException
 
-    count = lc.Trace(lambda learner: learner.attempt, "attempt")
-    learner = lc.testing.toy_learner([lc.Traces(count), Cancel()], steps=3)
+    learner = lc.testing.toy_learner([attempts(), Cancel()], steps=3)
     learner.fit(1)
     assert list(learner.shared.traces["training"]["attempt"].values) == [0, 2]
 
 
 def test_traces_are_logged_once_and_by_kind() -> None:
     logger = lc.loggers.MemoryLogger()
-    array = lc.Trace(lambda learner: learner.params.value["w"], "weights", lc.EpochEnd, reads=("params",))
-    text = lc.Trace(lambda learner: lc.loggers.Text("hello"), "text", lc.EpochEnd, lc.ValidationPhase)
+    array = lc.Traces({"weights": lambda learner: learner.params.value["w"]}, lc.EpochEnd, reads=("params",))
+    text = lc.Traces({"text": lambda learner: lc.loggers.Text("hello")}, lc.EpochEnd, lc.ValidationPhase)
     data = [BATCH] * 2, [BATCH]
-    learner = lc.testing.toy_learner([lc.Traces(LOSS, array, text), lc.LogTraces(logger)], data=data)
+    learner = lc.testing.toy_learner([loss(), array, text, lc.LogTraces(logger)], data=data)
     learner.fit(2)
     assert [step for step, _ in logger.entries["trace/loss"]] == [1, 2, 3, 4]
     assert [value for _, value in logger.entries["trace/val_text"]] == ["hello", "hello"]
@@ -56,19 +63,18 @@ def test_traces_are_logged_once_and_by_kind() -> None:
 
 
 def test_a_trace_that_reads_what_it_does_not_say() -> None:
-    undeclared = lc.Trace(lambda learner: learner.step.loss, "loss")
+    undeclared = lc.Traces({"loss": lambda learner: learner.step.loss})
     with pytest.raises(lc.AccessError, match=r"step\.loss"):
-        lc.testing.toy_learner([lc.Traces(undeclared)]).fit(1)
+        lc.testing.toy_learner([undeclared]).fit(1)
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: lc.Traces(), r"lc\.Trace\(fn, name\)"),
+        (lambda: lc.Traces({}), "by name"),
         (lambda: lc.Traces(print), r"not <built-in"),  # type: ignore[arg-type]
-        (lambda: lc.Traces(LOSS, LOSS), "one name"),
-        (lambda: lc.Traces(LOSS, size=0), "at least 1"),
-        (lambda: lc.Trace(1, "one"), "a function"),  # type: ignore[arg-type]
+        (lambda: lc.Traces({"one": 1}), "'one': 1"),  # type: ignore[dict-item]
+        (lambda: loss(size=0), "at least 1"),
         (lambda: lc.Profiler("here", steps=0), "at least 1"),
         (lambda: lc.ConditionalCallback(print, bool), "an instance"),  # type: ignore[arg-type]
         (lambda: lc.ConditionalCallback(lc.Recorder(), True), "a function"),  # type: ignore[arg-type]
@@ -78,6 +84,13 @@ def test_a_trace_that_reads_what_it_does_not_say() -> None:
 def test_arguments_that_make_no_sense(make: Any, said: str) -> None:
     with pytest.raises(CallbackError, match=said):
         make()
+
+
+def test_two_traces_of_one_name() -> None:
+    with pytest.raises(ConflictError, match=r"Traces.*shared\.traces"):
+        lc.testing.toy_learner([loss(), loss(event=lc.BackwardEnd)])
+    other = lc.Traces({"loss": lambda learner: 0.0}, phase=lc.AbstractValidationPhase)
+    lc.testing.toy_learner([loss(), other])
 
 
 # -- profiles and devices

@@ -272,8 +272,8 @@ class LogTraces(_Logs):
     Example:
         >>> import loopcore as lc
         >>> logger = lc.loggers.MemoryLogger()
-        >>> loss = lc.Trace(lambda learner: float(learner.step.loss), "loss", reads=("step.loss",))
-        >>> result = lc.testing.toy_learner(callbacks=[lc.Traces(loss), lc.LogTraces(logger)], steps=2).fit(1)
+        >>> loss = lc.Traces({"loss": lambda learner: float(learner.step.loss)}, reads=("step.loss",))
+        >>> result = lc.testing.toy_learner(callbacks=[loss, lc.LogTraces(logger)], steps=2).fit(1)
         >>> [(step, round(value, 2)) for step, value in logger.entries["trace/loss"]]
         [(1, 1.0), (2, 0.64)]
     """

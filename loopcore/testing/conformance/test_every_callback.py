@@ -47,7 +47,7 @@ MAKERS: dict[type[lc.Callback], Callable[[Path], lc.Callback]] = {
     lc.StopOnNaNLoss: lambda _: lc.StopOnNaNLoss(),
     lc.ToDevice: lambda _: lc.ToDevice("cpu"),
     lc.ToGPU: lambda _: lc.ToGPU(required=False),
-    lc.Traces: lambda _: lc.Traces(lc.Trace(lambda learner: learner.attempt, "attempt")),
+    lc.Traces: lambda _: lc.Traces({"attempt": lambda learner: learner.attempt}),
     lc.TorchScheduler: lambda _: lc.TorchScheduler(Idle(), "step"),
 }
 KINDS = pytest.mark.parametrize("kind", MAKERS, ids=lambda kind: kind.__name__)
