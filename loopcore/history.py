@@ -84,6 +84,14 @@ class Ring:
         self._values = np.empty(size)
         self.count = 0  # all values ever added
 
+    @classmethod
+    def of(cls, latest: np.ndarray[Any, Any], count: int) -> Ring:
+        """The ring that gave these values."""
+        found = cls()
+        found.count = count - len(latest)
+        found.extend(latest)
+        return found
+
     def extend(self, values: np.ndarray[Any, Any]) -> None:
         """Add values, the newest last."""
         size = len(self._values)

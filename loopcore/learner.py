@@ -516,6 +516,9 @@ class Learner:
     def save(self, path: str | Path, **more: Any) -> Path:
         """Write a checkpoint: weights, optimizers, hyperparameters, counts, history, what callbacks carry and keep.
 
+        Data that has a ``state_dict`` is saved too, so that a run goes on where it was, in the middle of an epoch if
+        need be; other data begins its next epoch as it always does.
+
         One file of safetensors with a JSON manifest. It is written under another name, synced and renamed: under its
         own name it is always whole, and an older file of that name is there until the new one is. Draws follow from
         the seed and the counts, so there is no random state to keep.
@@ -546,11 +549,14 @@ class Learner:
     def load(self, path: str | Path) -> None:
         """Go on from what `save` wrote for a learner of the same models, optimizers and backend.
 
+        The seed becomes that of the file. Callbacks that the file does not know begin anew.
+
         Args:
             path: of the file. Nothing in it is executed.
 
         Raises:
             CheckpointError: it is no checkpoint, damaged, or does not fit; lists what differs, and nothing was loaded.
+                Or something is running.
         """
         checkpoint.load(self, path)
 

@@ -97,5 +97,5 @@ def aside(
         runs.step = kept[2]
         backend.set(weights)
         if optimizers is not None:
+            learner.hyper._restore(*optimizers[1])
             backend.import_optimizers(optimizers[0])
-            learner.hyper._restore(optimizers[1])

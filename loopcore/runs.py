@@ -59,6 +59,11 @@ class Runs:
         self.begun: dict[int, tuple[Any, Iterator[Any]]] = {}
         self._fit_table: Table | None = None
 
+    @property
+    def running(self) -> bool:
+        """Whether a fit, an epoch or a step is open."""
+        return self._depth > 0
+
     def open(self) -> None:
         """Enter a scope; the outermost one also enters that of the backend."""
         if self._depth == 0:

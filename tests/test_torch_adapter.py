@@ -1845,3 +1845,20 @@ def test_a_module_in_distributed_data_parallel(tmp_path: Path) -> None:
         assert backend.apply("", {}, (x,), {}, training=False).shape == (6, 3)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_groups_keep_their_rates_in_a_checkpoint(tmp_path: Path) -> None:
+    """Saving does not flatten them, and loading does not either."""
+
+    def make() -> lc.Learner:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        groups = [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[1].parameters(), "weight_decay": 0.25}]
+        return lc.Learner(model, nn.functional.mse_loss, torch.optim.AdamW(groups, lr=0.1), default_callbacks=False)
+
+    first, second = make(), make()
+    path = first.save(tmp_path / "run.safetensors")
+    second.hyper.learning_rate, second.hyper.weight_decay = 3.0, 3.0
+    second.load(path)
+    for learner in (first, second):
+        rates = [(group["lr"], group["weight_decay"]) for group in learner.optimizer[""].param_groups]
+        assert rates == [(0.5, 0.01), (0.1, 0.25)]

@@ -148,7 +148,10 @@ class Optimizers:
             if name in keras.fixed:
                 raise OptimizerError(keras.fixed[name])
             keras.set(name, value)
-        for group in self._attached[index].optimizer.param_groups:
+        self._set_groups(index, name, [value] * len(self._attached[index].optimizer.param_groups))
+
+    def _set_groups(self, index: int, name: str, values: Sequence[float]) -> None:
+        for group, value in zip(self._attached[index].optimizer.param_groups, values, strict=True):
             key = _group_key(group, name)
             old = group[key][0] if key == "betas" else group[key]
             new = old.fill_(value) if isinstance(old, Tensor) else value  # a tensor is what a compiled step reads
@@ -195,6 +198,7 @@ class Optimizers:
             if not isinstance(one.optimizer, Optimizer):
                 found |= {f"{number}.{n}": to_numpy(v.value) for n, v in cast(Any, one.optimizer).keras.state().items()}
                 continue
+            found |= {f"{number}.groups.{name}": np.array(values) for name, values in _by_group(one.optimizer).items()}
             for path, parameter in self._models.params.items():
                 kept = one.optimizer.state.get(parameter, {})
                 found |= {f"{number}.{path}.{key}": as_numpy(value) for key, value in kept.items() if value is not None}
@@ -207,6 +211,7 @@ class Optimizers:
             ValueError: it has parameters that no optimizer trains, or other shapes.
         """
         loaded: list[tuple[Any, Any, dict[str, Any]]] = []
+        rates: list[tuple[int, dict[str, Any]]] = []
         known: set[str] = set()
         for number, one in enumerate(self._attached):
             if not isinstance(one.optimizer, Optimizer):
@@ -214,6 +219,12 @@ class Optimizers:
                 loaded += [(v, None, {"": state[name]}) for name, v in mine.items() if name in state]
                 known |= mine.keys()
                 continue
+            groups = {f"{number}.groups.{name}": name for name in _by_group(one.optimizer)}
+            known |= groups.keys()
+            wrong = [key for key in groups if key in state and len(state[key]) != len(one.optimizer.param_groups)]
+            if wrong:
+                raise ValueError(f"the state of the optimizers does not fit: {wrong[0]} is of another number of groups")
+            rates.append((number, {name: state[key] for key, name in groups.items() if key in state}))
             for path, parameter in self._models.params.items():
                 if self._of_path.get(path) == number:
                     start = f"{number}.{path}."
@@ -228,6 +239,9 @@ class Optimizers:
         unknown = [name for name in state if name not in known]
         if unknown:
             raise ValueError(f"no optimizer keeps {_some(unknown)}")
+        for number, by_name in rates:
+            for name, values in by_name.items():
+                self._set_groups(number, name, values.tolist())
         for holder, parameter, kept in loaded:
             if parameter is None:
                 holder.assign(kept[""])
@@ -315,6 +329,16 @@ def _spec_hyper(spec: OptimizerSpec) -> tuple[str, ...]:
 def _native_hyper(optimizer: Optimizer) -> tuple[str, ...]:
     group = optimizer.param_groups[0]
     return tuple(name for name in ("learning_rate", "momentum", "weight_decay") if _group_key(group, name) in group)
+
+
+def _by_group(optimizer: Optimizer) -> dict[str, list[float]]:
+    """The hyperparameters of an optimizer whose groups may differ."""
+    groups = optimizer.param_groups
+    found: dict[str, list[float]] = {}
+    for name in _native_hyper(optimizer) if len(groups) > 1 else ():
+        keys = [_group_key(group, name) for group in groups]
+        found[name] = [float(g[key][0] if key == "betas" else g[key]) for g, key in zip(groups, keys, strict=True)]
+    return found
 
 
 def _group_key(group: dict[str, Any], name: str) -> str:

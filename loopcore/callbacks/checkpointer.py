@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from math import isfinite
+import warnings
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 from loopcore.callback import Callback, on
 from loopcore.callbacks.monitor import Mode, check_mode, monitored
-from loopcore.checkpoint import manifest_of
+from loopcore.checkpoint_file import manifest_of
 from loopcore.errors import CallbackError, CheckpointError
 from loopcore.events import EpochEnd, FitEnd
+from loopcore.phases import AbstractTrainingPhase
 
 
 class Checkpointer(Callback):
@@ -20,6 +22,10 @@ class Checkpointer(Callback):
     Files are called ``<run>-epoch-000012.safetensors``; only files of its own run are ever deleted, and only after a
     newer one is on the disk. `best` and `last` are found in the folder, so that a run that goes on knows the files of
     its beginning. Load one with ``learner.load(path)``.
+
+    When a fit ends, what was trained since the last checkpoint is saved too; of an epoch that was stopped in the middle
+    under ``<run>-epoch-000012-stopped.safetensors``. After an error or Ctrl-C nothing more is saved, since a step may
+    be half done: the last checkpoint is the one to go on from.
 
     Reads: params, buffers, optimizer, hyper, shared.history, shared.metrics_epoch
     Handles: EpochEnd, FitEnd
@@ -66,11 +72,13 @@ class Checkpointer(Callback):
         self.every = every
         self.run = secrets.token_hex(4)
         self._epochs = 0
-        self._saved = -1
+        self._latest: float | None = None
+        self._trained = False  # since the last checkpoint
 
     @on(EpochEnd)
     def look(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Save, if it is time."""
+        self._trained |= isinstance(phase, AbstractTrainingPhase) and learner.epoch.attempted > 0
         value = None
         if self.monitor is not None:
             value = monitored(learner, phase, event, self.monitor)
@@ -79,21 +87,27 @@ class Checkpointer(Callback):
         elif not learner.epoch.last or event.outcome != "completed":
             return
         self._epochs += 1
+        self._latest = value
         if self._epochs % self.every == 0:
             self._save(learner, value)
 
     @on(FitEnd)
-    def end(self, learner: Any, phase: Any) -> None:
-        """Save what was trained since the last checkpoint, however the fit ended."""
-        if self._saved != self._epochs:
-            self._save(learner, None)
+    def end(self, learner: Any, phase: Any, event: FitEnd) -> None:
+        """Save what was trained since the last checkpoint, unless an error ended the fit."""
+        if event.outcome != "failed" and self._trained:
+            stopped = event.outcome == "cancelled"
+            self._save(learner, None if stopped else self._latest, stopped=stopped)
 
-    def _save(self, learner: Any, value: float | None) -> None:
-        path = self.folder / f"{self.run}-epoch-{self._epochs:06d}.safetensors"
-        self._saved = self._epochs
-        learner.save(path, run=self.run, epoch=self._epochs, monitor=self.monitor, value=value)
+    def _save(self, learner: Any, value: float | None, *, stopped: bool = False) -> None:
+        epoch = self._epochs + stopped
+        path = self.folder / f"{self.run}-epoch-{epoch:06d}{'-stopped' * stopped}.safetensors"
+        learner.save(path, run=self.run, epoch=epoch, monitor=self.monitor, value=value)
+        self._trained = False
         for other in self._worst():
-            other.unlink(missing_ok=True)
+            try:
+                other.unlink(missing_ok=True)
+            except OSError as error:
+                warnings.warn(f"an old checkpoint cannot be deleted: {error}", stacklevel=2)
 
     def paths(self) -> list[Path]:
         """The checkpoints of this run, the oldest first."""
@@ -121,15 +135,23 @@ class Checkpointer(Callback):
         return self._ranked(self.paths() or [self.last])[0]
 
     def _ranked(self, paths: list[Path]) -> list[Path]:
-        """The best first; of equal ones the newer, and what has no value last."""
+        """The best first; of equal ones the newer, and what has no value, or none that is a number, last."""
 
-        def rank(place: int) -> tuple[float, int]:
-            value = manifest_of(paths[place]).get("value") if self.monitor is not None else None
-            if value is None or not isfinite(value):
-                return float("inf") if self.monitor is not None else 0.0, -place
-            return value if self.mode == "min" else -value, -place
+        def rank(place: int) -> tuple[bool, float, int]:
+            value = self._value(paths[place])
+            if value is None or isnan(value):
+                return True, 0.0, -place
+            return False, value if self.mode == "min" else -value, -place
 
         return [paths[place] for place in sorted(range(len(paths)), key=rank)]
+
+    def _value(self, path: Path) -> float | None:
+        if self.monitor is None:
+            return 0.0
+        try:
+            return manifest_of(path).get("value")
+        except CheckpointError:  # somebody else's damage: it is no best one
+            return None
 
     def _worst(self) -> list[Path]:
         paths = self.paths()
@@ -141,5 +163,4 @@ class Checkpointer(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the same run."""
-        self.run, self._epochs = str(state["run"]), int(state["epochs"])
-        self._saved = self._epochs
+        self.run, self._epochs, self._trained = str(state["run"]), int(state["epochs"]), False

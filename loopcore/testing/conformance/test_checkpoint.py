@@ -40,6 +40,30 @@ def test_going_on_is_not_to_have_stopped(backend: Subject, name: str, tmp_path: 
     assert second.history["loss"] == whole.history["loss"]
 
 
+def test_each_optimizer_keeps_its_rate(backend: Subject, tmp_path: Path) -> None:
+    """Saving changes none of them, and loading gives each its own back."""
+
+    def make() -> lc.Learner:
+        models = {"a": backend.mlp(mlp_weights()), "b": backend.mlp(mlp_weights(1))}
+        return make_learner(models, optimizer={"a": lc.SGD(0.5), "b": lc.AdamW(0.25)})
+
+    first, second = make(), make()
+    first.hyper["b.learning_rate"] = 0.125
+    second.hyper.learning_rate = 2.0
+    second.load(first.save(tmp_path / "run.safetensors"))
+    for learner in (first, second):
+        assert (learner.hyper["a.learning_rate"], learner.hyper["b.learning_rate"]) == (0.5, 0.125)
+
+
+def test_an_optimizer_of_another_kind(backend: Subject, tmp_path: Path) -> None:
+    """Adam's state has the names and shapes of AdamW's."""
+    first, second = (learner_of(backend, optimizer) for optimizer in (lc.Adam(0.1), lc.AdamW(0.1)))
+    first.fit(1)
+    path = first.save(tmp_path / "run.safetensors")
+    with pytest.raises(CheckpointError, match="the optimizer is AdamW here, Adam there"):
+        second.load(path)
+
+
 def test_what_does_not_fit_changes_nothing(backend: Subject, tmp_path: Path) -> None:
     first = learner_of(backend, lc.Momentum(0.1))
     first.fit(1)
