@@ -302,6 +302,10 @@ class Extras(Protocol):
         """Profile a block with the framework's own profiler; its files are in the folder when the block ends."""
         ...
 
+    def lerp(self, a: Array, b: Array, t: Any) -> Array:
+        """``a + t * (b - a)`` of two floating arrays of one shape, where the framework can do it in one pass."""
+        ...
+
     def accelerator(self) -> Any:
         """The first accelerator, as `to_device` takes it; None if there is none."""
         ...

@@ -49,7 +49,8 @@ class TreeMath:
 
     def _between(self, x: Any, y: Any, t: Any) -> Any:
         if self._backend.signature(x)[1].kind not in "iu" or not hasattr(x, "dtype"):
-            return x + self._fitting(t, x) * (y - x)
+            t, own = self._fitting(t, x), getattr(self._backend, "lerp", None)
+            return x + t * (y - x) if own is None else own(x, y, t)
         xp = self._backend.xp
         change = t * xp.astype(y - x, xp.float32)
         whole = xp.astype(change, x.dtype)

@@ -74,6 +74,27 @@ def test_scale(backend: Subject, array: bool) -> None:
     backend.close(found, {name: 2.5 * W[name] for name in W})
 
 
+def test_lerp_of_large_arrays(backend: Subject) -> None:
+    """Where an adapter has a kernel for them: values, and gradients by all three."""
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(2, 300, 256))
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        def squares(a: Any, b: Any, t: Any) -> Any:
+            return learner.xp.sum(learner.tree.lerp({"x": a}, {"x": b}, t)["x"] ** 2)
+
+        state.found = learner.tree.lerp({"x": state.x}, {"x": state.y}, 0.25)["x"]
+        state.by = learner.grad(squares)(state.x, state.y, state.t)
+
+    learner = make_learner(backend.mlp(W))
+    state = run(learner, body, x=x, y=y, t=np.array(0.25))
+    expected = x + 0.25 * (y - x)
+    backend.close(learner.to_host(state.found), expected)
+    gradients = 0.75 * 2 * expected, 0.25 * 2 * expected, np.sum(2 * expected * (y - x))
+    for actual, desired in zip(learner.to_host(state.by), gradients, strict=True):
+        backend.close(actual, desired, rtol=1e-5)
+
+
 def test_lerp(backend: Subject) -> None:
     found = computed(backend, lambda learner, w, v: learner.tree.lerp(w, v, 0.25))
     backend.close(found, {name: 0.75 * W[name] + 0.25 * V[name] for name in W})
