@@ -364,9 +364,7 @@ def _mapped(fn: Callable[[Any], Any], tree: Tree) -> Tree:
 _LARGE = 2**16  # elements: below, a call of XLA's costs more than it saves
 
 
-@tf.function(autograph=False, jit_compile=True)
-def _lerp(a: Array, b: Array, t: Array) -> Array:
-    return a + t * (b - a)
+_lerp: Any = tf.function(lambda a, b, t: a + t * (b - a), autograph=False, jit_compile=True)
 
 
 def _device(device: Any) -> str | None:
