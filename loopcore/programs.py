@@ -11,7 +11,9 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from loopcore.backend import CompilingBackend, DrawKey, Tree
+from loopcore.callback import name_of
 from loopcore.dispatch import Asleep, deliver
+from loopcore.errors import CallbackError
 from loopcore.inputs import Kinds, Scalars, Seen, Words, as_array, parted
 from loopcore.keys import body_key, frozen
 from loopcore.packing import Packed
@@ -27,18 +29,24 @@ _log = logging.getLogger("loopcore")
 _STORM = 8
 _PARTS = (
     *("the body", "an attribute of the phase", "a value of the state", "the names of the state"),
-    *("the names of shared", "what is read", "the seed", "state.apply", "what is carried", "who listens", "the cuts"),
+    *("the names of shared", "what is read", "the seed", "state.apply", "what is carried", "who listens"),
+    *("who cuts", "the step around it", "the cuts"),
 )
 
 
 @dataclass
 class Segment:
-    """A compiled segment, and the values of Python scalars in ``shared`` that it was made for."""
+    """A compiled segment, and what its trace found out."""
 
     run: Callable[..., Any]
-    guards: dict[str, Any]
+    trace: Trace
     held: tuple[Any, ...] = field(repr=False)  # what the key names by its id must stay alive
     after: tuple[Cut, Segment] | None = None  # the last cut it ended in, and the segment that went on
+
+    @property
+    def guards(self) -> dict[str, Any]:
+        """Values of Python scalars in ``shared`` that it was made for."""
+        return self.trace.guards
 
 
 class _Recent(NamedTuple):
@@ -62,6 +70,7 @@ class Programs:
         self._last: tuple[Hashable, ...] = ()
         self._recent: _Recent | None = None
         self._wanted: dict[frozenset[str], Wanted] = {}
+        self._cutters: frozenset[int] | None = frozenset()  # see `Trace`
         names = [path.removeprefix("shared.") for path in runner.plan.carried if path.startswith("shared.")]
         self._state_kinds, self._shared_kinds = Kinds(self._backend), Kinds(self._backend, frozenset(names))
         self._words = Words(self._backend, runner.learner, names)
@@ -83,19 +92,25 @@ class Programs:
             try:
                 outputs, reached = segment.run(first, start, lefts)
             except Exception as error:
+                if segment.trace.looked and self._cutters is not None:
+                    return self._run_cut(body, key, state, reads, asleep)  # so that they hear what came before it
                 better = explained(error, self._backend, self._runner.phase)
                 if better is error:
                     raise
                 raise better from error
-            self._land(state, outputs, reached, key.step, first)
-            if reached.event is None:
-                return
-            before = (dict(state.__dict__), self._backend.carried())
-            state._differentiated = reached.differentiated  # pyright: ignore[reportPrivateUsage]
-            try:
-                deliver(reached.handlers, self._runner.phase, reached.event)
-            finally:
-                state._differentiated = None  # pyright: ignore[reportPrivateUsage]
+            changed = self._look(state, outputs, reached, key.step, first)
+            if changed is not None:  # it was no mere look: from here on it is a cut
+                before = changed
+                segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
+                outputs, reached = segment.run(first, start, lefts)
+                for name, value in (outputs["state"] | reached.state).items():
+                    state.__dict__.setdefault(name, value)
+                    before[0].setdefault(name, value)
+            else:
+                self._land(state, outputs, reached, key.step, first)
+                if reached.event is None:
+                    return
+                before = self._heard(state, reached)
             cut, left = self._left(state, reached, outputs, before, first)
             if left.gradients:  # a gradient is done: nobody goes backwards through the earlier cuts any more
                 lefts = [one._replace(chain=[], pullback=None) for one in lefts]
@@ -104,6 +119,63 @@ class Programs:
             found = self._next(segment, cut) or self._segment(body, start, static, wanted, asleep, cuts, fixed)
             segment.after = (cut, found)
             segment = found
+
+    def _heard(self, state: State, reached: Reached) -> tuple[dict[str, Any], Tree]:
+        """Deliver the event that was reached; returns what there was before.
+
+        Raises:
+            CallbackError: a handler changed an attribute of the phase: the program may have read it, or may yet.
+        """
+        assert reached.event is not None
+        before, attributes = (dict(state.__dict__), self._backend.carried()), dict(vars(self._runner.phase))
+        state._differentiated = reached.differentiated  # pyright: ignore[reportPrivateUsage]
+        try:
+            deliver(reached.handlers, self._runner.phase, reached.event)
+        finally:
+            state._differentiated = None  # pyright: ignore[reportPrivateUsage]
+        changed = [name for name, value in vars(self._runner.phase).items() if attributes.get(name, self) is not value]
+        if changed:
+            who = ", ".join(name_of(handler.callback) for handler in reached.handlers)
+            raise CallbackError(
+                f"{who} changed {', '.join(changed)} of the phase at {type(reached.event).__name__}, in the middle of "
+                "a compiled step, which may have read it before: change it when a step begins, write a value of the "
+                "step, or set compile = False on the phase"
+            )
+        return before
+
+    def _look(
+        self, state: State, outputs: dict[str, Tree], reached: Reached, attempt: int, first: Tree
+    ) -> tuple[dict[str, Any], Tree] | None:
+        """Deliver the events that are only looked at; if a handler changed something, what there was before."""
+        for looked, look in zip(outputs["looks"], reached.looks, strict=True):
+            self._land(state, looked, look, attempt, first)
+            others = self._others()
+            before = self._heard(state, look)
+            same = _same(before[0], state.__dict__) and not _others(self._backend, before[1], self._backend.carried())
+            if not same or not _same(others, self._others()):
+                self._cutters = (self._cutters or frozenset()) | {id(one.callback) for one in look.handlers}
+                return before
+        return None
+
+    def _others(self) -> dict[str, Any]:
+        """What handlers could change besides the values of the step and what is trained."""
+        learner = self._learner
+        packed = learner.shared._packed
+        shared = {f"shared.{name}": value for name, value in vars(learner.shared).items() if name not in packed}
+        own, optimizers = learner.hyper._own, self._backend.hyper_values()
+        return {
+            **shared,
+            **own,
+            **{f" {name}": value for name, value in optimizers.items()},
+        }
+
+    def _run_cut(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep) -> None:
+        """Run a step whose program fails with a cut at every event that somebody hears."""
+        cutters, self._cutters = self._cutters, None
+        try:
+            self.run(body, key, state, reads, asleep)
+        finally:
+            self._cutters = cutters
 
     def _wanted_with(self, reads: frozenset[str]) -> Wanted:
         runner = self._runner
@@ -151,7 +223,8 @@ class Programs:
     ) -> Segment | None:
         """The first segment of the last step, if nothing that it depends on is another thing now."""
         function = body.__func__ if isinstance(body, MethodType) and body.__self__ is self._runner.phase else None
-        known = (function, *seen, wanted, self._words.layout, self._learner.seed)
+        learner = self._learner
+        known = (function, *seen, wanted, self._words.layout, learner.seed, self._cutters, learner.runs.within)
         attributes = (*vars(self._runner.phase), *vars(self._runner.phase).values())
         recent = self._recent
         if recent is not None and all(map(is_, known, recent.known)) and len(attributes) == len(recent.phase):
@@ -184,7 +257,7 @@ class Programs:
             frozen(attributes) if attributes else (),
             frozen(static) if static else (),
             *(tuple(start.state), tuple(start.shared), wanted, self._learner.seed, apply),
-            *(tuple(layout.items()), asleep),
+            *(tuple(layout.items()), asleep, self._cutters, self._learner.runs.within),
             frozen(tuple(cuts)) if cuts else (),
         )
         there = self._segments.setdefault(key, [])
@@ -192,9 +265,11 @@ class Programs:
             if self._fits(segment):
                 return segment
         self._report(key, there, len(cuts))
-        donate = () if self._runner.cut_by(asleep) else (0,)
-        trace = Trace(self._runner, body, tuple(cuts), wanted, static, apply, dict(layout), asleep, bool(donate))
-        made = Segment(self._backend.compile(trace, donate), trace.guards, (body, phase, *static.values()))
+        donate = () if self._runner.cut_by(asleep) or self._learner.runs.within else (0,)
+        trace = Trace(
+            self._runner, body, tuple(cuts), wanted, static, apply, dict(layout), asleep, self._cutters, bool(donate)
+        )
+        made = Segment(self._backend.compile(trace, donate), trace, (body, phase, *static.values()))
         there.append(made)
         return made
 
@@ -306,6 +381,11 @@ def _fixed(state: State) -> bool | None:
     """``state.apply`` if that is a bool, and not an input."""
     apply = state._apply  # pyright: ignore[reportPrivateUsage]
     return apply if isinstance(apply, bool) else None
+
+
+def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether nothing was replaced; what is new is no change: a packed value that was read."""
+    return all(new.get(name, old) is value for name, value in old.items())
 
 
 def _is_atom(value: Any) -> bool:

@@ -30,6 +30,7 @@ class Runs:
         epoch: the running epoch, then the last one.
         training: whether models run in training mode.
         runner: of the running step; None outside.
+        within: whether the running step is within another one, which may still need its arrays.
         ended: the epoch that ended last, nested or not.
         attempt: number of the running step among the steps begun in its phase, from 0; names the random draws.
         attempts: steps begun, by phase name.
@@ -43,6 +44,7 @@ class Runs:
         self.epoch: EpochInfo | None = None
         self.training = False
         self.runner: Runner | None = None
+        self.within = False
         self.attempts: dict[str, int] = {}
         self.fitting = False
         self.ended: EpochInfo | None = None
@@ -92,7 +94,8 @@ class Runs:
         state._apply, state._size = True, None  # pyright: ignore[reportPrivateUsage]
         state._batch = batch = runner.backend.convert(initial)  # pyright: ignore[reportPrivateUsage]
         state.__dict__.update(batch)
-        outer = (self.step, self.training, self.runner, self.attempt)
+        outer = (self.step, self.training, self.runner, self.attempt, self.within)
+        self.within = self.runner is not None
         if self._depth:
             self._depth += 1
         else:
@@ -106,7 +109,7 @@ class Runs:
     def close_step(self, outer: tuple[Any, ...]) -> None:
         """End a step. The outermost one stays readable as ``learner.step``."""
         self.step._batch = None  # pyright: ignore[reportPrivateUsage]
-        step, self.training, self.runner, self.attempt = outer
+        step, self.training, self.runner, self.attempt, self.within = outer
         if self.runner is not None:
             self.step = step
         if self._depth > 1:

@@ -14,6 +14,7 @@ from itertools import count, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from loopcore.backend import CompilingBackend, CutError, DrawKey, Tree
+from loopcore.callback import Callback
 from loopcore.dispatch import Asleep, Handler, deliver
 from loopcore.errors import CarryError
 from loopcore.events import Event
@@ -104,6 +105,7 @@ class Reached(NamedTuple):
     layout: Layout
     carried: tuple[int, ...] | None  # which parameters, buffers and optimizer states are handed back; None: all
     chain: Chain | None
+    looks: tuple[Reached, ...] = ()  # earlier events that are only looked at
 
 
 class _Cut(CutError):
@@ -126,6 +128,7 @@ class Trace:
         apply: ``state.apply`` at the begin of the step if that is a bool.
         layout: of the packed words that come in.
         asleep: handlers that do not hear this step.
+        cutters: callbacks, by id, that cut although they declare no writes; None: all do.
         donated: whether the program uses up the parameters it gets, so that it has to return all of them.
     """
 
@@ -139,6 +142,7 @@ class Trace:
         apply: bool | None,
         layout: Layout,
         asleep: Asleep,
+        cutters: frozenset[int] | None,
         donated: bool,
     ) -> None:
         self._runner = runner
@@ -151,7 +155,9 @@ class Trace:
         self._apply = apply
         self._layout = layout
         self._asleep = asleep
+        self._cutters = cutters
         self._donated = donated
+        self.looked = False  # whether an event was only looked at
         self.guards: dict[str, Any] = {}
 
     def __call__(self, carried: Tree, start: Start, lefts: list[Left]) -> tuple[Tree, Reached]:
@@ -162,6 +168,7 @@ class Trace:
         self._done = [found for left in lefts for found in left.gradients]
         self._computed: list[Any] = []
         self._passed = self._gradients = self._depth = 0
+        self._looks: list[tuple[dict[str, Tree], Reached]] = []
         self._chains = False  # whether the open gradient is taken piece by piece
         self._inputs: list[Any] = []  # what the last piece begins with
         self._first = carried
@@ -170,7 +177,7 @@ class Trace:
                 return self._run(state, start)
         finally:  # a program that is made must not keep the arrays or placeholders of its first step
             self._state, self._start, self._lefts, self._first = State(), None, [], None
-            self._inputs = []
+            self._inputs, self._looks = [], []
             self._given, self._done, self._computed = {}, [], []
 
     def _run(self, state: State, start: Start) -> tuple[Tree, Reached]:
@@ -178,10 +185,12 @@ class Trace:
         key = DrawKey(self._learner.seed, runner.stream, self._attempt)
         try:
             self._backend.run_body(runner.call, key, self._body, state, self._handle)
+            outputs, reached = self._collect(None, ())
         except _Cut as cut:
-            cut.outputs["chain"], cut.outputs["pullback"] = cut.leaves, cut.pullback
-            return cut.outputs, cut.reached
-        return self._collect(None, ())
+            outputs, reached = cut.outputs, cut.reached
+            outputs["chain"], outputs["pullback"] = cut.leaves, cut.pullback
+        outputs["looks"] = [looked for looked, _ in self._looks]
+        return outputs, reached._replace(looks=tuple(look for _, look in self._looks))
 
     @contextmanager
     def _installed(self, carried: Tree, start: Start) -> Iterator[State]:
@@ -225,10 +234,24 @@ class Trace:
     def _handle(self, event: Event) -> None:
         handlers = self._runner.awake(type(event), self._asleep)
         for traced, group in groupby(handlers, lambda handler: handler.traced):
+            members = tuple(group)
             if traced:
-                deliver(tuple(group), self._runner.phase, event)
+                deliver(members, self._runner.phase, event)
+            elif self._only_look(members):
+                self._look(event, members)
             else:
-                self._cut(event, tuple(group))
+                self._cut(event, members)
+
+    def _only_look(self, handlers: tuple[Handler, ...]) -> bool:
+        """Whether the program may go on, and they hear the event afterwards, with what it had there."""
+        if self._cutters is None or self._backend.depth > 1 or self._backend.depth != self._depth:
+            return False
+        return all(only_looks(one.callback) and id(one.callback) not in self._cutters for one in handlers)
+
+    def _look(self, event: Event, handlers: tuple[Handler, ...]) -> None:
+        self.looked = True
+        if self._passed == len(self._cuts):  # else they heard it before an earlier segment ended
+            self._looks.append(self._collect(event, handlers, look=True))
 
     def _cut(self, event: Event, handlers: tuple[Handler, ...]) -> None:
         number = self._passed
@@ -337,12 +360,17 @@ class Trace:
 
     # -- outputs -----------------------------------------------------------------------------------------------
 
-    def _collect(self, event: Event | None, handlers: tuple[Handler, ...]) -> tuple[dict[str, Tree], Reached]:
-        """The arrays to hand back, and what the program knows besides."""
+    def _collect(
+        self, event: Event | None, handlers: tuple[Handler, ...], look: bool = False
+    ) -> tuple[dict[str, Tree], Reached]:
+        """The arrays to hand back, and what the program knows besides.
+
+        Of an event that is only looked at, what is read, and what a cancel would have to keep.
+        """
         backend, state = self._backend, self._state
         inside, last = self._depth > 0, event is None
         kept, left = self._wanted
-        names = kept | left if last or inside else state.__dict__.keys()
+        names = kept | left if last or inside or look else state.__dict__.keys()
         everything = "*" in kept
         found = {name: value for name, value in state.__dict__.items() if everything or name in names}
         arrays, others = parted(backend, found, floats=False)
@@ -351,7 +379,7 @@ class Trace:
             name: value for name, value in shared.items() if name not in self._given or value is not self._given[name]
         }
         moving, fixed = parted(backend, changed, floats=False)
-        carried = {name: shared[name] for name in self._start.shared} if self._start else {}
+        carried = {} if look or self._start is None else {name: shared[name] for name in self._start.shared}
         step = {name: value for name in _STEP if backend.is_array(value := getattr(state, name)) or _traced(value)}
         given = self._start.state if self._start else {}
         arrays = {name: value for name, value in arrays.items() if value is not given.get(name)}
@@ -359,8 +387,8 @@ class Trace:
         outputs: dict[str, Tree] = {
             "carried": now,
             "state": arrays,
-            "shared": {**carried, **moving, **self._carried_words(shared)},
-            "gradients": [] if last else self._computed,
+            "shared": {**carried, **moving, **({} if look else self._carried_words(shared))},
+            "gradients": [] if last or look else self._computed,
             "step": step,
         }
         differentiated = frozenset(name for name in arrays if inside and backend.is_differentiated(arrays[name]))
@@ -385,7 +413,7 @@ class Trace:
             differentiated,
             layout,
             places,
-            self._chain(),
+            None if look else self._chain(),
         )
 
     def _changed(self) -> tuple[tuple[int, ...] | None, Tree]:
@@ -426,6 +454,11 @@ class Trace:
                     values.append(tree.pop(name))
         outputs["packed"] = backend.to_words(values)
         return layout
+
+
+def only_looks(callback: Callback) -> bool:
+    """Whether a callback declares that it changes nothing."""
+    return not (callback.writes or callback.leaves or callback.carries)
 
 
 def with_leaves(backend: Any, tree: Tree, places: Sequence[int], leaves: Sequence[Any]) -> Tree:

@@ -15,6 +15,7 @@ import pytest
 from jax.core import Tracer
 
 import loopcore as lc
+from loopcore.errors import CallbackError
 
 XS = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
 YS = np.random.default_rng(1).normal(size=(6, 2)).astype("float32")
@@ -62,12 +63,16 @@ def test_no_placeholder_stays_behind() -> None:
 # -- cuts and what they cost
 
 
+def listener(event: type[lc.Event], writes: bool) -> lc.Callback:
+    """Hears an event and does nothing, but may say that it writes a value of its own."""
+    return lc.FunctionCallback(lambda learner, phase: None, event, writes=(f"step.{event.__name__}",) * writes)
+
+
 @pytest.mark.parametrize("events", [(lc.LossBegin,), (lc.BackwardBegin,), (lc.LossBegin, lc.BackwardBegin)])
 def test_a_cut_objective_is_differentiated_once(events: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each piece between two cuts is differentiated by itself; nothing before a cut is computed again."""
     products: list[int] = []
-    listening = [lc.FunctionCallback(lambda learner, phase: None, event) for event in events]
-    learner: Any = make(callbacks=listening)
+    learner: Any = make(callbacks=[listener(event, writes=True) for event in events])
     real = learner.backend.compile
 
     def compile(fn: Any, donate: Any = ()) -> Any:
@@ -84,6 +89,30 @@ def test_a_cut_objective_is_differentiated_once(events: Any, monkeypatch: pytest
     learner.run_step(lc.TrainingPhase(), (XS, YS))
     assert len(products) == len(events) + 1
     assert sum(products) == 2, "one product forward, one backward: the layer's input is data"
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_who_only_looks_cuts_nothing(writes: bool) -> None:
+    """One program for the whole step, where there would be four."""
+    listening = [listener(event, writes) for event in (lc.LossBegin, lc.BackwardBegin, lc.BackwardEnd)]
+    learner: Any = make(callbacks=listening)
+    phase = lc.TrainingPhase()
+    for _ in range(3):
+        learner.run_step(phase, (XS, YS))
+    assert learner.backend.traces == (4 if writes else 1)
+
+
+@pytest.mark.parametrize("writes", [(), ("step.unused",)])
+def test_an_attribute_of_the_phase_that_changes_within_a_step(writes: tuple[str, ...]) -> None:
+    class Flagged(lc.TrainingPhase):
+        flag = False
+
+    def change(learner: Any, phase: Any) -> None:
+        phase.flag = True
+
+    learner = make(callbacks=[lc.FunctionCallback(change, lc.BackwardBegin, writes=writes)])
+    with pytest.raises(CallbackError, match="FunctionCallback changed flag of the phase at BackwardBegin"):
+        learner.run_step(Flagged(), (XS, YS))
 
 
 def test_parameters_that_did_not_change_before_a_cut_stay_the_same_arrays() -> None:
