@@ -17,7 +17,7 @@ from tensorboardX.record_writer import RecordWriter
 
 import loopcore as lc
 from loopcore.errors import CallbackError, MissingFrameworkError
-from loopcore.loggers.base import run_folder, sanitised
+from loopcore.loggers.names import run_folder, sanitised
 
 EVENT: Any = getattr(event_pb2, "Event")  # noqa: B009 - made when it is imported, which no type checker sees
 BATCH = (np.ones((4, 1)), np.ones((4, 1)))
@@ -86,7 +86,7 @@ def test_no_run_touches_the_files_of_another(tmp_path: Path) -> None:
 
 def test_two_processes_at_once_get_two_folders(tmp_path: Path) -> None:
     code = (
-        f"from loopcore.loggers.base import run_folder\nfor _ in range(20): print(run_folder({str(tmp_path)!r}, 'r'))"
+        f"from loopcore.loggers.names import run_folder\nfor _ in range(20): print(run_folder({str(tmp_path)!r}, 'r'))"
     )
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     found = [line for one in running for line in one.communicate()[0].split()]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
+from functools import cached_property
+from importlib import import_module
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from loopcore.errors import MissingFrameworkError
+from loopcore.loggers.names import Names, sanitised
+from loopcore.text import clean
 
 
 @dataclass(frozen=True)
@@ -104,16 +107,26 @@ class Logger:
         """Log a value.
 
         Args:
-            name: parts are separated by ``/``; what file systems and libraries do not like becomes ``_``.
+            name: parts are separated by ``/``; what file systems and libraries do not like becomes ``_``. If two
+                names become the same, the second one gets a number, which is said once.
             value: a number, or one of the kinds.
             step: where on the axis; does not go back for one name.
         """
         value = Value(float(value)) if isinstance(value, (int, float, np.generic)) else value
         if isinstance(value, self.kinds):
-            self.write(sanitised(name), value, step)
+            self.write(self._names(name), value, step)
         elif type(value) not in self._said:
             self._said |= {type(value)}
-            warnings.warn(f"{type(self).__name__} takes no {type(value).__name__}: {name} is left out", stacklevel=2)
+            left_out = f"{clean(name)} is left out"
+            warnings.warn(f"{type(self).__name__} takes no {type(value).__name__}: {left_out}", stacklevel=2)
+
+    @cached_property
+    def _names(self) -> Names:
+        return Names(self.safe_name)
+
+    def safe_name(self, name: str) -> str:
+        """What a name is written as, unless another one is written so already."""
+        return sanitised(name)
 
     def write(self, name: str, value: Any, step: int) -> None:
         """Write a value of a kind it takes, under a name that is safe."""
@@ -126,33 +139,41 @@ class Logger:
         """No value follows."""
 
 
-def sanitised(name: str) -> str:
-    """A name of letters, digits and ``_ - . /``, without empty or hidden parts.
+def library(module: str, who: str, extra: str) -> Any:
+    """The library that a logger writes by.
 
-    Example:
-        >>> sanitised("val loss (1)/../a")
-        'val_loss__1_/_/a'
+    Raises:
+        MissingFrameworkError: it is not installed; says how to install it.
     """
-    parts = [re.sub(r"[^\w.\-]", "_", part) for part in str(name).split("/")]
-    return "/".join(re.sub(r"^\.+$", "_", part) for part in parts if part) or "_"
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingFrameworkError(
+            f"{who} needs {module}, which is not installed: pip install 'loopcore[{extra}]'"
+        ) from error
 
 
-def run_folder(folder: str | Path, name: str | None = None) -> Path:
-    """A new folder for a run: of its name or the time, numbered if there is one already.
+def finite(histogram: Histogram) -> np.ndarray[Any, Any]:
+    """The numbers of a histogram that have a place on its axis, float64 ``(n,)``; there may be none."""
+    values = np.asarray(histogram.values, dtype=np.float64).ravel()
+    return values[np.isfinite(values)]
 
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [run_folder(folder, "run").name for _ in range(2)]
-        ['run', 'run-2']
-    """
-    base = sanitised(name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).replace("/", "_")
-    number = 1
-    while True:
-        found = Path(folder) / (base if number == 1 else f"{base}-{number}")
-        try:
-            found.mkdir(parents=True)
-        except FileExistsError:  # also where another process was faster
-            number += 1
-        else:
-            return found
+
+def as_bytes(image: Image) -> np.ndarray[Any, Any]:
+    """The pixels as uint8."""
+    pixels = np.asarray(image.pixels)
+    if pixels.dtype.kind == "f":
+        pixels = np.rint(np.clip(np.nan_to_num(pixels), 0.0, 1.0) * 255)
+    return pixels.astype(np.uint8)
+
+
+def encodable(text: str) -> str:
+    """A text that UTF-8 can write: what is no character of it becomes an escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def drawn(figure: Any) -> np.ndarray[Any, Any]:
+    """The pixels of a figure of matplotlib, uint8 ``(height, width, 4)``."""
+    canvas: Any = import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())
