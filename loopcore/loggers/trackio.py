@@ -19,12 +19,14 @@ from loopcore.loggers.base import (
 )
 from loopcore.loggers.names import run_name
 
+_RESERVED = frozenset({"metrics", "project", "run", "step", "time", "timestamp"})
+
 
 class TrackioLogger(Logger):
     """Writes a new run of a Trackio project, into its local database; ``trackio show`` shows it.
 
     Trackio has one open run in a process: a new one closes the one before. Runs of one name are kept apart by their
-    ids.
+    ids. Names that Trackio keeps for itself, such as ``time``, get ``metric/`` in front.
 
     Args:
         project: name of the project.
@@ -52,6 +54,11 @@ class TrackioLogger(Logger):
         self._trackio = library("trackio", "TrackioLogger", "trackio")
         given = {"resume": "never", "embed": False, **options}
         self.run: Any = self._trackio.init(project=project, name=None if run is None else run_name(run), **given)
+
+    def safe_name(self, name: str) -> str:
+        """Not one of those that Trackio keeps for itself."""
+        safe = super().safe_name(name)
+        return f"metric/{safe}" if safe.startswith("__") or safe in _RESERVED else safe
 
     def write(self, name: str, value: Any, step: int) -> None:
         """Hand a value over; a thread of Trackio writes it within a second."""

@@ -5,7 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from loopcore.loggers.base import Figure, Histogram, Image, Logger, Text, Value, as_bytes, encodable, finite, library
+from loopcore.loggers.base import (
+    Figure,
+    Histogram,
+    Image,
+    Logger,
+    Text,
+    Value,
+    as_bytes,
+    drawn,
+    encodable,
+    finite,
+    library,
+)
 from loopcore.text import clean
 
 _AXIS = "loopcore/step"
@@ -16,7 +28,7 @@ class WandbLogger(Logger):
 
     Its own count of rows only goes up, so that charts would be against that; they are against ``loopcore/step``, which
     is what each metric counts by. Values are handed over when an epoch ends. A name that begins with ``_``, as those of
-    W&B do, gets an ``x`` in front.
+    W&B do, gets ``metric/`` in front.
 
     Args:
         project: name of the project.
@@ -64,7 +76,7 @@ class WandbLogger(Logger):
     def safe_name(self, name: str) -> str:
         """Not one of those that W&B uses itself."""
         safe = super().safe_name(name)
-        return f"x{safe}" if safe.startswith("_") or safe == _AXIS else safe
+        return f"metric/{safe}" if safe.startswith("_") or safe == _AXIS else safe
 
     def write(self, name: str, value: Any, step: int) -> None:
         """Keep a value until it is flushed; those of one step become one row."""
@@ -79,7 +91,7 @@ class WandbLogger(Logger):
             return encodable(value.text)
         if isinstance(value, Histogram):
             return self._wandb.Histogram(finite(value))
-        return self._wandb.Image(value.figure if isinstance(value, Figure) else as_bytes(value))
+        return self._wandb.Image(drawn(value.figure) if isinstance(value, Figure) else as_bytes(value))
 
     def flush(self) -> None:
         """W&B has everything."""
