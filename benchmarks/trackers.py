@@ -30,7 +30,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Series = dict[str, list[tuple[int, float]]]
-NAMES = ("a b", "../../up", "\x1b[31mred", "=1+1", "@x", "-x", "_step", "step", "__x", "損失", "💥", "a.b", "x" * 400, "\ud800", "a\x00b")
+NAMES = (
+    *("a b", "../../up", "\x1b[31mred", "=1+1", "@x", "-x", "_step", "step", "__x", "損失", "💥", "a.b", "x" * 400),
+    *("\ud800", "a\x00b"),
+)
 CLASHING = ("top 1", "top?1")
 QUIET = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 HUGE = sys.float_info.max  # what databases of MLflow keep of an infinite number

@@ -12,7 +12,8 @@ from loopcore.callbacks.device import ToDevice
 from loopcore.callbacks.early_stopping import EarlyStopping, MaxSteps, MaxTime
 from loopcore.callbacks.freezing import Freeze
 from loopcore.callbacks.garbage import GarbageCollect
-from loopcore.callbacks.log import LogHistograms, LogHyperParams, LogMetrics, LogVisualization
+from loopcore.callbacks.histograms import LogHistograms
+from loopcore.callbacks.log import LogHyperParams, LogMetrics, LogVisualization
 from loopcore.callbacks.metrics import Metrics
 from loopcore.callbacks.mixing import LabelSmoothing, MixUp
 from loopcore.callbacks.progress import MetricsPrinter, ProgressPrinter

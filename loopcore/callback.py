@@ -180,7 +180,12 @@ class Sleeper(Callback):
     """A callback that hears some steps and sleeps through others, which it decides when a step begins.
 
     What it sleeps through neither cuts a compiled step nor is part of its program.
+
+    Attributes:
+        sleeps: False if it hears every step anyway, and need not be asked.
     """
+
+    sleeps = True
 
     def wake(self, phase: Phase) -> tuple[type[Event], ...]:
         """Which events it sleeps through in the step that begins now; asked once a step."""

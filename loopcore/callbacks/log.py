@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import optree
-
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError, OptimizerError
 from loopcore.events import EpochEnd, FitBegin, FitEnd, StepEnd
 from loopcore.history import Ring, prefix_of
-from loopcore.loggers.base import Histogram, Loggable, Logger
+from loopcore.loggers.base import Loggable, Logger
 from loopcore.phases import AbstractTrainingPhase
 
 
-class _Logs(Callback):
-    """Base: holds loggers, flushes them when epochs end and when a fit does."""
+class Logs(Callback):
+    """Base of what writes to loggers: holds loggers, flushes them when epochs end and when a fit does."""
 
     def __init__(self, *loggers: Logger) -> None:
         if not loggers or not all(isinstance(logger, Logger) for logger in loggers):
@@ -37,7 +34,7 @@ class _Logs(Callback):
             logger.flush()
 
 
-class LogMetrics(_Logs):
+class LogMetrics(Logs):
     """Log the metrics of every epoch, and those of every step.
 
     Names are those of the history; by steps they begin with ``step/``, and count the completed steps of their phase.
@@ -97,7 +94,7 @@ class LogMetrics(_Logs):
         self._written = {(phase, name): count for phase, name, count in state["written"]}
 
 
-class LogHyperParams(_Logs):
+class LogHyperParams(Logs):
     """Log hyperparameters: all of them once, and then what changed, by completed training steps.
 
     Values of steps are written when an epoch ends.
@@ -166,41 +163,7 @@ class LogHyperParams(_Logs):
         self._steps, self._last = int(state["steps"]), dict(state["last"])
 
 
-class LogHistograms(_Logs):
-    """Log how the parameters are distributed, after every training epoch.
-
-    It fetches all parameters then. For gradients use `LogVisualization`, with ``step.grads`` in its reads.
-
-    Reads: params, shared.history
-    Handles: EpochEnd, FitEnd
-
-    Args:
-        *loggers: where to.
-
-    Raises:
-        CallbackError: there is no logger.
-
-    Example:
-        >>> import loopcore as lc
-        >>> logger = lc.loggers.MemoryLogger()
-        >>> result = lc.testing.toy_learner(callbacks=[lc.LogHistograms(logger)]).fit(2)
-        >>> {name: len(entries) for name, entries in logger.entries.items()}
-        {'params/w': 2}
-    """
-
-    reads = ("params", "shared.history")
-
-    @on(EpochEnd, AbstractTrainingPhase)
-    def log_epoch(self, learner: Any, phase: Any) -> None:
-        """Write one histogram for each parameter."""
-        epochs = learner.shared.history[phase].epochs
-        for name in learner.params.names:
-            value = learner.to_host(learner.params[name].value)
-            numbers = np.concatenate([np.ravel(leaf) for leaf in optree.tree_leaves(value)])
-            self._log(f"params/{name}", Histogram(numbers), epochs)
-
-
-class LogVisualization(_Logs):
+class LogVisualization(Logs):
     """Log what a function makes of the learner when an epoch ends: an `Image`, a `Figure`, a `Text`, any kind.
 
     It also reads what it is told to.
