@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopcore.errors import CallbackError, EventError
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
+from loopcore.text import clean
 
 if TYPE_CHECKING:
     from loopcore.phases import Phase
@@ -198,7 +199,7 @@ class Sleeper(Callback):
 def name_of(callback: Callback) -> str:
     """How messages call a callback."""
     inner = callback.identity()
-    name = type(inner).__qualname__.rsplit("<locals>.", 1)[-1]
+    name = clean(type(inner).__qualname__.rsplit("<locals>.", 1)[-1])
     return name if inner is callback else f"{type(callback).__name__}({name})"
 
 

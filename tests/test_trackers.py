@@ -1,4 +1,4 @@
-"""What MLflow, W&B and Trackio are asked to write, by stand-ins; `benchmarks.trackers` asks the libraries themselves."""
+"""What MLflow, W&B and Trackio are asked to write, by stand-ins; `benchmarks.trackers` asks the real libraries."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Calls:
             raise AttributeError(name)
         return lambda *args, **kwargs: self.calls.append((name, *args, *kwargs.items()))
 
-    def of(self, name: str) -> list[tuple[Any, ...]]:
-        return [rest for called, *rest in self.calls if called == name]  # type: ignore[misc]
+    def of(self, name: str) -> list[Any]:
+        return [rest for called, *rest in self.calls if called == name]
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **known: Any) -> None:

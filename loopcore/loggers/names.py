@@ -63,7 +63,7 @@ class Names:
             warnings.warn(
                 f"the name {clean(name)} is written as {found}, since {base} is what {clean(self._taken[base])} is "
                 "written as: give one of them a name of other letters and digits",
-                stacklevel=5,
+                stacklevel=4,
             )
         return found
 

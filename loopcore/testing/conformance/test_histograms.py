@@ -71,8 +71,9 @@ def test_accumulated_ones_are_those_of_the_window(any_plan: Subject) -> None:
 def test_other_steps_do_not_hand_them_back(any_plan: Subject) -> None:
     log = lc.LogHistograms(lc.loggers.MemoryLogger(), gradients=True)
     learner, phase = learner_of(any_plan, log), lc.TrainingPhase()
+    states: list[Any] = []
     with lc.run_epoch(learner, phase, length=4):
-        states = [learner.run_step(phase, pair) for pair in PAIRS]
+        states += [learner.run_step(phase, pair) for pair in PAIRS]
     assert [hasattr(state, "last_grads") for state in states] == [False, False, False, True]
     assert "BackwardEnd" not in learner.explain()  # no cut
     with lc.run_epoch(learner, phase):  # without a length any may be the last
