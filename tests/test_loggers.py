@@ -129,6 +129,29 @@ def test_metrics_by_epoch_and_by_step() -> None:
     assert set(logger.entries) == {f"{step}{name}" for step in ("", "step/") for name in history}
 
 
+class Files(lc.Callback):
+    """What is in a file when an epoch begins, and at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: list[list[str]] = []
+
+    @lc.on(lc.EpochBegin)
+    def look(self, learner: Any, phase: Any) -> None:
+        self.found.append(self.path.read_text().split() if self.path.exists() else [])
+
+
+def test_an_epoch_is_in_the_file_when_the_next_one_begins(tmp_path: Path) -> None:
+    """What a run has measured does not get lost if it is killed in the next epoch."""
+    logger = lc.loggers.CSVLogger(tmp_path)
+    rate = lc.Scheduler({lc.LearningRate: lc.schedules.linear(1.0, 0.0, 4)})
+    one = lc.LogVisualization(lambda learner: 1.0, logger, name="one")
+    files = Files(logger.path)
+    lc.testing.toy_learner([lc.LogMetrics(logger), lc.LogHyperParams(logger), one, rate, files], steps=1).fit(2)
+    written = ["step,name,value", "1,loss,1.0", "1,step/loss,1.0", "0,hyper/learning_rate,1.0", "1,one,1.0"]
+    assert files.found[0] == [] and sorted(files.found[1]) == sorted(written)
+
+
 def test_epochs_only() -> None:
     logger = lc.loggers.MemoryLogger()
     lc.testing.toy_learner(callbacks=[lc.LogMetrics(logger, steps=False)]).fit(2)

@@ -92,10 +92,9 @@ class LogHistograms(Logs, Sleeper):
         if self._awake[-1]:
             learner.step.last_grads = learner.step.grads
 
-    @on(EpochEnd, AbstractTrainingPhase)
-    def log_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write one histogram for each parameter, and one for its gradient."""
-        if event.outcome != "completed":
+        if event.outcome != "completed" or not isinstance(phase, AbstractTrainingPhase):
             return
         epochs = learner.shared.history[phase].epochs
         for name in learner.params.names:

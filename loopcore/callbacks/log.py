@@ -14,7 +14,16 @@ from loopcore.phases import AbstractTrainingPhase
 
 
 class Logs(Callback):
-    """Base of what writes to loggers: holds loggers, flushes them when epochs end and when a fit does."""
+    """Base of what writes to loggers: holds them, flushes them when epochs end and when a fit does.
+
+    Handles: EpochEnd, FitEnd
+
+    Args:
+        *loggers: where to.
+
+    Raises:
+        CallbackError: there is no logger.
+    """
 
     def __init__(self, *loggers: Logger) -> None:
         if not loggers or not all(isinstance(logger, Logger) for logger in loggers):
@@ -26,10 +35,21 @@ class Logs(Callback):
         for logger in self.loggers:
             logger.log(name, value, step)
 
+    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Log what there is when an epoch has ended."""
+
     @on(EpochEnd)
+    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Log it, and make it readable for others."""
+        self.write(learner, phase, event)
+        self._flush()
+
     @on(FitEnd)
-    def flush(self, learner: Any, phase: Any) -> None:
+    def end_fit(self, learner: Any, phase: Any) -> None:
         """Make everything readable for others."""
+        self._flush()
+
+    def _flush(self) -> None:
         for logger in self.loggers:
             logger.flush()
 
@@ -65,8 +85,7 @@ class LogMetrics(Logs):
         self.steps = steps
         self._written: dict[tuple[str, str], int] = {}
 
-    @on(EpochEnd)
-    def log_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write what the epoch measured."""
         prefix, epochs = prefix_of(phase.name), learner.shared.history[phase].epochs
         if event.outcome == "completed":
@@ -147,8 +166,7 @@ class LogHyperParams(Logs):
             self._last[name] = value
             self._pending.append((name, value, self._steps))
 
-    @on(EpochEnd, AbstractTrainingPhase)
-    def write(self, learner: Any, phase: Any) -> None:
+    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write what was noted."""
         for name, value, step in self._pending:
             self._log(f"hyper/{name}", value, step)
@@ -208,8 +226,7 @@ class LogVisualization(Logs):
         self.phase = phase
         self.reads = ("shared.history", *reads)
 
-    @on(EpochEnd)
-    def log_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write what the function makes."""
         if isinstance(phase, self.phase) and event.outcome == "completed":
             self._log(self.name, self.make(learner), learner.shared.history[phase].epochs)
