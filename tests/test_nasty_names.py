@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loopcore as lc
+from loopcore.callback import name_of
 from loopcore.callbacks import progress
 from loopcore.errors import UnknownMetricError
 from loopcore.loggers.names import Names, run_folder, run_name, sanitised
@@ -134,7 +135,7 @@ def test_messages_show_no_control_character(name: str) -> None:
         assert "\0" in text or any(unicodedata.category(c) == "Cs" for c in text)
         kind = lc.StopOnNaNLoss
     learner = train(text, "x", kind())
-    assert not raw(learner.explain())
+    assert not raw(learner.explain()) and not raw(name_of(kind()))
     with pytest.warns(UserWarning, match="is left out") as said:
         Nowhere().log(text, lc.loggers.Text("x"), 1)
     assert not raw(str(said[0].message))

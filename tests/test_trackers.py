@@ -123,7 +123,8 @@ def test_mlflow_gets_numbers_in_batches(mlflow: Calls) -> None:
     assert [one for metrics in batches for one in metrics] == [("a_b", step / 10, step) for step in range(2500)]
     logger.log("a b", 1.0, 2500)
     logger.close()
-    assert [name for name, *_ in mlflow.calls[-2:]] == ["log_batch", "set_terminated"]
+    last, end = mlflow.calls[-2:]
+    assert last == ("log_batch", "id", ("metrics", [("a_b", 1.0, 2500)])) and end == ("set_terminated", "id")
 
 
 def test_mlflow_keeps_what_is_no_number_as_artifacts(mlflow: Calls) -> None:
