@@ -6,7 +6,8 @@ import json
 from math import isfinite
 from pathlib import Path
 
-from loopcore.loggers.base import Logger, Text, Value, encodable
+from loopcore.loggers.base import Logger, Text, Value
+from loopcore.loggers.conversions import encodable
 from loopcore.loggers.names import run_folder
 
 

@@ -6,7 +6,8 @@ import re
 import time
 from typing import Any
 
-from loopcore.loggers.base import Figure, Image, Logger, Text, Value, as_bytes, encodable, library
+from loopcore.loggers.base import Figure, Image, Logger, Text, Value
+from loopcore.loggers.conversions import as_bytes, encodable, library
 from loopcore.text import clean
 
 _BATCH = 1000  # values that MLflow takes at once

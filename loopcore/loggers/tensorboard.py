@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from loopcore.loggers.base import Figure, Histogram, Image, Logger, Text, Value, encodable, finite, library
+from loopcore.loggers.base import Figure, Histogram, Image, Logger, Text, Value
+from loopcore.loggers.conversions import encodable, finite, library
 from loopcore.loggers.names import run_folder
 
 

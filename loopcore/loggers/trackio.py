@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from loopcore.loggers.base import (
-    Figure,
-    Histogram,
-    Image,
-    Logger,
-    Text,
-    Value,
-    as_bytes,
-    drawn,
-    encodable,
-    finite,
-    library,
-)
+from loopcore.loggers.base import Figure, Histogram, Image, Logger, Text, Value
+from loopcore.loggers.conversions import as_bytes, drawn, encodable, finite, library
 from loopcore.loggers.names import run_name
 
 _RESERVED = frozenset({"metrics", "project", "run", "step", "time", "timestamp"})

@@ -5,19 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from loopcore.loggers.base import (
-    Figure,
-    Histogram,
-    Image,
-    Logger,
-    Text,
-    Value,
-    as_bytes,
-    drawn,
-    encodable,
-    finite,
-    library,
-)
+from loopcore.loggers.base import Figure, Histogram, Image, Logger, Text, Value
+from loopcore.loggers.conversions import as_bytes, drawn, encodable, finite, library
 from loopcore.text import clean
 
 _AXIS = "loopcore/step"
