@@ -13,7 +13,8 @@ from loopcore.callbacks.early_stopping import EarlyStopping, MaxSteps, MaxTime
 from loopcore.callbacks.freezing import Freeze
 from loopcore.callbacks.function import FunctionCallback
 from loopcore.callbacks.garbage import GarbageCollect
-from loopcore.callbacks.log import LogHistograms, LogHyperParams, LogMetrics, LogTraces, LogVisualization
+from loopcore.callbacks.histograms import LogHistograms
+from loopcore.callbacks.log import LogHyperParams, LogMetrics, LogTraces, LogVisualization
 from loopcore.callbacks.metrics import Metrics
 from loopcore.callbacks.mixing import LabelSmoothing, MixUp
 from loopcore.callbacks.profiler import Profiler

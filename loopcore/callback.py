@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopcore.errors import CallbackError, EventError
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
+from loopcore.text import clean
 
 if TYPE_CHECKING:
     from loopcore.phases import Phase
@@ -180,7 +181,12 @@ class Sleeper(Callback):
     """A callback that hears some steps and sleeps through others, which it decides when a step begins.
 
     What it sleeps through neither cuts a compiled step nor is part of its program.
+
+    Attributes:
+        sleeps: False if it hears every step anyway, and need not be asked.
     """
+
+    sleeps = True
 
     def wake(self, phase: Phase) -> tuple[type[Event], ...]:
         """Which events it sleeps through in the step that begins now; asked once a step."""
@@ -193,7 +199,7 @@ class Sleeper(Callback):
 def name_of(callback: Callback) -> str:
     """How messages call a callback."""
     inner = callback.identity()
-    name = type(inner).__qualname__.rsplit("<locals>.", 1)[-1]
+    name = clean(type(inner).__qualname__.rsplit("<locals>.", 1)[-1])
     return name if inner is callback else f"{type(callback).__name__}({name})"
 
 

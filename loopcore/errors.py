@@ -36,6 +36,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from loopcore.text import clean
+
 
 class LoopcoreError(Exception):
     """Base of every error loopcore raises on purpose.
@@ -173,7 +175,7 @@ class UnknownMetricError(LoopcoreError, KeyError):
             return f"history has no {self.name!r}: it is empty until an epoch has ended"
         near = " or ".join(map(repr, get_close_matches(str(self.name), self.there)))
         hint = f" Did you mean {near}?" if near else ""
-        return f"history has no {self.name!r}.{hint} It has: {', '.join(self.there)}"
+        return f"history has no {self.name!r}.{hint} It has: {', '.join(map(clean, self.there))}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.name, self.there)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loopcore.callback import name_of
+from loopcore.text import clean
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
@@ -22,7 +23,7 @@ def explain(learner: Learner) -> str:
     lines += [f"     {name_of(e.before)} before {name_of(e.after)}: {e.reason}" for e in learner.callbacks.edges]
     for phase in learner.phases:
         lines += ["", f"phase {phase.name} ({type(phase).__name__})", *_plan_lines(learner.runs.runner_of(phase).plan)]
-    return "\n".join(lines)
+    return "\n".join(clean(line, limit=None) for line in lines)
 
 
 def _plan_lines(plan: Plan) -> list[str]:

@@ -137,7 +137,7 @@ class Runner:
         self.programs = None if plan.kind == "eager" else Programs(self)
         own = [member.callback for member in members if _hears(member.callback, phase)]
         self._in_parts = bool(self.backend.compiles and not self.backend.replays)
-        self.sleepers = tuple(callback for callback in own if isinstance(callback, Sleeper))
+        self.sleepers = tuple(one for one in own if isinstance(one, Sleeper) and one.sleeps)
         self._cutting = self.inner.within_steps()
         traced = self._begin_traced or self._end_traced
         self.plain = self.programs is None and not (phase.carries or traced)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from loopcore.history import optional, prefix_of
+from loopcore.text import clean
 
 
 def plot_history(
@@ -38,17 +39,21 @@ def plot_history(
         for key in keys:
             numbers = [np.nan if value is None else value for value in values[key]]
             marker = "o" if len(numbers) < 30 else None
-            panel.plot(range(1, len(numbers) + 1), numbers, label=phases[key], marker=marker, markersize=3)
-        panel.set_title(metric, loc="left", fontsize=10, parse_math=False)
+            panel.plot(range(1, len(numbers) + 1), numbers, label=clean(phases[key]), marker=marker, markersize=3)
+        _title(panel, metric)
         panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
         _finish(panel, "epoch")
     for panel, name in zip(panels[len(metrics) :], names, strict=True):
         for (phase, own), numbers in series.items():
             if own == name:
-                panel.plot(range(1, len(numbers) + 1), numbers, label=phase, color="tab:gray")
-        panel.set_title(name, loc="left", fontsize=10, parse_math=False)
+                panel.plot(range(1, len(numbers) + 1), numbers, label=clean(phase), color="tab:gray")
+        _title(panel, name)
         _finish(panel, "step")
     return figure
+
+
+def _title(panel: Any, name: str) -> None:
+    panel.set_title(clean(name), loc="left", fontsize=10, parse_math=False)
 
 
 def _finish(panel: Any, x_label: str) -> None:
@@ -56,5 +61,6 @@ def _finish(panel: Any, x_label: str) -> None:
     panel.tick_params(labelsize=8)
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
-    for text in panel.legend(fontsize=8, frameon=False).get_texts():
-        text.set_parse_math(False)  # a name is no formula
+    legend = panel.legend(panel.lines, [line.get_label() for line in panel.lines], fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

@@ -168,6 +168,22 @@ class _Part:
         ) from None
 
 
+def named_leaves(handle: Handle, tree: Tree) -> Leaves:
+    """The arrays of a tree that has the structure of a handle, or of one of its models, by full path; none of others.
+
+    Args:
+        handle: such as ``learner.params``.
+        tree: such as gradients.
+    """
+    parts = [handle[name] for name in handle._parts if name]  # pyright: ignore[reportPrivateUsage]
+    for part in (handle, *parts):
+        try:
+            return dict(part._leaves(tree))  # pyright: ignore[reportPrivateUsage]
+        except WeightsError:
+            continue
+    return {}
+
+
 def _shape_of(tree: Any) -> str:
     if isinstance(tree, Mapping):
         return f"a dict with the keys {list(tree)}"

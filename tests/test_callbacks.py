@@ -61,6 +61,7 @@ class Plateau:
 
 Plateau.__name__ = "ReduceLROnPlateau"
 EXAMPLES: dict[type, Any] = {  # of those whose declarations depend on their arguments
+    lc.LogHistograms: lambda: lc.LogHistograms(lc.loggers.MemoryLogger(), gradients=True),
     lc.Metrics: lc.Metrics,  # without metrics it has the loss
     lc.Scheduler: lambda: lc.Scheduler({"learning_rate": lc.schedules.constant(0.1)}, unit="update"),
     lc.TorchScheduler: lambda: lc.TorchScheduler(Plateau(), "epoch", monitor="val_loss"),

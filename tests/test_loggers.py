@@ -17,7 +17,7 @@ from tensorboardX.record_writer import RecordWriter
 
 import loopcore as lc
 from loopcore.errors import CallbackError, MissingFrameworkError
-from loopcore.loggers.base import run_folder, sanitised
+from loopcore.loggers.names import run_folder, sanitised
 
 EVENT: Any = getattr(event_pb2, "Event")  # noqa: B009 - made when it is imported, which no type checker sees
 BATCH = (np.ones((4, 1)), np.ones((4, 1)))
@@ -86,7 +86,7 @@ def test_no_run_touches_the_files_of_another(tmp_path: Path) -> None:
 
 def test_two_processes_at_once_get_two_folders(tmp_path: Path) -> None:
     code = (
-        f"from loopcore.loggers.base import run_folder\nfor _ in range(20): print(run_folder({str(tmp_path)!r}, 'r'))"
+        f"from loopcore.loggers.names import run_folder\nfor _ in range(20): print(run_folder({str(tmp_path)!r}, 'r'))"
     )
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     found = [line for one in running for line in one.communicate()[0].split()]
@@ -127,6 +127,29 @@ def test_metrics_by_epoch_and_by_step() -> None:
     assert logger.entries["step/loss"] == [(n + 1, value) for n, value in enumerate(history.steps("loss"))]
     assert [step for step, _ in logger.entries["step/val_loss"]] == [1, 2, 3, 4]
     assert set(logger.entries) == {f"{step}{name}" for step in ("", "step/") for name in history}
+
+
+class Files(lc.Callback):
+    """What is in a file when an epoch begins, and at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: list[list[str]] = []
+
+    @lc.on(lc.EpochBegin)
+    def look(self, learner: Any, phase: Any) -> None:
+        self.found.append(self.path.read_text().split() if self.path.exists() else [])
+
+
+def test_an_epoch_is_in_the_file_when_the_next_one_begins(tmp_path: Path) -> None:
+    """What a run has measured does not get lost if it is killed in the next epoch."""
+    logger = lc.loggers.CSVLogger(tmp_path)
+    rate = lc.Scheduler({lc.LearningRate: lc.schedules.linear(1.0, 0.0, 4)})
+    one = lc.LogVisualization(lambda learner: 1.0, logger, name="one")
+    files = Files(logger.path)
+    lc.testing.toy_learner([lc.LogMetrics(logger), lc.LogHyperParams(logger), one, rate, files], steps=1).fit(2)
+    written = ["step,name,value", "1,loss,1.0", "1,step/loss,1.0", "0,hyper/learning_rate,1.0", "1,one,1.0"]
+    assert files.found[0] == [] and sorted(files.found[1]) == sorted(written)
 
 
 def test_epochs_only() -> None:

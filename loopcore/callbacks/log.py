@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, get_args
 
-import numpy as np
-import optree
-
 from loopcore.callback import Callback, on
 from loopcore.callbacks.traces import Traces
 from loopcore.errors import CallbackError, OptimizerError
 from loopcore.events import EpochEnd, FitBegin, FitEnd, StepEnd
 from loopcore.history import Ring, prefix_of
-from loopcore.loggers.base import Histogram, Loggable, Logger
+from loopcore.loggers.base import Loggable, Logger
 from loopcore.phases import AbstractTrainingPhase
 
 
-class _Logs(Callback):
-    """Base: holds loggers, flushes them when epochs end and when a fit does."""
+class Logs(Callback):
+    """Base of what writes to loggers: holds them, flushes them when epochs end and when a fit does.
+
+    Handles: EpochEnd, FitEnd
+
+    Args:
+        *loggers: where to.
+
+    Raises:
+        CallbackError: there is no logger.
+    """
 
     def __init__(self, *loggers: Logger) -> None:
         if not loggers or not all(isinstance(logger, Logger) for logger in loggers):
@@ -30,15 +36,26 @@ class _Logs(Callback):
         for logger in self.loggers:
             logger.log(name, value, step)
 
+    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Log what there is when an epoch has ended."""
+
     @on(EpochEnd)
+    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Log it, and make it readable for others."""
+        self.write(learner, phase, event)
+        self._flush()
+
     @on(FitEnd)
-    def flush(self, learner: Any, phase: Any) -> None:
+    def end_fit(self, learner: Any, phase: Any) -> None:
         """Make everything readable for others."""
+        self._flush()
+
+    def _flush(self) -> None:
         for logger in self.loggers:
             logger.flush()
 
 
-class LogMetrics(_Logs):
+class LogMetrics(Logs):
     """Log the metrics of every epoch, and those of every step.
 
     Names are those of the history; by steps they begin with ``step/``, and count the completed steps of their phase.
@@ -69,8 +86,7 @@ class LogMetrics(_Logs):
         self.steps = steps
         self._written: dict[tuple[str, str], int] = {}
 
-    @on(EpochEnd)
-    def log_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write what the epoch measured."""
         prefix, epochs = prefix_of(phase.name), learner.shared.history[phase].epochs
         if event.outcome == "completed":
@@ -98,7 +114,7 @@ class LogMetrics(_Logs):
         self._written = {(phase, name): count for phase, name, count in state["written"]}
 
 
-class LogHyperParams(_Logs):
+class LogHyperParams(Logs):
     """Log hyperparameters: all of them once, and then what changed, by completed training steps.
 
     Values of steps are written when an epoch ends.
@@ -151,8 +167,7 @@ class LogHyperParams(_Logs):
             self._last[name] = value
             self._pending.append((name, value, self._steps))
 
-    @on(EpochEnd, AbstractTrainingPhase)
-    def write(self, learner: Any, phase: Any) -> None:
+    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write what was noted."""
         for name, value, step in self._pending:
             self._log(f"hyper/{name}", value, step)
@@ -167,41 +182,7 @@ class LogHyperParams(_Logs):
         self._steps, self._last = int(state["steps"]), dict(state["last"])
 
 
-class LogHistograms(_Logs):
-    """Log how the parameters are distributed, after every training epoch.
-
-    It fetches all parameters then. For gradients use `LogVisualization`, with ``step.grads`` in its reads.
-
-    Reads: params, shared.history
-    Handles: EpochEnd, FitEnd
-
-    Args:
-        *loggers: where to.
-
-    Raises:
-        CallbackError: there is no logger.
-
-    Example:
-        >>> import loopcore as lc
-        >>> logger = lc.loggers.MemoryLogger()
-        >>> result = lc.testing.toy_learner(callbacks=[lc.LogHistograms(logger)]).fit(2)
-        >>> {name: len(entries) for name, entries in logger.entries.items()}
-        {'params/w': 2}
-    """
-
-    reads = ("params", "shared.history")
-
-    @on(EpochEnd, AbstractTrainingPhase)
-    def log_epoch(self, learner: Any, phase: Any) -> None:
-        """Write one histogram for each parameter."""
-        epochs = learner.shared.history[phase].epochs
-        for name in learner.params.names:
-            value = learner.to_host(learner.params[name].value)
-            numbers = np.concatenate([np.ravel(leaf) for leaf in optree.tree_leaves(value)])
-            self._log(f"params/{name}", Histogram(numbers), epochs)
-
-
-class LogVisualization(_Logs):
+class LogVisualization(Logs):
     """Log what a function makes of the learner when an epoch ends: an `Image`, a `Figure`, a `Text`, any kind.
 
     It also reads what it is told to.
@@ -246,8 +227,7 @@ class LogVisualization(_Logs):
         self.phase = phase
         self.reads = ("shared.history", *reads)
 
-    @on(EpochEnd)
-    def log_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write what the function makes."""
         if isinstance(phase, self.phase) and event.outcome == "completed":
             self._log(self.name, self.make(learner), learner.shared.history[phase].epochs)

@@ -10,7 +10,7 @@ from loopcore.callback import Callback, on
 from loopcore.events import EpochBegin, EpochEnd, FitBegin, FitEnd, StepEnd
 from loopcore.history import prefix_of
 from loopcore.phases import PredictionPhase
-from loopcore.text import clean
+from loopcore.text import clean, say
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -67,7 +67,7 @@ class ProgressPrinter(Callback):
         self._loss, self._shown = None, ""
         out = self._file or sys.stdout
         if out.isatty():
-            self._open_bar(out, f"{clean(phase.name)}", learner.epoch.length)
+            self._open_bar(out, clean(phase.name), learner.epoch.length)
 
     @on(StepEnd)
     def end_step(self, learner: Any, phase: Any) -> None:
@@ -96,7 +96,7 @@ class ProgressPrinter(Callback):
         ended = "" if event.outcome == "completed" else f" {event.outcome}"
         self._parts.append(f"{clean(phase.name)} {learner.epoch.completed} steps {seconds:.1f} s{ended}")
         if learner.epoch.last or event.outcome == "failed":
-            print(f"epoch {self._round}: {', '.join(self._parts)}", file=out, flush=True)
+            say(f"epoch {self._round}: {', '.join(self._parts)}", out)
             self._round += 1
             self._parts = []
 
@@ -104,7 +104,7 @@ class ProgressPrinter(Callback):
     def end_fit(self, learner: Any, phase: Any) -> None:
         """Print what a stopped round had."""
         if self._parts and not self.quiet:
-            print(f"epoch {self._round}: {', '.join(self._parts)}", file=self._file or sys.stdout, flush=True)
+            say(f"epoch {self._round}: {', '.join(self._parts)}", self._file)
         self._parts = []
         self._close_bar()
 
@@ -180,15 +180,14 @@ class MetricsPrinter(Callback):
     def _print_row(self) -> None:
         if not self._values:
             return
-        out = self._file or sys.stdout
         columns = self._columns + [name for name in self._values if name not in self._columns]
         widths = [max(8, len(clean(name))) for name in columns]
         if columns != self._columns:
             self._columns = columns
             names = " ".join(f"{clean(name):>{width}}" for name, width in zip(columns, widths, strict=True))
-            print(f"{'epoch':>6} {names}", file=out)
+            say(f"{'epoch':>6} {names}", self._file)
         cells = " ".join(f"{_shown(self._values.get(name)):>{w}}" for name, w in zip(columns, widths, strict=True))
-        print(f"{self._round:>6} {cells}", file=out, flush=True)
+        say(f"{self._round:>6} {cells}", self._file)
 
 
 def _shown(value: float | None) -> str:

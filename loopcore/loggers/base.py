@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from loopcore.loggers.names import Names, sanitised
+from loopcore.text import clean
 
 
 @dataclass(frozen=True)
@@ -104,16 +105,26 @@ class Logger:
         """Log a value.
 
         Args:
-            name: parts are separated by ``/``; what file systems and libraries do not like becomes ``_``.
+            name: parts are separated by ``/``; what file systems and libraries do not like becomes ``_``. If two
+                names become the same, the second one gets a number, which is said once.
             value: a number, or one of the kinds.
             step: where on the axis; does not go back for one name.
         """
         value = Value(float(value)) if isinstance(value, (int, float, np.generic)) else value
         if isinstance(value, self.kinds):
-            self.write(sanitised(name), value, step)
+            self.write(self._names(name), value, step)
         elif type(value) not in self._said:
             self._said |= {type(value)}
-            warnings.warn(f"{type(self).__name__} takes no {type(value).__name__}: {name} is left out", stacklevel=2)
+            left_out = f"{clean(name)} is left out"
+            warnings.warn(f"{type(self).__name__} takes no {type(value).__name__}: {left_out}", stacklevel=2)
+
+    @cached_property
+    def _names(self) -> Names:
+        return Names(self.safe_name)
+
+    def safe_name(self, name: str) -> str:
+        """What a name is written as, unless another one is written so already."""
+        return sanitised(name)
 
     def write(self, name: str, value: Any, step: int) -> None:
         """Write a value of a kind it takes, under a name that is safe."""
@@ -124,35 +135,3 @@ class Logger:
 
     def close(self) -> None:
         """No value follows."""
-
-
-def sanitised(name: str) -> str:
-    """A name of letters, digits and ``_ - . /``, without empty or hidden parts.
-
-    Example:
-        >>> sanitised("val loss (1)/../a")
-        'val_loss__1_/_/a'
-    """
-    parts = [re.sub(r"[^\w.\-]", "_", part) for part in str(name).split("/")]
-    return "/".join(re.sub(r"^\.+$", "_", part) for part in parts if part) or "_"
-
-
-def run_folder(folder: str | Path, name: str | None = None) -> Path:
-    """A new folder for a run: of its name or the time, numbered if there is one already.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     [run_folder(folder, "run").name for _ in range(2)]
-        ['run', 'run-2']
-    """
-    base = sanitised(name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")).replace("/", "_")
-    number = 1
-    while True:
-        found = Path(folder) / (base if number == 1 else f"{base}-{number}")
-        try:
-            found.mkdir(parents=True)
-        except FileExistsError:  # also where another process was faster
-            number += 1
-        else:
-            return found

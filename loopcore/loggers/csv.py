@@ -6,7 +6,8 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from loopcore.loggers.base import Logger, Value, run_folder
+from loopcore.loggers.base import Logger, Value
+from loopcore.loggers.names import run_folder
 
 
 class CSVLogger(Logger):

@@ -6,13 +6,16 @@ import json
 from math import isfinite
 from pathlib import Path
 
-from loopcore.loggers.base import Logger, Text, Value, run_folder
+from loopcore.loggers.base import Logger, Text, Value
+from loopcore.loggers.conversions import encodable
+from loopcore.loggers.names import run_folder
 
 
 class JSONLinesLogger(Logger):
     """Writes ``{"step": 1, "name": "loss", "value": 0.5}`` lines to ``values.jsonl`` in a new folder.
 
-    Numbers that JSON does not have are the texts ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
+    Numbers that JSON does not have are the texts ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``; a lone surrogate, which
+    many readers refuse, is written as the six characters of its escape.
 
     Args:
         folder: holds one folder for each run.
@@ -36,7 +39,7 @@ class JSONLinesLogger(Logger):
 
     def write(self, name: str, value: Value | Text, step: int) -> None:
         """Keep a line until it is flushed."""
-        plain = value.value if isinstance(value, Value) else value.text
+        plain = value.value if isinstance(value, Value) else encodable(value.text)
         if isinstance(plain, float) and not isfinite(plain):
             plain = "NaN" if plain != plain else "Infinity" if plain > 0 else "-Infinity"
         self._lines.append(json.dumps({"step": step, "name": name, "value": plain}) + "\n")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from loopcore.errors import MissingFrameworkError
-from loopcore.loggers.base import Figure, Histogram, Image, Logger, Text, Value, run_folder
+from loopcore.loggers.base import Figure, Histogram, Image, Logger, Text, Value
+from loopcore.loggers.conversions import encodable, finite, library
+from loopcore.loggers.names import run_folder
 
 
 class TensorBoardLogger(Logger):
@@ -35,14 +35,9 @@ class TensorBoardLogger(Logger):
     kinds = (Value, Text, Image, Histogram, Figure)
 
     def __init__(self, folder: str | Path = "runs", run: str | None = None) -> None:
-        try:
-            library: Any = import_module("tensorboardX")
-        except ModuleNotFoundError as error:
-            raise MissingFrameworkError(
-                "TensorBoardLogger needs tensorboardX, which is not installed: pip install 'loopcore[tensorboard]'"
-            ) from error
+        writers = library("tensorboardX", "TensorBoardLogger", "tensorboard")
         self.path = run_folder(folder, run)
-        self._writer: Any = library.SummaryWriter(str(self.path))
+        self._writer: Any = writers.SummaryWriter(str(self.path))
 
     def write(self, name: str, value: Any, step: int) -> None:
         """Write an event."""
@@ -50,9 +45,10 @@ class TensorBoardLogger(Logger):
         if isinstance(value, Value):
             writer.add_scalar(name, value.value, step)
         elif isinstance(value, Text):
-            writer.add_text(name, value.text, step)
+            writer.add_text(name, encodable(value.text), step)
         elif isinstance(value, Histogram):
-            writer.add_histogram(name, np.asarray(value.values), step)
+            if len(numbers := finite(value)):
+                writer.add_histogram(name, numbers, step)
         elif isinstance(value, Figure):
             writer.add_figure(name, value.figure, step)
         else:

@@ -29,7 +29,7 @@ MAKERS: dict[type[lc.Callback], Callable[[Path], lc.Callback]] = {
     lc.GradientAccumulation: lambda _: lc.GradientAccumulation(3),
     lc.GradientClipping: lambda _: lc.GradientClipping(norm=0.1, value=0.05),
     lc.LabelSmoothing: lambda _: lc.LabelSmoothing(0.1, classes=OUTPUTS),
-    lc.LogHistograms: lambda _: lc.LogHistograms(lc.loggers.MemoryLogger()),
+    lc.LogHistograms: lambda _: lc.LogHistograms(lc.loggers.MemoryLogger(), gradients=True),
     lc.LogHyperParams: lambda _: lc.LogHyperParams(lc.loggers.MemoryLogger()),
     lc.LogMetrics: lambda _: lc.LogMetrics(lc.loggers.MemoryLogger()),
     lc.LogTraces: lambda _: lc.LogTraces(lc.loggers.MemoryLogger()),

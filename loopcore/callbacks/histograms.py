@@ -1,0 +1,121 @@
+"""How parameters and gradients are distributed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import optree
+
+from loopcore.callback import NO_CONFLICT, Callback, Resolution, RunFirst, Sleeper, on
+from loopcore.callbacks.accumulation import AccumulatedUpdate
+from loopcore.callbacks.log import Logs
+from loopcore.events import BackwardEnd, EpochBegin, EpochEnd, Event
+from loopcore.loggers.base import Histogram, Logger
+from loopcore.phases import AbstractTrainingPhase
+from loopcore.weights import named_leaves
+
+
+class LogHistograms(Logs, Sleeper):
+    """Log how the parameters are distributed after every training epoch, and the gradients of its last step.
+
+    It fetches all of them then. Gradients are those that the last step applied, after clipping and accumulation. Other
+    steps do not hand them back: on backends that compile, the last step of an epoch is a program of its own. Where the
+    data does not tell its length every step may be the last, and each hands its gradients back, which costs memory for
+    one more copy of them and no transfer.
+
+    Reads: params, shared.history, step.grads
+    Writes: step.last_grads
+    Handles: EpochBegin, BackwardEnd (traced), EpochEnd, FitEnd
+
+    Args:
+        *loggers: where to.
+        gradients: whether those are logged too, as ``grads/`` and the name of the parameter.
+
+    Raises:
+        CallbackError: there is no logger.
+
+    Example:
+        >>> import loopcore as lc
+        >>> logger = lc.loggers.MemoryLogger()
+        >>> result = lc.testing.toy_learner([lc.LogHistograms(logger, gradients=True)], steps=2).fit(2)
+        >>> {name: len(entries) for name, entries in logger.entries.items()}
+        {'params/w': 2, 'grads/w': 2}
+        >>> [round(float(histogram.values[0]), 3) for _, histogram in logger.entries["grads/w"]]
+        [-1.6, -1.024]
+    """
+
+    reads = ("params", "shared.history")
+
+    def __init__(self, *loggers: Logger, gradients: bool = False) -> None:
+        super().__init__(*loggers)
+        self.gradients = self.sleeps = gradients
+        self._epochs: dict[str, Any] = {}  # the latest of each phase
+        self._awake: list[bool] = []
+        self._said = False
+        if gradients:
+            self.traced_reads = ("step.grads",)
+            self.writes = ("step.last_grads",)
+        else:
+            self.listeners = tuple(one for one in self.listeners if one.method not in ("begin_epoch", "keep"))
+
+    def resolve_conflict(self, other: Callback) -> RunFirst | Resolution | None:
+        """Two of them keep the same gradients."""
+        return NO_CONFLICT if isinstance(other.identity(), LogHistograms) else None
+
+    @on(EpochBegin, AbstractTrainingPhase)
+    def begin_epoch(self, learner: Any, phase: Any) -> None:
+        """Note which epoch the steps belong to."""
+        self._epochs[phase.name] = learner.epoch
+
+    def wake(self, phase: Any) -> tuple[type[Event], ...]:
+        """Sleep through all steps that are not the last of their epoch."""
+        last = isinstance(phase, AccumulatedUpdate) or self._may_be_last(phase)
+        self._awake.append(last)
+        return () if last else (BackwardEnd,)
+
+    def _may_be_last(self, phase: Any) -> bool:
+        epoch: Any = self._epochs.get(phase.name)
+        if epoch is None or epoch.phase is not phase or epoch.outcome is not None:
+            return False
+        return epoch.length in (None, epoch.attempted)
+
+    def rest(self, phase: Any) -> None:
+        """The step has ended."""
+        self._awake.pop()
+
+    @on(BackwardEnd, AbstractTrainingPhase, traced=True)
+    @on(BackwardEnd, AccumulatedUpdate, traced=True)
+    def keep(self, learner: Any, phase: Any) -> None:
+        """Let the step hand back what it applies."""
+        if self._awake[-1]:
+            learner.step.last_grads = learner.step.grads
+
+    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Write one histogram for each parameter, and one for its gradient."""
+        if event.outcome != "completed" or not isinstance(phase, AbstractTrainingPhase):
+            return
+        epochs = learner.shared.history[phase].epochs
+        for name in learner.params.names:
+            self._log(f"params/{name}", _histogram(learner, learner.params[name].value), epochs)
+        if self.gradients and learner.epoch.completed:
+            for name, gradient in self._last(learner).items():
+                self._log(f"grads/{name}", _histogram(learner, gradient), epochs)
+
+    def _last(self, learner: Any) -> dict[str, Any]:
+        """The gradients of the last step by parameter."""
+        tree = getattr(learner.step, "last_grads", None)
+        found = {} if tree is None else named_leaves(learner.params, tree)
+        if not (found or self._said):
+            self._said = True
+            why = "they are not those of learner.params or of one of its models"
+            if tree is None:
+                why = "that step was cancelled, or the data ended before its length"
+            warnings.warn(f"LogHistograms left out the gradients of the last step of an epoch: {why}", stacklevel=2)
+        return found
+
+
+def _histogram(learner: Any, tree: Any) -> Histogram:
+    leaves = optree.tree_leaves(learner.to_host(tree))
+    return Histogram(np.concatenate([np.ravel(leaf) for leaf in leaves]))

@@ -1,0 +1,51 @@
+"""What loggers hand to libraries."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from loopcore.errors import MissingFrameworkError
+from loopcore.loggers.base import Histogram, Image
+
+
+def library(module: str, who: str, extra: str) -> Any:
+    """The library that a logger writes by.
+
+    Raises:
+        MissingFrameworkError: it is not installed; says how to install it.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingFrameworkError(
+            f"{who} needs {module}, which is not installed: pip install 'loopcore[{extra}]'"
+        ) from error
+
+
+def finite(histogram: Histogram) -> np.ndarray[Any, Any]:
+    """The numbers of a histogram that have a place on its axis, float64 ``(n,)``; there may be none."""
+    values = np.asarray(histogram.values, dtype=np.float64).ravel()
+    return values[np.isfinite(values)]
+
+
+def as_bytes(image: Image) -> np.ndarray[Any, Any]:
+    """The pixels as uint8."""
+    pixels = np.asarray(image.pixels)
+    if pixels.dtype.kind == "f":
+        pixels = np.rint(np.clip(np.nan_to_num(pixels), 0.0, 1.0) * 255)
+    return pixels.astype(np.uint8)
+
+
+def encodable(text: str) -> str:
+    """A text that UTF-8 can write: what is no character of it becomes an escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def drawn(figure: Any) -> np.ndarray[Any, Any]:
+    """The pixels of a figure of matplotlib, uint8 ``(height, width, 4)``."""
+    canvas: Any = import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())
