@@ -26,7 +26,7 @@ default_role = "py:obj"
 nitpicky = True
 # Names of other libraries, whose documentation is not fetched, and aliases that only annotations use.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(collections\.abc|numpy|np|optree|pathlib|types|typing|rich)\..*"),
+    (r"py:.*", r"(collections\.abc|contextlib|numpy|np|optree|pathlib|types|typing|rich)\..*"),
     (r"py:.*", r"(.*\.)?(Array|Tree|Leaves|Kind|Body|Handle|Outcome|Reduction|Method|Mode|Unit|Schedule|C)"),
 ]
 

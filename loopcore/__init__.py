@@ -14,7 +14,7 @@ from loopcore.callbacks.freezing import Freeze
 from loopcore.callbacks.function import FunctionCallback
 from loopcore.callbacks.garbage import GarbageCollect
 from loopcore.callbacks.histograms import LogHistograms
-from loopcore.callbacks.log import LogHyperParams, LogMetrics, LogTraces, LogVisualization
+from loopcore.callbacks.log import LogHyperParams, LogMetrics, LogVisualization
 from loopcore.callbacks.metrics import Metrics
 from loopcore.callbacks.mixing import LabelSmoothing, MixUp
 from loopcore.callbacks.profiler import Profiler
@@ -23,7 +23,7 @@ from loopcore.callbacks.recorder import Recorder
 from loopcore.callbacks.sanity import SanityCheck
 from loopcore.callbacks.scheduler import Scheduler, TorchScheduler
 from loopcore.callbacks.stopping import StopOnNaNLoss
-from loopcore.callbacks.traces import Traces
+from loopcore.callbacks.traces import LogTraces, Traces
 from loopcore.callbacks.wrappers import ConditionalCallback, throttle
 from loopcore.checkpoint import load_weights
 from loopcore.errors import (

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 from loopcore.callback import Callback, on
-from loopcore.callbacks.traces import Traces
 from loopcore.errors import CallbackError, OptimizerError
 from loopcore.events import EpochEnd, FitBegin, FitEnd, StepEnd
 from loopcore.history import Ring, prefix_of
@@ -231,54 +230,3 @@ class LogVisualization(Logs):
         """Write what the function makes."""
         if isinstance(phase, self.phase) and event.outcome == "completed":
             self._log(self.name, self.make(learner), learner.shared.history[phase].epochs)
-
-
-class LogTraces(_Logs):
-    """Log what `Traces` notes, when an epoch ends: ``trace/name`` of training, ``trace/val_name`` of validation.
-
-    The axis counts the values of the trace. What is no number is logged if it is an image, a text or another kind
-    of `loopcore.loggers`; an array as a histogram.
-
-    Reads: shared.traces
-    Requires: Traces
-    Handles: EpochEnd, FitEnd
-
-    Args:
-        *loggers: where to.
-
-    Raises:
-        CallbackError: there is no logger.
-
-    Example:
-        >>> import loopcore as lc
-        >>> logger = lc.loggers.MemoryLogger()
-        >>> loss = lc.Traces({"loss": lambda learner: float(learner.step.loss)}, reads=("step.loss",))
-        >>> result = lc.testing.toy_learner(callbacks=[loss, lc.LogTraces(logger)], steps=2).fit(1)
-        >>> [(step, round(value, 2)) for step, value in logger.entries["trace/loss"]]
-        [(1, 1.0), (2, 0.64)]
-    """
-
-    reads = ("shared.traces",)
-    requires = (Traces,)
-
-    def __init__(self, *loggers: Logger) -> None:
-        super().__init__(*loggers)
-        self._written: dict[tuple[str, str], int] = {}
-
-    @on(EpochEnd)
-    def log_epoch(self, learner: Any, phase: Any) -> None:
-        """Write what was noted since the last time."""
-        for name, noted in learner.shared.traces.get(phase.name, {}).items():
-            done = self._written.get((phase.name, name), 0)
-            first = noted.count - len(noted.values)  # older ones are gone
-            for number in range(max(done, first), noted.count):
-                value = noted.values[number - first]
-                self._log(f"trace/{prefix_of(phase.name)}{name}", _loggable(learner, value), number + 1)
-            self._written[phase.name, name] = noted.count
-
-
-def _loggable(learner: Any, value: Any) -> Any:
-    if isinstance(value, (int, float, *get_args(Loggable))):
-        return value
-    host = np.asarray(learner.to_host(value))
-    return float(host) if host.ndim == 0 else Histogram(host)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
+
+import numpy as np
 
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, Listener, Resolution, on
+from loopcore.callbacks.log import Logs
 from loopcore.errors import CallbackError
-from loopcore.events import Event, StepEnd
-from loopcore.history import Series
+from loopcore.events import EpochEnd, Event, StepEnd
+from loopcore.history import Series, prefix_of
+from loopcore.loggers.base import Histogram, Loggable, Logger
 from loopcore.phases import AbstractTrainingPhase, Phase
 
 
@@ -101,3 +105,53 @@ class Traces(Callback):
             for name, fn in self.functions.items():
                 noted: Noted = learner.shared.traces.of(phase.name, name, lambda: Noted(self.size))
                 noted.add(fn(learner))
+
+
+class LogTraces(Logs):
+    """Log what `Traces` notes, when an epoch ends: ``trace/name`` of training, ``trace/val_name`` of validation.
+
+    The axis counts the values of the trace. What is no number is logged if it is an image, a text or another kind
+    of `loopcore.loggers`; an array as a histogram.
+
+    Reads: shared.traces
+    Requires: Traces
+    Handles: EpochEnd, FitEnd
+
+    Args:
+        *loggers: where to.
+
+    Raises:
+        CallbackError: there is no logger.
+
+    Example:
+        >>> import loopcore as lc
+        >>> logger = lc.loggers.MemoryLogger()
+        >>> loss = lc.Traces({"loss": lambda learner: float(learner.step.loss)}, reads=("step.loss",))
+        >>> result = lc.testing.toy_learner(callbacks=[loss, lc.LogTraces(logger)], steps=2).fit(1)
+        >>> [(step, round(value, 2)) for step, value in logger.entries["trace/loss"]]
+        [(1, 1.0), (2, 0.64)]
+    """
+
+    reads = ("shared.traces",)
+    requires = (Traces,)
+
+    def __init__(self, *loggers: Logger) -> None:
+        super().__init__(*loggers)
+        self._written: dict[tuple[str, str], int] = {}
+
+    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+        """Write what was noted since the last time."""
+        for name, noted in learner.shared.traces.get(phase.name, {}).items():
+            done = self._written.get((phase.name, name), 0)
+            first = noted.count - len(noted.values)  # older ones are gone
+            for number in range(max(done, first), noted.count):
+                value = noted.values[number - first]
+                self._log(f"trace/{prefix_of(phase.name)}{name}", _loggable(learner, value), number + 1)
+            self._written[phase.name, name] = noted.count
+
+
+def _loggable(learner: Any, value: Any) -> Any:
+    if isinstance(value, (int, float, *get_args(Loggable))):
+        return value
+    host = np.asarray(learner.to_host(value))
+    return float(host) if host.ndim == 0 else Histogram(host)
