@@ -203,6 +203,11 @@ def name_of(callback: Callback) -> str:
     return name if inner is callback else f"{type(callback).__name__}({name})"
 
 
+def only_looks(callback: Callback) -> bool:
+    """Whether a callback declares that it changes nothing."""
+    return not (callback.writes or callback.leaves or callback.carries)
+
+
 def _check_signature(cls: type[Callback], name: str) -> None:
     method = getattr(cls, name)
     try:

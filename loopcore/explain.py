@@ -29,7 +29,9 @@ def explain(learner: Learner) -> str:
 def _plan_lines(plan: Plan) -> list[str]:
     lines = [f"  plan: {plan.kind} ({plan.why})"]
     word = "would be cut at" if plan.kind == "eager" else "cut at"
-    lines += [f"  {word} {event}: {', '.join(names)}" for event, names in plan.cuts]
+    for event, names in plan.cuts:
+        only = plan.looks.issuperset(names)
+        lines += [f"  {'heard, without a cut, at' if only else word} {event}: {', '.join(names)}"]
     lines += [f"  kept after a step: {_who(plan.kept)}"]
     if plan.left:
         lines += [f"  for later: {_who(plan.left)}"]

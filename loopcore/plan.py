@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from zlib import crc32
 
 from loopcore.backend import DrawKey
-from loopcore.callback import Callback, Sleeper, name_of
+from loopcore.callback import Callback, Sleeper, name_of, only_looks
 from loopcore.carry import check_carry, check_started, detach_carry
 from loopcore.dispatch import SCOPE_EVENTS, Asleep, Handler, Member, Table, deliver, warn_unfired
 from loopcore.events import EpochBegin, Event, FitBegin, FitEnd, StepBegin, StepEnd
@@ -38,6 +38,7 @@ class Plan:
         kind: ``fused`` (one program), ``split`` (cut where a host handler listens) or ``eager``.
         why: the reason, in words.
         cuts: events within the step that a host handler listens to, with the names of the callbacks.
+        looks: names of callbacks among them that declare no writes, which the program need not be cut for.
         kept: step values that outlive the step, with the names of those who read them; ``"*"`` means all.
         left: step values that traced handlers leave for their own callback, gone when the step has ended.
         carried: shared paths and step values that pass from step to step.
@@ -46,12 +47,21 @@ class Plan:
     kind: Literal["fused", "split", "eager"]
     why: str
     cuts: tuple[tuple[str, tuple[str, ...]], ...]
+    looks: frozenset[str]
     kept: dict[str, tuple[str, ...]]
     left: dict[str, tuple[str, ...]]
     carried: tuple[str, ...]
 
 
-def make_plan(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str], *, compiles: bool, why: str) -> Plan:
+def make_plan(
+    callbacks: Sequence[Callback],
+    phase: Phase,
+    reads: Sequence[str],
+    *,
+    compiles: bool,
+    why: str,
+    replays: bool = False,
+) -> Plan:
     """Choose the plan of a phase from who listens within its steps.
 
     Args:
@@ -60,17 +70,20 @@ def make_plan(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str],
         reads: step paths the learner was asked to keep.
         compiles: whether the backend can compile a step and nobody said otherwise.
         why: why it cannot, for `Learner.explain`.
+        replays: whether a program may go on while those who only look wait, see `CompilingBackend`.
     """
     listening = [callback for callback in callbacks if _hears(callback, phase)]
     cuts = _cuts(listening, phase)
     kept = _kept(listening, phase, reads)
     left = _by_name([(name_of(c), c.leaves) for c in listening])
     carried = (*(f"step.{name}" for name in phase.carries), *(path for c in listening for path in c.carries))
+    writers = {name_of(c) for c in listening if not only_looks(c)}
+    looks = frozenset(name for _, names in cuts for name in names if name not in writers) if replays else frozenset()
     if not compiles:
-        return Plan("eager", why, cuts, kept, left, carried)
+        return Plan("eager", why, cuts, looks, kept, left, carried)
     if cuts:
-        return Plan("split", "host handlers listen within the step", cuts, kept, left, carried)
-    return Plan("fused", "no host handler listens within the step", cuts, kept, left, carried)
+        return Plan("split", "host handlers listen within the step", cuts, looks, kept, left, carried)
+    return Plan("fused", "no host handler listens within the step", cuts, looks, kept, left, carried)
 
 
 def _hears(callback: Callback, phase: Phase) -> bool:

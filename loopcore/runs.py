@@ -146,7 +146,8 @@ class Runs:
         learner, backend = self._learner, self._learner.backend
         compiles = backend.compiles and phase.compile and learner.compile is not False
         why = f"the {backend.name} backend runs steps eagerly" if not backend.compiles else "compile=False"
-        plan = make_plan(list(learner.callbacks), phase, learner.reads, compiles=compiles, why=why)
+        replays = compiles and bool(getattr(backend, "replays", False))
+        plan = make_plan(list(learner.callbacks), phase, learner.reads, compiles=compiles, why=why, replays=replays)
         runner = Runner(learner, phase, plan, learner.callbacks.members, isinstance(phase, AbstractTrainingPhase))
         if len(self.runners) >= _MAX_RUNNERS:  # a new phase object every step must not fill the memory
             self.runners.clear()

@@ -14,7 +14,7 @@ from itertools import count, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from loopcore.backend import CompilingBackend, CutError, DrawKey, Tree
-from loopcore.callback import Callback
+from loopcore.callback import only_looks
 from loopcore.dispatch import Asleep, Handler, deliver
 from loopcore.errors import CarryError
 from loopcore.events import Event
@@ -454,11 +454,6 @@ class Trace:
                     values.append(tree.pop(name))
         outputs["packed"] = backend.to_words(values)
         return layout
-
-
-def only_looks(callback: Callback) -> bool:
-    """Whether a callback declares that it changes nothing."""
-    return not (callback.writes or callback.leaves or callback.carries)
 
 
 def with_leaves(backend: Any, tree: Tree, places: Sequence[int], leaves: Sequence[Any]) -> Tree:

@@ -143,3 +143,18 @@ def test_a_learner_that_moved_leaves_nothing_behind() -> None:
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", MOVES], env={**os.environ, **flags}, capture_output=True, text=True)
     assert done.stdout.split() == ["1", "1"], done.stderr
+
+
+def test_explain_tells_looks_from_cuts() -> None:
+    learner = make(callbacks=[listener(lc.LossBegin, False), Halves()])
+    text = learner.explain()
+    assert "plan: split" in text and "heard, without a cut, at LossBegin: FunctionCallback" in text
+    assert "  cut at BackwardEnd: Halves" in text
+
+
+class Halves(lc.Callback):
+    writes = ("step.grads",)
+
+    @lc.on(lc.BackwardEnd, lc.AbstractTrainingPhase)
+    def halve(self, learner: Any, phase: Any) -> None:
+        learner.step.grads = learner.tree.scale(learner.step.grads, 0.5)
