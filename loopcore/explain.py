@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loopcore.callback import name_of
+from loopcore.constants import baked_in
 from loopcore.text import clean
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ def explain(learner: Learner) -> str:
     lines += [f"  {index}. {name_of(callback)}" for index, callback in enumerate(learner.callbacks, 1)] or ["  none"]
     lines += [f"     {name_of(e.before)} before {name_of(e.after)}: {e.reason}" for e in learner.callbacks.edges]
     for phase in learner.phases:
-        lines += ["", f"phase {phase.name} ({type(phase).__name__})", *_plan_lines(learner.runs.runner_of(phase).plan)]
+        plan = learner.runs.runner_of(phase).plan
+        lines += ["", f"phase {phase.name} ({type(phase).__name__})", *_plan_lines(plan)]
+        if plan.kind != "eager":
+            lines += [f"  kept as it is now: {what}" for what in baked_in(learner, phase, learner.callbacks)]
     return "\n".join(clean(line, limit=None) for line in lines)
 
 

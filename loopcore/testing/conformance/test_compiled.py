@@ -361,3 +361,65 @@ def test_an_array_cannot_decide(compiling: Subject, kind: str) -> None:
     phase = Asks()
     phase.compile = False
     assert np.isfinite(float(make(compiling).run_step(phase, (XS, YS)).loss))
+
+
+# -- what is baked in
+
+
+TABLE = np.arange(6.0)
+
+
+class Bakes(lc.TrainingPhase):
+    """Reaches arrays in all ways there are."""
+
+    def __init__(self) -> None:
+        self.scale = np.ones(2)  # an input
+        self.settings = {"deep": [np.zeros(3), "text"], "number": 1}
+
+    def step(self, learner: Any, handle: Any, state: Any) -> None:
+        def objective() -> Any:
+            state.y_pred = learner.model(state.xs) * learner.xp.sum(state.xs * 0 + TABLE[0])
+            state.loss = learner.loss_fn(state.y_pred, state.ys)
+            return state.loss
+
+        learner.minimize(objective)
+
+
+def test_explain_lists_the_arrays_that_are_baked_in(compiling: Subject) -> None:
+    weights = np.ones((6, 2), "float32")
+
+    def weighted(y_pred: Any, ys: Any) -> Any:
+        return lc.losses.mse(y_pred * weights, ys)
+
+    def level(y_pred: Any, ys: Any) -> Any:
+        return (y_pred * weights[0]).sum()
+
+    class Adds(lc.Callback):
+        traced_reads = ("step.loss",)
+        writes = ("step.more",)
+
+        def __init__(self) -> None:
+            self.noise = np.ones(4)
+
+        @lc.on(lc.StepEnd, lc.AbstractTrainingPhase, traced=True)
+        def add(self, learner: Any, phase: Any) -> None:
+            learner.step.more = learner.step.loss + self.noise[0]
+
+    model = compiling.within("float32").linear(WEIGHTS)
+    callbacks = [lc.Metrics(level), Adds(), lc.ProgressPrinter(quiet=True), lc.MetricsPrinter(quiet=True)]
+    text = lc.Learner(model, weighted, lc.SGD(0.1), phases=[Bakes()], callbacks=callbacks).explain()
+    lines = sorted(line.partition(": ")[2] for line in text.splitlines() if "kept as it is now" in line)
+    assert len(lines) == 4
+    for line, (start, end) in zip(
+        lines,
+        [
+            ("Adds.noise", "(float64[4])"),
+            ("Bakes.settings['deep'][0]", "(float64[3])"),
+            ("TABLE in ", "Bakes.step (float64[6])"),
+            ("weights in ", "(float32[6, 2])"),
+        ],
+        strict=True,
+    ):
+        assert line.startswith(start) and line.endswith(end)
+    eager = lc.Learner(model, weighted, lc.SGD(0.1), phases=[Bakes()], compile=False, default_callbacks=False)
+    assert "kept as it is now" not in eager.explain()

@@ -1,0 +1,88 @@
+"""Arrays that a compiled step keeps as they are now, found by looking at the code and the objects it can reach."""
+
+from __future__ import annotations
+
+import dis
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import CodeType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+from loopcore.callback import Callback, name_of
+from loopcore.phases import Phase
+
+if TYPE_CHECKING:
+    from loopcore.learner import Learner
+
+_DEPTH = 4  # of containers in containers
+
+
+def baked_in(learner: Learner, phase: Phase, callbacks: Iterable[Callback]) -> list[str]:
+    """Each array that is no input of the steps of a phase, with where it is and what it is.
+
+    Looked at are the methods of the phase, the loss and the functions of callbacks, with the globals and variables
+    from outside that they name; and what the phase, traced callbacks and their metrics hold. An array that the phase
+    holds itself is an input, and not listed.
+    """
+    found: dict[int, str] = {}
+
+    def note(where: str, value: Any, depth: int = 0) -> None:
+        if learner.backend.is_array(value):
+            shape, dtype = learner.backend.signature(value)
+            found.setdefault(id(value), f"{where} ({dtype}{list(shape)})")
+        elif isinstance(value, (FunctionType, MethodType)):
+            for name, held in _reached(value):
+                note(f"{name} in {value.__qualname__}", held, _DEPTH)
+        elif depth < _DEPTH:
+            for key, part in _parts(value):
+                note(f"{where}{key}", part, depth + 1)
+
+    for method in _methods(phase):
+        note("", method)
+    for name, value in vars(phase).items():
+        if not learner.backend.is_array(value):
+            note(f"{type(phase).__name__}.{name}", value)
+    note("", learner.loss_fn)
+    for callback in callbacks:
+        if any(listener.traced for listener in callback.listeners):
+            for name, value in vars(callback.identity()).items():
+                note(f"{name_of(callback)}.{name}", value)
+    return list(found.values())
+
+
+def _methods(phase: Phase) -> Iterator[FunctionType]:
+    """Functions that the classes of the user define."""
+    for cls in type(phase).__mro__:
+        own = cls.__module__.startswith("loopcore.") and not cls.__module__.startswith("loopcore.testing.")
+        if not own and cls is not object:
+            yield from (value for value in vars(cls).values() if isinstance(value, FunctionType))
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a container, a dataclass or a metric holds."""
+    if isinstance(value, Mapping):
+        yield from ((f"[{key!r}]", part) for key, part in value.items())
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from ((f"[{number}]", part) for number, part in enumerate(value))
+    elif hasattr(type(value), "__dataclass_fields__") or hasattr(value, "fn"):
+        yield from ((f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
+
+
+def _reached(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
+    """Globals and variables from outside that a function, or one within it, names."""
+    code: CodeType = function.__code__
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+    for name, cell in cells:
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    for name in dict.fromkeys(_names(code)):
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from (one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL")
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
