@@ -169,7 +169,7 @@ class Callback:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it: JSON values and arrays."""
+        """What a checkpoint keeps of it: JSON values. Arrays are what it ``carries``."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -41,8 +41,8 @@ class Tally:
 
     __slots__ = Counts._fields
 
-    def __init__(self) -> None:
-        self.epochs = self.steps = self.steps_epoch = self.attempts = 0
+    def __init__(self, epochs: int = 0, steps: int = 0, steps_epoch: int = 0, attempts: int = 0) -> None:
+        self.epochs, self.steps, self.steps_epoch, self.attempts = epochs, steps, steps_epoch, attempts
 
 
 class History(Mapping[str, Counts]):
