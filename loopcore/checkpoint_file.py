@@ -124,7 +124,7 @@ def _content(path: str | Path, *, with_arrays: bool) -> tuple[Arrays, dict[str, 
     arrays: Arrays = {}
     try:
         if not Path(path).is_file():  # a folder, a pipe that would never answer
-            what = "is no file: pass one of its files" if Path(path).is_dir() else "there is no such file"
+            what = "it is a folder, pass a file in it" if Path(path).is_dir() else "there is no such file"
             raise CheckpointError(f"{path} cannot be read as a checkpoint: {what}")
         with safe_open(str(path), framework="np") as file:
             metadata = dict(file.metadata() or {})

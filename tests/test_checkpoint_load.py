@@ -44,7 +44,7 @@ def everything(learner: lc.Learner) -> Any:
             {key: learner.history.steps(key) for key in learner.history},
             [one.state_dict() for one in learner.callbacks],
             {key: one.state_dict() for key, one in learner.data.items() if hasattr(one, "state_dict")},
-            np.asarray(shared.first_bad_step).tolist(),
+            [vars(shared)[name] for one in learner.callbacks for name in (path[7:] for path in one.carries)],
         )
     )
 
@@ -103,6 +103,7 @@ def test_the_manifest_says_how_exactly_a_loader_goes_on(tmp_path: Path) -> None:
     assert grade(lc.data.batches((XS, XS), 2, shuffle=True)) == "exact"
     assert grade(pairs) == "exact" and grade(pairs, [lc.MaxSteps(2)]) == "epoch"
     assert grade(Opaque()) == "none"
+    assert grade(lc.data.combine({"xs": [XS], "ys": lc.data.cycle([XS])})) == "none"
 
 
 @pytest.mark.parametrize("wrong", ["list", "other order"])
@@ -115,6 +116,34 @@ def test_another_loader_than_the_one_that_was_saved(wrong: str, tmp_path: Path) 
     with pytest.raises(CheckpointError, match=r"nothing was loaded:\n  data: the training (data|loader)"):
         second.load(first.save(tmp_path / "x"))
     assert everything(second) == before
+
+
+def test_a_loader_that_refuses_takes_back_the_others(tmp_path: Path) -> None:
+    def made(size: int) -> lc.Learner:
+        loaders = [lc.data.batches((XS, XS), number, shuffle=True) for number in (3, size)]
+        return lc.testing.toy_learner(data=tuple(loaders))
+
+    first, second = made(2), made(5)
+    first.fit(2)
+    second.fit(1)
+    before = everything(second)
+    with pytest.raises(CheckpointError, match=r"the validation loader refuses its place: DataError: .*batch_size was 2"):
+        second.load(first.save(tmp_path / "x"))
+    assert everything(second) == before
+
+
+def test_loaders_in_loaders_go_on(tmp_path: Path) -> None:
+    def made() -> lc.Learner:
+        few, many = (lc.data.batches(XS[:size], 2, shuffle=True) for size in (6, 10))
+        data = lc.data.combine({"xs": many, "ys": lc.data.cycle(few)})
+        return lc.testing.toy_learner(data=(data, None))
+
+    whole, first, second = made(), made(), made()
+    whole.fit(4)
+    first.fit(2)
+    second.load(first.save(tmp_path / "x"))
+    second.fit(2)
+    assert everything(second) == everything(whole)
 
 
 def test_values_by_step_go_on(tmp_path: Path) -> None:
@@ -174,27 +203,38 @@ def test_the_seed_and_the_draws_go_on(tmp_path: Path) -> None:
 class Refuses(lc.Callback):
     """Its state cannot be loaded; it runs after the others."""
 
+    error: BaseException = ZeroDivisionError("never")
+
     run_after = (lc.Callback,)
 
     def state_dict(self) -> dict[str, Any]:
         return {"some": "thing"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise ZeroDivisionError("never")
+        raise self.error
 
 
-def test_a_callback_that_refuses_its_state_leaves_everything_as_it_was(tmp_path: Path) -> None:
+def test_a_callback_that_refuses_its_state_leaves_everything_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def made(seed: int) -> lc.Learner:
         rate = lc.Scheduler({"learning_rate": lc.schedules.linear(0.1, 0.0, 40)})
-        return shuffled([Refuses(), rate, lc.EarlyStopping(1, "loss", min_delta=9.0)], seed=seed, hyper={"k": seed})
+        more = [rate, lc.EarlyStopping(1, "loss", min_delta=9.0), lc.AveragedWeights(0.9)]
+        return shuffled([Refuses(), *more], seed=seed, hyper={"k": seed})
 
     first, second, untouched = made(1), made(2), made(2)
     first.fit(2)
+    first.run_epoch(lc.ValidationPhase(), [(XS, XS)])  # a phase that the others do not know
     for learner in (second, untouched):
         learner.fit(1)
-    before = everything(second)
+    before, path = everything(second), first.save(tmp_path / "x")
     with pytest.raises(CheckpointError, match="Refuses refuses its state: ZeroDivisionError: never"):
-        second.load(first.save(tmp_path / "x"))
+        second.load(path)
+    assert everything(second) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(Refuses, "error", KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            second.load(path)
     assert everything(second) == before
     for learner in (second, untouched):  # what shows only later: EarlyStopping begins anew, the loader too
         learner.fit(4)
@@ -217,9 +257,21 @@ def test_loading_within_an_epoch_is_refused(event: type[lc.Event], tmp_path: Pat
 
     learner = lc.testing.toy_learner([lc.FunctionCallback(load, event)])
     path = learner.save(tmp_path / "x")
-    with pytest.raises(CheckpointError, match=r"Load before fit; within one, end it with lc\.CancelFittingException"):
-        learner.fit(1)
+    runs: list[Callable[[], Any]] = [lambda: learner.fit(1)]
+    if issubclass(event, (lc.StepBegin, lc.StepEnd)):  # also without an epoch
+        runs.append(lambda: learner.run_step(lc.TrainingPhase(), learner.data["training"][0]))
+    for run in runs:
+        with pytest.raises(CheckpointError, match=r"Load before fit; within one, end it with lc\.CancelFittingExcep"):
+            run()
     learner.load(path)
+
+
+def test_saving_within_a_step_is_refused(tmp_path: Path) -> None:
+    save = lc.FunctionCallback(lambda _, phase: learner.save(tmp_path / "x"), lc.StepEnd)
+    learner = lc.testing.toy_learner([save])
+    with pytest.raises(CheckpointError, match="x was not written, a step is running: save between two steps"):
+        learner.fit(1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_counts_go_on_in_a_learner_that_ran_already(tmp_path: Path) -> None:
@@ -288,7 +340,10 @@ def test_the_manifest_is_strict_json(tmp_path: Path) -> None:
     assert isnan(found["a"]) and found["b"] == [inf, -inf, 1.5] and found["c"] == {"d": 2.0}
 
 
-NO_MANIFESTS = ('{"version": NaN}', "[" * 100_000, '{"version": 1, "version": 1}', "3", "{}", "\ud800")
+NO_MANIFESTS = (
+    *('{"version": 1, "backend": "numpy", "a": NaN}', '{"version": 1, "backend": "numpy", "version": 1}'),
+    *("[" * 100_000, "3", "{}", "\ud800"),
+)
 
 
 @pytest.mark.parametrize("text", NO_MANIFESTS, ids=range(len(NO_MANIFESTS)))

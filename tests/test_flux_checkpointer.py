@@ -249,6 +249,24 @@ def test_c8_a_fit_that_failed_has_none(error: BaseException, event: type[lc.Even
     again.fit(2)
     whole.fit(3)
     same(again, whole)
+    learner.load(again.callbacks.get(lc.Checkpointer).paths()[1])  # the one that failed can go on too
+    learner.fit(1)
+    same(learner, whole)
+
+
+def test_c8_a_skipped_step_hides_nothing(tmp_path: Path) -> None:
+    class Stops(lc.Callback):
+        @lc.on(lc.StepBegin, lc.TrainingPhase)
+        def stop(self, learner: Any, phase: Any) -> None:
+            if learner.attempt == 4:  # the first of the second epoch
+                raise lc.CancelFittingException("enough")
+
+    keeper = lc.Checkpointer(tmp_path, every=10)
+    learner = learner_of(keeper, Stops())
+    assert learner.fit(3).status == "stopped" and epochs(keeper) == ["1"]
+    again = learner_of(lc.Checkpointer(tmp_path))
+    again.load(keeper.last)
+    same(again, learner)
 
 
 def test_c8_the_end_of_a_fit_saves_what_no_epoch_did(tmp_path: Path) -> None:

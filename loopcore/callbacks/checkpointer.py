@@ -82,7 +82,8 @@ class Checkpointer(Callback):
     @on(StepEnd, AbstractTrainingPhase)
     def note(self, learner: Any, phase: Any, event: StepEnd) -> None:
         """Something was trained; a cancel may leave a part of a step."""
-        self._fresh = self._midway = self._midway or event.outcome != "skipped"
+        if event.outcome != "skipped":
+            self._fresh = self._midway = True
 
     @on(EpochEnd)
     def look(self, learner: Any, phase: Any, event: EpochEnd) -> None:
