@@ -125,6 +125,10 @@ class Backend(Protocol):
         """
         ...
 
+    def optimizer_name(self, optimizer: int) -> str:
+        """What the n-th attached optimizer is called, for messages: the state of one fits another of the same name."""
+        ...
+
     def hyper_names(self, optimizer: int) -> tuple[str, ...]:
         """Which of ``learning_rate, momentum, weight_decay`` the n-th attached optimizer has."""
         ...
@@ -142,13 +146,16 @@ class Backend(Protocol):
         ...
 
     def export_optimizers(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The state of all optimizers but their hyperparameters, as NumPy copies by names of the adapter's choice."""
+        """The state of all optimizers, as NumPy copies by names of the adapter's choice.
+
+        Hyperparameters that `get_hyper` gives are not in it, unless one name stands for several values.
+        """
         ...
 
     def import_optimizers(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Go on from what `export_optimizers` gave.
 
-        Raises ValueError, and changes nothing, if it is that of other optimizers.
+        Raises ValueError, with a line for each difference, and changes nothing, if it is that of other optimizers.
         """
         ...
 

@@ -170,7 +170,7 @@ class Callback:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it: JSON values. Arrays belong in ``shared``, see ``carries``."""
+        """What a checkpoint keeps of it: JSON values. Arrays are what it ``carries``."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""The file of a checkpoint: safetensors, with a manifest in JSON as its metadata. Nothing in it is ever executed.
+"""The file of a checkpoint: safetensors, with a manifest in strict JSON as its metadata. Nothing in it is executed.
 
-A file is written under another name in the same folder, synced, and renamed: under its own name it is always whole.
+It is written under another name in the same folder, synced, and renamed: under its own name it is always whole.
 """
 
 from __future__ import annotations
@@ -13,40 +13,44 @@ from collections.abc import Mapping
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from loopcore.errors import CheckpointError
 
-VERSION = 2
+VERSION = 1
 Arrays = dict[str, np.ndarray[Any, Any]]
-_FLOAT = "__float__"  # JSON has no word for NaN and infinity: {"__float__": "nan"}
+_FLOAT = "$float"  # {"$float": "nan"} is a float that JSON does not have
 
 
-def write(path: str | Path, arrays: Arrays, manifest: Mapping[str, Any]) -> Path:
+def write(path: str | Path, arrays: Mapping[str, Any], manifest: Mapping[str, Any]) -> Path:
     """Write a file; when this returns it is on the disk under its name.
 
     Raises:
-        CheckpointError: the system refused; an older file of this name is as it was.
+        CheckpointError: the system refused, or the manifest is not made of JSON values; there is no new file, and an
+            older one of this name is as it was.
     """
-    from safetensors import SafetensorError  # here, so that importing the package loads nothing that few need
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save_file  # here, so that importing the package loads nothing that few need
 
     path = Path(path)
-    whole = {name: np.array(value, order="C") for name, value in arrays.items()}
-    text = json.dumps(strict(manifest), allow_nan=False)
-    draft = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    draft: Path | None = None
     try:
+        text = json.dumps(encoded(manifest), allow_nan=False)
+        whole = {name: np.array(value, order="C") for name, value in arrays.items()}
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(whole, draft, metadata={"loopcore": text, "digest": _digest(whole, text)})
         _sync(draft)
         os.replace(draft, path)
-        _sync(path.parent)
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:  # also of a dtype it does not know
-        with suppress(OSError):
-            draft.unlink()
-        raise CheckpointError(f"{path} could not be written: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        if draft is not None:
+            with suppress(OSError, ValueError):  # there may be none, or not even its folder
+                draft.unlink()
+        if not isinstance(error, Exception):  # Ctrl-C
+            raise
+        raise CheckpointError(f"{path} could not be written: {error}") from error
+    _sync_name(path)
     return path
 
 
@@ -56,72 +60,83 @@ def read(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
     Raises:
         CheckpointError: there is none, it is no checkpoint, damaged, or of a later version.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays: Arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        text, digest = metadata["loopcore"], metadata["digest"]
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint of loopcore") from error
-    if digest != _digest(arrays, text):
+    arrays, metadata = _content(path, with_arrays=True)
+    if metadata["digest"] != _digest(arrays, metadata["loopcore"]):
         raise CheckpointError(f"{path} is damaged: it is not what was written")
-    manifest = _loads(path, text)
-    if manifest.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} has version {manifest.get('version')}, this loopcore reads version {VERSION}: use the loopcore "
-            "that wrote it"
-        )
-    return arrays, manifest
+    return arrays, _manifest(path, metadata["loopcore"])
 
 
 def manifest_of(path: str | Path) -> dict[str, Any]:
-    """The manifest alone; nothing is checked.
+    """The manifest alone, without a look at the arrays.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is of a later version.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="np") as file:
-            text = (file.metadata() or {})["loopcore"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-    return _loads(path, text)
+    return _manifest(path, _content(path, with_arrays=False)[1]["loopcore"])
 
 
-def strict(value: Any) -> Any:
-    """The same JSON value without the floats that JSON cannot hold.
+def encoded(value: Any) -> Any:
+    """JSON values for these, where floats that JSON does not have are written out.
 
     Raises:
-        TypeError: it is no JSON value.
+        TypeError: there are others than None, bools, numbers, strings, lists, and dicts by strings.
     """
-    if isinstance(value, float) and not isfinite(value):
-        return {_FLOAT: str(value)}
-    if isinstance(value, Mapping):
-        wrong = [key for key in value if not isinstance(key, str)]
-        if wrong:
-            raise TypeError(f"the key {wrong[0]!r} is no string")
-        return {key: strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
-    if value is None or isinstance(value, (str, bool, int, float)):
+    if isinstance(value, float):
+        return float(value) if isfinite(value) else {_FLOAT: repr(float(value))}
+    if value is None or isinstance(value, (bool, int, str)):
         return value
-    raise TypeError(f"{value!r} is no JSON value")
+    if isinstance(value, (list, tuple)):
+        return [encoded(one) for one in value]
+    if not isinstance(value, Mapping):
+        raise TypeError(f"there is a value of type {type(value).__name__}")
+    wrong = next((key for key in value if not isinstance(key, str) or key == _FLOAT), None)
+    if wrong is not None:  # json.dumps would make a string of 1, and give back another dict than it got
+        raise TypeError(f"there is a dict with the key {wrong!r}: keys are strings, and {_FLOAT!r} is taken")
+    return {key: encoded(one) for key, one in value.items()}
 
 
-def _loads(path: str | Path, text: str) -> dict[str, Any]:
+def _decoded(pairs: list[tuple[str, Any]]) -> Any:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return float(found[_FLOAT]) if list(found) == [_FLOAT] else found
+
+
+def _refused(literal: str) -> Any:
+    raise ValueError(f"{literal} is no JSON")
+
+
+def _manifest(path: str | Path, text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text, object_hook=lambda item: float(item[_FLOAT]) if _FLOAT in item else item)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a manifest that is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} has a manifest that is no JSON object")
-    return cast("dict[str, Any]", found)
+        found: Any = json.loads(text, object_pairs_hook=_decoded, parse_constant=_refused)
+        version = int(found["version"])
+        str(found["backend"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} has no manifest of loopcore that can be read: {error}") from error
+    if version > VERSION:
+        raise CheckpointError(f"{path} has version {version}, this loopcore reads up to {VERSION}: update it")
+    return dict(found)
+
+
+def _content(path: str | Path, *, with_arrays: bool) -> tuple[Arrays, dict[str, str]]:
+    from safetensors import safe_open
+
+    arrays: Arrays = {}
+    try:
+        if not Path(path).is_file():  # a folder, a pipe that would never answer
+            what = "it is a folder, pass a file in it" if Path(path).is_dir() else "there is no such file"
+            raise CheckpointError(f"{path} cannot be read as a checkpoint: {what}")
+        with safe_open(str(path), framework="np") as file:
+            metadata = dict(file.metadata() or {})
+            if with_arrays:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except CheckpointError:
+        raise
+    except Exception as error:  # safetensors has errors of its own, NumPy others for what it cannot hold
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    if not {"loopcore", "digest"} <= metadata.keys():
+        raise CheckpointError(f"{path} is a safetensors file, but no checkpoint of loopcore")
+    return arrays, metadata
 
 
 def _sync(path: Path) -> None:
@@ -130,6 +145,13 @@ def _sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _sync_name(path: Path) -> None:
+    try:
+        _sync(path.parent)
+    except OSError as error:  # the file is whole, and the older one of its name is gone
+        raise CheckpointError(f"{path} was written, but may not survive a power cut: {error}") from error
 
 
 def _digest(arrays: Arrays, text: str) -> str:

@@ -41,8 +41,8 @@ class Tally:
 
     __slots__ = Counts._fields
 
-    def __init__(self) -> None:
-        self.epochs = self.steps = self.steps_epoch = self.attempts = 0
+    def __init__(self, epochs: int = 0, steps: int = 0, steps_epoch: int = 0, attempts: int = 0) -> None:
+        self.epochs, self.steps, self.steps_epoch, self.attempts = epochs, steps, steps_epoch, attempts
 
 
 class History(Mapping[str, Counts]):
@@ -83,14 +83,6 @@ class Ring:
     def __init__(self, size: int = 16_384) -> None:
         self._values = np.empty(size)
         self.count = 0  # all values ever added
-
-    @classmethod
-    def of(cls, latest: np.ndarray[Any, Any], count: int) -> Ring:
-        """The ring that gave these values."""
-        found = cls()
-        found.count = count - len(latest)
-        found.extend(latest)
-        return found
 
     def extend(self, values: np.ndarray[Any, Any]) -> None:
         """Add values, the newest last."""

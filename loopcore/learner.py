@@ -514,24 +514,27 @@ class Learner:
         self.backend.set(known)
 
     def save(self, path: str | Path, **more: Any) -> Path:
-        """Write a checkpoint: weights, optimizers, hyperparameters, counts, history, what callbacks carry and keep.
+        """Write a checkpoint: all that a run goes on from with the bits it would have had. Saving changes nothing.
 
-        Data that has a ``state_dict`` is saved too, so that a run goes on where it was, in the middle of an epoch if
-        need be; other data begins its next epoch as it always does.
+        That is the weights, the state and the hyperparameters of every optimizer, ``hyper``, the seed and the counts
+        that draws follow from, what callbacks carry and keep, the place of every loader that has ``state_dict`` and
+        ``load_state_dict``, and the history: all values by epoch, and by step as many as are kept, at most 16,384 of
+        each metric. Under ``data`` the manifest says for each loader how a run goes on: ``"exact"`` with the batch
+        that would have come next; ``"epoch"``, a list whose epoch was left in the middle and begins again; ``"none"``,
+        a loader without a state, where loopcore cannot know. Sums of an epoch that is not over are not kept.
 
         One file of safetensors with a JSON manifest. It is written under another name, synced and renamed: under its
-        own name it is always whole, and an older file of that name is there until the new one is. Draws follow from
-        the seed and the counts, so there is no random state to keep.
+        own name it is always whole, and an older file of that name is there until the new one is.
 
         Args:
             path: of the file.
-            **more: JSON values for the manifest.
+            **more: JSON values for the manifest, under names that it does not have.
 
         Returns:
             The path.
 
         Raises:
-            CheckpointError: the system refused, a callback keeps what is no JSON, or a step is running.
+            CheckpointError: the system refused, a value is no JSON, or a step is running; an older file is as it was.
 
         Example:
             >>> import loopcore as lc, tempfile
@@ -547,16 +550,27 @@ class Learner:
         return checkpoint.save(self, path, **more)
 
     def load(self, path: str | Path) -> None:
-        """Go on from what `save` wrote for a learner of the same models, optimizers and backend.
+        """Go on from what `save` wrote for a learner of the same models, optimizers, callbacks and backend.
 
-        The seed becomes that of the file. Callbacks that the file does not know begin anew.
+        Everything is taken, the seed too, or nothing is. A learner may lack the data of the first one. A callback that
+        keeps a state and joins only now is added after the load.
 
         Args:
             path: of the file. Nothing in it is executed.
 
         Raises:
             CheckpointError: it is no checkpoint, damaged, or does not fit; lists what differs, and nothing was loaded.
-                Or something is running.
+                Or an epoch of this learner is running, which would go on with other weights.
+
+        Example:
+            >>> import loopcore as lc, tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = lc.testing.toy_learner(optimizer=lc.Adam(0.1)).save(f"{folder}/run.safetensors")
+            ...     try:
+            ...         lc.testing.toy_learner(optimizer=lc.AdamW(0.1)).load(path)
+            ...     except lc.errors.CheckpointError as error:
+            ...         print(str(error).splitlines()[1].strip())
+            optimizers: AdamW here, Adam in the checkpoint
         """
         checkpoint.load(self, path)
 

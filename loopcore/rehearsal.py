@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def peek(learner: Learner, phase: Phase) -> Any:
 
 def _state_of(data: Any) -> Any:
     """Where a loader is, if it says so: a checkpoint before the next epoch keeps what it was before the look."""
-    return data.state_dict() if hasattr(data, "state_dict") else None
+    return deepcopy(data.state_dict()) if hasattr(data, "state_dict") else None
 
 
 class _NoUpdates(Callback):

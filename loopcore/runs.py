@@ -34,6 +34,7 @@ class Runs:
         ended: the epoch that ended last, nested or not.
         attempt: number of the running step among the steps begun in its phase, from 0; names the random draws.
         attempts: steps begun, by phase name.
+        outside: random draws outside of steps, by owner.
         gradient: how gradients are taken, by the backend or, while a step is compiled, by its trace.
         runners: by the id of their phase; made by `runner_of`.
         begun: by the id of data somebody looked into: its state before the look, and what its next epoch iterates.
@@ -56,15 +57,15 @@ class Runs:
         self._depth = 0
         self._open_epochs = 0  # also counts one whose EpochEnd is being delivered
         self._scope: AbstractContextManager[Any] | None = None
-        self._outside: dict[str, int] = {}
+        self.outside: dict[str, int] = {}
         self.runners: dict[int, Runner] = {}
         self.begun: dict[int, tuple[Any, Iterator[Any]]] = {}
         self._fit_table: Table | None = None
 
     @property
-    def running(self) -> bool:
-        """Whether a fit, an epoch or a step is open."""
-        return self._depth > 0
+    def is_open(self) -> bool:
+        """Whether an epoch or a step is running."""
+        return self._open_epochs > 0 or self.runner is not None
 
     def open(self) -> None:
         """Enter a scope; the outermost one also enters that of the backend."""
@@ -168,7 +169,7 @@ class Runs:
     def draw_counts(self) -> tuple[str, int, dict[str, int]]:
         """Phase name, attempt and draw counts by owner, for the next random draw."""
         if self.runner is None:
-            return "", 0, self._outside
+            return "", 0, self.outside
         state = self.step
         if state._draws is None:  # pyright: ignore[reportPrivateUsage]
             state._draws = {}  # pyright: ignore[reportPrivateUsage]

@@ -224,21 +224,33 @@ def mismatches(backend: Backend, leaves: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def differences(present: Mapping[str, Any], given: Mapping[str, Any], *, dtypes: bool = True) -> list[str]:
+    """One line for every array that has another name, shape or dtype than the present ones."""
+    found = [f"{name}: not there" for name in present if name not in given]
+    found += [f"{name}: unknown" for name in given if name not in present]
+    for name in (name for name in present if name in given):
+        (shape, dtype), (new_shape, new_dtype) = _kind(present[name]), _kind(given[name])
+        if new_shape != shape:
+            found.append(f"{name}: shape {list(new_shape)}, not {list(shape)}")
+        if dtypes and new_dtype != dtype:
+            found.append(f"{name}: dtype {new_dtype}, not {dtype}")
+    return found
+
+
+def _kind(value: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    array: np.ndarray[Any, Any] = np.asarray(value)
+    return array.shape, array.dtype
+
+
 def check_state(present: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse a state that does not have the names and shapes of the present one.
+    """Refuse a state that does not have the names, shapes and dtypes of the present one.
 
     Raises:
         ValueError: lists all differences.
     """
-    problems = [f"  {name}: not there" for name in present if name not in given]
-    problems += [f"  {name}: unknown" for name in given if name not in present]
-    problems += [
-        f"  {name}: shape {list(np.shape(given[name]))}, not {list(np.shape(value))}"
-        for name, value in present.items()
-        if name in given and np.shape(given[name]) != np.shape(value)
-    ]
+    problems = differences(present, given)
     if problems:
-        raise ValueError("the state of the optimizers does not fit:\n" + "\n".join(problems))
+        raise ValueError("\n".join(("the state of the optimizers does not fit:", *(f"  {one}" for one in problems))))
 
 
 def renamed(weights: Mapping[str, Any], names: Any) -> dict[str, Any]:

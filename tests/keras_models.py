@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import keras as typed_keras
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import loopcore as lc
+from loopcore.errors import CheckpointError
 
 keras: Any = typed_keras
 # Keras 3.15 reads its own variables in a way that NumPy 2.4 wants otherwise.
@@ -151,3 +153,24 @@ def test_the_native_model_predicts_as_the_learner_does() -> None:
     learner.fit(2)
     found = keras.ops.convert_to_numpy(learner.model.native(X, training=False))
     np.testing.assert_allclose(learner.predict([X]), found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_checkpoint_goes_on_with_an_optimizer_of_keras(name: str, tmp_path: Path) -> None:
+    whole, first, second = (
+        learner_of(network(), OPTIMIZERS[name](rate), data=([(X, Y)] * 3, None)) for rate in (0.05, 0.05, 0.5)
+    )
+    whole.fit(2)
+    first.fit(1)
+    second.load(first.save(tmp_path / "x"))
+    second.fit(1)
+    np.testing.assert_equal(second.export_weights(), whole.export_weights())
+
+
+def test_the_state_of_another_optimizer_of_keras_is_refused(tmp_path: Path) -> None:
+    first, second = (
+        learner_of(network(), keras.optimizers.Adam(0.1)),
+        learner_of(network(), keras.optimizers.AdamW(0.1)),
+    )
+    with pytest.raises(CheckpointError, match="AdamW here, Adam in the checkpoint"):
+        second.load(first.save(tmp_path / "x"))

@@ -14,16 +14,16 @@ import pytest
 from safetensors.numpy import save_file
 
 import loopcore as lc
-from loopcore import checkpoint_file
+from loopcore import checkpoint
 from loopcore.errors import CallbackError, CheckpointError
 
 ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array(3), "c": np.zeros((0, 2), "f4")}
-MANIFEST: dict[str, Any] = {"version": 2, "backend": "numpy"}
+MANIFEST: dict[str, Any] = {"version": 1, "backend": "numpy"}
 
 
 def test_a_file_holds_what_was_written(tmp_path: Path) -> None:
-    path = checkpoint_file.write(tmp_path / "deep" / "x.safetensors", ARRAYS, {**MANIFEST, "more": [1, None, "ü"]})
-    arrays, manifest = checkpoint_file.read(path)
+    path = checkpoint.write(tmp_path / "deep" / "x.safetensors", ARRAYS, {**MANIFEST, "more": [1, None, "ü"]})
+    arrays, manifest = checkpoint.read(path)
     np.testing.assert_equal(arrays, ARRAYS)
     assert {name: value.dtype for name, value in arrays.items()} == {
         name: value.dtype for name, value in ARRAYS.items()
@@ -32,7 +32,7 @@ def test_a_file_holds_what_was_written(tmp_path: Path) -> None:
 
 
 def test_every_damage_is_noticed(tmp_path: Path) -> None:
-    path = checkpoint_file.write(tmp_path / "x.safetensors", ARRAYS, MANIFEST)
+    path = checkpoint.write(tmp_path / "x.safetensors", ARRAYS, MANIFEST)
     content = path.read_bytes()
     draw = np.random.default_rng(0)
     for place in [*draw.integers(len(content), size=150), *range(len(content) - 60, len(content))]:
@@ -40,26 +40,26 @@ def test_every_damage_is_noticed(tmp_path: Path) -> None:
         broken[place] ^= 1 << int(draw.integers(8))
         path.write_bytes(broken)
         with pytest.raises(CheckpointError, match=r"x\.safetensors"):
-            checkpoint_file.read(path)
+            checkpoint.read(path)
     for size in range(0, len(content), 7):
         path.write_bytes(content[:size])
         with pytest.raises(CheckpointError, match=r"x\.safetensors"):
-            checkpoint_file.read(path)
+            checkpoint.read(path)
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
-        checkpoint_file.read(tmp_path / "nothing")
+        checkpoint.read(tmp_path / "nothing")
     save_file({"a": np.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="no checkpoint of loopcore"):
-        checkpoint_file.read(tmp_path / "other.safetensors")
-    checkpoint_file.write(tmp_path / "later", ARRAYS, {**MANIFEST, "version": 3})
-    with pytest.raises(CheckpointError, match="version 3"):
-        checkpoint_file.read(tmp_path / "later")
+        checkpoint.read(tmp_path / "other.safetensors")
+    checkpoint.write(tmp_path / "later", ARRAYS, {**MANIFEST, "version": 2})
+    with pytest.raises(CheckpointError, match="version 2"):
+        checkpoint.read(tmp_path / "later")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = checkpoint_file.write(tmp_path / "x.safetensors", ARRAYS, MANIFEST)
+    path = checkpoint.write(tmp_path / "x.safetensors", ARRAYS, MANIFEST)
     before = path.read_bytes()
 
     def refuse(*_: Any) -> None:
@@ -69,19 +69,19 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         with monkeypatch.context() as patch:
             patch.setattr(os, name, refuse)
             with pytest.raises(CheckpointError, match="No space left"):
-                checkpoint_file.write(path, {"a": np.ones(3)}, MANIFEST)
+                checkpoint.write(path, {"a": np.ones(3)}, MANIFEST)
         assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 KILLED = """
 import sys, numpy as np
-from loopcore import checkpoint_file
+from loopcore import checkpoint
 print("ready", flush=True)
 number = 0
 while True:
     number += 1
-    manifest = {"version": 2, "backend": "numpy", "n": number}
-    checkpoint_file.write(sys.argv[1], {"a": np.full(200_000, float(number))}, manifest)
+    manifest = {"version": 1, "backend": "numpy", "n": number}
+    checkpoint.write(sys.argv[1], {"a": np.full(200_000, float(number))}, manifest)
 """
 
 
@@ -96,15 +96,15 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
         time.sleep(0.05 + 0.013 * attempt)
         running.kill()
         running.communicate()
-        arrays, manifest = checkpoint_file.read(path)
+        arrays, manifest = checkpoint.read(path)
         assert (arrays["a"] == manifest["n"]).all()
 
 
 def test_a_learner_of_another_backend_is_told_what_to_do(tmp_path: Path) -> None:
     learner = lc.testing.toy_learner()
     path = learner.save(tmp_path / "x.safetensors")
-    arrays, manifest = checkpoint_file.read(path)
-    checkpoint_file.write(path, arrays, {**manifest, "backend": "torch"})
+    arrays, manifest = checkpoint.read(path)
+    checkpoint.write(path, arrays, {**manifest, "backend": "torch"})
     with pytest.raises(CheckpointError, match=r"import_weights\(lc\.load_weights\(path\)\)"):
         learner.load(path)
 
@@ -147,7 +147,7 @@ def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
     learner.fit(6)
     epochs = [int(path.stem.rpartition("-")[2]) for path in keeper.paths()]
     assert epochs == [2, 4, 6] and keeper.best == keeper.paths()[0] and keeper.last == keeper.paths()[-1]
-    assert checkpoint_file.manifest_of(keeper.best)["value"] == 1.0
+    assert checkpoint.manifest_of(keeper.best)["value"] == 1.0
 
 
 def test_a_run_that_goes_on_prunes_its_own_files_and_no_others(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,14 @@ from flax import nnx
 import loopcore as lc
 from loopcore import backend as protocol
 from loopcore.backend import DrawKey, Leaves
-from loopcore.errors import BackendError, GradientError, LossError, OptimizerError, UnknownModelError
+from loopcore.errors import (
+    BackendError,
+    CheckpointError,
+    GradientError,
+    LossError,
+    OptimizerError,
+    UnknownModelError,
+)
 from loopcore_jax import Backend
 from loopcore_jax.random import typed
 
@@ -420,6 +428,27 @@ def test_a_transformation_sees_the_models_own_tree_or_a_dict_by_path() -> None:
     assert isinstance(seen[-1], eqx.nn.Linear)
     learner_of(module, {"weight": optax.add_decayed_weights(0.1, mask)})
     assert list(seen.pop()) == ["weight"]
+
+
+@pytest.mark.parametrize("other", [optax.adamw(0.1), optax.chain(optax.clip(1.0), optax.adam(0.1))])
+def test_the_state_of_another_transformation_is_refused(other: Any, tmp_path: Path) -> None:
+    first, second = (learner_of((dense, dense_params()), one) for one in (optax.adam(0.1), other))
+    with pytest.raises(CheckpointError, match=r"optax\(.*scale_by_adam.*\) here, optax\(scale_by_adam, scale\) in the"):
+        second.load(first.save(tmp_path / "x"))
+    again = learner_of((dense, dense_params()), optax.adam(0.1))
+    again.load(tmp_path / "x")
+
+
+@pytest.mark.parametrize("make", [optax.adam, optax.inject_hyperparams(optax.adam)], ids=["plain", "injected"])
+def test_a_checkpoint_goes_on_with_a_transformation_of_optax(make: Any, tmp_path: Path) -> None:
+    whole, first, second = (learner_of((dense, dense_params()), make(learning_rate=0.1)) for _ in range(3))
+    phase = lc.TrainingPhase()
+    for learner in (whole, first):
+        learner.run_step(phase, (X, Y))
+    second.load(first.save(tmp_path / "x"))
+    for learner in (whole, second):
+        learner.run_step(phase, (X, Y))
+    np.testing.assert_equal(second.export_weights(), whole.export_weights())
 
 
 @pytest.mark.parametrize("optimizer", [lc.Adam(0.1), optax.adam(0.1)], ids=["spec", "native"])

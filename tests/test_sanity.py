@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import loopcore as lc
-from loopcore.errors import CallbackError, EmptyDataError, SanityError
+from loopcore.errors import CallbackError, CheckpointError, EmptyDataError, SanityError
 
 PHASE = lc.TrainingPhase()
 
@@ -59,6 +60,24 @@ def test_flux_C13_a_look_into_what_can_be_read_once() -> None:
     assert seen_by(iter(pairs(3)), looks=2, epochs=1) == [1.0, 2.0, 3.0]
     with pytest.raises(EmptyDataError, match="used up"):
         lc.testing.toy_learner(data=(iter([]), None)).peek(PHASE)
+
+
+def test_a_look_is_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+    """The state of a loader is the one of before, when saved, loaded, and brought back after a load that failed."""
+
+    def make(**options: Any) -> lc.Learner:
+        x = np.arange(9.0)[:, None] / 9
+        return lc.testing.toy_learner(data=(lc.data.batches((x, x), 4, shuffle=True), None), **options)
+
+    whole, part, rest, failed = make(), make(), make(), make()
+    for learner in (part, rest, failed):
+        learner.peek(PHASE)
+    rest.load(part.save(tmp_path / "x"))
+    with pytest.raises(CheckpointError):
+        failed.load(make(optimizer=lc.Adam(0.1)).save(tmp_path / "y"))
+    for learner in (whole, part, rest, failed):
+        learner.fit(2)
+        np.testing.assert_array_equal(learner.params.value["w"], whole.params.value["w"])
 
 
 class Busy(lc.AbstractTrainingPhase):

@@ -19,7 +19,14 @@ from torch.nn import functional as F
 import loopcore as lc
 from loopcore import backend as protocol
 from loopcore.backend import DrawKey, Leaves
-from loopcore.errors import BackendError, GradientError, LossError, OptimizerError, UnknownModelError
+from loopcore.errors import (
+    BackendError,
+    CheckpointError,
+    GradientError,
+    LossError,
+    OptimizerError,
+    UnknownModelError,
+)
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
 from loopcore_torch import Backend
 from loopcore_torch.arrays import from_numpy, to_numpy
@@ -1847,18 +1854,53 @@ def test_a_module_in_distributed_data_parallel(tmp_path: Path) -> None:
         torch.distributed.destroy_process_group()
 
 
-def test_groups_keep_their_rates_in_a_checkpoint(tmp_path: Path) -> None:
-    """Saving does not flatten them, and loading does not either."""
+# -- checkpoints
 
-    def make() -> lc.Learner:
-        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-        groups = [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[1].parameters(), "weight_decay": 0.25}]
-        return lc.Learner(model, nn.functional.mse_loss, torch.optim.AdamW(groups, lr=0.1), default_callbacks=False)
 
-    first, second = make(), make()
-    path = first.save(tmp_path / "run.safetensors")
-    second.hyper.learning_rate, second.hyper.weight_decay = 3.0, 3.0
+def grouped(*rates: float, kind: Any = torch.optim.Adam) -> lc.Learner:
+    torch.manual_seed(0)
+    layers = nn.Sequential(*[nn.Linear(2, 2) for _ in rates])
+    groups = [{"params": list(one.parameters()), "lr": rate} for one, rate in zip(layers, rates, strict=True)]
+    data = [(torch.ones(3, 2), torch.zeros(3, 2))] * 2, None
+    return lc.Learner(layers, lc.losses.mse, optimizer=kind(groups), data=data, default_callbacks=False)
+
+
+def rates_of(learner: lc.Learner) -> list[float]:
+    return [group["lr"] for group in learner.optimizer[""].param_groups]
+
+
+def test_every_parameter_group_keeps_its_own_rate(tmp_path: Path) -> None:
+    whole, first, second = grouped(0.1, 0.001), grouped(0.1, 0.001), grouped(0.5, 0.5)
+    whole.fit(2)
+    first.fit(1)
+    path = first.save(tmp_path / "x")
+    assert rates_of(first) == [0.1, 0.001]
     second.load(path)
-    for learner in (first, second):
-        rates = [(group["lr"], group["weight_decay"]) for group in learner.optimizer[""].param_groups]
-        assert rates == [(0.5, 0.01), (0.1, 0.25)]
+    assert rates_of(second) == [0.1, 0.001]
+    second.fit(1)
+    np.testing.assert_equal(second.export_weights(), whole.export_weights())
+
+
+def test_other_groups_and_kinds_are_refused(tmp_path: Path) -> None:
+    first = grouped(0.1, 0.001)
+    first.fit(1)
+    path = first.save(tmp_path / "x")
+    other = grouped(0.3, 0.4, kind=torch.optim.AdamW)
+    with pytest.raises(CheckpointError, match="AdamW here, Adam in the checkpoint"):
+        other.load(path)
+    single = grouped(0.1, 0.001)
+    single.optimizer[""].add_param_group({"params": [], "lr": 0.7})
+    with pytest.raises(CheckpointError, match=r"param_groups\[2\]\.learning_rate: not there"):
+        single.load(path)
+    assert rates_of(other) == [0.3, 0.4] and rates_of(single) == [0.1, 0.001, 0.7]
+    assert not single.optimizer[""].state and not other.optimizer[""].state
+
+
+def test_every_misfit_of_a_state_is_named() -> None:
+    backend = weights(optimizer=lc.Adam(0.1))
+    backend.update({"w": torch.ones(2)}, True)
+    before = backend.export_optimizers()
+    wrong = {**before, "0.w.exp_avg": np.zeros((3,), "f4"), "0.w.exp_avg_sq": np.zeros((2,), "f2"), "1.w.x": np.ones(1)}
+    with pytest.raises(ValueError, match=r"(?s)exp_avg: shape \[3\].*exp_avg_sq: dtype float16.*1\.w\.x: no optimizer"):
+        backend.import_optimizers(wrong)
+    np.testing.assert_equal(backend.export_optimizers(), before)

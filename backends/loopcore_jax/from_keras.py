@@ -47,11 +47,13 @@ class KerasRule:
         params: what it trains, by path.
 
     Attributes:
+        name: of its class.
         names: what Keras calls its hyperparameters.
         fixed: why a hyperparameter cannot be set, by its name.
     """
 
     def __init__(self, optimizer: Any, params: Leaves) -> None:
+        self.name = type(optimizer).__name__
         self._paths = tuple(params)
         self._optimizer = type(optimizer).from_config(optimizer.get_config())
         stand_ins = [keras.Variable(np.zeros(p.shape, p.dtype), name=f"p{n}") for n, p in enumerate(params.values())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -26,6 +27,7 @@ class Attached(NamedTuple):
     """One attached optimizer.
 
     Attributes:
+        name: what it is called.
         tx: the transformation.
         make: of a spec, the transformation for present values of its hyperparameters. They are inputs of a program
             and not part of its state: every 0-d array that is handed on from step to step makes a small step slower.
@@ -35,6 +37,7 @@ class Attached(NamedTuple):
         fixed: for each that cannot be set why not.
     """
 
+    name: str
     tx: Any
     make: Callable[..., Any] | None
     paths: tuple[str, ...]
@@ -64,15 +67,18 @@ class Optimizers:
         for index, (given, paths) in enumerate(optimizers):
             if isinstance(given, OptimizerSpec):
                 make, values = _of_spec(given)
-                one = Attached(make(**values), make, paths, None, {name: name for name in values}, {})
+                one = Attached(
+                    type(given).__name__, make(**values), make, paths, None, {name: name for name in values}, {}
+                )
             elif (rule := _keras_rule(given, {path: store.params[path] for path in paths})) is not None:
-                attached.append(Attached(rule, None, paths, None, rule.names, rule.fixed))
+                attached.append(Attached(rule.name, rule, None, paths, None, rule.names, rule.fixed))
                 states.append(rule.init())
                 if "learning_rate" not in rule.fixed:
                     hyper[f"{index}.learning_rate"] = rule.value("learning_rate")
                 continue
             else:
-                one, values = Attached(_transformation(given), None, paths, self._models.whole(paths), {}, {}), {}
+                tx = _transformation(given)
+                one, values = Attached(_name_of(tx), tx, None, paths, self._models.whole(paths), {}, {}), {}
             state = transform(copied, one.tx.init(self._tree(one, store.params)))  # some keep the parameters themselves
             if one.make is None:
                 names = _names(state)
@@ -97,6 +103,10 @@ class Optimizers:
         return tree if one.model is None else self._models.flatten(one.model, tree)
 
     # -- hyperparameters ---------------------------------------------------------------------------------------
+
+    def name(self, index: int) -> str:
+        """What an optimizer is called."""
+        return self._attached[index].name
 
     def hyper_names(self, index: int) -> tuple[str, ...]:
         """Names of the hyperparameters; every optimizer has a learning rate, even if it cannot be reached."""
@@ -258,6 +268,24 @@ def _transformation(given: Any) -> Any:
         "loopcore.Adam(1e-3), or a transformation of optax such as "
         "optax.inject_hyperparams(optax.adam)(learning_rate=1e-3)"
     )
+
+
+def _name_of(tx: Any) -> str:
+    """The functions of optax it was put together from: it has no name, those of adam and adamw keep states alike."""
+    found: list[str] = []
+    _collect(tx.update, found, set())
+    return f"optax({', '.join(found) or type(tx).__name__})"
+
+
+def _collect(function: Any, found: list[str], seen: set[int]) -> None:
+    seen.add(id(function))
+    parts = function.__qualname__.split(".")
+    if parts[-1] in (parts[0], "update_fn") and not parts[0].startswith(("chain", "init", "<")):
+        found.append(parts[0])
+    for inner in inspect.getclosurevars(function).nonlocals.values() if inspect.isfunction(function) else ():
+        for one in inner if isinstance(inner, (tuple, list)) else (inner,):
+            if inspect.isfunction(one) and id(one) not in seen:
+                _collect(one, found, seen)
 
 
 def _of_spec(spec: OptimizerSpec) -> tuple[Callable[..., Any], dict[str, Any]]:

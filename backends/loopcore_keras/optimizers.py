@@ -38,6 +38,11 @@ class KerasOptimizer:
         self.fixed = fixed_reasons(optimizer, self._own)
 
     @property
+    def name(self) -> str:
+        """The name of its class."""
+        return type(self.optimizer).__name__
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Of its hyperparameters."""
         return tuple(self._own)

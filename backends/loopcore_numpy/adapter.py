@@ -119,6 +119,10 @@ class Backend:
         """Take neutral optimizer specs, each with the paths it trains."""
         self._optimizers = [make(spec, {path: self._params[path] for path in paths}) for spec, paths in optimizers]
 
+    def optimizer_name(self, optimizer: int) -> str:
+        """The name of its spec."""
+        return self._optimizers[optimizer].name
+
     def hyper_names(self, optimizer: int) -> tuple[str, ...]:
         """The hyperparameters of an optimizer that can be set."""
         return self._optimizers[optimizer].tunable

@@ -28,6 +28,7 @@ class Optimizer(ABC):
     slots: int = 0
 
     def __init__(self, spec: OptimizerSpec, params: Leaves) -> None:
+        self.name = type(spec).__name__
         self.hyper: dict[str, float] = asdict(spec)
         self.steps = 0
         self.state: dict[str, Slots] = {

@@ -115,6 +115,10 @@ class Backend:
         """None: an optimizer of Keras is made for no variables in particular."""
         return self._optimizers.native_paths(optimizer)
 
+    def optimizer_name(self, optimizer: int) -> str:
+        """What it is called."""
+        return self._optimizers.name(optimizer)
+
     def hyper_names(self, optimizer: int) -> tuple[str, ...]:
         """Which of ``learning_rate, momentum, weight_decay`` it has; momentum is beta1 in Adam's family."""
         return self._optimizers.hyper_names(optimizer)

@@ -32,6 +32,7 @@ class Kernels:
     fixed: Mapping[str, str] = {}
 
     def __init__(self, spec: OptimizerSpec, variables: Mapping[str, Any]) -> None:
+        self.name = type(spec).__name__
         self._rule = rule_of(spec)
         self._variables = dict(variables)
         dtype = next(iter(variables.values())).dtype
@@ -110,6 +111,10 @@ class Optimizers:
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
         """None: an optimizer of Keras is made for no variables in particular."""
         return None
+
+    def name(self, index: int) -> str:
+        """What an optimizer is called."""
+        return str(self._attached[index][0].name)
 
     def hyper_names(self, index: int) -> tuple[str, ...]:
         """Names of the hyperparameters."""

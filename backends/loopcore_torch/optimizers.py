@@ -14,13 +14,15 @@ from torch.optim import Optimizer
 from loopcore.backend import Leaves
 from loopcore.errors import OptimizerError
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
+from loopcore.weights import differences
 from loopcore_torch.arrays import to_numpy
 from loopcore_torch.models import Models
 
 
 class Attached(NamedTuple):
-    """One attached optimizer: the names of its hyperparameters and all tensors it holds."""
+    """One attached optimizer: what it is called, the names of its hyperparameters and all tensors it holds."""
 
+    name: str
     optimizer: Optimizer
     hyper: tuple[str, ...]
     held: tuple[Tensor, ...]
@@ -76,7 +78,7 @@ class Optimizers:
                 f"the optimizer is a {kind.__module__}.{kind.__qualname__}, but the model is a torch one: pass "
                 "loopcore.Adam(1e-3), or torch.optim.Adam(model.parameters(), 1e-3)"
             )
-        return Attached(optimizer, names, _held(optimizer))
+        return Attached(type(given).__name__, optimizer, names, _held(optimizer))
 
     def _attach_keras(self, given: Any, paths: tuple[str, ...], params: list[nn.Parameter]) -> Attached:
         from loopcore_torch.from_keras import KerasSteps
@@ -90,7 +92,7 @@ class Optimizers:
             )
         steps: Any = KerasSteps(given, variables)
         names = tuple(name for name in ("learning_rate", "momentum", "weight_decay") if name in steps.keras.names)
-        return Attached(steps, names, tuple(params))
+        return Attached(steps.keras.name, steps, names, tuple(params))
 
     def _check(self, optimizer: Optimizer, paths: tuple[str, ...]) -> None:
         name = type(optimizer).__name__
@@ -124,6 +126,10 @@ class Optimizers:
 
     # -- hyperparameters ---------------------------------------------------------------------------------------
 
+    def name(self, index: int) -> str:
+        """What an optimizer is called."""
+        return self._attached[index].name
+
     def hyper_names(self, index: int) -> tuple[str, ...]:
         """Names of the hyperparameters of an optimizer."""
         return self._attached[index].hyper
@@ -133,9 +139,7 @@ class Optimizers:
         keras = getattr(self._attached[index].optimizer, "keras", None)
         if keras is not None:
             return float(keras.get(name))
-        group = self._attached[index].optimizer.param_groups[0]
-        key = _group_key(group, name)
-        return float(group[key][0] if key == "betas" else group[key])
+        return _get_in(self._attached[index].optimizer.param_groups[0], name)
 
     def set_hyper(self, index: int, name: str, value: float) -> None:
         """Set the value in all parameter groups.
@@ -148,14 +152,8 @@ class Optimizers:
             if name in keras.fixed:
                 raise OptimizerError(keras.fixed[name])
             keras.set(name, value)
-        self._set_groups(index, name, [value] * len(self._attached[index].optimizer.param_groups))
-
-    def _set_groups(self, index: int, name: str, values: Sequence[float]) -> None:
-        for group, value in zip(self._attached[index].optimizer.param_groups, values, strict=True):
-            key = _group_key(group, name)
-            old = group[key][0] if key == "betas" else group[key]
-            new = old.fill_(value) if isinstance(old, Tensor) else value  # a tensor is what a compiled step reads
-            group[key] = (new, *group[key][1:]) if key == "betas" else new
+        for group in self._attached[index].optimizer.param_groups:
+            _set_in(group, name, value)
 
     # -- updates -----------------------------------------------------------------------------------------------
 
@@ -192,13 +190,15 @@ class Optimizers:
     # -- state -------------------------------------------------------------------------------------------------
 
     def export(self) -> dict[str, Any]:
-        """What each optimizer keeps for its parameters, by number, path and torch's own name; none before a step."""
-        found: dict[str, Any] = {}
+        """What each optimizer keeps for its parameters, by number, path and torch's own name; none before a step.
+
+        Of several parameter groups also their hyperparameters, which `get_hyper` gives for the first alone.
+        """
+        found: dict[str, Any] = {name: np.array(value) for name, (_, _, value) in self._group_values().items()}
         for number, one in enumerate(self._attached):
             if not isinstance(one.optimizer, Optimizer):
                 found |= {f"{number}.{n}": to_numpy(v.value) for n, v in cast(Any, one.optimizer).keras.state().items()}
                 continue
-            found |= {f"{number}.groups.{name}": np.array(values) for name, values in _by_group(one.optimizer).items()}
             for path, parameter in self._models.params.items():
                 kept = one.optimizer.state.get(parameter, {})
                 found |= {f"{number}.{path}.{key}": as_numpy(value) for key, value in kept.items() if value is not None}
@@ -211,37 +211,28 @@ class Optimizers:
             ValueError: it has parameters that no optimizer trains, or other shapes.
         """
         loaded: list[tuple[Any, Any, dict[str, Any]]] = []
-        rates: list[tuple[int, dict[str, Any]]] = []
-        known: set[str] = set()
+        groups = self._group_values()
+        known, problems = set(groups), [f"{name}: not there" for name in groups if name not in state]
         for number, one in enumerate(self._attached):
             if not isinstance(one.optimizer, Optimizer):
                 mine = {f"{number}.{n}": v for n, v in cast(Any, one.optimizer).keras.state().items()}
                 loaded += [(v, None, {"": state[name]}) for name, v in mine.items() if name in state]
+                held = {name: to_numpy(v.value) for name, v in mine.items()}
+                problems += differences(held, {name: value for name, value in state.items() if name in held})
                 known |= mine.keys()
                 continue
-            groups = {f"{number}.groups.{name}": name for name in _by_group(one.optimizer)}
-            known |= groups.keys()
-            wrong = [key for key in groups if key in state and len(state[key]) != len(one.optimizer.param_groups)]
-            if wrong:
-                raise ValueError(f"the state of the optimizers does not fit: {wrong[0]} is of another number of groups")
-            rates.append((number, {name: state[key] for key, name in groups.items() if key in state}))
             for path, parameter in self._models.params.items():
                 if self._of_path.get(path) == number:
                     start = f"{number}.{path}."
                     kept = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
                     known |= {start + key for key in kept}
-                    wrong = [key for key, v in kept.items() if v.ndim and v.shape != tuple(parameter.shape)]
-                    if wrong:
-                        raise ValueError(
-                            f"the state of the optimizers does not fit: {start}{wrong[0]} has another shape"
-                        )
+                    problems += [start + line for line in _unlike(kept, parameter, one.optimizer.state)]
                     loaded.append((one.optimizer, parameter, kept))
-        unknown = [name for name in state if name not in known]
-        if unknown:
-            raise ValueError(f"no optimizer keeps {_some(unknown)}")
-        for number, by_name in rates:
-            for name, values in by_name.items():
-                self._set_groups(number, name, values.tolist())
+        problems += [f"{name}: no optimizer keeps it" for name in state if name not in known]
+        if problems:
+            raise ValueError("\n".join(("the state of the optimizers does not fit:", *problems)))
+        for name, (optimizer, place, _) in groups.items():
+            _set_in(optimizer.param_groups[place], name.rpartition("].")[2], float(state[name]))
         for holder, parameter, kept in loaded:
             if parameter is None:
                 holder.assign(kept[""])
@@ -249,6 +240,16 @@ class Optimizers:
                 holder.state[parameter] = {key: _as_state(key, value, parameter) for key, value in kept.items()}
             else:
                 holder.state.pop(parameter, None)
+
+    def _group_values(self) -> dict[str, tuple[Optimizer, int, float]]:
+        """Hyperparameters of optimizers with several groups, by name: whose, of which group, and the value."""
+        return {
+            f"{number}.param_groups[{place}].{name}": (one.optimizer, place, _get_in(group, name))
+            for number, one in enumerate(self._attached)
+            for place, group in enumerate(one.optimizer.param_groups)
+            for name in one.hyper
+            if len(one.optimizer.param_groups) > 1
+        }
 
     def to_device(self, device: torch.device) -> None:
         """Move the state of all optimizers, in place."""
@@ -331,21 +332,33 @@ def _native_hyper(optimizer: Optimizer) -> tuple[str, ...]:
     return tuple(name for name in ("learning_rate", "momentum", "weight_decay") if _group_key(group, name) in group)
 
 
-def _by_group(optimizer: Optimizer) -> dict[str, list[float]]:
-    """The hyperparameters of an optimizer whose groups may differ."""
-    groups = optimizer.param_groups
-    found: dict[str, list[float]] = {}
-    for name in _native_hyper(optimizer) if len(groups) > 1 else ():
-        keys = [_group_key(group, name) for group in groups]
-        found[name] = [float(g[key][0] if key == "betas" else g[key]) for g, key in zip(groups, keys, strict=True)]
-    return found
-
-
 def _group_key(group: dict[str, Any], name: str) -> str:
     """What torch calls a hyperparameter."""
     if name == "learning_rate":
         return "lr"
     return "betas" if name == "momentum" and "momentum" not in group and "betas" in group else name
+
+
+def _get_in(group: dict[str, Any], name: str) -> float:
+    key = _group_key(group, name)
+    return float(group[key][0] if key == "betas" else group[key])
+
+
+def _set_in(group: dict[str, Any], name: str, value: float) -> None:
+    key = _group_key(group, name)
+    old = group[key][0] if key == "betas" else group[key]
+    new = old.fill_(value) if isinstance(old, Tensor) else value  # a tensor is what a compiled step reads
+    group[key] = (new, *group[key][1:]) if key == "betas" else new
+
+
+def _unlike(given: Mapping[str, Any], parameter: Tensor, state: Mapping[Any, Any]) -> list[str]:
+    """What does not fit of the state for a parameter: other shapes, and other dtypes than there are."""
+    present = {key: as_numpy(value) for key, value in state.get(parameter, {}).items() if value is not None}
+    found = differences(present, {key: given[key] for key in present if key in given}) if present else []
+    found = [line for line in found if not line.endswith(": not there")]  # one that was never stepped keeps nothing
+    shape = list(parameter.shape)
+    new = ((key, list(np.shape(value))) for key, value in given.items() if key not in present)
+    return found + [f"{key}: shape {its}, not {shape}" for key, its in new if its and its != shape]
 
 
 def _held(optimizer: Optimizer) -> tuple[Tensor, ...]:

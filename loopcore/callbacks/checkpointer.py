@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import secrets
-import warnings
-from math import isnan
 from pathlib import Path
 from typing import Any
 
 from loopcore.callback import Callback, on
-from loopcore.callbacks.monitor import Mode, check_mode, monitored
-from loopcore.checkpoint_file import manifest_of
+from loopcore.callbacks.monitor import Mode, check_mode, monitored, ranked, worst
+from loopcore.checkpoint import manifest_of
 from loopcore.errors import CallbackError, CheckpointError
-from loopcore.events import EpochEnd, FitEnd
+from loopcore.events import EpochEnd, FitEnd, StepEnd
 from loopcore.phases import AbstractTrainingPhase
 
 
@@ -21,14 +20,18 @@ class Checkpointer(Callback):
 
     Files are called ``<run>-epoch-000012.safetensors``; only files of its own run are ever deleted, and only after a
     newer one is on the disk. `best` and `last` are found in the folder, so that a run that goes on knows the files of
-    its beginning. Load one with ``learner.load(path)``.
+    its beginning. Load one with ``learner.load(path)``. A run that goes on from an older file than its last is another
+    run from there on, and leaves the files alone.
 
-    When a fit ends, what was trained since the last checkpoint is saved too; of an epoch that was stopped in the middle
-    under ``<run>-epoch-000012-stopped.safetensors``. After an error or Ctrl-C nothing more is saved, since a step may
-    be half done: the last checkpoint is the one to go on from.
+    A fit that is completed, or stopped by a `CancelFittingException`, also saves at its end what was trained since the
+    last checkpoint; in the middle of the 13th epoch as ``<run>-epoch-000013-begun.safetensors``, which has no value to
+    be the best by. A cancel is no rollback, and what is saved is what the learner goes on with. A fit that failed saves
+    nothing: half of a step may be in its weights. That goes for Ctrl-C too.
+
+    Of equal values the newer one is better, infinite ones count, and NaN is worse than any number.
 
     Reads: params, buffers, optimizer, hyper, shared.history, shared.metrics_epoch
-    Handles: EpochEnd, FitEnd
+    Handles: StepEnd, EpochEnd, FitEnd
 
     Args:
         folder: where to; made when it is needed.
@@ -39,6 +42,7 @@ class Checkpointer(Callback):
 
     Raises:
         CallbackError: an argument is out of its range.
+        CheckpointError: within a fit, the system refused to write a file or to delete an old one.
 
     Example:
         >>> import loopcore as lc, tempfile
@@ -67,18 +71,23 @@ class Checkpointer(Callback):
                 raise CallbackError(f"{name}={value!r}: a whole number, at least 1")
         self.folder = Path(folder)
         self.monitor = monitor
-        self.mode = mode
+        self.mode: Mode = mode
         self.keep_top_k = keep_top_k
         self.every = every
         self.run = secrets.token_hex(4)
         self._epochs = 0
-        self._latest: float | None = None
-        self._trained = False  # since the last checkpoint
+        self._fresh = False  # whether something was trained since the last checkpoint
+        self._midway = False  # and since the last epoch that counts
+
+    @on(StepEnd, AbstractTrainingPhase)
+    def note(self, learner: Any, phase: Any, event: StepEnd) -> None:
+        """Something was trained; a cancel may leave a part of a step."""
+        if event.outcome != "skipped":
+            self._fresh = self._midway = True
 
     @on(EpochEnd)
     def look(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Save, if it is time."""
-        self._trained |= isinstance(phase, AbstractTrainingPhase) and learner.epoch.attempted > 0
         value = None
         if self.monitor is not None:
             value = monitored(learner, phase, event, self.monitor)
@@ -87,31 +96,43 @@ class Checkpointer(Callback):
         elif not learner.epoch.last or event.outcome != "completed":
             return
         self._epochs += 1
-        self._latest = value
+        self._midway = False
         if self._epochs % self.every == 0:
             self._save(learner, value)
 
     @on(FitEnd)
     def end(self, learner: Any, phase: Any, event: FitEnd) -> None:
-        """Save what was trained since the last checkpoint, unless an error ended the fit."""
-        if event.outcome != "failed" and self._trained:
-            stopped = event.outcome == "cancelled"
-            self._save(learner, None if stopped else self._latest, stopped=stopped)
+        """Save what was trained since the last checkpoint, unless the fit failed."""
+        if self._fresh and event.outcome != "failed":
+            self._save(learner, None)
 
-    def _save(self, learner: Any, value: float | None, *, stopped: bool = False) -> None:
-        epoch = self._epochs + stopped
-        path = self.folder / f"{self.run}-epoch-{epoch:06d}{'-stopped' * stopped}.safetensors"
-        learner.save(path, run=self.run, epoch=epoch, monitor=self.monitor, value=value)
-        self._trained = False
-        for other in self._worst():
+    def _save(self, learner: Any, value: float | None) -> None:
+        path = self.folder / self._name()
+        learner.save(path, run=self.run, epoch=self._epochs, monitor=self.monitor, value=value)
+        self._fresh = False
+        paths = self.paths()
+        for place in worst(self._values(paths), self.mode, self.keep_top_k):
             try:
-                other.unlink(missing_ok=True)
+                paths[place].unlink(missing_ok=True)
             except OSError as error:
-                warnings.warn(f"an old checkpoint cannot be deleted: {error}", stacklevel=2)
+                raise CheckpointError(f"{paths[place]} is one too many, and could not be deleted: {error}") from error
+
+    def _name(self) -> str:
+        begun = "-begun" if self._midway else ""
+        return f"{self.run}-epoch-{self._epochs + self._midway:06d}{begun}.safetensors"
 
     def paths(self) -> list[Path]:
-        """The checkpoints of this run, the oldest first."""
-        return sorted(self.folder.glob(f"{self.run}-epoch-*.safetensors"))
+        """The checkpoints of this run, the oldest first.
+
+        Raises:
+            CheckpointError: the folder cannot be read.
+        """
+        try:
+            there = list(self.folder.iterdir()) if self.folder.exists() else []
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be read as a folder of checkpoints: {error}") from error
+        orders = {path: order for path in there if (order := _order(path.name, self.run))}
+        return sorted(orders, key=lambda path: orders[path])
 
     @property
     def last(self) -> Path:
@@ -132,35 +153,34 @@ class Checkpointer(Callback):
         Raises:
             CheckpointError: there is none yet.
         """
-        return self._ranked(self.paths() or [self.last])[0]
+        paths = self.paths() or [self.last]
+        return paths[ranked(self._values(paths), self.mode)[0]]
 
-    def _ranked(self, paths: list[Path]) -> list[Path]:
-        """The best first; of equal ones the newer, and what has no value, or none that is a number, last."""
-
-        def rank(place: int) -> tuple[bool, float, int]:
-            value = self._value(paths[place])
-            if value is None or isnan(value):
-                return True, 0.0, -place
-            return False, value if self.mode == "min" else -value, -place
-
-        return [paths[place] for place in sorted(range(len(paths)), key=rank)]
-
-    def _value(self, path: Path) -> float | None:
-        if self.monitor is None:
-            return 0.0
-        try:
-            return manifest_of(path).get("value")
-        except CheckpointError:  # somebody else's damage: it is no best one
-            return None
-
-    def _worst(self) -> list[Path]:
-        paths = self.paths()
-        return [path for path in self._ranked(paths)[self.keep_top_k :] if path != paths[-1]]
+    def _values(self, paths: list[Path]) -> list[float | None]:
+        """What they are ranked by; nothing without a monitor, so that newer ones are better."""
+        return [None if self.monitor is None else manifest_of(path).get("value") for path in paths]
 
     def state_dict(self) -> dict[str, Any]:
         """The name of the run, and its epochs."""
-        return {"run": self.run, "epochs": self._epochs}
+        return {"run": self.run, "epochs": self._epochs, "midway": self._midway}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with the same run."""
-        self.run, self._epochs, self._trained = str(state["run"]), int(state["epochs"]), False
+        """Go on with the same run, or with another where the run went on already.
+
+        Raises:
+            CheckpointError: the name of the run is none of ours.
+        """
+        run = str(state["run"])
+        if not re.fullmatch("[0-9a-f]{8}", run):  # it becomes part of paths, and says what may be deleted
+            raise CheckpointError(f"{run!r} is no name of a run, which has eight hexadecimal digits")
+        self.run, self._epochs, self._midway = run, int(state["epochs"]), bool(state["midway"])
+        self._fresh = False
+        mine = _order(self._name(), run)
+        if any((_order(path.name, run) or ()) > (mine or ()) for path in self.paths()):
+            self.run = secrets.token_hex(4)
+
+
+def _order(name: str, run: str) -> tuple[int, bool] | None:
+    """Where a file stands among those of a run, by epoch and whether it was completed; None for others."""
+    found = re.fullmatch(rf"{run}-epoch-(\d+)(-begun)?\.safetensors", name)
+    return None if found is None else (int(found[1]), found[2] is None)

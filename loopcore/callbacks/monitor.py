@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isnan
 from typing import Any, Literal
 
 from loopcore.errors import CallbackError
@@ -30,6 +32,33 @@ def monitored(learner: Any, phase: Any, event: Any, key: str) -> float | None:
         return None
     values: list[float | None] = history[key]
     return values[-1] if history.phase_of(key) == phase.name and values else None
+
+
+def ranked(values: Sequence[float | None], mode: Mode) -> list[int]:
+    """Places of values, the best first; of equal ones the newer, and what is no number (NaN, None) last.
+
+    Example:
+        >>> ranked([3.0, float("nan"), 1.0, None, 1.0, float("inf")], "min")
+        [4, 2, 0, 5, 3, 1]
+    """
+
+    def key(place: int) -> tuple[bool, float, int]:
+        value = values[place]
+        if value is None or isnan(value):
+            return True, 0.0, -place
+        return False, value if mode == "min" else -value, -place
+
+    return sorted(range(len(values)), key=key)
+
+
+def worst(values: Sequence[float | None], mode: Mode, keep: int) -> list[int]:
+    """Places of what is neither among the best ``keep`` nor the latest.
+
+    Example:
+        >>> worst([2.0, 1.0, 3.0], "min", 1)
+        [0]
+    """
+    return [place for place in ranked(values, mode)[keep:] if place != len(values) - 1]
 
 
 def check_mode(mode: Any) -> None:

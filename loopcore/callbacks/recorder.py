@@ -65,3 +65,7 @@ class Recorder(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the counts live in ``shared.history``."""
         return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Look for the counts anew."""
+        self._running = None, None

@@ -10,7 +10,7 @@ import pytest
 
 import loopcore as lc
 from loopcore.errors import CheckpointError
-from loopcore.testing.conformance.problems import batches, make_learner, mlp_weights, norm_weights
+from loopcore.testing.conformance.problems import batches, dense_weights, make_learner, mlp_weights, norm_weights
 from loopcore.testing.conformance.subject import Subject
 
 PAIRS = batches(6)
@@ -40,30 +40,6 @@ def test_going_on_is_not_to_have_stopped(backend: Subject, name: str, tmp_path: 
     assert second.history["loss"] == whole.history["loss"]
 
 
-def test_each_optimizer_keeps_its_rate(backend: Subject, tmp_path: Path) -> None:
-    """Saving changes none of them, and loading gives each its own back."""
-
-    def make() -> lc.Learner:
-        models = {"a": backend.mlp(mlp_weights()), "b": backend.mlp(mlp_weights(1))}
-        return make_learner(models, optimizer={"a": lc.SGD(0.5), "b": lc.AdamW(0.25)})
-
-    first, second = make(), make()
-    first.hyper["b.learning_rate"] = 0.125
-    second.hyper.learning_rate = 2.0
-    second.load(first.save(tmp_path / "run.safetensors"))
-    for learner in (first, second):
-        assert (learner.hyper["a.learning_rate"], learner.hyper["b.learning_rate"]) == (0.5, 0.125)
-
-
-def test_an_optimizer_of_another_kind(backend: Subject, tmp_path: Path) -> None:
-    """Adam's state has the names and shapes of AdamW's."""
-    first, second = (learner_of(backend, optimizer) for optimizer in (lc.Adam(0.1), lc.AdamW(0.1)))
-    first.fit(1)
-    path = first.save(tmp_path / "run.safetensors")
-    with pytest.raises(CheckpointError, match="the optimizer is AdamW here, Adam there"):
-        second.load(path)
-
-
 def test_what_does_not_fit_changes_nothing(backend: Subject, tmp_path: Path) -> None:
     first = learner_of(backend, lc.Momentum(0.1))
     first.fit(1)
@@ -83,3 +59,88 @@ def test_weights_alone_go_anywhere(backend: Subject, tmp_path: Path) -> None:
     np.testing.assert_equal(second.export_weights(), first.export_weights())
     with pytest.raises(CheckpointError, match="load_model"):
         second.load(tmp_path / "model.safetensors")
+
+
+def test_each_optimizer_keeps_its_own_hyperparameters(backend: Subject, tmp_path: Path) -> None:
+    def made(first: float, second: float) -> lc.Learner:
+        rates = {"hidden": lc.Momentum(first), "out": lc.AdamW(second)}
+        return make_learner(backend.mlp(mlp_weights()), optimizer=rates, data=(PAIRS, None))
+
+    names = ("hidden.learning_rate", "hidden.momentum", "out.learning_rate", "out.weight_decay")
+    whole, first, second = made(0.1, 0.01), made(0.1, 0.01), made(0.5, 0.5)
+    before = [first.hyper[name] for name in names]
+    whole.fit(2)
+    first.fit(1)
+    path = first.save(tmp_path / "run.safetensors")
+    assert [first.hyper[name] for name in names] == before
+    second.load(path)
+    assert [second.hyper[name] for name in names] == before
+    second.fit(1)
+    np.testing.assert_equal(second.export_weights(), whole.export_weights())
+
+
+def test_noise_and_the_order_of_batches_go_on(backend: Subject, tmp_path: Path) -> None:
+    def made(seed: int) -> lc.Learner:
+        arrays = [np.concatenate(part) for part in zip(*PAIRS, strict=True)]
+        data = lc.data.batches(tuple(arrays), 4, shuffle=True), None
+        callbacks = [lc.Recorder(), lc.Metrics()]
+        model = backend.dropout(dense_weights(layer="out"), 0.5)
+        return make_learner(model, optimizer=lc.Adam(0.01), data=data, callbacks=callbacks, seed=seed)
+
+    whole, first, second, third = made(3), made(3), made(4), made(5)
+    whole.fit(3)
+    first.fit(1)
+    second.load(first.save(tmp_path / "1"))
+    second.fit(1)
+    third.load(second.save(tmp_path / "2"))
+    third.fit(1)
+    np.testing.assert_equal(third.export_weights(), whole.export_weights())
+    assert third.history.steps("loss") == whole.history.steps("loss")
+
+
+def test_a_state_of_another_optimizer_is_refused(backend: Subject, tmp_path: Path) -> None:
+    first, second = (learner_of(backend, kind(0.01)) for kind in (lc.Adam, lc.AdamW))
+    first.fit(1)
+    second.fit(1)
+    weights, state = second.export_weights(), second.backend.export_optimizers()
+    with pytest.raises(CheckpointError, match="AdamW here, Adam in the checkpoint"):
+        second.load(first.save(tmp_path / "run.safetensors"))
+    np.testing.assert_equal(second.export_weights(), weights)
+    np.testing.assert_equal(second.backend.export_optimizers(), state)
+
+
+class Refuses(lc.Callback):
+    """Its state cannot be loaded."""
+
+    run_after = (lc.Callback,)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Anything."""
+        return {"some": "thing"}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Never."""
+        raise ValueError("never")
+
+
+def test_a_load_that_fails_late_is_taken_back(backend: Subject, tmp_path: Path) -> None:
+    def made() -> lc.Learner:
+        callbacks = [lc.Recorder(), lc.Metrics(), lc.AveragedWeights(0.9), Refuses()]
+        model = backend.batch_norm(norm_weights())
+        return make_learner(model, optimizer=lc.Adam(0.01), callbacks=callbacks, data=(PAIRS, None))
+
+    first, second, untouched = made(), made(), made()
+    first.hyper.learning_rate = 0.5
+    first.fit(2)
+    for learner in (second, untouched):
+        learner.fit(1)
+    with pytest.raises(CheckpointError, match="Refuses refuses its state: ValueError: never"):
+        second.load(first.save(tmp_path / "run.safetensors"))
+    for learner in (second, untouched):
+        learner.fit(1)
+    np.testing.assert_equal(second.export_weights(), untouched.export_weights())
+    np.testing.assert_equal(second.backend.export_optimizers(), untouched.backend.export_optimizers())
+    averages = [learner.to_host(learner.shared.averaged_params) for learner in (second, untouched)]
+    np.testing.assert_equal(averages[0], averages[1])
+    assert second.history["loss"] == untouched.history["loss"]
+    assert second.hyper.learning_rate == untouched.hyper.learning_rate

@@ -1,0 +1,77 @@
+"""What a learner remembers: counts, and the series of values by epoch and by step."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from loopcore.checkpoint_file import Arrays
+from loopcore.checkpoint_parts import File, Part
+from loopcore.history import History, Ring, Series, Tally
+
+
+class Counts(Part):
+    """What random draws follow from, and completed epochs and steps."""
+
+    def save(self, arrays: Arrays) -> dict[str, Any]:
+        """They are all in the manifest."""
+        runs = self.learner.runs
+        history = {name: list(counts) for name, counts in getattr(self.learner.shared, "history", {}).items()}
+        drawn = {"seed": self.learner.seed, "attempts": dict(runs.attempts), "draws": dict(runs.outside)}
+        return {**drawn, "history": history}
+
+    def load(self, file: File, undo: ExitStack) -> None:
+        """Refill what counts."""
+        learner, runs, manifest = self.learner, self.learner.runs, file.manifest
+        undo.callback(setattr, learner, "seed", learner.seed)
+        learner.seed = int(manifest["seed"])
+        _refill(runs.attempts, {name: int(n) for name, n in manifest["attempts"].items()}, undo)
+        _refill(runs.outside, {name: int(n) for name, n in manifest["draws"].items()}, undo)
+        history = getattr(learner.shared, "history", None)
+        if isinstance(history, History):
+            _refill(history._counts, {name: Tally(*counts) for name, counts in manifest["history"].items()}, undo)
+
+
+class Values(Part):
+    """The series of metrics and hyperparameters: all by epoch, the latest by step."""
+
+    def save(self, arrays: Arrays) -> dict[str, Any]:
+        """Lists in the manifest, and arrays of the values by step."""
+        found: dict[str, Any] = {}
+        for table, series in self._series().items():
+            found[table] = {phase: dict(values) for phase, values in series.items()}
+            for values in found[table].values():
+                for name, ring in values.items():
+                    if isinstance(ring, Ring):
+                        key = f"steps/{sum(one.startswith('steps/') for one in arrays)}"
+                        arrays[key] = ring.latest()
+                        values[name] = {"array": key, "count": ring.count}
+        return {"series": found}
+
+    def load(self, file: File, undo: ExitStack) -> None:
+        """Refill the series that are there."""
+        for table, series in self._series().items():
+            there: dict[str, dict[str, Any]] = file.manifest["series"].get(table, {})
+            new = {phase: {n: _series(v, file.arrays) for n, v in values.items()} for phase, values in there.items()}
+            _refill(series._by_phase, new, undo)
+
+    def _series(self) -> dict[str, Series]:
+        return {name: value for name, value in vars(self.learner.shared).items() if isinstance(value, Series)}
+
+
+def _series(saved: Any, arrays: Arrays) -> Any:
+    """A list by epoch, or a ring by step."""
+    if isinstance(saved, list):
+        return list(saved)
+    ring, latest = Ring(), arrays[saved["array"]]
+    ring.count = int(saved["count"]) - len(latest)
+    ring.extend(latest)
+    return ring
+
+
+def _refill(held: dict[Any, Any], new: dict[Any, Any], undo: ExitStack) -> None:
+    """Replace the content of a dict that others hold."""
+    undo.callback(held.update, dict(held))
+    undo.callback(held.clear)
+    held.clear()
+    held.update(new)
