@@ -267,8 +267,10 @@ def test_loading_within_an_epoch_is_refused(event: type[lc.Event], tmp_path: Pat
 
 
 def test_saving_within_a_step_is_refused(tmp_path: Path) -> None:
-    save = lc.FunctionCallback(lambda _, phase: learner.save(tmp_path / "x"), lc.StepEnd)
-    learner = lc.testing.toy_learner([save])
+    def save(_: Any, phase: Any) -> None:
+        learner.save(tmp_path / "x")
+
+    learner = lc.testing.toy_learner([lc.FunctionCallback(save, lc.StepEnd)])
     with pytest.raises(CheckpointError, match="x was not written, a step is running: save between two steps"):
         learner.fit(1)
     assert not list(tmp_path.iterdir())
