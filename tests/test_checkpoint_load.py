@@ -267,7 +267,7 @@ def test_loading_within_an_epoch_is_refused(event: type[lc.Event], tmp_path: Pat
 
 
 def test_saving_within_a_step_is_refused(tmp_path: Path) -> None:
-    def save(view: Any, phase: Any) -> None:
+    def save(_: Any, phase: Any) -> None:
         learner.save(tmp_path / "x")
 
     learner = lc.testing.toy_learner([lc.FunctionCallback(save, lc.StepEnd)])

@@ -1857,7 +1857,7 @@ def test_a_module_in_distributed_data_parallel(tmp_path: Path) -> None:
 # -- checkpoints
 
 
-def grouped(*rates: float, kind: Any = torch.optim.Adam) -> lc.Learner:
+def grouped(*rates: float, kind: Callable[..., torch.optim.Optimizer] = torch.optim.Adam) -> lc.Learner:
     torch.manual_seed(0)
     layers = nn.Sequential(*[nn.Linear(2, 2) for _ in rates])
     groups = [{"params": list(one.parameters()), "lr": rate} for one, rate in zip(layers, rates, strict=True)]
