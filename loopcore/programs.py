@@ -92,7 +92,7 @@ class Programs:
             try:
                 outputs, reached = segment.run(first, start, lefts)
             except Exception as error:
-                if segment.trace.looked and self._cutters is not None:
+                if segment.trace.looked and self._cutters is not None and not cuts:
                     return self._run_cut(body, key, state, reads, asleep)  # so that they hear what came before it
                 better = explained(error, self._backend, self._runner.phase)
                 if better is error:
@@ -163,11 +163,7 @@ class Programs:
         packed = learner.shared._packed
         shared = {f"shared.{name}": value for name, value in vars(learner.shared).items() if name not in packed}
         own, optimizers = learner.hyper._own, self._backend.hyper_values()
-        return {
-            **shared,
-            **own,
-            **{f" {name}": value for name, value in optimizers.items()},
-        }
+        return {**shared, **own, **{f" {name}": value for name, value in optimizers.items()}}
 
     def _run_cut(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep) -> None:
         """Run a step whose program fails with a cut at every event that somebody hears."""

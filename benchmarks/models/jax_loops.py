@@ -44,6 +44,7 @@ def bench(size: Size, threads: int, only: str) -> Bench:
         Variant("raw + metrics", RawLoopWithMetrics(params())),
         *loopcore_loops.variants(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE)),
         *loopcore_loops.listeners(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE)),
+        *loopcore_loops.listeners(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE), writes=True),
     ]
     return Bench(batches, [one for one in found if one.name == "raw" or only in one.name], model=model)
 

@@ -29,16 +29,26 @@ def variants(model: Callable[[], Any], loss_fn: Callable[..., Any], optimizer: C
     ]
 
 
-def listeners(model: Callable[[], Any], loss_fn: Callable[..., Any], optimizer: Callable[[Any], Any]) -> list[Variant]:
-    """No callbacks but one that listens on the host within the step, and does nothing."""
+def listeners(
+    model: Callable[[], Any], loss_fn: Callable[..., Any], optimizer: Callable[[Any], Any], *, writes: bool = False
+) -> list[Variant]:
+    """No callbacks but one that listens on the host within the step, and does nothing.
+
+    Args:
+        model, loss_fn, optimizer: as of `variants`.
+        writes: whether it says that it writes a value of its own, so that the step is cut where that is for writers.
+    """
     inner = (lc.LossBegin, lc.BackwardBegin, lc.BackwardEnd)
     found: list[Variant] = []
     for events in ((lc.BackwardEnd,), (lc.LossBegin,), (lc.BackwardBegin,), inner):
-        listening = [lc.FunctionCallback(lambda learner, phase: None, event) for event in events]
+        listening = [
+            lc.FunctionCallback(lambda learner, phase: None, event, writes=(f"step.{event.__name__}",) * writes)
+            for event in events
+        ]
         made = model()
         learner = lc.Learner(made, loss_fn, optimizer(made), callbacks=listening, default_callbacks=False)
         name = events[0].__name__ if len(events) == 1 else "all three"
-        found.append(Variant(f"listener at {name}", epoch_of(learner)))
+        found.append(Variant(f"{'writer' if writes else 'listener'} at {name}", epoch_of(learner)))
     return found
 
 
