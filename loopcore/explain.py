@@ -34,8 +34,8 @@ def _plan_lines(plan: Plan) -> list[str]:
     lines = [f"  plan: {plan.kind} ({plan.why})"]
     word = "would be cut at" if plan.kind == "eager" else "cut at"
     for event, names in plan.cuts:
-        only = plan.looks.issuperset(names)
-        lines += [f"  {'heard, without a cut, at' if only else word} {event}: {', '.join(names)}"]
+        only = " (writes nothing, so the program goes on)" if plan.looks.issuperset(names) else ""
+        lines += [f"  {word} {event}: {', '.join(names)}{only}"]
     lines += [f"  kept after a step: {_who(plan.kept)}"]
     if plan.left:
         lines += [f"  for later: {_who(plan.left)}"]

@@ -148,8 +148,8 @@ def test_a_learner_that_moved_leaves_nothing_behind() -> None:
 def test_explain_tells_looks_from_cuts() -> None:
     learner = make(callbacks=[listener(lc.LossBegin, False), Halves()])
     text = learner.explain()
-    assert "plan: split" in text and "heard, without a cut, at LossBegin: FunctionCallback" in text
-    assert "  cut at BackwardEnd: Halves" in text
+    assert "  cut at LossBegin: FunctionCallback (writes nothing, so the program goes on)\n" in text
+    assert "plan: split" in text and "  cut at BackwardEnd: Halves\n" in text
 
 
 class Halves(lc.Callback):
