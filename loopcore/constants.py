@@ -20,18 +20,22 @@ def baked_in(learner: Learner, phase: Phase, callbacks: Iterable[Callback]) -> l
     """Each array that is no input of the steps of a phase, with where it is and what it is.
 
     Looked at are the methods of the phase, the loss and the functions of callbacks, with the globals and variables
-    from outside that they name; and what the phase, traced callbacks and their metrics hold. An array that the phase
-    holds itself is an input, and not listed.
+    from outside that they name, and functions of the same module that they name; and what the phase, traced callbacks
+    and their metrics hold. An array that the phase holds itself is an input, and not listed.
     """
     found: dict[int, str] = {}
+    seen: set[int] = set()
 
     def note(where: str, value: Any, depth: int = 0) -> None:
         if learner.backend.is_array(value):
             shape, dtype = learner.backend.signature(value)
             found.setdefault(id(value), f"{where} ({dtype}{list(shape)})")
         elif isinstance(value, (FunctionType, MethodType)):
-            for name, held in _reached(value):
-                note(f"{name} in {value.__qualname__}", held, _DEPTH)
+            if id(value) not in seen:
+                seen.add(id(value))
+                for name, held in _reached(value):
+                    if not callable(held) or getattr(held, "__module__", None) == value.__module__:
+                        note(f"{name} in {value.__qualname__}", held, _DEPTH)
         elif depth < _DEPTH:
             for key, part in _parts(value):
                 note(f"{where}{key}", part, depth + 1)
