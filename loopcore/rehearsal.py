@@ -71,32 +71,49 @@ def aside(
         compiles: whether steps are compiled as usual.
         trains: whether updates take effect, so that optimizers and hyperparameters are put back too.
     """
-    runs, backend, shared = learner.runs, learner.backend, learner.shared
-    if runs.runner is not None:
+    if learner.runs.runner is not None:
         raise CallbackError("a step is running: try things out between two steps, for instance when a fit begins")
+    learner.runs.open()  # what an adapter hands to the user's own objects when a run ends are the values of before
+    try:
+        with _put_back(learner, phase, trains), _heard_by(learner, phase, callbacks, compiles):
+            yield
+    finally:
+        learner.runs.close()
+
+
+@contextmanager
+def _put_back(learner: Learner, phase: Phase, trains: bool) -> Iterator[None]:
+    runs, backend, shared = learner.runs, learner.backend, learner.shared
     paths = [path for kind in ("params", "buffers") for part in backend.paths(kind).values() for path in part]
-    weights = backend.snapshot(paths)
+    weights, step = backend.snapshot(paths), runs.step
     shared._settle()
     optimizers = (backend.export_optimizers(), learner.hyper._snapshot()) if trains else None
-    kept = dict(vars(shared)), dict(runs.attempts), runs.step, dict(vars(phase))
-    plan = make_plan(
-        callbacks, phase, ("step",), compiles=compiles and backend.compiles and phase.compile, why="tried out"
-    )
-    members = [make_member(learner, callback) for callback in callbacks]
-    before = runs.runners.pop(id(phase), None)
-    runs.runners[id(phase)] = Runner(learner, phase, plan, members, isinstance(phase, AbstractTrainingPhase))
+    kept = [(values, dict(values)) for values in (vars(shared), runs.attempts, vars(phase))]
     try:
         yield
     finally:
-        del runs.runners[id(phase)]
-        if before is not None:
-            runs.runners[id(phase)] = before
         shared._settle()
-        for values, old in ((vars(shared), kept[0]), (runs.attempts, kept[1]), (vars(phase), kept[3])):
+        for values, old in kept:
             values.clear()
             values.update(old)
-        runs.step = kept[2]
+        runs.step = step
         backend.set(weights)
         if optimizers is not None:
             learner.hyper._restore(*optimizers[1])
             backend.import_optimizers(optimizers[0])
+
+
+@contextmanager
+def _heard_by(learner: Learner, phase: Phase, callbacks: Sequence[Callback], compiles: bool) -> Iterator[None]:
+    runners = learner.runs.runners
+    compiles = compiles and learner.backend.compiles and phase.compile and learner.compile is not False
+    plan = make_plan(callbacks, phase, ("step",), compiles=compiles, why="tried out")
+    members = [make_member(learner, callback) for callback in callbacks]
+    before = runners.get(id(phase))
+    runners[id(phase)] = Runner(learner, phase, plan, members, isinstance(phase, AbstractTrainingPhase))
+    try:
+        yield
+    finally:
+        del runners[id(phase)]
+        if before is not None:
+            runners[id(phase)] = before

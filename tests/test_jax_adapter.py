@@ -705,3 +705,14 @@ def test_the_adapter_has_all_that_the_protocol_asks_for() -> None:
     wanted |= set(protocol.Backend.__annotations__) | set(protocol.CompilingBackend.__annotations__)
     wanted -= {"run_parts"}  # only where ``replays`` is false
     assert sorted(name for name in wanted if not hasattr(Backend(), name)) == []
+
+
+def test_what_is_tried_out_does_not_reach_the_users_module() -> None:
+    """An nnx module gets its arrays when a run ends; that of a trial ends with those of before."""
+    module = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.BatchNorm(4, rngs=nnx.Rngs(0)))
+    batch = np.random.default_rng(0).normal(size=(8, 3)).astype("f4"), np.zeros((8, 4), "f4")
+    before = [np.array(leaf) for leaf in jax.tree_util.tree_leaves(nnx.state(module))]
+    learner = lc.Learner(module, lc.losses.mse, lc.Adam(0.1), data=([batch], None), default_callbacks=False)
+    lc.LRFinder(steps=10).run(learner)
+    learner.rehearse(learner.phases[0], batch)
+    np.testing.assert_equal([np.array(leaf) for leaf in jax.tree_util.tree_leaves(nnx.state(module))], before)
