@@ -305,6 +305,13 @@ class Backend(Protocol):
 class Extras(Protocol):
     """What an adapter may have besides; the core asks whether it does."""
 
+    def build(self, model: Any, batch: Callable[[], Any]) -> None:
+        """Give a model its weights, if it makes them from the first batch and has none yet; before `bind`.
+
+        ``batch()`` gives what the model is called with, as the data has it, or None where there is no data.
+        """
+        ...
+
     def profile(self, folder: Path) -> AbstractContextManager[None]:
         """Profile a block with the framework's own profiler; its files are in the folder when the block ends."""
         ...

@@ -114,6 +114,10 @@ class Learner:
         self.backend = registry.make(backend or registry.infer(models), device=device, compile=compile)
         if compile == "xla" and not self.backend.compiles:
             raise ValueError(f"the {self.backend.name} backend has no XLA: write compile=True or leave it out")
+        self.data = named_data(data)
+        self.phases = checked_phases(phases)
+        self.runs = Runs(self)
+        rehearsal.build(self, models)
         self.backend.bind(models)
         self.seed = int(seed)
         self.losses = losses
@@ -125,13 +129,10 @@ class Learner:
         self.is_ready = self.backend.is_ready
         self.loss_fn: Callable[..., Any] = losses.predictions_first(loss_fn) or no_loss
         self._attach(named_optimizers(optimizer), hyper or {})
-        self.data = named_data(data)
-        self.phases = checked_phases(phases)
         self.reads = checked_reads("Learner", reads)
         self.compile = compile
         self.shared: Any = Shared()
         self.random = Random(self)
-        self.runs = Runs(self)
         self.model = Models(self, tuple(models))
         self.result: FitResult | None = None
         self.callbacks = CallbackList(self, with_defaults(callbacks) if default_callbacks else callbacks)
@@ -601,6 +602,7 @@ class Learner:
             model: as for the constructor. A native optimizer holds the old parameters and must be a spec instead.
         """
         models = named_models(model)
+        rehearsal.build(self, models)
         self.backend.bind(models)
         self._attach(self.optimizer, {name: self.hyper[name] for name in self.hyper._own})
         self.model = Models(self, tuple(models))

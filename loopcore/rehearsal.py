@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import chain
@@ -38,6 +38,23 @@ def peek(learner: Learner, phase: Phase) -> Any:
 def _state_of(data: Any) -> Any:
     """Where a loader is, if it says so: a checkpoint before the next epoch keeps what it was before the look."""
     return deepcopy(data.state_dict()) if hasattr(data, "state_dict") else None
+
+
+def build(learner: Learner, models: Mapping[str, Any]) -> None:
+    """Let a model that makes its weights from the first batch have one; several models have to be built before."""
+    own = getattr(learner.backend, "build", None)
+    if own is not None and len(models) == 1:
+        (model,) = models.values()
+        own(model, lambda: _first_input(learner))
+
+
+def _first_input(learner: Learner) -> Any:
+    """What the model of a learner is called with: ``xs`` of the next batch, or its first part."""
+    phase = next((one for one in learner.phases if one.data_key in learner.data), None)
+    if phase is None:
+        return None
+    parts = dict(phase.unpack(peek(learner, phase)))
+    return parts["xs"] if "xs" in parts else next(iter(parts.values()), None)
 
 
 class _NoUpdates(Callback):

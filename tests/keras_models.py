@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import loopcore as lc
-from loopcore.errors import CheckpointError
+from loopcore.errors import CheckpointError, UnknownModelError
 
 keras: Any = typed_keras
 # Keras 3.15 reads its own variables in a way that NumPy 2.4 wants otherwise.
@@ -174,3 +174,44 @@ def test_the_state_of_another_optimizer_of_keras_is_refused(tmp_path: Path) -> N
     )
     with pytest.raises(CheckpointError, match="AdamW here, Adam in the checkpoint"):
         second.load(first.save(tmp_path / "x"))
+
+
+# -- models that are not built yet
+
+
+class Subclassed(keras.Model):  # type: ignore[misc]
+    """Makes its weights when it is first called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = [keras.layers.Dense(8, activation="tanh"), keras.layers.BatchNormalization(), keras.layers.Dense(3)]
+
+    def call(self, x: Any, training: bool = False) -> Any:
+        for layer in self.body:
+            x = layer(x, training=training) if isinstance(layer, keras.layers.BatchNormalization) else layer(x)
+        return x
+
+
+def unbuilt(kind: str) -> Any:
+    keras.utils.set_random_seed(0)
+    return Subclassed() if kind == "subclassed" else keras.Sequential([keras.layers.Dense(8), keras.layers.Dense(3)])
+
+
+@pytest.mark.parametrize("kind", ["sequential", "subclassed"])
+def test_a_model_is_built_on_the_first_batch(kind: str) -> None:
+    """As when the user had called it; the batch is the first of the fit all the same."""
+    data = [(X[:8].astype("f8"), Y[:8]), (X[8:].astype("f8"), Y[8:])]
+    mine, theirs = unbuilt(kind), unbuilt(kind)
+    theirs(keras.ops.convert_to_tensor(X[:1]))
+    learner = learner_of(mine, lc.SGD(0.1), data=(iter(data), None))
+    other = learner_of(theirs, lc.SGD(0.1), data=(data, None))
+    for one, two in zip(learner.export_weights().values(), other.export_weights().values(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert learner.fit(1).status == other.fit(1).status == "completed"
+    for one, two in zip(learner.export_weights().values(), other.export_weights().values(), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-7)
+
+
+def test_without_data_it_cannot_be_built() -> None:
+    with pytest.raises(UnknownModelError, match=r"keras\.Input"):
+        learner_of(unbuilt("sequential"), lc.SGD(0.1))

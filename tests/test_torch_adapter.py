@@ -1904,3 +1904,16 @@ def test_every_misfit_of_a_state_is_named() -> None:
     with pytest.raises(ValueError, match=r"(?s)exp_avg: shape \[3\].*exp_avg_sq: dtype float16.*1\.w\.x: no optimizer"):
         backend.import_optimizers(wrong)
     np.testing.assert_equal(backend.export_optimizers(), before)
+
+
+def test_lazy_modules_get_their_shapes_from_the_first_batch() -> None:
+    """In evaluation mode, so that BatchNorm has not seen the batch; and the fit begins with it all the same."""
+    xs, ys = np.random.default_rng(0).normal(size=(2, 6, 3)), np.zeros((2, 6, 2))
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.LazyLinear(2))
+    data = iter(list(zip(xs, ys, strict=True)))
+    learner = lc.Learner(lazy, lc.losses.mse, lc.SGD(0.1), data=(data, None), default_callbacks=False)
+    assert set(learner.export_weights()) >= {"0.weight", "2.bias"} and lazy[0].in_features == 3
+    assert lazy.training and all(module.training for module in lazy.modules())
+    np.testing.assert_array_equal(learner.export_weights()["1.running_mean"], np.zeros(4))
+    assert learner.fit(1).status == "completed"
+    assert learner.runs.attempts["training"] == 2

@@ -15,6 +15,7 @@ from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.errors import BackendError, UnknownModelError
 from loopcore_jax import arrays, losses, words
 from loopcore_jax.gradients import Gradients
+from loopcore_jax.libraries import is_keras
 from loopcore_jax.models import Models
 from loopcore_jax.namespace import Namespace
 from loopcore_jax.optimizers import Optimizers
@@ -86,6 +87,13 @@ class Backend:
             jax.block_until_ready(self.carried())  # type: ignore[no-untyped-call]
 
     # -- models and optimizers ---------------------------------------------------------------------------------
+
+    def build(self, model: Any, batch: Callable[[], Any]) -> None:
+        """Call a Keras model that is not built on a batch."""
+        if is_keras(model):
+            from loopcore_keras.models import build
+
+            build(model, batch)
 
     def bind(self, models: Mapping[str, Any]) -> None:
         """Take the user's models; their arrays are copied.

@@ -49,6 +49,12 @@ class Library(Protocol):
         ...
 
 
+def is_keras(model: Any) -> bool:
+    """Whether it is a model or layer of Keras, which is not imported to find out."""
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(model, keras.Layer)
+
+
 def library_of(model: Any, title: str) -> Library:
     """Take a model apart.
 
@@ -58,8 +64,7 @@ def library_of(model: Any, title: str) -> Library:
     first, *rest = model if isinstance(model, tuple) and model else (model,)
     nnx, linen = sys.modules.get("flax.nnx"), sys.modules.get("flax.linen")
     equinox, haiku = sys.modules.get("equinox"), sys.modules.get("haiku")
-    keras = sys.modules.get("keras")
-    if keras is not None and isinstance(model, keras.Layer):
+    if is_keras(model):
         from loopcore_jax.from_keras import Keras
 
         return Keras(model, title)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +15,14 @@ from loopcore_keras.names import paths_of
 def is_model(value: Any) -> bool:
     """Whether it is a Keras model or layer."""
     return isinstance(value, keras.Layer)
+
+
+def build(layer: Any, batch: Callable[[], Any]) -> None:
+    """Call a layer that is not built on a batch, if there is one."""
+    if not layer.built:
+        xs = batch()
+        if xs is not None:
+            layer(keras.tree.map_structure(keras.ops.convert_to_tensor, xs), training=False)
 
 
 class KerasModel:
@@ -37,8 +45,8 @@ class KerasModel:
     def __init__(self, layer: Any, title: str) -> None:
         if not layer.built:
             raise UnknownModelError(
-                f"{title} has no weights yet: begin it with keras.Input(shape), or call it once on a batch, before "
-                "Learner(...)"
+                f"{title} has no weights yet, and no data to build it on: begin it with keras.Input(shape), call it "
+                "once on a batch, or pass Learner(data=...)"
             )
         self.layer = layer
         names = paths_of(layer)

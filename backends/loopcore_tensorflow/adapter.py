@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.errors import BackendError
-from loopcore_keras.models import is_model
+from loopcore_keras.models import build, is_model
 from loopcore_tensorflow import arrays, losses, modules, words
 from loopcore_tensorflow.frame import Frame
 from loopcore_tensorflow.gradients import Gradients
@@ -84,6 +84,11 @@ class Backend:
             yield
 
     # -- models and optimizers ---------------------------------------------------------------------------------
+
+    def build(self, model: Any, batch: Callable[[], Any]) -> None:
+        """Call a Keras model that is not built on a batch."""
+        if is_model(model):
+            build(model, batch)
 
     def bind(self, models: Mapping[str, Any]) -> None:
         """Take the user's models, and forget those before.

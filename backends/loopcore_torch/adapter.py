@@ -97,6 +97,11 @@ class Backend:
 
     # -- models and optimizers ---------------------------------------------------------------------------------
 
+    def build(self, model: Any, batch: Callable[[], Any]) -> None:
+        """Call a Keras model that is not built, or a module with lazy parameters, on a batch."""
+        if isinstance(model, nn.Module):
+            binding.build(model, batch)
+
     def bind(self, models: Mapping[str, Any]) -> None:
         """Take the user's models, and forget those before.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from itertools import chain
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -114,7 +115,8 @@ class BoundModule(Bound):
             path = self._named(inner_name)
             if nn.parameter.is_lazy(parameter):
                 raise UnknownModelError(
-                    f"the parameter {path} has no shape yet: call the lazy module once on a batch before Learner(...)"
+                    f"the parameter {path} has no shape yet, and there is no data to find it: call the lazy module "
+                    "once on a batch before Learner(...)"
                 )
             if parameter.is_floating_point() or parameter.is_complex():
                 self.params[path] = parameter
@@ -192,7 +194,7 @@ def bound(name: str, model: Any, dtype: torch.dtype | None, device: torch.device
         UnknownModelError: it is neither.
     """
     if isinstance(model, nn.Module):
-        if any(cls.__module__.split(".")[0] == "keras" for cls in type(model).__mro__):
+        if is_keras(model):
             from loopcore_torch.from_keras import BoundKeras
 
             return BoundKeras(name, model if device is None else model.to(device))
@@ -242,3 +244,30 @@ def _is_floating(leaf: Any) -> bool:
 
 def _quoted(name: str) -> str:
     return f" {name!r}" if name else ""
+
+
+def is_keras(model: nn.Module) -> bool:
+    """Whether it is a model or layer of Keras, which is not imported to find out."""
+    return any(cls.__module__.split(".")[0] == "keras" for cls in type(model).__mro__)
+
+
+def build(module: nn.Module, batch: Callable[[], Any]) -> None:
+    """Call a module that has no weights yet on a batch: one of Keras, or one with lazy parameters."""
+    if is_keras(module):
+        from loopcore_keras.models import build as build_keras
+
+        build_keras(module, batch)
+    elif any(nn.parameter.is_lazy(one) for one in chain(module.parameters(), module.buffers())):
+        xs, modes = batch(), {one: one.training for one in module.modules()}
+        if xs is None:
+            return
+        module.eval()  # a batch that is only looked at is in no statistics
+        with torch.no_grad():
+            module(optree.tree_map(_floats, xs))
+        for one in module.modules():  # one that was lazy is of another class now
+            one.training = modes.get(one, True)
+
+
+def _floats(leaf: Any) -> Any:
+    tensor = torch.as_tensor(leaf)
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
