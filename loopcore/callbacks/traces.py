@@ -41,8 +41,8 @@ class Noted:
 class Traces(Callback):
     """Note what functions say at an event: ``learner.shared.traces["training"]["name"].values``.
 
-    It reads what it is told to. At an event within a step it cuts that, as every host handler does; at StepEnd,
-    reading arrays waits for the step. A checkpoint does not hold the values. For several events take several.
+    It reads what it is told to. At an event within a step it cuts that, as every host handler that writes does; at
+    StepEnd, reading arrays waits for the step. A checkpoint does not hold the values. For several events take several.
 
     Writes: shared.traces
 
