@@ -93,11 +93,15 @@ class Optimizers(Part):
 
     def load(self, file: File, undo: ExitStack) -> None:
         """Import the states, then set the hyperparameters."""
+        self.keep(undo)
+        self.learner.backend.import_optimizers(file.part("optimizer/"))
+        self._set([one["hyper"] for one in file.manifest["optimizers"]])
+
+    def keep(self, undo: ExitStack) -> None:
+        """Let ``undo`` bring back the present ones."""
         backend = self.learner.backend
         undo.callback(backend.import_optimizers, backend.export_optimizers())
         undo.callback(self._set, self._values())
-        backend.import_optimizers(file.part("optimizer/"))
-        self._set([one["hyper"] for one in file.manifest["optimizers"]])
 
     def _names(self) -> list[tuple[str, str]]:
         name = self.learner.backend.optimizer_name
@@ -140,9 +144,13 @@ class Hyper(Part):
 
     def load(self, file: File, undo: ExitStack) -> None:
         """Set them."""
+        self.keep(undo)
+        self.learner.hyper._put_values({name: float(value) for name, value in file.manifest["hyper"].items()})
+
+    def keep(self, undo: ExitStack) -> None:
+        """Let ``undo`` bring back the present ones."""
         hyper = self.learner.hyper
         undo.callback(hyper._put_values, hyper._values())
-        hyper._put_values({name: float(value) for name, value in file.manifest["hyper"].items()})
 
 
 class Carried(Part):

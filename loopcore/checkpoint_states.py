@@ -64,7 +64,7 @@ class Loaders(Part):
     def differences(self, file: File) -> list[str]:
         """A place for what keeps none."""
         data = self.learner.data
-        lost = [key for key, one in self._states(file).items() if key in data and not _keeps_place(data[key])]
+        lost = [key for key, one in self._states(file).items() if key in data and not keeps_place(data[key])]
         return [
             f"data: the {key} data was a loader with a place, here it is a {type(data[key]).__name__} without "
             "load_state_dict: pass the one it was"
@@ -76,10 +76,10 @@ class Loaders(Part):
         for key, state in self._states(file).items():
             loader = self.learner.data.get(key)  # a learner without that data does not go on with it
             if loader is not None:
-                undo.callback(loader.load_state_dict, self._state_of(loader))
-                self.learner.runs.begun.pop(id(loader), None)
+                runs = self.learner.runs
+                undo.callback(runs.put_in_place, loader, runs.place_of(loader))
                 with _naming(f"data: the {key} loader refuses its place"):
-                    loader.load_state_dict(state)
+                    runs.put_in_place(loader, state)
 
     def _states(self, file: File) -> dict[str, Any]:
         return {key: one["state"] for key, one in file.manifest["data"].items() if one["state"] is not None}
@@ -88,15 +88,10 @@ class Loaders(Part):
         if isinstance(loader, (list, tuple)):
             return {"resume": "epoch" if self._is_midway(key) else "exact", "state": None}
         state = None
-        if _keeps_place(loader):
+        if keeps_place(loader):
             with suppress(DataError, TypeError, RecursionError):  # one inside it keeps none, or it is no JSON
-                state = encoded(self._state_of(loader))
+                state = encoded(self.learner.runs.place_of(loader))
         return {"resume": "none" if state is None else "exact", "state": state}
-
-    def _state_of(self, loader: Any) -> Any:
-        """Its state; if somebody looked at its next batch, that of before."""
-        begun = self.learner.runs.begun.get(id(loader))
-        return loader.state_dict() if begun is None else begun[0]
 
     def _is_midway(self, key: str) -> bool:
         epoch = self.learner.epoch
@@ -123,7 +118,8 @@ def _state(key: str, callback: Callback) -> Any:
         raise CheckpointError(f"the state_dict of {key} is not made of JSON values: {error}") from error
 
 
-def _keeps_place(loader: Any) -> bool:
+def keeps_place(loader: Any) -> bool:
+    """Whether it says where it is, and can be put there."""
     return all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
 
 

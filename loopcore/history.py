@@ -222,8 +222,14 @@ class Epochs(Mapping[str, list[float | None]]):
         return repr(dict(self))
 
 
-def optional(module: str, what: str, package: str) -> Any:
+def optional(module: str, what: str, package: str, install: str = "") -> Any:
     """A library that only some need.
+
+    Args:
+        module: to import.
+        what: needs it.
+        package: how the library is called.
+        install: what pip installs it by, where that is not its own name.
 
     Raises:
         MissingFrameworkError: it is not installed; says how to install it.
@@ -231,7 +237,9 @@ def optional(module: str, what: str, package: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingFrameworkError(f"{what} needs {package}, which is not installed: pip install {package}") from error
+        raise MissingFrameworkError(
+            f"{what} needs {package}, which is not installed: pip install {install or package}"
+        ) from error
 
 
 def prefix_of(phase: str) -> str:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 from loopcore.backend import Backend
-from loopcore.errors import OptimizerError
 
 
 class Hyper:
@@ -63,21 +61,6 @@ class Hyper:
 
     def _put_values(self, values: Mapping[str, Any]) -> None:
         self._own.update(values)
-
-    def _snapshot(self) -> tuple[dict[str, float], dict[tuple[int, str], float]]:
-        """All values: own ones by name, those of optimizers by number and name; without those nobody can read."""
-        found: dict[tuple[int, str], float] = {}
-        for slot in sorted({slot for slots in self._slots.values() for slot in slots}):
-            with suppress(OptimizerError):
-                found[slot] = float(self._backend.get_hyper(*slot))
-        return dict(self._own), found
-
-    def _restore(self, own: Mapping[str, float], optimizers: Mapping[tuple[int, str], float]) -> None:
-        """Put back what `_snapshot` gave; what cannot be set has not changed."""
-        self._own.update({name: value for name, value in own.items() if name in self._own})
-        for slot, value in optimizers.items():
-            if self._backend.get_hyper(*slot) != value:
-                self._backend.set_hyper(*slot, value)
 
     def __getattr__(self, name: str) -> float:
         return self[name]

@@ -522,7 +522,8 @@ class Learner:
         ``load_state_dict``, and the history: all values by epoch, and by step as many as are kept, at most 16,384 of
         each metric. Under ``data`` the manifest says for each loader how a run goes on: ``"exact"`` with the batch
         that would have come next; ``"epoch"``, a list whose epoch was left in the middle and begins again; ``"none"``,
-        a loader without a state, where loopcore cannot know. Sums of an epoch that is not over are not kept.
+        a loader without a state, where loopcore cannot know. Of an epoch
+        that is not over, its sums and what its phase carries are not kept.
 
         One file of safetensors with a JSON manifest. It is written under another name, synced and renamed: under its
         own name it is always whole, and an older file of that name is there until the new one is.

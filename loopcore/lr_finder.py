@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loopcore.building import data_of, is_one_shot
+from loopcore.checkpoint_states import keeps_place
 from loopcore.errors import DataExhaustedError, LossError
 from loopcore.history import optional
 from loopcore.hyperparameters import HyperParameter, LearningRate
@@ -132,20 +134,24 @@ class LRFinder:
                 f"the data of phase {phase.name!r} can be read only once, and trying rates would use it up: pass a "
                 "list, or an object whose __iter__ starts anew"
             )
-        where = data.state_dict() if hasattr(data, "state_dict") else None
+        with ExitStack() as undo:
+            if keeps_place(data):
+                undo.callback(learner.runs.put_in_place, data, learner.runs.place_of(data))
+            undo.enter_context(aside(learner, phase, (), compiles=True, trains=True))
+            losses = self._losses(learner, phase, data)
+        return _found(self.rates, losses, self.beta)
+
+    def _losses(self, learner: Learner, phase: Phase, data: Any) -> list[float]:
         losses: list[float] = []
         best = float("inf")
-        with aside(learner, phase, (), compiles=True, trains=True):
-            for rate, batch in zip(self.rates, _endless(data), strict=False):
-                self.parameter.set(learner, float(rate))
-                losses.append(float(learner.to_host(learner.run_step(phase, batch).loss)))
-                smoothed = _ema(losses, self.beta)[-1]
-                best = min(best, smoothed)
-                if not smoothed <= _DIVERGED * abs(best):
-                    break
-        if where is not None:
-            data.load_state_dict(where)
-        return _found(self.rates, losses, self.beta)
+        for rate, batch in zip(self.rates, _endless(data), strict=False):
+            self.parameter.set(learner, float(rate))
+            losses.append(float(learner.to_host(learner.run_step(phase, batch).loss)))
+            smoothed = _ema(losses, self.beta)[-1]
+            best = min(best, smoothed)
+            if not smoothed <= _DIVERGED * abs(best):
+                break
+        return losses
 
 
 def _endless(data: Any) -> Iterator[Any]:

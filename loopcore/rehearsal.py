@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loopcore.building import data_of, nothing_in
 from loopcore.callback import Callback, on
 from loopcore.callback_list import make_member
+from loopcore.checkpoint_parts import Hyper, Optimizers
 from loopcore.errors import CallbackError
 from loopcore.events import StepBegin
 from loopcore.phases import AbstractTrainingPhase
@@ -104,8 +105,10 @@ def _put_back(learner: Learner, phase: Phase, trains: bool) -> Iterator[None]:
     paths = [path for kind in ("params", "buffers") for part in backend.paths(kind).values() for path in part]
     weights, step = backend.snapshot(paths), runs.step
     shared._settle()
-    optimizers = (backend.export_optimizers(), learner.hyper._snapshot()) if trains else None
     kept = [(values, dict(values)) for values in (vars(shared), runs.attempts, vars(phase))]
+    undo = ExitStack()
+    for part in (Optimizers(learner), Hyper(learner)) if trains else ():
+        part.keep(undo)
     try:
         yield
     finally:
@@ -115,9 +118,7 @@ def _put_back(learner: Learner, phase: Phase, trains: bool) -> Iterator[None]:
             values.update(old)
         runs.step = step
         backend.set(weights)
-        if optimizers is not None:
-            learner.hyper._restore(*optimizers[1])
-            backend.import_optimizers(optimizers[0])
+        undo.close()
 
 
 @contextmanager

@@ -62,6 +62,16 @@ class Runs:
         self.begun: dict[int, tuple[Any, Iterator[Any]]] = {}
         self._fit_table: Table | None = None
 
+    def place_of(self, loader: Any) -> Any:
+        """The state of a loader that keeps its place; if somebody looked at its next batch, that of before."""
+        begun = self.begun.get(id(loader))
+        return loader.state_dict() if begun is None else begun[0]
+
+    def put_in_place(self, loader: Any, state: Any) -> None:
+        """Let a loader go on from a state; what was looked at is forgotten."""
+        self.begun.pop(id(loader), None)
+        loader.load_state_dict(state)
+
     @property
     def is_open(self) -> bool:
         """Whether an epoch or a step is running."""

@@ -19,10 +19,11 @@ class TreeMath:
         {'a': 1.0}
     """
 
-    __slots__ = ("_backend",)
+    __slots__ = ("_backend", "_lerp")
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._lerp = getattr(backend, "lerp", None)
 
     def map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         """Apply ``fn`` to the leaves at the same place of every tree."""
@@ -49,8 +50,8 @@ class TreeMath:
 
     def _between(self, x: Any, y: Any, t: Any) -> Any:
         if self._backend.signature(x)[1].kind not in "iu" or not hasattr(x, "dtype"):
-            t, own = self._fitting(t, x), getattr(self._backend, "lerp", None)
-            return x + t * (y - x) if own is None else own(x, y, t)
+            t = self._fitting(t, x)
+            return x + t * (y - x) if self._lerp is None else self._lerp(x, y, t)
         xp = self._backend.xp
         change = t * xp.astype(y - x, xp.float32)
         whole = xp.astype(change, x.dtype)

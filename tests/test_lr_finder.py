@@ -62,6 +62,36 @@ def test_everything_is_as_it_was() -> None:
     assert found.history == other.history
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_batch_that_was_looked_at_before_comes_first_after_it(fails: bool) -> None:
+    """The loader goes on as if neither had been, also when a step of the run fails."""
+
+    class Fails(lc.TrainingPhase):
+        broken = False
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            if self.broken:
+                raise ZeroDivisionError
+            super().step(learner, handle, state)
+
+    def make() -> lc.Learner:
+        loader = lc.data.batches((np.arange(8.0)[:, None] / 8,) * 2, 2, shuffle=True)
+        return learner_of(data=(loader, None), phases=[Fails()], optimizer=lc.SGD(0.1))
+
+    found, other = make(), make()
+    found.peek(found.phases[0])
+    if fails:
+        found.phases[0].broken = True  # type: ignore[attr-defined]
+        with pytest.raises(ZeroDivisionError):
+            lc.LRFinder(steps=30).run(found)
+        found.phases[0].broken = False  # type: ignore[attr-defined]
+    else:
+        lc.LRFinder(steps=30).run(found)
+    for learner in (found, other):
+        learner.fit(3)
+    np.testing.assert_array_equal(found.params.value["w"], other.params.value["w"])
+
+
 def test_one_optimizer_among_several() -> None:
     model = {"a": (lambda params, x: x * params["w"], {"w": np.zeros(1)}), "b": {"v": np.ones(1)}}
     learner = learner_of(model=model, optimizer={"a": lc.SGD(0.1), "b": lc.SGD(0.001)})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from loopcore.errors import MissingFrameworkError
+from loopcore.history import optional
 from loopcore.loggers.base import Histogram, Image
 
 
@@ -17,12 +17,7 @@ def library(module: str, who: str, extra: str) -> Any:
     Raises:
         MissingFrameworkError: it is not installed; says how to install it.
     """
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingFrameworkError(
-            f"{who} needs {module}, which is not installed: pip install 'loopcore[{extra}]'"
-        ) from error
+    return optional(module, who, module, f"'loopcore[{extra}]'")
 
 
 def finite(histogram: Histogram) -> np.ndarray[Any, Any]:
