@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dis
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from loopcore.callback import Callback, name_of
+from loopcore.keys import global_names
 from loopcore.phases import Phase
 
 if TYPE_CHECKING:
@@ -80,13 +80,6 @@ def _reached(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
             yield name, cell.cell_contents
         except ValueError:  # not assigned yet
             continue
-    for name in dict.fromkeys(_names(code)):
+    for name in global_names(code):
         if name in function.__globals__:
             yield name, function.__globals__[name]
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from (one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL")
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _names(inner)

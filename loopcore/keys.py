@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import dis
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from types import FunctionType, MethodType
+from functools import lru_cache
+from itertools import islice
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 from loopcore.errors import TraceError
 
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
+_LOOK = 16  # parts of a container that are looked at for arrays
+
+
+class Same:
+    """An object in a key, by identity. The key keeps it alive, so that no other one can get its id."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other._value is self._value
 
 
 def frozen(value: Any) -> Hashable:
@@ -24,29 +43,114 @@ def frozen(value: Any) -> Hashable:
         return type(value), frozenset(map(frozen, value))
     if is_dataclass(value) and not isinstance(value, type):
         return type(value), tuple(frozen(getattr(value, field.name)) for field in fields(value))
-    return type(value), id(value)
+    return Same(value)
 
 
-def body_key(body: Callable[..., Any], is_array: Callable[[Any], bool]) -> Hashable:
-    """A key for a step body: its code and what it closes over.
+def same(value: Any) -> Hashable:
+    """A key for a Python value: scalars by content, anything else by identity."""
+    return (type(value), value) if isinstance(value, _SCALARS) else Same(value)
+
+
+def body_key(body: Callable[..., Any], phase: Any, is_array: Callable[[Any], bool]) -> Hashable:
+    """A key for a step body: its code, and the Python values it uses from outside.
+
+    Args:
+        body: a method of the phase, whose attributes are no part of this key; or any function, method or object.
+        phase: whose step it is.
+        is_array: tells arrays from other values.
 
     Raises:
-        TraceError: it closes over an array, which the program would keep as it is now.
+        TraceError: it uses an array from outside, which the program would keep as it is now.
     """
-    if isinstance(body, MethodType):
-        return body.__func__, id(body.__self__)
-    if not isinstance(body, FunctionType):
-        return id(body)
-    cells = zip(body.__code__.co_freevars, body.__closure__ or (), strict=True)
-    held = [(name, cell.cell_contents) for name, cell in cells]
-    names = [name for name in body.__code__.co_names if name in body.__globals__]
-    held += [(name, body.__globals__[name]) for name in names if is_array(body.__globals__[name])]
-    for name, value in held:
-        if is_array(value):
+    if isinstance(body, FunctionType):
+        key = _function_key(body, is_array, (body,))
+        wrapped = getattr(body, "__wrapped__", None)
+        return key if wrapped is None else (key, body_key(wrapped, phase, is_array))
+    owner, method = (body.__self__, body.__name__) if isinstance(body, MethodType) else (body, "__call__")
+    read = () if owner is phase else attributes_read(owner, (method,))
+    return getattr(body, "__func__", None), Same(owner), tuple((name, same(getattr(owner, name))) for name in read)
+
+
+def _function_key(function: FunctionType, is_array: Callable[[Any], bool], within: tuple[Any, ...]) -> Hashable:
+    found: list[Hashable] = [function.__code__]
+    for name, value in _from_outside(function, is_array):
+        if _holds_array(value, is_array):
+            code = function.__code__
             raise TraceError(
-                f"the body {body.__qualname__} ({body.__code__.co_filename}:{body.__code__.co_firstlineno}) uses the "
-                f"array {name!r} from outside, which a compiled step would keep as it is now: pass it as a value of "
-                f"the state, lc.run_step(body, learner, phase, {name}={name})"
+                f"the body {function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) uses the array {name!r} "
+                "from outside, which a compiled step would keep as it is now: pass it as a value of the state, "
+                f"lc.run_step(body, learner, phase, {name}={name})"
             )
-    inner = [(name, body_key(v, is_array) if isinstance(v, FunctionType) else frozen(v)) for name, v in held]
-    return body.__code__, tuple(inner)
+        if isinstance(value, FunctionType) and value not in within:
+            found.append((name, _function_key(value, is_array, (*within, value))))
+        elif isinstance(value, MethodType):  # made anew at each access
+            found.append((name, value.__func__, Same(value.__self__)))
+        else:
+            found.append((name, frozen(value)))
+    return tuple(found)
+
+
+def _from_outside(function: FunctionType, is_array: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
+    """Variables of the functions around it, default arguments, and arrays and scalars among the globals it names."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    defaults = function.__defaults__ or ()
+    arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+    yield from zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True)
+    yield from (function.__kwdefaults__ or {}).items()
+    for name in global_names(function.__code__):
+        if name in function.__globals__:
+            value = function.__globals__[name]
+            if isinstance(value, _SCALARS) or _holds_array(value, is_array):
+                yield name, value
+
+
+def _holds_array(value: Any, is_array: Callable[[Any], bool]) -> bool:
+    if isinstance(value, (dict, list, tuple)):
+        parts = value.values() if isinstance(value, dict) else value
+        return any(_holds_array(part, is_array) for part in islice(parts, _LOOK))
+    return is_array(value)
+
+
+@lru_cache(maxsize=1024)
+def global_names(code: CodeType) -> tuple[str, ...]:
+    """The globals that a function, or one within it, names."""
+    found = [one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL"]
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            found += global_names(inner)
+    return tuple(dict.fromkeys(found))
+
+
+def attributes_read(owner: Any, methods: tuple[str, ...]) -> tuple[str, ...]:
+    """The attributes of an object that some of its methods name, or methods of it that they name.
+
+    Of loopcore's own callbacks only the public ones: what they keep for themselves, no program depends on.
+    """
+    cls = type(owner)
+    names, there = _names_read(cls, methods), getattr(owner, "__dict__", {})
+    own = cls.__module__.startswith("loopcore.callbacks")
+    return tuple(name for name in names if name in there and not (own and name.startswith("_")))
+
+
+@lru_cache(maxsize=1024)
+def _names_read(cls: type, methods: tuple[str, ...]) -> tuple[str, ...]:
+    todo, found = list(methods), dict[str, None]()
+    while todo:
+        member: Any = getattr(cls, todo.pop(), None)
+        member = member.fget if isinstance(member, property) else member
+        if isinstance(member, FunctionType):
+            new = [name for name in _all_names(member.__code__) if name not in found]
+            found |= dict.fromkeys(new)
+            todo += new
+    return tuple(found)
+
+
+def _all_names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _all_names(inner)

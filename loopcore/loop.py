@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import wraps
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -74,22 +74,25 @@ def run_step(body: Body, learner: Learner, phase: Phase, /, **initial_state: Any
         4.0
     """
     if _parameters(body) == 2:
-        return execute_step(lambda _, handle, state: body(handle, state), learner, phase, initial_state)
+        return execute_step(_with_learner(body), learner, phase, initial_state)
     return execute_step(body, learner, phase, initial_state)
 
 
+def _with_learner(body: Body) -> Body:
+    @wraps(body, assigned=(), updated=())
+    def taking(learner: Learner, handle: Callable[[Event], None], state: State) -> None:
+        body(handle, state)
+
+    return taking
+
+
 def _parameters(body: Body) -> int:
-    code = getattr(body, "__code__", None)
-    return _count(body, code) if code is None else _count_cached(code) - int(inspect.ismethod(body))
-
-
-def _count(body: Body, _: object) -> int:
-    return len(inspect.signature(body).parameters)
-
-
-@lru_cache(maxsize=1024)
-def _count_cached(code: CodeType) -> int:
-    return code.co_argcount
+    """How many arguments it takes; those with a default are its own."""
+    code: CodeType | None = getattr(body, "__code__", None)
+    if code is not None:
+        return code.co_argcount - len(getattr(body, "__defaults__", None) or ()) - int(inspect.ismethod(body))
+    given = inspect.signature(body).parameters.values()
+    return sum(one.default is one.empty and one.kind is not one.KEYWORD_ONLY for one in given)
 
 
 def execute_step(

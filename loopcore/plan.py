@@ -147,8 +147,9 @@ class Runner:
         self.keeps_all = "*" in plan.kept
         self.carry: dict[str, Any] | None = None
         self.unchecked = True  # until a step was completed
-        self.programs = None if plan.kind == "eager" else Programs(self)
         own = [member.callback for member in members if _hears(member.callback, phase)]
+        self.traced = [(one.identity(), _traced_methods(one.identity())) for one in own]
+        self.programs = None if plan.kind == "eager" else Programs(self)
         self._in_parts = bool(self.backend.compiles and not self.backend.replays)
         self.sleepers = tuple(one for one in own if isinstance(one, Sleeper) and one.sleeps)
         self._cutting = self.inner.within_steps()
@@ -227,6 +228,10 @@ class Runner:
 
 def _sleeps(handler: Handler, event: type[Event], asleep: Asleep) -> bool:
     return any(who == id(handler.callback) and issubclass(event, through) for who, through in asleep)
+
+
+def _traced_methods(callback: Callback) -> tuple[str, ...]:
+    return tuple(listener.method for listener in callback.listeners if listener.traced)
 
 
 def _is_inner(event: type[Event]) -> bool:

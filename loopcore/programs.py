@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import is_
 from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -15,7 +15,7 @@ from loopcore.callback import name_of
 from loopcore.dispatch import Asleep, deliver
 from loopcore.errors import CallbackError
 from loopcore.inputs import Kinds, Scalars, Seen, Words, as_array, parted
-from loopcore.keys import body_key, frozen
+from loopcore.keys import Same, attributes_read, body_key, frozen, same
 from loopcore.packing import Packed
 from loopcore.state import State
 from loopcore.tracing import Cut, Left, Reached, Start, Trace, Wanted, with_leaves
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("loopcore")
 _STORM = 8
 _PARTS = (
-    *("the body", "an attribute of the phase", "a value of the state", "the names of the state"),
+    *("the body", "the loss", "an attribute of the phase", "an attribute of a callback"),
+    *("the names of what is no array in the state", "the names of the state"),
     *("the names of shared", "what is read", "the seed", "state.apply", "what is carried", "who listens"),
     *("who cuts", "the step around it", "the cuts"),
 )
@@ -40,13 +41,8 @@ class Segment:
 
     run: Callable[..., Any]
     trace: Trace
-    held: tuple[Any, ...] = field(repr=False)  # what the key names by its id must stay alive
     after: tuple[Cut, Segment] | None = None  # the last cut it ended in, and the segment that went on
-
-    @property
-    def guards(self) -> dict[str, Any]:
-        """Values of Python scalars in ``shared`` that it was made for."""
-        return self.trace.guards
+    told: int = 1  # of how many shapes the log knows
 
 
 class _Recent(NamedTuple):
@@ -75,6 +71,7 @@ class Programs:
         self._state_kinds, self._shared_kinds = Kinds(self._backend), Kinds(self._backend, frozenset(names))
         self._words = Words(self._backend, runner.learner, names)
         self._own, self._optimizers = Scalars(self._backend), Scalars(self._backend)
+        self._watched = [(vars(one), attributes_read(one, methods)) for one, methods in runner.traced]
 
     def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep) -> None:
         """Run one step; between its segments the host handlers of the cuts."""
@@ -90,7 +87,7 @@ class Programs:
             segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
         while True:
             try:
-                outputs, reached = segment.run(first, start, lefts)
+                outputs, reached = self._run(segment, first, start, lefts, static)
             except Exception as error:
                 if segment.trace.looked and self._cutters is not None and not cuts:
                     return self._run_cut(body, key, state, reads, asleep)  # so that they hear what came before it
@@ -102,7 +99,7 @@ class Programs:
             if changed is not None:  # it was no mere look: from here on it is a cut
                 before = changed
                 segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
-                outputs, reached = segment.run(first, start, lefts)
+                outputs, reached = self._run(segment, first, start, lefts, static)
                 for name, value in (outputs["state"] | reached.state).items():
                     state.__dict__.setdefault(name, value)
                     before[0].setdefault(name, value)
@@ -111,14 +108,29 @@ class Programs:
                 if reached.event is None:
                     return
                 before = self._heard(state, reached)
-            cut, left = self._left(state, reached, outputs, before, first)
+            cut, left = self._left(state, reached, outputs, before, first, static)
             if left.gradients:  # a gradient is done: nobody goes backwards through the earlier cuts any more
                 lefts = [one._replace(chain=[], pullback=None) for one in lefts]
             cuts.append(cut)
             lefts.append(left)
-            found = self._next(segment, cut) or self._segment(body, start, static, wanted, asleep, cuts, fixed)
+            found = self._next(segment, cut, static) or self._segment(body, start, static, wanted, asleep, cuts, fixed)
             segment.after = (cut, found)
             segment = found
+
+    def _run(
+        self, segment: Segment, first: Tree, start: Start, lefts: list[Left], static: dict[str, Any]
+    ) -> tuple[dict[str, Tree], Reached]:
+        trace = segment.trace
+        if static:
+            trace.static = static
+        outputs, reached = segment.run(first, start, lefts)
+        if static:
+            trace.static = {}  # a program must not keep what it passes by
+        if len(trace.shapes) > segment.told:
+            segment.told = len(trace.shapes)
+            if not lefts:
+                self._report_shape(*trace.shapes[-2:], segment.told)
+        return outputs, reached
 
     def _heard(self, state: State, reached: Reached) -> tuple[dict[str, Any], Tree]:
         """Deliver the event that was reached; returns what there was before.
@@ -151,8 +163,8 @@ class Programs:
             self._land(state, looked, look, attempt, first)
             others = self._others()
             before = self._heard(state, look)
-            same = _same(before[0], state.__dict__) and not _others(self._backend, before[1], self._backend.carried())
-            if not same or not _same(others, self._others()):
+            kept = _same(before[0], state.__dict__) and not _others(self._backend, before[1], self._backend.carried())
+            if not kept or not _same(others, self._others()):
                 self._cutters = (self._cutters or frozenset()) | {id(one.callback) for one in look.handlers}
                 return before
         return None
@@ -221,11 +233,13 @@ class Programs:
         function = body.__func__ if isinstance(body, MethodType) and body.__self__ is self._runner.phase else None
         learner = self._learner
         known = (function, *seen, wanted, self._words.layout, learner.seed, self._cutters, learner.runs.within)
+        known += (learner.loss_fn, *self._attributes())
         attributes = (*vars(self._runner.phase), *vars(self._runner.phase).values())
         recent = self._recent
-        if recent is not None and all(map(is_, known, recent.known)) and len(attributes) == len(recent.phase):
-            same = all(map(is_, attributes, recent.phase)) and asleep == recent.asleep
-            if same and fixed is recent.apply and not (static or start.phase) and self._fits(recent.segment):
+        comparable = recent is not None and len(known) == len(recent.known) and len(attributes) == len(recent.phase)
+        if recent is not None and comparable and all(map(is_, known, recent.known)):
+            unchanged = all(map(is_, attributes, recent.phase)) and asleep == recent.asleep
+            if unchanged and fixed is recent.apply and not (static or start.phase or self._unlike(recent.segment, {})):
                 return recent.segment
         self._recent = None
         hidden = any(one.containers for one in seen)
@@ -249,23 +263,21 @@ class Programs:
         attributes = {name: value for name, value in vars(phase).items() if name not in start.phase}
         layout = self._words.layout
         key = (
-            body_key(body, self._backend.is_array),
+            *(body_key(body, phase, self._backend.is_array), Same(self._learner.loss_fn)),
             frozen(attributes) if attributes else (),
-            frozen(static) if static else (),
+            *(tuple(map(same, self._attributes())), tuple(static)),
             *(tuple(start.state), tuple(start.shared), wanted, self._learner.seed, apply),
             *(tuple(layout.items()), asleep, self._cutters, self._learner.runs.within),
             frozen(tuple(cuts)) if cuts else (),
         )
         there = self._segments.setdefault(key, [])
         for segment in there:
-            if self._fits(segment):
+            if not self._unlike(segment, static):
                 return segment
-        self._report(key, there, len(cuts))
+        self._report(key, self._unlike(there[-1], static) if there else [], len(cuts))
         donate = () if self._runner.cut_by(asleep) or self._learner.runs.within else (0,)
-        trace = Trace(
-            self._runner, body, tuple(cuts), wanted, static, apply, dict(layout), asleep, self._cutters, bool(donate)
-        )
-        made = Segment(self._backend.compile(trace, donate), trace, (body, phase, *static.values()))
+        trace = Trace(self._runner, body, tuple(cuts), wanted, apply, dict(layout), asleep, self._cutters, bool(donate))
+        made = Segment(self._backend.compile(trace, donate), trace)
         there.append(made)
         return made
 
@@ -280,37 +292,55 @@ class Programs:
                 if sources != tuple(range(len(sources))):
                     yield name, sources
 
-    def _next(self, segment: Segment, cut: Cut) -> Segment | None:
+    def _next(self, segment: Segment, cut: Cut, static: Mapping[str, Any]) -> Segment | None:
         """The segment that went on from this cut the last time."""
-        if segment.after is None or cut.static or segment.after[0] != cut or not self._fits(segment.after[1]):
+        if segment.after is None or cut.static or segment.after[0] != cut or self._unlike(segment.after[1], static):
             return None
         return segment.after[1]
 
-    def _fits(self, segment: Segment) -> bool:
-        """Whether the Python scalars of ``shared`` that it read are what they were."""
-        if not segment.guards:
-            return True
-        shared = vars(self._learner.shared)
-        return all(name in shared and frozen(shared[name]) == was for name, was in segment.guards.items())
+    def _attributes(self) -> tuple[Any, ...]:
+        """What the traced handlers read of their callbacks."""
+        return tuple(own.get(name) for own, names in self._watched for name in names)
 
-    def _report(self, key: tuple[Hashable, ...], there: Sequence[Segment], cut: int) -> None:
+    def _unlike(self, segment: Segment, static: Mapping[str, Any]) -> list[str]:
+        """Values of ``shared`` and of the state, no arrays, that it read and that are not what they were."""
+        if not (segment.trace.shared_read or segment.trace.state_read):
+            return []
+        read = (("shared", vars(self._learner.shared), segment.trace.shared_read),)
+        read += (("step", static, segment.trace.state_read),)
+        return [
+            f"{root}.{name}"
+            for root, now, noted in read
+            for name, was in noted.items()
+            if name not in now or frozen(now[name]) != was
+        ]
+
+    def _report(self, key: tuple[Hashable, ...], unlike: Sequence[str], cut: int) -> None:
         """Log why a further program is made; warn when they do not end."""
         counts: list[int] = [len(found) for other, found in self._segments.items() if not other[-1]]
         known = sum(counts)  # without what follows a cut
         if cut or not known:
             self._last = key if not cut else self._last
             return
-        changed = [name for name, was, now in zip(_PARTS, self._last, key, strict=True) if was != now]
-        if there:
-            changed = [f"shared.{name}" for name in there[-1].guards]
-        why = f"{', '.join(changed) or 'something'} changed"
-        _log.info("phase %r is compiled again: %s", self._runner.name, why)
+        changed = unlike or [name for name, was, now in zip(_PARTS, self._last, key, strict=True) if was != now]
         self._last = key
-        if known == _STORM:
+        advice = "make it an array or a float of the state, which are inputs"
+        self._tell(f"{', '.join(changed) or 'something'} changed", known, advice)
+
+    def _report_shape(self, was: Mapping[str, Any], now: Mapping[str, Any], count: int) -> None:
+        """Log that a program is made for another shape; warn when they do not end."""
+        names = [name for name, shape in now.items() if was.get(name) != shape]
+        shown = "; ".join(f"the shape of step.{name} ({was.get(name)} -> {now[name]})" for name in names)
+        advice = "pad the batches to a few shapes, or drop the last one"
+        self._tell(f"{shown or 'a shape'} changed", count, advice)
+
+    def _tell(self, why: str, count: int, advice: str) -> None:
+        _log.info("phase %r is compiled again: %s", self._runner.name, why)
+        if count == _STORM:
             warnings.warn(
-                f"the steps of phase {self._runner.name!r} were compiled {known} times, because {why} from step to "
-                "step: make it an array or a float of the state, which are inputs, or set compile = False",
-                stacklevel=7,
+                f"the steps of phase {self._runner.name!r} were compiled {count} times, because {why} from step to "
+                f"step: {advice}, or set compile = False",
+                stacklevel=8,
             )
 
     # -- outputs -----------------------------------------------------------------------------------------------
@@ -349,13 +379,15 @@ class Programs:
         outputs: dict[str, Tree],
         before: tuple[dict[str, Any], Tree],
         first: Tree,
+        initial: Mapping[str, Any],
     ) -> tuple[Cut, Left]:
-        """What the handlers of a cut made of it."""
+        """What the handlers of a cut made of it; what is no array and was there from the begin passes by."""
         by = tuple((state._replaced or {}).items())  # pyright: ignore[reportPrivateUsage]
         backend, learner = self._backend, self._learner
         seen, carried = before
         values, kept = self._seen(state)
         arrays, static = self._parted(state, values)
+        static = {name: value for name, value in static.items() if initial.get(name, self) is not value}
         replaced: tuple[tuple[str, tuple[int, ...]], ...] = ()
         if reached.inside:
             replaced = tuple(self._replaced(seen, arrays, outputs["state"]))

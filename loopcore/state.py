@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from loopcore.events import Outcome
+from loopcore.keys import frozen
 
 if TYPE_CHECKING:
     from loopcore.packing import Packed
 
 RESERVED = frozenset({"outcome", "apply", "updated"})
-_UNSET: dict[str, Any] = {"_apply": True, "_dropped": ()} | dict.fromkeys(
+_UNSET: dict[str, Any] = {"_apply": True, "_dropped": (), "_hidden": {}} | dict.fromkeys(
     ("_batch", "_differentiated", "_draws", "_packed", "_replaced", "_size", "_updated", "outcome")
 )
 
@@ -26,7 +27,8 @@ class State:
 
     __slots__ = (
         *("__dict__", "__weakref__", "outcome"),
-        *("_apply", "_batch", "_differentiated", "_draws", "_dropped", "_packed", "_replaced", "_size", "_updated"),
+        *("_apply", "_batch", "_differentiated", "_draws", "_dropped", "_hidden", "_noted", "_packed", "_replaced"),
+        *("_size", "_updated"),
     )
 
     if TYPE_CHECKING:
@@ -34,6 +36,8 @@ class State:
         _batch: Any
         _draws: dict[str, int] | None
         _dropped: Iterable[str]
+        _hidden: Mapping[str, Any]  # while a step is compiled: what is no array; a value that is read is noted
+        _noted: dict[str, Any]
         _differentiated: frozenset[str] | None  # at a cut within an objective: values that a gradient goes through
         _packed: Packed | None  # after a compiled step: values that nobody has read yet
         _replaced: dict[str, str] | None  # within an objective: value -> the callback that did
@@ -69,6 +73,9 @@ class State:
     def __getattr__(self, name: str) -> Any:
         if name in _UNSET:  # no __init__ writes these at every step
             return _UNSET[name]
+        if name in self._hidden:
+            self._noted[name] = frozen(self._hidden[name])
+            return self._hidden[name]
         if self._packed is not None and f"step.{name}" in self._packed.layout:
             return self._packed.get(f"step.{name}")
         if name in self._dropped:
@@ -108,8 +115,8 @@ def _length(value: Any) -> int | None:
 class Shared:
     """State between callbacks and phases, ``learner.shared``. Holds anything; has no public methods.
 
-    While a step is compiled, its Python scalars are hidden: one that is read is noted, since the program is made for
-    its value. Carried scalars may still be packed in what a compiled step returned.
+    While a step is compiled, what is no array is hidden: a value that is read is noted, since the program is made for
+    it. Carried scalars may still be packed in what a compiled step returned.
     """
 
     __slots__ = ("__dict__", "__weakref__", "_hidden", "_noted", "_packed")
@@ -119,10 +126,10 @@ class Shared:
         object.__setattr__(self, "_packed", {})
         self._show()
 
-    def _hide(self, scalars: Mapping[str, Any], noted: dict[str, Any]) -> None:
-        object.__setattr__(self, "_hidden", dict(scalars))
+    def _hide(self, values: Mapping[str, Any], noted: dict[str, Any]) -> None:
+        object.__setattr__(self, "_hidden", dict(values))
         object.__setattr__(self, "_noted", noted)
-        for name in scalars:
+        for name in values:
             del self.__dict__[name]
 
     def _show(self) -> None:
@@ -132,7 +139,7 @@ class Shared:
     def __getattr__(self, name: str) -> Any:
         if name in self._hidden:
             value = self._hidden[name]
-            self._noted[name] = (type(value), value)
+            self._noted[name] = frozen(value)
             return value
         if name in self._packed:
             value = self.__dict__[name] = self._packed[name].get(f"shared.{name}")
@@ -141,6 +148,8 @@ class Shared:
         raise AttributeError(f"nothing wrote shared.{name} yet; shared holds {there}", name=name, obj=self)
 
     def __delattr__(self, name: str) -> None:
+        if self._hidden.pop(name, self) is not self and name not in self.__dict__:
+            return
         self._packed.pop(name, None)
         object.__delattr__(self, name)
 

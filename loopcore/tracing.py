@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from loopcore.backend import CompilingBackend, CutError, DrawKey, Tree
 from loopcore.callback import only_looks
 from loopcore.dispatch import Asleep, Handler, deliver
-from loopcore.errors import CarryError
+from loopcore.errors import CarryError, TraceError
 from loopcore.events import Event
 from loopcore.inputs import as_array, parted
 from loopcore.packing import Layout, add_slot
@@ -124,12 +124,16 @@ class Trace:
         body: the step body.
         cuts: the earlier cuts of this step.
         wanted: names of step values that are handed back.
-        static: state values that are no arrays.
         apply: ``state.apply`` at the begin of the step if that is a bool.
         layout: of the packed words that come in.
         asleep: handlers that do not hear this step.
         cutters: callbacks, by id, that cut although they declare no writes; None: all do.
         donated: whether the program uses up the parameters it gets, so that it has to return all of them.
+
+    Attributes:
+        static: state values that are no arrays, of the step that runs.
+        shared_read, state_read: values that are no arrays and were read, as keys: a program is made for them.
+        shapes: of the arrays of the state, for each time it was traced.
     """
 
     def __init__(
@@ -138,7 +142,6 @@ class Trace:
         body: Body,
         cuts: Sequence[Cut],
         wanted: Wanted,
-        static: Mapping[str, Any],
         apply: bool | None,
         layout: Layout,
         asleep: Asleep,
@@ -151,17 +154,20 @@ class Trace:
         self._body = body
         self._cuts = cuts
         self._wanted = wanted
-        self._static = static
         self._apply = apply
         self._layout = layout
         self._asleep = asleep
         self._cutters = cutters
         self._donated = donated
         self.looked = False  # whether an event was only looked at
-        self.guards: dict[str, Any] = {}
+        self.static: Mapping[str, Any] = {}
+        self.shared_read: dict[str, Any] = {}
+        self.state_read: dict[str, Any] = {}
+        self.shapes: list[dict[str, str]] = []
 
     def __call__(self, carried: Tree, start: Start, lefts: list[Left]) -> tuple[Tree, Reached]:
         """What the adapter compiles."""
+        self.shapes.append({name: self._shape(value) for name, value in start.state.items()})
         self._start: Start | None = start
         self._lefts = lefts
         self._given: dict[str, Any] = {}
@@ -185,12 +191,34 @@ class Trace:
         key = DrawKey(self._learner.seed, runner.stream, self._attempt)
         try:
             self._backend.run_body(runner.call, key, self._body, state, self._handle)
+            self._check_phase(start)
             outputs, reached = self._collect(None, ())
         except _Cut as cut:
             outputs, reached = cut.outputs, cut.reached
             outputs["chain"], outputs["pullback"] = cut.leaves, cut.pullback
         outputs["looks"] = [looked for looked, _ in self._looks]
         return outputs, reached._replace(looks=tuple(look for _, look in self._looks))
+
+    def _check_phase(self, start: Start) -> None:
+        """Refuse arrays that the body left in attributes of the phase: they have no value once the trace is over."""
+        phase, before = self._runner.phase, start.phase
+        attributes = vars(phase)
+        left = [n for n, value in attributes.items() if self._backend.is_array(value) and value is not before.get(n)]
+        for name in left:
+            if name not in before:  # what was there is put back with the inputs
+                del attributes[name]
+        if left:
+            names = ", ".join(f"{type(phase).__name__}.{name}" for name in left)
+            code = getattr(self._body, "__code__", None)
+            place = f"{code.co_filename}:{code.co_firstlineno}: " if code else ""
+            raise TraceError(
+                f"{place}{names} was set to an array in a compiled step, which is left behind there without a value: "
+                "keep it in learner.shared, or in the state and declare it in carries, where it is handed on"
+            )
+
+    def _shape(self, value: Tree) -> str:
+        found = [self._backend.signature(leaf) for leaf in self._backend.tree_leaves(value) if hasattr(leaf, "dtype")]
+        return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in found)
 
     @contextmanager
     def _installed(self, carried: Tree, start: Start) -> Iterator[State]:
@@ -206,7 +234,7 @@ class Trace:
         self._state = state = State()
         state._apply = start.apply if self._apply is None else self._apply  # pyright: ignore[reportPrivateUsage]
         state._batch = start.state  # pyright: ignore[reportPrivateUsage]
-        state.__dict__.update(self._static)
+        state._hidden, state._noted = self.static, self.state_read  # pyright: ignore[reportPrivateUsage]
         state.__dict__.update(start.state)
         try:
             runs.step, runs.attempt, runs.gradient = state, self._attempt, self._gradient
@@ -215,8 +243,9 @@ class Trace:
             backend.put_carried(carried)
             backend.put_hyper_values(start.optimizers)
             learner.hyper._put_values(start.hyper)
-            learner.shared._hide(_scalars(shared, start.shared | carried_words), self.guards)
-            shared.update(start.shared | carried_words)
+            there = start.shared | carried_words
+            learner.shared._hide({name: shared[name] for name in shared if name not in there}, self.shared_read)
+            shared.update(there)
             self._given = dict(shared)
             yield state
         finally:
@@ -466,12 +495,3 @@ def with_leaves(backend: Any, tree: Tree, places: Sequence[int], leaves: Sequenc
 
 def _traced(value: Any) -> bool:
     return value is not None and not isinstance(value, (bool, int, float)) and hasattr(value, "dtype")
-
-
-def _scalars(shared: Mapping[str, Any], dynamic: Mapping[str, Any]) -> dict[str, Any]:
-    """Python scalars of ``shared`` that are no inputs: a program that reads one is made for its value."""
-    return {
-        name: value
-        for name, value in shared.items()
-        if name not in dynamic and isinstance(value, (bool, int, float, str))
-    }

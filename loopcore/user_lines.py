@@ -49,6 +49,7 @@ def where(error: BaseException) -> str:
 def _of_lines(lines: Sequence[tuple[str, int]]) -> str:
     """The same for lines that a framework recorded: file and number of each."""
     for name, line in reversed(lines):
-        if not {*_OURS, *_OTHERS, "contextlib.py"}.intersection(Path(name).parts):
+        parts = set(Path(name).parts)
+        if "conformance" in parts or parts.isdisjoint((*_OURS, *_OTHERS, "contextlib.py")):
             return f"{name}:{line}: {linecache.getline(name, line).strip()}: "
     return ""

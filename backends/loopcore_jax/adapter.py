@@ -46,6 +46,7 @@ class Backend:
     compiles = replays = chains = True
     tracing_errors: tuple[type[Exception], ...] = (
         jax.errors.ConcretizationTypeError,
+        jax.errors.NonConcreteBooleanIndexError,
         jax.errors.TracerArrayConversionError,
         jax.errors.TracerBoolConversionError,
         jax.errors.TracerIntegerConversionError,

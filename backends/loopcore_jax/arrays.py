@@ -113,8 +113,14 @@ def is_traced(value: Any) -> bool:
 
 
 def is_array(value: Any) -> TypeGuard[Array]:
-    """Whether it is a JAX array, a NumPy array or a NumPy scalar."""
-    return isinstance(value, (jax.Array, np.ndarray, np.generic))
+    """Whether it is a JAX array, or a NumPy array or scalar of numbers or bools."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _is_numeric(value.dtype)
+    return isinstance(value, jax.Array)
+
+
+def _is_numeric(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "biufc" or bool(jnp.issubdtype(dtype, jnp.floating))
 
 
 def primal(leaf: Any) -> Any:
@@ -164,4 +170,4 @@ def _as_numpy(leaf: Any) -> np.ndarray[Any, Any] | None:
     if isinstance(leaf, (type, Mapping)) or not (hasattr(leaf, "__array__") or hasattr(leaf, "__dlpack__")):
         return None
     array = np.asarray(leaf) if hasattr(leaf, "__array__") else np.from_dlpack(leaf)
-    return array if array.dtype.kind in "biufc" or jnp.issubdtype(array.dtype, jnp.floating) else None
+    return array if _is_numeric(array.dtype) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax
 
 from loopcore.backend import Tree
 from loopcore_jax.store import Present
+
+_FRAME = re.compile(r"^(?!The )(.+?):(\d+)(?::\d+)? \(", re.MULTILINE)  # how JAX writes where a leaked value was made
 
 
 @jax.tree_util.register_pytree_node_class
@@ -57,7 +60,11 @@ class Programs:
         program = jax.jit(traced, donate_argnums=donate)
 
         def call(*trees: Tree) -> tuple[Tree, Any]:
-            tree, recorded = program(*trees)
+            try:
+                tree, recorded = program(*trees)
+            except jax.errors.UnexpectedTracerError as error:
+                error.lines = tuple((name, int(line)) for name, line in _FRAME.findall(str(error)))
+                raise
             return tree, recorded.value
 
         return call

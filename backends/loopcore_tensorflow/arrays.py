@@ -82,8 +82,14 @@ def is_symbolic(value: Any) -> bool:
 
 
 def is_array(value: Any) -> TypeGuard[Array]:
-    """Whether it is a tensor, a variable, a NumPy array or a NumPy scalar."""
-    return isinstance(value, (tf.Tensor, tf.Variable, np.ndarray, np.generic))
+    """Whether it is a tensor, a variable, or a NumPy array or scalar of numbers or bools."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _is_numeric(value.dtype)
+    return isinstance(value, (tf.Tensor, tf.Variable))
+
+
+def _is_numeric(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "biufc" or dtype.name == "bfloat16"
 
 
 def signature(array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -108,4 +114,4 @@ def _as_numpy(leaf: Any) -> np.ndarray[Any, Any] | None:
     if isinstance(leaf, (type, Mapping)) or not (hasattr(leaf, "__array__") or hasattr(leaf, "__dlpack__")):
         return None
     array = np.asarray(leaf) if hasattr(leaf, "__array__") else np.from_dlpack(leaf)
-    return array if array.dtype.kind in "biufc" or array.dtype.name == "bfloat16" else None
+    return array if _is_numeric(array.dtype) else None

@@ -1,0 +1,300 @@
+"""What a compiled step depends on besides its arrays: another value is another program, never an older one."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import loopcore as lc
+from loopcore.errors import TraceError
+from loopcore.testing.conformance.subject import Subject
+from loopcore.testing.conformance.test_compiled import XS, YS, make, traces
+
+ONES = np.ones((2, 1), "float32")
+SCALE, ARRAYS = 1, [np.ones(3, "float32")]
+
+
+@dataclass
+class Setting:
+    factor: int
+
+
+class Holder:
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+
+class Reads(lc.ValidationPhase):
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        self.read = read
+
+    def step(self, learner: Any, handle: Any, state: Any) -> None:
+        state.loss = self.read(learner.shared.value) * learner.xp.mean(state.xs)
+
+
+@pytest.mark.parametrize(
+    ("make_value", "read"),
+    [
+        (lambda k: {"k": k}, lambda value: value["k"]),
+        (lambda k: (k,), lambda value: value[0]),
+        (Setting, lambda value: value.factor),
+        (Holder, lambda value: value.factor),
+        (lambda k: lambda: k, lambda value: value()),
+        (lambda k: None if k == 1 else Holder(k), lambda value: 1 if value is None else value.factor),
+    ],
+    ids=["dict", "tuple", "dataclass", "object", "function", "None"],
+)
+def test_any_value_of_shared_that_was_read(compiling: Subject, make_value: Any, read: Any) -> None:
+    learner, phase = make(compiling), Reads(read)
+    found: list[float] = []
+    for factor in range(1, 6):
+        learner.shared.value = make_value(factor)
+        found.append(float(learner.run_step(phase, {"xs": ONES}).loss))
+    assert found == [1, 2, 3, 4, 5]
+    learner.shared.unread = object()
+    assert float(learner.run_step(phase, {"xs": ONES}).loss) == 5 and traces(learner) == 5
+
+
+def test_an_object_in_the_place_of_one_that_is_gone(compiling: Subject) -> None:
+    """Its id may be that of the other: a key must not go by the number alone."""
+
+    class Scaled(lc.ValidationPhase):
+        factor: Any = None
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.loss = self.factor() * learner.xp.mean(state.xs)
+
+    learner, phase = make(compiling), Scaled()
+    found: list[float] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for factor in range(1, 13):
+            phase.factor = lambda factor=factor: factor
+            found.append(float(learner.run_step(phase, {"xs": ONES}).loss))
+    assert found == list(range(1, 13))
+
+
+def test_an_object_a_body_closes_over(compiling: Subject) -> None:
+    learner, phase = make(compiling), lc.ValidationPhase()
+
+    def body_with(held: Holder) -> Any:
+        def body(learner: Any, handle: Any, state: Any) -> None:
+            state.loss = held.factor * learner.xp.mean(state.xs)
+
+        return body
+
+    found = [float(lc.run_step(body_with(Holder(k)), learner, phase, xs=ONES).loss) for k in range(1, 7)]
+    assert found == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_default_arguments_of_a_body(compiling: Subject) -> None:
+    learner, phase = make(compiling), lc.ValidationPhase()
+    found: list[float] = []
+    for factor in (1, 2, 3):
+
+        def body(handle: Any, state: Any, factor: int = factor, *, more: int = 10 * factor) -> None:
+            state.loss = (factor + more) * learner.xp.mean(state.xs)
+
+        found.append(float(lc.run_step(body, learner, phase, xs=ONES).loss))
+    assert found == [11, 22, 33]
+
+
+def test_a_global_number_a_body_names(compiling: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, phase = make(compiling), lc.ValidationPhase()
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        def inner() -> Any:
+            return SCALE * learner.xp.mean(state.xs)
+
+        state.loss = inner()
+
+    assert float(lc.run_step(body, learner, phase, xs=ONES).loss) == 1
+    monkeypatch.setitem(globals(), "SCALE", 4)
+    assert float(lc.run_step(body, learner, phase, xs=ONES).loss) == 4
+
+
+def test_attributes_of_the_object_whose_method_the_body_is(compiling: Subject) -> None:
+    class Own(Holder):
+        def body(self, learner: Any, handle: Any, state: Any) -> None:
+            state.loss = self.factor * learner.xp.mean(state.xs)
+
+        def __call__(self, handle: Any, state: Any) -> None:
+            state.loss = self.factor * learner.xp.mean(state.xs)
+
+    learner, phase, own = make(compiling), lc.ValidationPhase(), Own(1)
+    found: list[float] = []
+    for own.factor in (1, 2, 3):
+        found.append(float(lc.run_step(own.body, learner, phase, xs=ONES).loss))
+        found.append(float(lc.run_step(own, learner, phase, xs=ONES).loss))
+    assert found == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("hide", [tuple, list, lambda pair: {"a": pair[0]}], ids=["tuple", "list", "dict"])
+def test_arrays_in_a_container_a_body_closes_over(compiling: Subject, hide: Any) -> None:
+    learner, batch = make(compiling), hide((XS, YS))
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.loss = learner.xp.sum(learner.xp.stack([x for x in batch])[0])
+
+    with pytest.raises(TraceError, match=r"uses the array 'batch' from outside"):
+        lc.run_step(body, learner, lc.ValidationPhase(), xs=XS)
+
+
+def test_a_global_array_that_an_inner_function_names(compiling: Subject) -> None:
+    learner = make(compiling)
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        def objective() -> Any:
+            return learner.xp.sum(learner.params.value["weight"]) * ARRAYS[0]
+
+        learner.gradient(objective)
+
+    with pytest.raises(TraceError, match=r"uses the array 'ARRAYS' from outside"):
+        lc.run_step(body, learner, lc.TrainingPhase(), xs=XS)
+
+
+def test_another_loss(compiling: Subject) -> None:
+    learner, phase = make(compiling), lc.ValidationPhase()
+    one = float(learner.run_step(phase, (XS, YS)).loss)
+    learner.loss_fn = lambda y_pred, ys: 3 * lc.losses.mse(y_pred, ys)
+    assert float(learner.run_step(phase, (XS, YS)).loss) == pytest.approx(3 * one, rel=1e-6)
+
+
+class Shrinks(lc.Callback):
+    """Takes a factor off the gradients, which its host handler changes."""
+
+    writes = ("step.grads",)
+
+    def __init__(self) -> None:
+        self.factor, self.heard = 1, 0
+
+    @lc.on(lc.BackwardEnd, lc.TrainingPhase, traced=True)
+    def shrink(self, learner: Any, phase: Any) -> None:
+        learner.step.grads = learner.tree.scale(learner.step.grads, self._factor())
+
+    def _factor(self) -> int:
+        return self.factor
+
+    @lc.on(lc.StepEnd)
+    def count(self, learner: Any, phase: Any) -> None:
+        self.heard += 1
+
+
+def test_attributes_that_a_traced_handler_reads(compiling: Subject) -> None:
+    callback = Shrinks()
+    learner, phase = make(compiling, optimizer=lc.SGD(1.0), callbacks=[callback]), lc.TrainingPhase()
+    first, moved = learner.export_weights(), list[float]()
+    for callback.factor in (1, 1, 2, 2, 0):
+        learner.import_weights(first)
+        learner.run_step(phase, (XS, YS))
+        moved.append(sum(float(np.abs(now - first[path]).sum()) for path, now in learner.export_weights().items()))
+    assert moved == pytest.approx([moved[0], moved[0], 2 * moved[0], 2 * moved[0], 0], rel=1e-4)
+    assert callback.heard == 5 and traces(learner) == 3, "what only host handlers read makes no program"
+
+
+# -- what is no array
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        lambda k: [f"img{k}.png"],
+        lambda k: {"file": k},
+        lambda k: object(),
+        lambda k: np.array([f"img{k}"]),
+        lambda k: np.array([{"k": k}], object),
+        lambda k: np.array(["2026-01-01"], "datetime64[D]"),
+    ],
+    ids=["list", "dict", "object", "strings", "objects", "dates"],
+)
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_values_that_are_no_arrays_pass_by(compiling: Subject, meta: Any, cut: bool) -> None:
+    seen: list[Any] = []
+    listener = lc.FunctionCallback(
+        lambda learner, phase: seen.append(learner.step.meta),
+        lc.BackwardEnd,
+        reads=("step.meta",),
+        writes=("step.grads",),
+    )
+    learner, phase = make(compiling, callbacks=[listener] if cut else []), lc.TrainingPhase()
+    given = [meta(k) for k in range(6)]
+    for number, one in enumerate(given):
+        state = learner.run_step(phase, {"xs": XS, "ys": YS, "meta": one}, reads=("step.meta",))
+        assert state.meta is one
+        if number == 1:
+            before = traces(learner)
+    assert traces(learner) == before and list(map(str, seen)) == (list(map(str, given)) if cut else [])
+
+
+def test_values_that_are_no_arrays_but_are_read(compiling: Subject) -> None:
+    class Named(lc.ValidationPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            factor = 5 if getattr(state, "more", None) else 1
+            state.loss = (factor + len(state.names)) * learner.xp.mean(state.xs)
+
+    learner, phase = make(compiling), Named()
+    names = [["a"], ["b", "c"], ["a"], ["b", "c"]]
+    found = [float(learner.run_step(phase, {"xs": ONES, "names": n, "no": k}).loss) for k, n in enumerate(names)]
+    assert found == [2, 3, 2, 3] and traces(learner) == 2
+    assert float(learner.run_step(phase, {"xs": ONES, "names": ["a"], "more": True}).loss) == 6
+
+
+# -- what is told
+
+
+def test_further_shapes_are_logged_and_many_are_a_warning(compiling: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    learner, phase = make(compiling), lc.TrainingPhase()
+    with caplog.at_level(logging.INFO, "loopcore"):
+        for count in (6, 5):
+            learner.run_step(phase, (XS[:count], YS[:count]))
+        assert "compiled again: the shape of step.xs" in caplog.text and "[5, 3]" in caplog.text
+    many = np.zeros((20, 3), "float32"), np.zeros((20, 2), "float32")
+    with pytest.warns(UserWarning, match=r"were compiled 8 times.*the shape of step\.xs"):
+        for count in range(7, 17):
+            learner.run_step(phase, (many[0][:count], many[1][:count]))
+
+
+def test_an_array_that_an_earlier_trace_left_behind_has_a_place(compiling: Subject) -> None:
+    class Leaks(lc.ValidationPhase):
+        def __init__(self) -> None:
+            self.kept: list[Any] = []
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            more = self.kept[-1] if self.kept else 0.0
+            state.loss = learner.xp.mean(state.xs) + more
+            self.kept.append(state.loss)
+
+    learner, phase = make(compiling), Leaks()
+    learner.run_step(phase, {"xs": ONES})
+    with pytest.raises(TraceError, match=r"test_depends\.py:\d+: .*left behind"):
+        learner.run_step(phase, {"xs": ONES, "more": ONES})
+
+
+def test_an_array_left_behind_in_an_attribute_is_named(compiling: Subject) -> None:
+    class Leaks(lc.ValidationPhase):
+        last: Any = None
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.loss = learner.xp.mean(state.xs)
+            self.last = state.loss
+
+    learner, phase = make(compiling), Leaks()
+    with pytest.raises(TraceError, match=r"test_depends\.py:\d+: Leaks\.last .*left behind"):
+        learner.run_step(phase, {"xs": ONES})
+    assert phase.last is None
+
+
+def test_an_index_that_depends_on_values_names_the_line(compiling: Subject) -> None:
+    class Picks(lc.ValidationPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            found = state.xs[state.xs > 0]
+            state.loss = learner.xp.sum(found) if int(found.shape[0]) else learner.xp.sum(state.xs)
+
+    with pytest.raises(TraceError, match=r"test_depends\.py:\d+"):
+        make(compiling).run_step(Picks(), {"xs": ONES})
