@@ -30,6 +30,9 @@ Schedule: TypeAlias = Callable[[float], float]
 def constant(value: float) -> Schedule:
     """Always the same.
 
+    Args:
+        value: at every step.
+
     Example:
         >>> import loopcore as lc
         >>> lc.schedules.constant(0.1)(1000)
@@ -41,6 +44,14 @@ def constant(value: float) -> Schedule:
 def linear(start: float, stop: float, length: float) -> Schedule:
     """A straight line from ``start`` at 0 to ``stop`` at ``length``.
 
+    Args:
+        start: value at 0.
+        stop: value from ``length`` on.
+        length: steps (or epochs) in between, above 0.
+
+    Raises:
+        ValueError: ``length`` is not above 0.
+
     Example:
         >>> import loopcore as lc
         >>> [lc.schedules.linear(1.0, 0.0, 4)(step) for step in (0, 1, 4, 9)]
@@ -51,6 +62,12 @@ def linear(start: float, stop: float, length: float) -> Schedule:
 
 def polynomial(start: float, stop: float, length: float, power: float) -> Schedule:
     """``stop + (start - stop) * (1 - step / length) ** power``.
+
+    Args:
+        start: value at 0.
+        stop: value from ``length`` on.
+        length: steps (or epochs) in between, above 0.
+        power: 1 is a straight line; above 1 the first steps change most, below 1 the last ones.
 
     Raises:
         ValueError: ``length`` is not above 0.
@@ -67,6 +84,11 @@ def polynomial(start: float, stop: float, length: float, power: float) -> Schedu
 def cosine(start: float, stop: float, length: float) -> Schedule:
     """Half a cosine from ``start`` at 0 to ``stop`` at ``length`` (Loshchilov and Hutter, 2017, arXiv:1608.03983).
 
+    Args:
+        start: value at 0.
+        stop: value from ``length`` on.
+        length: steps (or epochs) in between, above 0.
+
     Raises:
         ValueError: ``length`` is not above 0.
 
@@ -82,6 +104,11 @@ def cosine(start: float, stop: float, length: float) -> Schedule:
 def exponential(start: float, factor: float, every: float = 1) -> Schedule:
     """``start * factor ** (step / every)``.
 
+    Args:
+        start: value at 0.
+        factor: what the value is multiplied by, bit by bit, within ``every`` steps.
+        every: steps (or epochs), above 0.
+
     Raises:
         ValueError: ``every`` is not above 0.
 
@@ -96,6 +123,11 @@ def exponential(start: float, factor: float, every: float = 1) -> Schedule:
 
 def steps(start: float, factor: float, every: int | Sequence[int]) -> Schedule:
     """Multiplied by ``factor`` at each multiple of ``every``, or at each of these steps.
+
+    Args:
+        start: value at 0.
+        factor: what the value is multiplied by, at once.
+        every: steps (or epochs) from one change to the next, above 0; or the steps at which it changes.
 
     Raises:
         ValueError: ``every`` is not above 0.
@@ -116,6 +148,14 @@ def steps(start: float, factor: float, every: int | Sequence[int]) -> Schedule:
 
 def warmup(schedule: Schedule, length: float, start: float = 0.0) -> Schedule:
     """A straight line from ``start`` to the first value of a schedule, which begins when it is reached.
+
+    Args:
+        schedule: counts from 0 when the line ends.
+        length: steps (or epochs) of the line, above 0.
+        start: value at 0.
+
+    Raises:
+        ValueError: ``length`` is not above 0.
 
     Example:
         >>> import loopcore as lc
@@ -191,6 +231,10 @@ def sequence(*schedules: Schedule, at: Sequence[float]) -> Schedule:
 def shift(schedule: Schedule, by: float) -> Schedule:
     """The same, ``by`` steps later; its first value until then.
 
+    Args:
+        schedule: what is moved.
+        by: steps (or epochs); a negative number leaves out as many at the beginning.
+
     Example:
         >>> import loopcore as lc
         >>> later = lc.schedules.shift(lc.schedules.linear(1.0, 0.0, 10), 100)
@@ -202,6 +246,10 @@ def shift(schedule: Schedule, by: float) -> Schedule:
 
 def scale(schedule: Schedule, factor: float) -> Schedule:
     """Its values times a factor.
+
+    Args:
+        schedule: what is multiplied.
+        factor: of every value.
 
     Example:
         >>> import loopcore as lc

@@ -17,7 +17,18 @@ Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def flatten(arrays: Tree) -> tuple[list[Array], optree.PyTreeSpec]:
-    """The arrays of a tree, after checking that they have one length, at least 1."""
+    """The arrays of a tree, after checking that they have one length, at least 1.
+
+    Args:
+        arrays: an array or a tree of arrays, each ``(samples, ...)``.
+
+    Returns:
+        The arrays as NumPy's, and the structure to put them back into.
+
+    Raises:
+        DataError: there is no array, a leaf is no array, or lengths differ.
+        EmptyDataError: the arrays have no sample.
+    """
     accessors, leaves, spec = optree.tree_flatten_with_accessor(arrays)
     names = [accessor.codify("arrays") for accessor in accessors]
     named = {name: _array(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
@@ -44,13 +55,32 @@ def _array(name: str, leaf: Any) -> Array:
 
 
 def order_of(samples: int, seed: int, *epoch: int) -> Indices:
-    """A random order of the samples that depends on these numbers alone."""
+    """A random order of the samples that depends on these numbers alone.
+
+    Args:
+        samples: how many there are.
+        seed: at least 0.
+        *epoch: its number, where each epoch has an order of its own.
+
+    Returns:
+        The indices of all samples, ``(samples,)``.
+    """
     sequence = np.random.SeedSequence(seed, spawn_key=epoch)
     return np.random.Generator(np.random.Philox(sequence)).permutation(samples)
 
 
 def integer(name: str, value: Any, *, least: int) -> int:
-    """The value, after checking that it is an integer and not too small."""
+    """The value, after checking that it is an integer and not too small.
+
+    Args:
+        name: how messages call it.
+        value: what was passed.
+        least: the smallest value allowed.
+
+    Raises:
+        TypeError: it is no integer.
+        ValueError: it is less than ``least``.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         hint = ". Several arrays go in one tuple, as in batches((x, y), 32)" if hasattr(value, "shape") else ""
         raise TypeError(f"{name} must be an int, not {type_of(value)}{hint}")
@@ -60,7 +90,16 @@ def integer(name: str, value: Any, *, least: int) -> int:
 
 
 def check_state(what: str, state: Any, keys: Iterable[str]) -> None:
-    """Raise a DataError unless the state is a mapping with exactly these keys."""
+    """Refuse a state that is no mapping with exactly these keys.
+
+    Args:
+        what: how messages call its owner.
+        state: what was passed.
+        keys: what it has to have.
+
+    Raises:
+        DataError: it is no mapping, or has other keys.
+    """
     expected = sorted(keys)
     found = sorted(map(str, state)) if isinstance(state, Mapping) else type_of(state)
     if found != expected:
@@ -68,7 +107,15 @@ def check_state(what: str, state: Any, keys: Iterable[str]) -> None:
 
 
 def check_iterable(what: str, loader: Any) -> None:
-    """Raise a TypeError unless the loader can be iterated."""
+    """Refuse a loader that cannot be iterated.
+
+    Args:
+        what: how messages call it.
+        loader: what was passed.
+
+    Raises:
+        TypeError: it cannot be iterated.
+    """
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise TypeError(f"{what} is {type_of(loader)}, which cannot be iterated: pass an iterable of batches")
 

@@ -63,6 +63,16 @@ class _Pass:
 class Batches:
     """The loader that `batches` returns.
 
+    Args:
+        arrays: an array or a tree of arrays, each ``(samples, ...)``.
+        batch_size: samples of a batch, at least 1.
+        shuffle: whether each epoch has a random order of its own.
+        seed: of these orders, at least 0.
+        drop_last: leave out a last batch that is not full.
+
+    Raises:
+        DataError, EmptyDataError, TypeError, ValueError: as for `batches`.
+
     Example:
         >>> import loopcore as lc, numpy as np
         >>> loader = lc.data.batches(np.arange(6), 2)
@@ -119,8 +129,13 @@ class Batches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next ``iter()`` go on where the state was taken.
 
+        Args:
+            state: what `state_dict` gave, of a loader made with the same arguments.
+
         Raises:
             DataError: the state is of a loader of other data or settings; the message lists what differs.
+            TypeError: the epoch or the position in it is no integer.
+            ValueError: one of them is less than 0.
         """
         mine = self._settings()
         check_state("batches", state, {"epoch", "position", *mine})

@@ -53,6 +53,12 @@ class _Pass:
 class Combined:
     """The loader that `combine` returns.
 
+    Args:
+        loaders: name -> loader; the names become those of the batch's parts.
+
+    Raises:
+        TypeError, ValueError: as for `combine`.
+
     Example:
         >>> import loopcore as lc
         >>> loader = lc.data.combine({"a": [1, 2, 3], "b": lc.data.cycle([7, 8])})
@@ -134,8 +140,13 @@ class Combined:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next ``iter()`` go on where the state was taken.
 
+        Args:
+            state: what `state_dict` gave, of loaders of the same names; each is handed its own.
+
         Raises:
             DataError: the state is of other loaders.
+            TypeError: the position in it is no integer.
+            ValueError: the position is less than 0.
         """
         check_state("combine", state, {"position", "loaders"})
         check_state("the combined loaders", state["loaders"], self._loaders)

@@ -40,6 +40,12 @@ def cycle(loader: Iterable[Any]) -> Cycle:
 class Cycle:
     """The loader that `cycle` returns.
 
+    Args:
+        loader: is iterated anew for each repetition.
+
+    Raises:
+        TypeError: ``loader`` cannot be iterated.
+
     Example:
         >>> import loopcore as lc
         >>> stream = iter(lc.data.cycle([1, 2]))
@@ -93,6 +99,9 @@ class Cycle:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next ``iter()`` go on where the state was taken.
+
+        Args:
+            state: what `state_dict` gave; the loader is handed its own.
 
         Raises:
             DataError: the state is of another loader.
