@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from itertools import islice
 from types import CodeType, FunctionType, MethodType
-from typing import Any
+from typing import Any, cast
 
 from loopcore.errors import TraceError
 
@@ -131,7 +131,7 @@ def attributes_read(owner: Any, methods: tuple[str, ...]) -> tuple[str, ...]:
     Of loopcore's own callbacks only the public ones: what they keep for themselves, no program depends on.
     """
     cls = type(owner)
-    names, there = _names_read(cls, methods), getattr(owner, "__dict__", {})
+    names, there = _names_read(cast(Any, cls), methods), getattr(owner, "__dict__", {})
     own = cls.__module__.startswith("loopcore.callbacks")
     return tuple(name for name in names if name in there and not (own and name.startswith("_")))
 

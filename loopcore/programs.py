@@ -129,7 +129,7 @@ class Programs:
         if len(trace.shapes) > segment.told:
             segment.told = len(trace.shapes)
             if not lefts:
-                self._report_shape(*trace.shapes[-2:], segment.told)
+                self._report_shape(trace.shapes[-2], trace.shapes[-1], segment.told)
         return outputs, reached
 
     def _heard(self, state: State, reached: Reached) -> tuple[dict[str, Any], Tree]:
@@ -306,8 +306,8 @@ class Programs:
         """Values of ``shared`` and of the state, no arrays, that it read and that are not what they were."""
         if not (segment.trace.shared_read or segment.trace.state_read):
             return []
-        read = (("shared", vars(self._learner.shared), segment.trace.shared_read),)
-        read += (("step", static, segment.trace.state_read),)
+        shared = vars(self._learner.shared)
+        read = ("shared", shared, segment.trace.shared_read), ("step", static, segment.trace.state_read)
         return [
             f"{root}.{name}"
             for root, now, noted in read

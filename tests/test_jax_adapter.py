@@ -28,6 +28,7 @@ from loopcore.errors import (
     GradientError,
     LossError,
     OptimizerError,
+    TraceError,
     UnknownModelError,
 )
 from loopcore_jax import Backend
@@ -716,3 +717,13 @@ def test_what_is_tried_out_does_not_reach_the_users_module() -> None:
     lc.LRFinder(steps=10).run(learner)
     learner.rehearse(learner.phases[0], batch)
     np.testing.assert_equal([np.array(leaf) for leaf in jax.tree_util.tree_leaves(nnx.state(module))], before)
+
+
+def test_a_mask_as_an_index_in_a_compiled_step_names_the_line() -> None:
+    class Picks(lc.ValidationPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.loss = learner.xp.sum(state.xs[state.xs > 0])
+
+    learner = lc.Learner((lambda params, x: x, {"w": jnp.ones(1)}), lc.losses.mse, default_callbacks=False)
+    with pytest.raises(TraceError, match=r"test_jax_adapter\.py:\d+: state\.loss = .*learner\.xp\.where"):
+        learner.run_step(Picks(), {"xs": X})

@@ -63,7 +63,7 @@ class Programs:
             try:
                 tree, recorded = program(*trees)
             except jax.errors.UnexpectedTracerError as error:
-                error.lines = tuple((name, int(line)) for name, line in _FRAME.findall(str(error)))
+                vars(error)["lines"] = tuple((name, int(line)) for name, line in _FRAME.findall(str(error)))
                 raise
             return tree, recorded.value
 
