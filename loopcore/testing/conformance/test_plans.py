@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from loopcore.testing.conformance.plans import make_case, run_case
-from loopcore.testing.conformance.problems import forced_plan
 from loopcore.testing.conformance.subject import Subject
 
 
@@ -20,12 +19,11 @@ def run(backend: Subject, seed: int, **options: Any) -> tuple[dict[str, Any], li
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_random_bodies_with_random_handlers(backend: Subject, seed: int) -> None:
-    if forced_plan.get() != "fused":
-        return  # the handlers of a case decide on its plan
-    weights, seen = run(backend, seed)
-    eager, expected = run(backend, seed, compile=False)
-    backend.close(weights, eager, rtol=1e-4)
+def test_random_bodies_with_random_handlers(compiling: Subject, seed: int) -> None:
+    """The handlers of a case decide on its plan."""
+    weights, seen = run(compiling, seed)
+    eager, expected = run(compiling, seed, compile=False)
+    compiling.close(weights, eager, rtol=1e-4)
     assert [entry[:2] for entry in seen] == [entry[:2] for entry in expected]
     for (_, _, mine), (_, _, others) in zip(seen, expected, strict=True):
         same(mine, others)
