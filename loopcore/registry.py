@@ -16,18 +16,36 @@ if TYPE_CHECKING:
 
 
 class Adapter(NamedTuple):
-    """Where an adapter lives: its import package, the framework it needs, and the roots of the types it takes."""
+    """Where an adapter lives.
+
+    Attributes:
+        package: its import package.
+        install: what pip installs what it needs by.
+        needs: packages that this brings.
+        roots: of the types it takes.
+    """
 
     package: str
-    framework: str
+    install: str
+    needs: frozenset[str]
     roots: frozenset[str]
 
 
 BUILT_IN: dict[str, Adapter] = {
-    "torch": Adapter("loopcore_torch", "torch", frozenset({"torch"})),
-    "jax": Adapter("loopcore_jax", "jax", frozenset({"jax", "jaxlib", "flax", "equinox", "haiku", "optax"})),
-    "tensorflow": Adapter("loopcore_tensorflow", "tensorflow", frozenset({"tensorflow", "keras"})),
-    "numpy": Adapter("loopcore_numpy", "autograd", frozenset({"numpy", "autograd"})),
+    "torch": Adapter("loopcore_torch", "'loopcore[torch]'", frozenset({"torch"}), frozenset({"torch"})),
+    "jax": Adapter(
+        "loopcore_jax",
+        "'loopcore[jax]'",
+        frozenset({"jax", "jaxlib", "optax"}),
+        frozenset({"jax", "jaxlib", "flax", "equinox", "haiku", "optax"}),
+    ),
+    "tensorflow": Adapter(
+        "loopcore_tensorflow",
+        "'loopcore[tensorflow]'",
+        frozenset({"tensorflow", "keras"}),
+        frozenset({"tensorflow", "keras"}),
+    ),
+    "numpy": Adapter("loopcore_numpy", "autograd", frozenset({"autograd"}), frozenset({"numpy", "autograd"})),
 }
 GROUP = "loopcore.backends"
 _default: str | None = None
@@ -138,7 +156,7 @@ def load(name: str) -> Any:
 
     Raises:
         UnknownModelError: no adapter has that name.
-        MissingFrameworkError: its framework is not installed; names the extra to install.
+        MissingFrameworkError: its framework, or a part of it, is not installed; says what to install.
     """
     for point in _plugins() if name not in BUILT_IN else ():
         if point.name == name:
@@ -149,11 +167,18 @@ def load(name: str) -> Any:
     try:
         return importlib.import_module(adapter.package).Backend
     except ModuleNotFoundError as error:
-        if error.name in (adapter.framework, adapter.package):
-            raise MissingFrameworkError(
-                f"the {name} backend needs {error.name}, which is not installed: pip install 'loopcore[{name}]'"
-            ) from error
-        raise
+        missing = _missing(error)
+        if missing not in adapter.needs | {adapter.package}:
+            raise
+        raise MissingFrameworkError(
+            f"the {name} backend needs {missing}, which is not installed: pip install {adapter.install}"
+        ) from error
+
+
+def _missing(error: ModuleNotFoundError) -> str | None:
+    """The package that was not found; where JAX misses jaxlib it says so in an error without a name."""
+    cause = error.__cause__
+    return cause.name if error.name is None and isinstance(cause, ModuleNotFoundError) else error.name
 
 
 def make(name: str, *, device: Any, compile: Any) -> Backend:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import loopcore as lc
-from loopcore import errors
+from loopcore import errors, registry
 from loopcore.testing import Trace, toy_learner
 
 XS = np.ones((4, 1))
@@ -539,3 +541,38 @@ def test_a_framework_that_is_not_installed(backend: str, fresh: Callable[..., st
     )
     assert re.match(rf"MissingFrameworkError the {backend} backend needs \w*{backend}, which is not installed", printed)
     assert f"pip install 'loopcore[{backend}]'" in printed
+
+
+@pytest.mark.parametrize(
+    ("backend", "package", "install"),
+    [
+        ("numpy", "autograd", "autograd"),
+        ("torch", "torch", "'loopcore[torch]'"),
+        ("jax", "jax", "'loopcore[jax]'"),
+        ("jax", "jaxlib", "'loopcore[jax]'"),
+        ("jax", "optax", "'loopcore[jax]'"),
+        ("tensorflow", "tensorflow", "'loopcore[tensorflow]'"),
+        ("tensorflow", "keras", "'loopcore[tensorflow]'"),
+    ],
+)
+def test_half_of_a_framework(backend: str, package: str, install: str, fresh: Callable[..., str]) -> None:
+    printed = fresh(
+        f"""
+        import loopcore as lc
+
+        try:
+            lc.testing.toy_learner(backend={backend!r})
+        except lc.errors.MissingFrameworkError as error:
+            print(error)
+        """,
+        blocked=(package,),
+    )
+    assert printed == f"the {backend} backend needs {package}, which is not installed: pip install {install}\n"
+
+
+def test_the_packages_of_an_adapter_are_those_of_its_extra() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    for name, adapter in registry.BUILT_IN.items():
+        brought = project["optional-dependencies"].get(name, project["dependencies"])
+        assert {re.split(r"\W", line)[0] for line in brought} >= adapter.needs - {"jaxlib"}, name  # jax brings jaxlib
+        assert name in ("numpy", *project["optional-dependencies"])
