@@ -109,7 +109,7 @@ class Learner:
         compile: bool | str = "auto",
         seed: int = 0,
     ) -> None:
-        check_options(callbacks, loss_fn, compile, seed)
+        check_options(callbacks, loss_fn, hyper, compile, seed)
         models = named_models(model)
         self.backend = registry.make(backend or registry.infer(models), device=device, compile=compile)
         if compile == "xla" and not self.backend.compiles:

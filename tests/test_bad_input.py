@@ -64,6 +64,7 @@ def forward(params: Any, xs: Any) -> Any:
         (errors.OptimizerError, ("optimizer=Adam is a class: write Adam(...)",), {"optimizer": lc.Adam}),
         (errors.OptimizerError, ("'head' trains no parameter", "begin with: w"), {"optimizer": {"head": lc.Adam()}}),
         (errors.LossError, ("loss_fn='mse' cannot be called", "lc.losses.mse"), {"loss_fn": "mse"}),
+        (errors.LossError, ("loss_fn=Strange is a class: write Strange()",), {"loss_fn": Strange}),
         (errors.DataError, ("data=list is ambiguous", "data=(train, valid)", '{"training": train}'), {"data": [BATCH]}),
         (errors.DataError, ("3 were given: use a dict",), {"data": ([BATCH],) * 3}),
         (errors.DataError, ("the training data", "cannot be iterated: pass batches"), {"data": (5, None)}),
@@ -81,6 +82,8 @@ def forward(params: Any, xs: Any) -> Any:
         (ValueError, ('compile is "auto", True or False', "'yes'"), {"compile": "yes"}),
         (ValueError, ("'learning_rate'", "is the name of an optimizer's own"), {"hyper": {"learning_rate": 0.1}}),
         (TypeError, ("hyper 'kl' is a number, not 'much'",), {"hyper": {"kl": "much"}}),
+        (TypeError, ("hyper=['kl'] is no mapping", 'hyper={"kl_weight": 0.5}'), {"hyper": ["kl"]}),
+        (TypeError, ("hyper=[] is no mapping",), {"hyper": []}),
     ],
     ids=lambda value: value[0][:40] if isinstance(value, tuple) else "",
 )  # fmt: skip
@@ -126,6 +129,23 @@ def test_a_number_of_epochs_that_is_none(epochs: Any) -> None:
 def test_any_whole_number_of_epochs() -> None:
     assert toy_learner().fit(np.int64(2)).epochs == 2  # type: ignore[arg-type]
     assert toy_learner().fit(0).status == "completed"
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda learner, phase: learner.run_step(phase, BATCH),
+        lambda learner, phase: learner.rehearse(phase, BATCH),
+        lambda learner, phase: learner.run_epoch(phase, [BATCH]),
+        lambda learner, phase: lc.run_epoch(learner, phase).__enter__(),
+        lambda learner, phase: lc.run_step(lambda handle, state: None, learner, phase),
+    ],
+    ids=["step", "rehearsal", "epoch", "open epoch", "body"],
+)
+def test_a_phase_class_in_place_of_a_phase(action: Callable[..., Any]) -> None:
+    learner = toy_learner()
+    refused(TypeError, "a phase is an", "write TrainingPhase()", action=lambda: action(learner, lc.TrainingPhase))
+    assert learner.fit(1).status == "completed"
 
 
 # ---- data
