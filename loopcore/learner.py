@@ -66,7 +66,7 @@ class Learner:
         backend: name of the backend where the type of the model does not tell.
         device: where models and batches go, in the words of the framework.
         compile: ``"auto"``, True or False; False runs every step eagerly. ``"xla"`` compiles with XLA where the
-            framework has other compilers too.
+            framework has other compilers too; on PyTorch a string names the ``torch.compile`` backend.
         seed: of every random number.
 
     Raises:
@@ -109,11 +109,9 @@ class Learner:
         compile: bool | str = "auto",
         seed: int = 0,
     ) -> None:
-        check_options(callbacks, loss_fn, hyper, compile, seed)
+        check_options(callbacks, loss_fn, hyper, seed)
         models = named_models(model)
         self.backend = registry.make(backend or registry.infer(models), device=device, compile=compile)
-        if compile == "xla" and not self.backend.compiles:
-            raise ValueError(f"the {self.backend.name} backend has no XLA: write compile=True or leave it out")
         self.data = named_data(data)
         self.phases = checked_phases(phases)
         self.runs = Runs(self)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from loopcore.backend import Backend
+from loopcore.backend import Backend, Extras
 from loopcore.errors import MissingFrameworkError, UnknownModelError
 
 if TYPE_CHECKING:
@@ -182,8 +182,24 @@ def _missing(error: ModuleNotFoundError) -> str | None:
 
 
 def make(name: str, *, device: Any, compile: Any) -> Backend:
-    """A new backend instance for one Learner."""
-    return cast(Backend, load(name)(device=device, compile=compile))
+    """A new backend instance for one Learner.
+
+    Raises:
+        ValueError: ``compile`` is nothing that the backend knows; the message says what it does.
+    """
+    adapter = load(name)
+    if not (isinstance(compile, bool) or compile == "auto"):
+        _check_compiler(adapter, compile)
+    return cast(Backend, adapter(device=device, compile=compile))
+
+
+def _check_compiler(adapter: type[Backend], compile: Any) -> None:
+    names: Sequence[str] = ("xla",) if adapter.compiles else ()
+    if hasattr(adapter, "compilers"):
+        names = cast(type[Extras], adapter).compilers()
+    if compile not in names:
+        or_one = f", or one of {', '.join(map(repr, names))}" if names else ""
+        raise ValueError(f'compile is "auto", True or False{or_one} on the {adapter.name} backend, not {compile!r}')
 
 
 def namespace_of(array: Any) -> Any:
