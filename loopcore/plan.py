@@ -6,7 +6,7 @@ the callbacks change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 from zlib import crc32
@@ -116,12 +116,18 @@ def _kept(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str]) -> 
 def _by_name(sources: Sequence[tuple[str, Sequence[str]]]) -> _Who:
     found: dict[str, list[str]] = {}
     for who, paths in sources:
-        for path in paths:
-            root, _, rest = path.partition(".")
-            name = rest.partition(".")[0] or "*"
-            if root == "step" and name not in RESERVED:  # these belong to every state
-                found.setdefault(name, []).append(who)
+        for name in step_names(paths):
+            found.setdefault(name, []).append(who)
     return {name: tuple(dict.fromkeys(who)) for name, who in found.items()}
+
+
+def step_names(paths: Iterable[str]) -> Iterator[str]:
+    """Names of the step values among dotted paths, ``"*"`` for all; without those that belong to every state."""
+    for path in paths:
+        root, _, rest = path.partition(".")
+        name = rest.partition(".")[0] or "*"
+        if root == "step" and name not in RESERVED:
+            yield name
 
 
 class Runner:
