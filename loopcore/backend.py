@@ -320,6 +320,14 @@ class Extras(Protocol):
         """``a + t * (b - a)`` of two floating arrays of one shape, where the framework can do it in one pass."""
         ...
 
+    @staticmethod
+    def compilers() -> Sequence[str]:
+        """What ``Learner(compile=...)`` may be besides ``"auto"``, True and False.
+
+        Without it that is ``"xla"`` where ``compiles`` is true, else nothing.
+        """
+        ...
+
     def accelerator(self) -> Any:
         """The first accelerator, as `to_device` takes it; None if there is none."""
         ...

@@ -92,14 +92,16 @@ def no_loss(*_: Any) -> Any:
     raise LossError("this learner has no loss: pass Learner(model, loss_fn), such as lc.losses.cross_entropy")
 
 
-def check_options(callbacks: Any, loss_fn: Any, compile: Any, seed: Any) -> None:
+def check_options(callbacks: Any, loss_fn: Any, hyper: Any, seed: Any) -> None:
     """Refuse arguments of a Learner that would be misunderstood, or fail at the first step only."""
     if isinstance(callbacks, Callback):
         raise CallbackError(f"callbacks is a list: write callbacks=[{type(callbacks).__name__}(...)]")
+    if isinstance(loss_fn, type):
+        raise LossError(f"loss_fn={loss_fn.__name__} is a class: write {loss_fn.__name__}()")
     if loss_fn is not None and not callable(loss_fn):
         raise LossError(f"loss_fn={loss_fn!r} cannot be called: pass loss_fn(y_pred, ys), such as lc.losses.mse")
-    if not (isinstance(compile, bool) or compile in ("auto", "xla")):
-        raise ValueError(f'compile is "auto", True or False, or "xla" on JAX and TensorFlow, not {compile!r}')
+    if not (hyper is None or isinstance(hyper, Mapping)):
+        raise TypeError(f'hyper={hyper!r} is no mapping: write names and numbers, such as hyper={{"kl_weight": 0.5}}')
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"seed is a whole number, at least 0, not {seed!r}")
 

@@ -39,6 +39,7 @@ from loopcore.models import Models
 from loopcore.namespaces import CONSTANT
 from loopcore.packing import collect
 from loopcore.phases import Phase, PredictionPhase
+from loopcore.plan import step_names
 from loopcore.randomness import Random
 from loopcore.runs import Runs
 from loopcore.state import Shared, State, batch_length
@@ -61,12 +62,12 @@ class Learner:
         phases: what an epoch of `fit` runs, in order. Default ``(TrainingPhase(), ValidationPhase())``.
         callbacks: in any order; where each runs follows from what it declares.
         hyper: scalars of your own, read as ``learner.hyper.<name>``.
-        reads: step values kept after each step, such as ``("step.y_pred",)``.
+        reads: step values kept after each step, such as ``("step.y_pred",)``; ``("step",)`` for all.
         default_callbacks: whether the default ones join, each unless you pass one of its kind.
         backend: name of the backend where the type of the model does not tell.
         device: where models and batches go, in the words of the framework.
         compile: ``"auto"``, True or False; False runs every step eagerly. ``"xla"`` compiles with XLA where the
-            framework has other compilers too.
+            framework has other compilers too; on PyTorch a string names the ``torch.compile`` backend.
         seed: of every random number.
 
     Raises:
@@ -109,11 +110,9 @@ class Learner:
         compile: bool | str = "auto",
         seed: int = 0,
     ) -> None:
-        check_options(callbacks, loss_fn, compile, seed)
+        check_options(callbacks, loss_fn, hyper, seed)
         models = named_models(model)
         self.backend = registry.make(backend or registry.infer(models), device=device, compile=compile)
-        if compile == "xla" and not self.backend.compiles:
-            raise ValueError(f"the {self.backend.name} backend has no XLA: write compile=True or leave it out")
         self.data = named_data(data)
         self.phases = checked_phases(phases)
         self.runs = Runs(self)
@@ -229,12 +228,12 @@ class Learner:
         Args:
             phase: what a step is.
             batch: what `Phase.unpack` of the phase takes.
-            reads: step values to keep besides the declared ones, such as ``("step.y_pred",)``.
+            reads: step values to keep besides the declared ones, such as ``("step.y_pred",)``; ``("step",)`` for all.
 
         Returns:
             The state of the step.
         """
-        kept = frozenset(path.removeprefix("step.") for path in checked_reads("run_step", reads)) if reads else _NONE
+        kept = frozenset(step_names(checked_reads("run_step", reads))) if reads else _NONE
         if not isinstance(phase, Phase):
             check_phase(phase)
         initial = phase.unpack(batch)
@@ -243,7 +242,10 @@ class Learner:
                 f"{type(phase).__name__}.unpack returned a {type(initial).__name__}: return a dict that names the "
                 'parts, {"xs": xs, "ys": ys}'
             )
-        return execute_step(phase.step, self, phase, initial, kept)
+        if "*" not in kept:
+            return execute_step(phase.step, self, phase, initial, kept)
+        with self.runs.keeping_all(phase):
+            return execute_step(phase.step, self, phase, initial, kept)
 
     def predict(self, data: Any) -> Any:
         """Run the model forward on data, in evaluation mode.

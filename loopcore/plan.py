@@ -6,7 +6,7 @@ the callbacks change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 from zlib import crc32
@@ -15,7 +15,8 @@ from loopcore.backend import DrawKey
 from loopcore.callback import Callback, Sleeper, name_of, only_looks
 from loopcore.carry import check_carry, check_started, detach_carry
 from loopcore.dispatch import SCOPE_EVENTS, Asleep, Handler, Member, Table, deliver, warn_unfired
-from loopcore.events import EpochBegin, Event, FitBegin, FitEnd, StepBegin, StepEnd
+from loopcore.events import STEP_EVENTS, EpochBegin, Event, FitBegin, FitEnd, StepBegin, StepEnd
+from loopcore.phases import PredictionPhase, TrainingPhase, ValidationPhase
 from loopcore.programs import Programs
 from loopcore.randomness import override
 from loopcore.state import RESERVED
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 _BODY_KEY = crc32(b"body")
 _OUTSIDE = (FitBegin, FitEnd, EpochBegin)
+_FIRED: dict[Any, list[type[Event]]] = {  # within a step, by its body
+    phase.step: [event for event, _ in STEP_EVENTS[phase.__name__] if not issubclass(event, SCOPE_EVENTS)]
+    for phase in (TrainingPhase, ValidationPhase, PredictionPhase)
+}
 
 
 @dataclass(frozen=True)
@@ -100,9 +105,19 @@ def _cuts(callbacks: Sequence[Callback], phase: Phase) -> tuple[tuple[str, tuple
     for callback in callbacks:
         for listener in callback.listeners:
             inner = not issubclass(listener.event, SCOPE_EVENTS) and not listener.traced
-            if inner and (listener.phase is None or isinstance(phase, listener.phase)):
+            if (
+                inner
+                and _may_fire(phase, listener.event)
+                and (listener.phase is None or isinstance(phase, listener.phase))
+            ):
                 found.setdefault(listener.event.__name__, []).append(name_of(callback))
     return tuple((event, tuple(dict.fromkeys(names))) for event, names in found.items())
+
+
+def _may_fire(phase: Phase, event: type[Event]) -> bool:
+    """Whether a step may fire an event; what the user's own one fires nobody knows before."""
+    fired = _FIRED.get(getattr(phase.step, "__func__", None))
+    return fired is None or any(issubclass(one, event) for one in fired)
 
 
 _Who = dict[str, tuple[str, ...]]
@@ -116,12 +131,18 @@ def _kept(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str]) -> 
 def _by_name(sources: Sequence[tuple[str, Sequence[str]]]) -> _Who:
     found: dict[str, list[str]] = {}
     for who, paths in sources:
-        for path in paths:
-            root, _, rest = path.partition(".")
-            name = rest.partition(".")[0] or "*"
-            if root == "step" and name not in RESERVED:  # these belong to every state
-                found.setdefault(name, []).append(who)
+        for name in step_names(paths):
+            found.setdefault(name, []).append(who)
     return {name: tuple(dict.fromkeys(who)) for name, who in found.items()}
+
+
+def step_names(paths: Iterable[str]) -> Iterator[str]:
+    """Names of the step values among dotted paths, ``"*"`` for all; without those that belong to every state."""
+    for path in paths:
+        root, _, rest = path.partition(".")
+        name = rest.partition(".")[0] or "*"
+        if root == "step" and name not in RESERVED:
+            yield name
 
 
 class Runner:
@@ -182,9 +203,11 @@ class Runner:
         handlers = self.inner[event]
         return tuple(h for h in handlers if not _sleeps(h, event, asleep)) if asleep else handlers
 
-    def cut_by(self, asleep: Asleep) -> bool:
-        """Whether a host handler may cut the step."""
-        return any(not _sleeps(handler, handler.listener.event, asleep) for handler in self._cutting)
+    def cut_by(self, asleep: Asleep, body: Body | None = None) -> bool:
+        """Whether a host handler may cut the step; that of this body, if it is known."""
+        own = body is not None and body == self.phase.step
+        events = (h.listener.event for h in self._cutting if not _sleeps(h, h.listener.event, asleep))
+        return any(not own or _may_fire(self.phase, event) for event in events)
 
     def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep) -> None:
         """Run the body by its plan, with carries, and the traced handlers of StepBegin and StepEnd around it."""
@@ -193,7 +216,7 @@ class Runner:
         try:
             if self.programs is None or override.get() is not None:  # draws of the host are no part of a program
                 self.backend.run_body(self.call, key, body, state, self.handle)
-            elif self._in_parts and self.cut_by(asleep):
+            elif self._in_parts and self.cut_by(asleep, body):
                 self.backend.run_parts(self.call, key, body, state, self.handle)
             else:
                 self.programs.run(body, key, state, reads, asleep)

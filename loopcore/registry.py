@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from loopcore.backend import Backend
+from loopcore.backend import Backend, Extras
 from loopcore.errors import MissingFrameworkError, UnknownModelError
 
 if TYPE_CHECKING:
@@ -16,18 +16,36 @@ if TYPE_CHECKING:
 
 
 class Adapter(NamedTuple):
-    """Where an adapter lives: its import package, the framework it needs, and the roots of the types it takes."""
+    """Where an adapter lives.
+
+    Attributes:
+        package: its import package.
+        install: what pip installs what it needs by.
+        needs: packages that this brings.
+        roots: of the types it takes.
+    """
 
     package: str
-    framework: str
+    install: str
+    needs: frozenset[str]
     roots: frozenset[str]
 
 
 BUILT_IN: dict[str, Adapter] = {
-    "torch": Adapter("loopcore_torch", "torch", frozenset({"torch"})),
-    "jax": Adapter("loopcore_jax", "jax", frozenset({"jax", "jaxlib", "flax", "equinox", "haiku", "optax"})),
-    "tensorflow": Adapter("loopcore_tensorflow", "tensorflow", frozenset({"tensorflow", "keras"})),
-    "numpy": Adapter("loopcore_numpy", "autograd", frozenset({"numpy", "autograd"})),
+    "torch": Adapter("loopcore_torch", "'loopcore[torch]'", frozenset({"torch"}), frozenset({"torch"})),
+    "jax": Adapter(
+        "loopcore_jax",
+        "'loopcore[jax]'",
+        frozenset({"jax", "jaxlib", "optax"}),
+        frozenset({"jax", "jaxlib", "flax", "equinox", "haiku", "optax"}),
+    ),
+    "tensorflow": Adapter(
+        "loopcore_tensorflow",
+        "'loopcore[tensorflow]'",
+        frozenset({"tensorflow", "keras"}),
+        frozenset({"tensorflow", "keras"}),
+    ),
+    "numpy": Adapter("loopcore_numpy", "autograd", frozenset({"autograd"}), frozenset({"numpy", "autograd"})),
 }
 GROUP = "loopcore.backends"
 _default: str | None = None
@@ -138,7 +156,7 @@ def load(name: str) -> Any:
 
     Raises:
         UnknownModelError: no adapter has that name.
-        MissingFrameworkError: its framework is not installed; names the extra to install.
+        MissingFrameworkError: its framework, or a part of it, is not installed; says what to install.
     """
     for point in _plugins() if name not in BUILT_IN else ():
         if point.name == name:
@@ -149,16 +167,39 @@ def load(name: str) -> Any:
     try:
         return importlib.import_module(adapter.package).Backend
     except ModuleNotFoundError as error:
-        if error.name in (adapter.framework, adapter.package):
-            raise MissingFrameworkError(
-                f"the {name} backend needs {error.name}, which is not installed: pip install 'loopcore[{name}]'"
-            ) from error
-        raise
+        missing = _missing(error)
+        if missing not in adapter.needs | {adapter.package}:
+            raise
+        raise MissingFrameworkError(
+            f"the {name} backend needs {missing}, which is not installed: pip install {adapter.install}"
+        ) from error
+
+
+def _missing(error: ModuleNotFoundError) -> str | None:
+    """The package that was not found; where JAX misses jaxlib it says so in an error without a name."""
+    cause = error.__cause__
+    return cause.name if error.name is None and isinstance(cause, ModuleNotFoundError) else error.name
 
 
 def make(name: str, *, device: Any, compile: Any) -> Backend:
-    """A new backend instance for one Learner."""
-    return cast(Backend, load(name)(device=device, compile=compile))
+    """A new backend instance for one Learner.
+
+    Raises:
+        ValueError: ``compile`` is nothing that the backend knows; the message says what it does.
+    """
+    adapter = load(name)
+    if not (isinstance(compile, bool) or compile == "auto"):
+        _check_compiler(adapter, compile)
+    return cast(Backend, adapter(device=device, compile=compile))
+
+
+def _check_compiler(adapter: type[Backend], compile: Any) -> None:
+    names: Sequence[str] = ("xla",) if adapter.compiles else ()
+    if hasattr(adapter, "compilers"):
+        names = cast(type[Extras], adapter).compilers()
+    if compile not in names:
+        or_one = f", or one of {', '.join(map(repr, names))}" if names else ""
+        raise ValueError(f'compile is "auto", True or False{or_one} on the {adapter.name} backend, not {compile!r}')
 
 
 def namespace_of(array: Any) -> Any:

@@ -8,7 +8,7 @@ from copy import deepcopy
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from loopcore.building import data_of, nothing_in
+from loopcore.building import check_phase, data_of, nothing_in
 from loopcore.callback import Callback, on
 from loopcore.callback_list import make_member
 from loopcore.checkpoint_parts import Hyper, Optimizers
@@ -89,6 +89,7 @@ def aside(
         compiles: whether steps are compiled as usual.
         trains: whether updates take effect, so that optimizers and hyperparameters are put back too.
     """
+    check_phase(phase)
     if learner.runs.runner is not None:
         raise CallbackError("a step is running: try things out between two steps, for instance when a fit begins")
     learner.runs.open()  # what an adapter hands to the user's own objects when a run ends are the values of before

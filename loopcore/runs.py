@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from loopcore.building import check_phase
 from loopcore.dispatch import Handler, Table
 from loopcore.errors import DataError
 from loopcore.events import Event
@@ -152,8 +153,7 @@ class Runs:
         return self._make_runner(phase) if runner is None else runner
 
     def _make_runner(self, phase: Phase) -> Runner:
-        if not isinstance(phase, Phase):
-            raise TypeError(f"a phase is an instance of a subclass of Phase, not {phase!r}")
+        check_phase(phase)
         learner, backend = self._learner, self._learner.backend
         compiles = backend.compiles and phase.compile and learner.compile is not False
         why = f"the {backend.name} backend runs steps eagerly" if not backend.compiles else "compile=False"
@@ -164,6 +164,16 @@ class Runs:
             self.runners.clear()
         self.runners[id(phase)] = runner
         return runner
+
+    @contextmanager
+    def keeping_all(self, phase: Phase) -> Iterator[None]:
+        """Steps of a phase that keep all their values."""
+        runner = self.runner_of(phase)
+        before, runner.keeps_all = runner.keeps_all, True
+        try:
+            yield
+        finally:
+            runner.keeps_all = before
 
     def forget_runners(self) -> None:
         """The callbacks changed: decide everything anew."""

@@ -48,20 +48,25 @@ def selections(framework: str) -> list[list[str]]:
     return [slow, rest, [*conformance, "-k", COMPILED], named[framework], *(keras if framework in KERAS else [])]
 
 
-def run(framework: str, selection: list[str], options: list[str], cache: str) -> Counter[str]:
-    """Run one process and print what it said; its counts, where a process that broke counts as a failure."""
-    start = time.monotonic()
-    environment = {
-        **os.environ,
+def settings(framework: str, cache: str) -> dict[str, str]:
+    """Environment variables of a framework's processes."""
+    return {
         "KERAS_BACKEND": "tensorflow" if framework in (CORE, SEVERAL) else framework,
+        "LOOPCORE_REQUIRE_BACKENDS": "" if framework == SEVERAL else framework,  # where it is absent, tests fail
         # Many tests compile the same small programs, which takes JAX two thirds of its time.
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+
+
+def run(framework: str, selection: list[str], options: list[str], cache: str) -> Counter[str]:
+    """Run one process and print what it said; its counts, where a process that broke counts as a failure."""
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *options, *selection]
+        environment = {**os.environ, **settings(framework, cache)}
         done = subprocess.run(
             command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )

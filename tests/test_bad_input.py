@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import loopcore as lc
-from loopcore import errors
+from loopcore import errors, registry
 from loopcore.testing import Trace, toy_learner
 
 XS = np.ones((4, 1))
@@ -62,6 +64,7 @@ def forward(params: Any, xs: Any) -> Any:
         (errors.OptimizerError, ("optimizer=Adam is a class: write Adam(...)",), {"optimizer": lc.Adam}),
         (errors.OptimizerError, ("'head' trains no parameter", "begin with: w"), {"optimizer": {"head": lc.Adam()}}),
         (errors.LossError, ("loss_fn='mse' cannot be called", "lc.losses.mse"), {"loss_fn": "mse"}),
+        (errors.LossError, ("loss_fn=Strange is a class: write Strange()",), {"loss_fn": Strange}),
         (errors.DataError, ("data=list is ambiguous", "data=(train, valid)", '{"training": train}'), {"data": [BATCH]}),
         (errors.DataError, ("3 were given: use a dict",), {"data": ([BATCH],) * 3}),
         (errors.DataError, ("the training data", "cannot be iterated: pass batches"), {"data": (5, None)}),
@@ -76,9 +79,14 @@ def forward(params: Any, xs: Any) -> Any:
         (TypeError, ("reads=('y_pred',)", 'reads=("step.y_pred",)'), {"reads": ("y_pred",)}),
         (ValueError, ("seed is a whole number", "not 'x'"), {"seed": "x"}),
         (ValueError, ("seed is a whole number", "not 2.5"), {"seed": 2.5}),
-        (ValueError, ('compile is "auto", True or False', "'yes'"), {"compile": "yes"}),
+        (ValueError, ('compile is "auto", True or False', "on the numpy backend", "'yes'"), {"compile": "yes"}),
+        (ValueError, ('compile is "auto", True or False', "not 'xla'"), {"compile": "xla"}),
+        (ValueError, ('compile is "auto", True or False', "not 1"), {"compile": 1}),
+        (ValueError, ('compile is "auto", True or False', "not ['auto']"), {"compile": ["auto"]}),
         (ValueError, ("'learning_rate'", "is the name of an optimizer's own"), {"hyper": {"learning_rate": 0.1}}),
         (TypeError, ("hyper 'kl' is a number, not 'much'",), {"hyper": {"kl": "much"}}),
+        (TypeError, ("hyper=['kl'] is no mapping", 'hyper={"kl_weight": 0.5}'), {"hyper": ["kl"]}),
+        (TypeError, ("hyper=[] is no mapping",), {"hyper": []}),
     ],
     ids=lambda value: value[0][:40] if isinstance(value, tuple) else "",
 )  # fmt: skip
@@ -124,6 +132,23 @@ def test_a_number_of_epochs_that_is_none(epochs: Any) -> None:
 def test_any_whole_number_of_epochs() -> None:
     assert toy_learner().fit(np.int64(2)).epochs == 2  # type: ignore[arg-type]
     assert toy_learner().fit(0).status == "completed"
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda learner, phase: learner.run_step(phase, BATCH),
+        lambda learner, phase: learner.rehearse(phase, BATCH),
+        lambda learner, phase: learner.run_epoch(phase, [BATCH]),
+        lambda learner, phase: lc.run_epoch(learner, phase).__enter__(),
+        lambda learner, phase: lc.run_step(lambda handle, state: None, learner, phase),
+    ],
+    ids=["step", "rehearsal", "epoch", "open epoch", "body"],
+)
+def test_a_phase_class_in_place_of_a_phase(action: Callable[..., Any]) -> None:
+    learner = toy_learner()
+    refused(TypeError, "a phase is an", "write TrainingPhase()", action=lambda: action(learner, lc.TrainingPhase))
+    assert learner.fit(1).status == "completed"
 
 
 # ---- data
@@ -539,3 +564,38 @@ def test_a_framework_that_is_not_installed(backend: str, fresh: Callable[..., st
     )
     assert re.match(rf"MissingFrameworkError the {backend} backend needs \w*{backend}, which is not installed", printed)
     assert f"pip install 'loopcore[{backend}]'" in printed
+
+
+@pytest.mark.parametrize(
+    ("backend", "package", "install"),
+    [
+        ("numpy", "autograd", "autograd"),
+        ("torch", "torch", "'loopcore[torch]'"),
+        ("jax", "jax", "'loopcore[jax]'"),
+        ("jax", "jaxlib", "'loopcore[jax]'"),
+        ("jax", "optax", "'loopcore[jax]'"),
+        ("tensorflow", "tensorflow", "'loopcore[tensorflow]'"),
+        ("tensorflow", "keras", "'loopcore[tensorflow]'"),
+    ],
+)
+def test_half_of_a_framework(backend: str, package: str, install: str, fresh: Callable[..., str]) -> None:
+    printed = fresh(
+        f"""
+        import loopcore as lc
+
+        try:
+            lc.testing.toy_learner(backend={backend!r})
+        except lc.errors.MissingFrameworkError as error:
+            print(error)
+        """,
+        blocked=(package,),
+    )
+    assert printed == f"the {backend} backend needs {package}, which is not installed: pip install {install}\n"
+
+
+def test_the_packages_of_an_adapter_are_those_of_its_extra() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text("utf-8"))["project"]
+    for name, adapter in registry.BUILT_IN.items():
+        brought = project["optional-dependencies"].get(name, project["dependencies"])
+        assert {re.split(r"\W", line)[0] for line in brought} >= adapter.needs - {"jaxlib"}, name  # jax brings jaxlib
+        assert name in ("numpy", *project["optional-dependencies"])

@@ -14,6 +14,10 @@ from loopcore.testing import Trace, toy_learner
 BATCH = (np.ones((4, 1)), np.ones((4, 1)))
 
 
+class Own(lc.Event):
+    """That a step body of a user fires."""
+
+
 def sections(learner: lc.Learner) -> dict[str, list[str]]:
     """The lines of ``explain`` for each phase, by the first word of its headline."""
     parts = learner.explain().split("\nphase ")[1:]
@@ -76,6 +80,39 @@ def test_who_looks_at_the_last_step_from_outside_gets_what_it_reads(event: type[
     learner.run_step(lc.TrainingPhase(), BATCH)
     learner.fit(1)
     assert shapes == [(4, 1)]
+
+
+@pytest.mark.parametrize(
+    ("event", "cut"),
+    [
+        (lc.BackwardEnd, {"training", "own", "more"}),
+        (lc.LossBegin, {"training", "validation", "bare", "own", "more"}),
+        (lc.Event, {"training", "validation", "bare", "own", "more"}),
+        (Own, {"own", "more"}),
+        (lc.StepEnd, set()),
+    ],
+)
+def test_a_phase_is_not_cut_at_an_event_that_it_does_not_fire(event: type[lc.Event], cut: set[str]) -> None:
+    class Bare(lc.ValidationPhase):
+        data_key = "bare"  # the step is that of its base
+
+    class Fires(lc.ValidationPhase):
+        data_key = "own"
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            super().step(learner, handle, state)
+            handle(Own())
+
+    class More(lc.TrainingPhase):
+        data_key = "more"
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            super().step(learner, handle, state)
+
+    listener = lc.FunctionCallback(lambda learner, phase: None, event)
+    phases = [lc.TrainingPhase(), lc.ValidationPhase(), Bare(), Fires(), More(), lc.PredictionPhase()]
+    found = sections(toy_learner([listener], default_callbacks=False, phases=phases))
+    assert {name for name, lines in found.items() if any("cut at" in line for line in lines)} == cut
 
 
 # ---- carries

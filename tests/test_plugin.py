@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -123,6 +124,12 @@ def test_a_required_backend_without_its_framework_is_an_error(inner: Inner, opti
 def test_what_is_required_and_there_is_tested(inner: Inner) -> None:
     done = inner("--pyargs", f"{SUITE}.test_tree", "--backend", "numpy", require="numpy")
     assert done.code == 0 and set(done.counts) == {"passed"}
+
+
+@pytest.mark.parametrize("framework", [*ALL, "numpy"])
+def test_all_tests_require_the_framework_of_each_process(framework: str) -> None:
+    settings: Callable[..., dict[str, str]] = runpy.run_path(str(Path(__file__).with_name("all.py")))["settings"]
+    assert settings(framework, "cache")["LOOPCORE_REQUIRE_BACKENDS"] == framework
 
 
 # -- tests of somebody else

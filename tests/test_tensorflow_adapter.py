@@ -218,6 +218,22 @@ def test_a_step_that_is_cut_compiles_its_parts() -> None:
     assert learner.runs.runner_of(phase).plan.kind == "split"
 
 
+def test_a_step_that_does_not_fire_what_is_heard_is_one_program() -> None:
+    heard: list[int] = []
+    note = lc.FunctionCallback(lambda learner, phase: heard.append(1), lc.BackwardEnd)
+    learner, phase = learner_of(dense(), callbacks=[note]), lc.ValidationPhase()
+    with pytest.warns(UserWarning, match="listens to BackwardEnd, but"):
+        learner.run_step(phase, (X, Y))
+    assert learner.backend.traces == 1 and learner.runs.runner_of(phase).plan.kind == "fused"
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        phase.step(learner, handle, state)
+        handle(lc.BackwardEnd())
+
+    lc.run_step(body, learner, phase, xs=X, ys=Y)  # another body of the same phase may fire it
+    assert len(heard) == 1 and learner.backend.traces == 1
+
+
 # -- devices, dtypes, conversion
 
 

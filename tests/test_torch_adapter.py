@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import optree
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 import loopcore as lc
@@ -1786,6 +1788,29 @@ def test_losses_that_cannot_be() -> None:
 
 
 # -- torch.compile and DistributedDataParallel -------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_a_learner_names_a_backend_of_torch_compile(compiler: str) -> None:
+    first, batch = mlp(), (torch.randn(6, 4), torch.randint(0, 3, (6,)))
+    losses: dict[str | bool, list[float]] = {}
+    counters.clear()
+    for compile in (False, compiler):
+        learner = lc.Learner(
+            deepcopy(first), lc.losses.cross_entropy, lc.Adam(0.01), default_callbacks=False, compile=compile
+        )
+        phase = lc.TrainingPhase()
+        losses[compile] = [float(learner.run_step(phase, batch).loss) for _ in range(3)]
+    assert counters["stats"]["unique_graphs"] > 0
+    np.testing.assert_allclose(losses[compiler], losses[False], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("compiler", ["xla", "inductr"])
+def test_a_backend_that_torch_compile_does_not_have(compiler: str) -> None:
+    with pytest.raises(ValueError, match=f"'eager'.*'inductor'.* on the torch backend, not '{compiler}'"):
+        lc.Learner(mlp(), compile=compiler)
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # torch's own

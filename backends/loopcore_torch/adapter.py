@@ -77,6 +77,11 @@ class Backend:
             return True
         return binding.is_tree(model) and any(isinstance(x, Tensor) for x in optree.tree_leaves(model))
 
+    @staticmethod
+    def compilers() -> list[str]:
+        """The backends of torch.compile; finding them takes two seconds, which the first compilation then saves."""
+        return [name for name in torch.compiler.list_backends(exclude_tags=()) if "TESTING" not in name]
+
     def _place(self) -> None:
         """Follow the dtype and the device of the arrays; ``xp`` stays the same object, since others hold it."""
         dtype, device = self._arrays.dtype, self._arrays.device

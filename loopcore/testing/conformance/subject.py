@@ -159,9 +159,7 @@ class Subject:
 
 def installed() -> list[str]:
     """Names of the backends whose adapter and framework are there; nothing is imported."""
-    built_in = [
-        name for name, adapter in BUILT_IN.items() if find_spec(adapter.package) and find_spec(adapter.framework)
-    ]
+    built_in = [name for name, adapter in BUILT_IN.items() if all(map(find_spec, (adapter.package, *adapter.needs)))]
     return sorted(built_in) + sorted(point.name for point in entry_points(group=GROUP) if point.name not in BUILT_IN)
 
 

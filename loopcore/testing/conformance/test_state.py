@@ -61,6 +61,24 @@ def test_who_may_ask_for_a_value(backend: Subject) -> None:
         assert backend.native.is_plain(state.y_pred)
 
 
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("step", {"xs", "ys", "y_pred", "loss", "grads"}),
+        ("step.grads.out.bias", {"loss", "grads"}),
+        ("step.outcome", {"loss"}),
+        ("shared.history", {"loss"}),
+    ],
+)
+def test_the_learner_and_the_caller_ask_in_the_same_words(backend: Subject, path: str, names: set[str]) -> None:
+    phase = lc.TrainingPhase()
+    asked = forgetful(backend, reads=(path,)).run_step(phase, (X, Y))
+    learner = forgetful(backend)
+    states = [learner.run_step(phase, (X, Y), reads=one) for one in ((), (path,), (), (path,))]
+    assert kept(asked) == kept(states[1]) == kept(states[3]) == names
+    assert kept(states[0]) == kept(states[2]) == {"loss"}
+
+
 def test_kept_values_are_not_changed_by_later_steps(backend: Subject) -> None:
     learner = make_learner(backend.mlp(W))
     first = learner.run_step(lc.TrainingPhase(), (X, Y))
