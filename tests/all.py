@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 CORE = "numpy"
 SEVERAL = "frameworks"
 FRAMEWORKS = ("jax", "tensorflow", "torch", CORE, SEVERAL)  # what takes longest comes first
+COMPILING = ("jax", "tensorflow")
 KERAS = ("torch", "jax")  # where the suite is run again, with models of Keras; those of TensorFlow are of Keras anyway
 COMPILED = "random_bodies"
 SLOW = "test_gradient or test_handlers or test_update or test_cancel"  # half of the time of a suite that compiles
@@ -45,7 +46,8 @@ def selections(framework: str) -> list[list[str]]:
     slow = [*conformance, "-k", f"({SLOW}) and not {COMPILED}"]
     rest = [examples, *conformance, "-k", f"not ({SLOW} or {COMPILED})"]
     keras = [[*conformance, "--models", "loopcore_keras", "-k", f"({QUICK}) and not (split or eager)"]]
-    return [slow, rest, [*conformance, "-k", COMPILED], named[framework], *(keras if framework in KERAS else [])]
+    compiled = [[*conformance, "-k", COMPILED]] if framework in COMPILING else []
+    return [slow, rest, *compiled, named[framework], *(keras if framework in KERAS else [])]
 
 
 def settings(framework: str, cache: str) -> dict[str, str]:
