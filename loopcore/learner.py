@@ -242,10 +242,7 @@ class Learner:
                 f"{type(phase).__name__}.unpack returned a {type(initial).__name__}: return a dict that names the "
                 'parts, {"xs": xs, "ys": ys}'
             )
-        if "*" not in kept:
-            return execute_step(phase.step, self, phase, initial, kept)
-        with self.runs.keeping_all(phase):
-            return execute_step(phase.step, self, phase, initial, kept)
+        return execute_step(phase.step, self, phase, initial, kept)
 
     def predict(self, data: Any) -> Any:
         """Run the model forward on data, in evaluation mode.

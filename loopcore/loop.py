@@ -73,7 +73,13 @@ def run_step(body: Body, learner: Learner, phase: Phase, /, **initial_state: Any
         >>> float(lc.run_step(body, learner, lc.ValidationPhase(), xs=np.array([3.0, -1.0])).loss)
         4.0
     """
-    if _parameters(body) == 2:
+    count = _parameters(body) if callable(body) else 0
+    if count < 2:
+        raise TypeError(
+            f"a body is a function body(handle, state) or body(learner, handle, state), not {body!r}: to run the step of "
+            "a phase write learner.run_step(phase, batch)"
+        )
+    if count == 2:
         return execute_step(_with_learner(body), learner, phase, initial_state)
     return execute_step(body, learner, phase, initial_state)
 
@@ -90,8 +96,11 @@ def _parameters(body: Body) -> int:
     """How many arguments it takes; those with a default are its own."""
     code: CodeType | None = getattr(body, "__code__", None)
     if code is not None:
-        return code.co_argcount - len(getattr(body, "__defaults__", None) or ()) - int(inspect.ismethod(body))
+        count = code.co_argcount - len(getattr(body, "__defaults__", None) or ()) - int(inspect.ismethod(body))
+        return 3 if code.co_flags & inspect.CO_VARARGS else count
     given = inspect.signature(body).parameters.values()
+    if any(one.kind is one.VAR_POSITIONAL for one in given):
+        return 3
     return sum(one.default is one.empty and one.kind is not one.KEYWORD_ONLY for one in given)
 
 
@@ -138,7 +147,7 @@ def execute_step(
             error = None  # the step it would cancel is over
     if opened and runner.sleepers:
         runner.rest()
-    if not runner.keeps_all:
+    if not (runner.keeps_all or "*" in reads):
         values = state.__dict__
         dropped = state._dropped = values.keys() - (runner.kept | reads if reads else runner.kept)
         for name in dropped:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from loopcore.building import check_phase
@@ -164,16 +164,6 @@ class Runs:
             self.runners.clear()
         self.runners[id(phase)] = runner
         return runner
-
-    @contextmanager
-    def keeping_all(self, phase: Phase) -> Iterator[None]:
-        """Steps of a phase that keep all their values."""
-        runner = self.runner_of(phase)
-        before, runner.keeps_all = runner.keeps_all, True
-        try:
-            yield
-        finally:
-            runner.keeps_all = before
 
     def forget_runners(self) -> None:
         """The callbacks changed: decide everything anew."""

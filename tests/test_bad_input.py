@@ -333,6 +333,20 @@ def test_one_callback_in_place_of_a_list() -> None:
     refused(errors.CallbackError, "write callbacks=[Recorder(", action=lambda: lc.Learner(**arguments))
 
 
+@pytest.mark.parametrize("body", [5, lambda state: None, lambda: None])
+def test_what_is_no_body(body: Any) -> None:
+    words = ("a body is a function body(handle, state) or body(learner, handle, state), not", "write learner.run_step(")
+    refused(TypeError, *words, action=lambda: lc.run_step(body, toy_learner(), lc.TrainingPhase(), xs=np.ones(1)))
+
+
+def test_a_body_of_any_arguments_is_one() -> None:
+    def body(*given: Any) -> None:
+        learner, _, state = given
+        state.loss = learner.xp.sum(state.xs)
+
+    assert float(lc.run_step(body, toy_learner(), lc.ValidationPhase(), xs=np.ones(2)).loss) == 2
+
+
 def test_undeclared_reads_and_writes() -> None:
     words: tuple[str, ...] = ("Reader reads step.grads", "test_bad_input.py:", "reads = ('step.loss', 'step.grads',)")
     refused(lc.AccessError, *words, action=lambda: toy_learner([Reader()]).fit(1))

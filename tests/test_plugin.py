@@ -85,7 +85,7 @@ def test_several_backends(inner: Inner, options: tuple[str, ...]) -> None:
 
 
 def test_the_whole_suite_is_collected(inner: Inner) -> None:
-    done = inner("--pyargs", SUITE, "--backend", "numpy", "--collect-only")
+    done = inner("--pyargs", SUITE, "--backend", "numpy", "--backend", "jax", "--collect-only")
     folder = Path(__file__).parent.parent / "loopcore" / "testing" / "conformance"
     files = {path.name for path in folder.glob("test_*.py")} if folder.is_dir() else set()
     assert done.code == 0 and files <= set(re.findall(r"(test_\w+\.py)::", done.text))
