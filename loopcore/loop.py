@@ -76,8 +76,8 @@ def run_step(body: Body, learner: Learner, phase: Phase, /, **initial_state: Any
     count = _parameters(body) if callable(body) else 0
     if count < 2:
         raise TypeError(
-            f"a body is a function body(handle, state) or body(learner, handle, state), not {body!r}: to run the step of "
-            "a phase write learner.run_step(phase, batch)"
+            f"a body is a function body(handle, state) or body(learner, handle, state), not {body!r}: to run the step "
+            "of a phase write learner.run_step(phase, batch)"
         )
     if count == 2:
         return execute_step(_with_learner(body), learner, phase, initial_state)
