@@ -169,7 +169,7 @@ class OptimizerError(BackendError, TypeError):
 
 
 class MissingFrameworkError(BackendError, ImportError):
-    """The framework is not installed; the message names the extra that installs it.
+    """The framework, or a part of it, is not installed; the message says what installs it.
 
     Example:
         >>> import loopcore as lc
