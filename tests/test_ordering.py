@@ -792,7 +792,7 @@ def digests(seed: int, count: int, hash_seeds: Sequence[int]) -> Iterator[str]:
             for hash_seed in pair
         ]
         for process in running:
-            out, _ = process.communicate(timeout=120)
+            out, _ = process.communicate(timeout=900)
             assert process.returncode == 0
             yield out.strip()
 
