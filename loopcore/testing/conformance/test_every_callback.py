@@ -103,6 +103,19 @@ def test_its_state_goes_through_json(any_plan: Subject, kind: Any, tmp_path: Pat
 
 
 @KINDS
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_it_goes_through_a_checkpoint(any_plan: Subject, kind: Any, epochs: int, tmp_path: Path) -> None:
+    first, second = MAKERS[kind](tmp_path / "first"), MAKERS[kind](tmp_path / "second")
+    learner, other = learner_of(any_plan, first), learner_of(any_plan, second)
+    if epochs:
+        learner.fit(epochs)
+    other.load(learner.save(tmp_path / "x.safetensors"))
+    assert json.dumps(second.state_dict()) == json.dumps(first.state_dict())  # as text, where NaN is like NaN
+    assert other.fit(1).status == "completed"
+    assert other.shared.history["training"].epochs == epochs + 1
+
+
+@KINDS
 def test_it_can_be_throttled(any_plan: Subject, kind: Any, tmp_path: Path) -> None:
     callback = MAKERS[kind](tmp_path)
     if not callback.listeners:  # nothing to throttle
