@@ -93,6 +93,19 @@ def test_two_traces_of_one_name() -> None:
     lc.testing.toy_learner([loss(), other])
 
 
+def test_a_checkpoint_does_not_hold_them(tmp_path: Path) -> None:
+    first, second = (lc.testing.toy_learner([loss()], steps=2) for _ in range(2))
+    first.fit(1)
+    path = first.save(tmp_path / "x.safetensors")
+    second.load(path)
+    assert not second.shared.traces
+    first.fit(1)
+    noted = first.shared.traces["training"]["loss"]
+    first.load(path)
+    assert first.shared.traces["training"]["loss"] is noted and noted.count == 4
+    assert len(first.history["loss"]) == 1
+
+
 # -- profiles and devices
 
 
