@@ -148,9 +148,10 @@ class Place(Value):
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), [1.5, {"a": float("nan")}]])
 def test_floats_that_json_does_not_have_come_back(value: Any, tmp_path: Path) -> None:
-    first, second = lc.testing.toy_learner([Keeps(value)]), lc.testing.toy_learner([Keeps(0)])
+    here, there = Keeps(value), Keeps(0)
+    first, second = (lc.testing.toy_learner([callback]) for callback in (here, there))
     second.load(first.save(tmp_path / "x.safetensors"))
-    assert repr(second.callbacks.get(Keeps).value) == repr(value)
+    assert repr(there.value) == repr(value)
 
 
 def test_a_loader_may_be_at_such_a_float(tmp_path: Path) -> None:
@@ -161,18 +162,19 @@ def test_a_loader_may_be_at_such_a_float(tmp_path: Path) -> None:
 
 
 def test_an_early_stopping_that_has_seen_nothing_is_saved(tmp_path: Path) -> None:
-    first, second = (lc.testing.toy_learner([lc.EarlyStopping(3, "loss")]) for _ in range(2))
+    here, there = lc.EarlyStopping(3, "loss"), lc.EarlyStopping(3, "loss")
+    first, second = (lc.testing.toy_learner([callback]) for callback in (here, there))
     second.load(first.save(tmp_path / "x.safetensors"))
-    stopping = [learner.callbacks.get(lc.EarlyStopping).state_dict() for learner in (first, second)]
-    assert stopping[0] == stopping[1]
+    assert here.state_dict() == there.state_dict()
 
 
 def test_a_smooth_loss_that_is_nan_is_saved(tmp_path: Path) -> None:
-    first, second = (lc.testing.toy_learner([lc.Metrics(lc.SmoothLoss())]) for _ in range(2))
+    here, there = lc.Metrics(lc.SmoothLoss()), lc.Metrics(lc.SmoothLoss())
+    first, second = (lc.testing.toy_learner([callback]) for callback in (here, there))
     first.params.value = {"w": np.array([np.nan])}
     first.fit(1)
     second.load(first.save(tmp_path / "x.safetensors"))
-    assert np.isnan(second.callbacks.get(lc.Metrics).state_dict()["smooth"]["smooth_loss"]["training"][0])
+    assert np.isnan(there.state_dict()["smooth"]["smooth_loss"]["training"][0])
 
 
 def test_a_state_that_is_no_json_names_the_callback(tmp_path: Path) -> None:
