@@ -131,6 +131,21 @@ def test_it_can_be_throttled(any_plan: Subject, kind: Any, tmp_path: Path) -> No
 
 
 @KINDS
+def test_it_copes_with_a_begin_it_does_not_hear(any_plan: Subject, kind: Any, tmp_path: Path) -> None:
+    events = {listener.event for listener in MAKERS[kind](tmp_path).listeners}
+    for event in sorted(events & {lc.FitBegin, lc.EpochBegin, lc.StepBegin}, key=lambda event: event.__name__):
+        found: list[Any] = []
+        for how in ("auto", False):
+            wrapped = lc.throttle(MAKERS[kind](tmp_path / event.__name__ / str(how)), event, every=2)
+            learner = learner_of(any_plan, wrapped, compile=how)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert learner.fit(3).status == "completed"
+            found.append(any_plan.weights(learner))
+        any_plan.close(*found, rtol=1e-4)
+
+
+@KINDS
 def test_it_causes_no_transfer_in_a_step(any_plan: Subject, kind: Any, tmp_path: Path) -> None:
     callback = MAKERS[kind](tmp_path)
     learner, phase = learner_of(any_plan, callback), lc.TrainingPhase()
