@@ -142,7 +142,7 @@ def test_it_copes_with_a_begin_it_does_not_hear(any_plan: Subject, kind: Any, tm
                 warnings.simplefilter("ignore")
                 assert learner.fit(3).status == "completed"
             found.append(any_plan.weights(learner))
-        any_plan.close(*found, rtol=1e-4)
+        any_plan.close(found[0], found[1], rtol=1e-4)
 
 
 @KINDS
