@@ -184,7 +184,7 @@ class TorchScheduler(Callback):
 
     With ``monitor`` it reads the metrics.
 
-    Reads: shared.metrics_epoch
+    Reads: optimizer, shared.metrics_epoch
     Writes: hyper
     Handles: StepEnd, EpochEnd
 
@@ -195,7 +195,8 @@ class TorchScheduler(Callback):
             the phase of that metric ends.
 
     Raises:
-        CallbackError: it has no ``step``, ``unit`` is unknown, or ``monitor`` is missing or one too many.
+        CallbackError: it has no ``step``, ``unit`` is unknown, or ``monitor`` is missing or one too many; in a Learner,
+            it is for an optimizer that the Learner does not have.
 
     Example:
         >>> import loopcore as lc
@@ -208,6 +209,7 @@ class TorchScheduler(Callback):
         0.025
     """
 
+    reads: tuple[str, ...] = ("optimizer",)
     writes = ("hyper",)
 
     def __init__(self, scheduler: Any, unit: Literal["step", "epoch"], monitor: str | None = None) -> None:
@@ -225,7 +227,18 @@ class TorchScheduler(Callback):
         self.unit = unit
         self.monitor = monitor
         if monitor is not None:
-            self.reads = ("shared.metrics_epoch",)
+            self.reads = ("optimizer", "shared.metrics_epoch")
+
+    def setup(self, learner: Any) -> None:
+        """Check that the Learner trains with the optimizer of the scheduler."""
+        own, kind = getattr(self.scheduler, "optimizer", None), type(self.scheduler).__name__
+        if own is not None and all(own is not optimizer for optimizer in learner.optimizer.values()):
+            given = ", ".join(type(optimizer).__name__ for optimizer in learner.optimizer.values()) or "none"
+            raise CallbackError(
+                f"the {kind} of TorchScheduler sets the learning rate of an optimizer that this Learner does not have, "
+                f"it has {given}: pass the same object to both, Learner(..., optimizer=scheduler.optimizer), or use "
+                "lc.Scheduler, which sets that of any optimizer"
+            )
 
     @on(StepEnd, AbstractTrainingPhase)
     def end_step(self, learner: Any, phase: Any, event: StepEnd) -> None:
