@@ -40,7 +40,9 @@ class Scheduler(Callback):
 
     Args:
         schedules: a schedule for each name or `HyperParameter`: functions from a count, from 0, to a number. Those in
-            `loopcore.schedules`, of optax and of Keras are. ``lc.Momentum``, the optimizer, stands for ``"momentum"``.
+            `loopcore.schedules`, of optax and of Keras are. One that gives an array, as those of optax and Keras do,
+            costs a transfer whenever it is asked, each step or epoch; those of `loopcore.schedules` cost none.
+            ``lc.Momentum``, the optimizer, stands for ``"momentum"``.
         unit: what is counted: ``"step"``, ``"epoch"`` or ``"update"``: steps in which the optimizer moved something,
             as with gradient accumulation. Where the device decides on that, it costs a transfer each step.
 
