@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -33,13 +34,16 @@ class Counts(Part):
 
 
 class Values(Part):
-    """The series of metrics and hyperparameters: all by epoch, the latest by step."""
+    """The series of metrics and hyperparameters: all by epoch, the latest by step.
+
+    Series of anything else, as `Traces` notes them, are no part of a checkpoint, and loading leaves them alone.
+    """
 
     def save(self, arrays: Arrays) -> dict[str, Any]:
         """Lists in the manifest, and arrays of the values by step."""
         found: dict[str, Any] = {}
         for table, series in self._series().items():
-            found[table] = {phase: dict(values) for phase, values in series.items()}
+            found[table] = {phase: _chosen(values, saved=True) for phase, values in series.items()}
             for values in found[table].values():
                 for name, ring in values.items():
                     if isinstance(ring, Ring):
@@ -52,11 +56,18 @@ class Values(Part):
         """Refill the series that are there."""
         for table, series in self._series().items():
             there: dict[str, dict[str, Any]] = file.manifest["series"].get(table, {})
-            new = {phase: {n: _series(v, file.arrays) for n, v in values.items()} for phase, values in there.items()}
-            _refill(series._by_phase, new, undo)
+            new = {phase: _chosen(values, saved=False) for phase, values in series.items()}
+            for phase, values in there.items():
+                new.setdefault(phase, {}).update({name: _series(v, file.arrays) for name, v in values.items()})
+            _refill(series._by_phase, {phase: values for phase, values in new.items() if values}, undo)
 
     def _series(self) -> dict[str, Series]:
         return {name: value for name, value in vars(self.learner.shared).items() if isinstance(value, Series)}
+
+
+def _chosen(values: Mapping[str, Any], *, saved: bool) -> dict[str, Any]:
+    """The series that a checkpoint saves, or the others."""
+    return {name: value for name, value in values.items() if isinstance(value, (list, Ring)) == saved}
 
 
 def _series(saved: Any, arrays: Arrays) -> Any:

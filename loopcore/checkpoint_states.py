@@ -90,7 +90,7 @@ class Loaders(Part):
         state = None
         if keeps_place(loader):
             with suppress(DataError, TypeError, RecursionError):  # one inside it keeps none, or it is no JSON
-                state = encoded(self.learner.runs.place_of(loader))
+                state = _json(self.learner.runs.place_of(loader))
         return {"resume": "none" if state is None else "exact", "state": state}
 
     def _is_midway(self, key: str) -> bool:
@@ -113,9 +113,15 @@ class _naming:  # noqa: N801 - with _naming(what): ...
 
 def _state(key: str, callback: Callback) -> Any:
     try:
-        return encoded(callback.state_dict())
+        return _json(callback.state_dict())
     except (TypeError, RecursionError) as error:
         raise CheckpointError(f"the state_dict of {key} is not made of JSON values: {error}") from error
+
+
+def _json(state: Any) -> Any:
+    """The state as it is, if it can be encoded; the file encodes its whole manifest, and once is enough."""
+    encoded(state)
+    return state
 
 
 def keeps_place(loader: Any) -> bool:

@@ -144,8 +144,9 @@ def _malformed(name: str, declared: dict[str, Any]) -> Iterator[CallbackError]:
 
 @lru_cache(maxsize=4096)
 def _is_path(path: str) -> bool:
-    parts = path.split(".")
-    return parts[0] in ROOTS and all(part.isidentifier() for part in parts)
+    root, *parts = path.split(".")
+    numbers = root == "hyper"  # there optimizers have the prefixes of models, "encoder.0"
+    return root in ROOTS and all(part.isidentifier() or (numbers and part.isdecimal()) for part in parts)
 
 
 def in_words(value: Any) -> str:

@@ -94,8 +94,8 @@ def _number(name: str, value: Any) -> float:
 class HyperParameter:
     """Names a scalar of ``learner.hyper``; as a key of `Scheduler`, and to read and set it.
 
-    The three that optimizers have are `LearningRate`, `Momentum` and `WeightDecay`. Of one optimizer among several:
-    ``LearningRate("critic")``, with the prefix that the optimizer has in the Learner.
+    Those that optimizers have are `LearningRate`, `WeightDecay` and ``HyperParameter("momentum")``; `Momentum` is an
+    optimizer. Of one optimizer among several: ``LearningRate("critic")``, with the prefix it has in the Learner.
 
     Args:
         name: a key of ``Learner(hyper={...})``, or the name of an optimizer's own.
@@ -139,5 +139,4 @@ class HyperParameter:
 
 
 LearningRate = HyperParameter("learning_rate")
-Momentum = HyperParameter("momentum")
 WeightDecay = HyperParameter("weight_decay")

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,65 @@ def test_states_of_callbacks_come_back(tmp_path: Path) -> None:
     assert second.hyper.learning_rate == first.hyper.learning_rate
 
 
-def test_a_state_that_is_no_json_names_the_callback(tmp_path: Path) -> None:
-    class Keeps(lc.Callback):
-        def state_dict(self) -> dict[str, Any]:
-            return {"it": object()}
+class Value:
+    """Its state is this value."""
 
-    with pytest.raises(CheckpointError, match="Keeps is not made of JSON"):
-        lc.testing.toy_learner(callbacks=[Keeps()]).save(tmp_path / "x")
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = state["value"]
+
+
+class Keeps(Value, lc.Callback):
+    """A callback with that state."""
+
+
+class Place(Value):
+    """A loader with that place."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([(np.ones((4, 1)), np.ones((4, 1)))])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), [1.5, {"a": float("nan")}]])
+def test_floats_that_json_does_not_have_come_back(value: Any, tmp_path: Path) -> None:
+    here, there = Keeps(value), Keeps(0)
+    first, second = (lc.testing.toy_learner([callback]) for callback in (here, there))
+    second.load(first.save(tmp_path / "x.safetensors"))
+    assert repr(there.value) == repr(value)
+
+
+def test_a_loader_may_be_at_such_a_float(tmp_path: Path) -> None:
+    here, there = Place(float("-inf")), Place(0)
+    first, second = (lc.testing.toy_learner(data=(loader, None)) for loader in (here, there))
+    second.load(first.save(tmp_path / "x.safetensors"))
+    assert there.value == float("-inf")
+
+
+def test_an_early_stopping_that_has_seen_nothing_is_saved(tmp_path: Path) -> None:
+    here, there = lc.EarlyStopping(3, "loss"), lc.EarlyStopping(3, "loss")
+    first, second = (lc.testing.toy_learner([callback]) for callback in (here, there))
+    second.load(first.save(tmp_path / "x.safetensors"))
+    assert here.state_dict() == there.state_dict()
+
+
+def test_a_smooth_loss_that_is_nan_is_saved(tmp_path: Path) -> None:
+    here, there = lc.Metrics(lc.SmoothLoss()), lc.Metrics(lc.SmoothLoss())
+    first, second = (lc.testing.toy_learner([callback]) for callback in (here, there))
+    first.params.value = {"w": np.array([np.nan])}
+    first.fit(1)
+    second.load(first.save(tmp_path / "x.safetensors"))
+    assert np.isnan(there.state_dict()["smooth"]["smooth_loss"]["training"][0])
+
+
+def test_a_state_that_is_no_json_names_the_callback(tmp_path: Path) -> None:
+    for wrong in (object(), {"$float": "nan"}, {1: 2}):
+        with pytest.raises(CheckpointError, match="Keeps is not made of JSON"):
+            lc.testing.toy_learner(callbacks=[Keeps(wrong)]).save(tmp_path / "x")
 
 
 # -- the callback

@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler as torch_schedules
 
 import loopcore as lc
 from loopcore import schedules
+from loopcore.errors import CallbackError
 
 
 def rates(make: Any, rate: float, steps: int) -> list[float]:
@@ -84,3 +85,13 @@ def test_a_plateau_of_torch() -> None:
     learner = lc.Learner(model, lc.losses.mse, optimizer, (batch, batch), callbacks=quiet)
     learner.fit(5)
     assert learner.hyper.learning_rate == 0.25e-30
+
+
+@pytest.mark.parametrize("given", [lc.SGD(1.0), "another"])
+def test_a_scheduler_of_an_optimizer_that_trains_nothing(given: Any) -> None:
+    model = torch.nn.Linear(3, 2)
+    mine = torch.optim.SGD(model.parameters(), 1.0)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0) if given == "another" else given
+    callback = lc.TorchScheduler(torch_schedules.ExponentialLR(mine, 0.5), "epoch")
+    with pytest.raises(CallbackError, match=r"ExponentialLR.*it has SGD: pass the same object"):
+        lc.Learner(model, lc.losses.mse, optimizer, callbacks=[callback])

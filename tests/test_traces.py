@@ -93,6 +93,19 @@ def test_two_traces_of_one_name() -> None:
     lc.testing.toy_learner([loss(), other])
 
 
+def test_a_checkpoint_does_not_hold_them(tmp_path: Path) -> None:
+    first, second = (lc.testing.toy_learner([loss()], steps=2) for _ in range(2))
+    first.fit(1)
+    path = first.save(tmp_path / "x.safetensors")
+    second.load(path)
+    assert not second.shared.traces
+    first.fit(1)
+    noted = first.shared.traces["training"]["loss"]
+    first.load(path)
+    assert first.shared.traces["training"]["loss"] is noted and noted.count == 4
+    assert len(first.history["loss"]) == 1
+
+
 # -- profiles and devices
 
 
@@ -160,6 +173,35 @@ def test_a_condition_reads_what_it_declares() -> None:
     wrapped = lc.ConditionalCallback(note, late, reads=("shared.history",))
     lc.testing.toy_learner([wrapped], steps=2).fit(3)
     assert calls == [2, 3, 4, 5]
+
+
+def test_who_does_not_hear_a_begin_has_nothing_to_end() -> None:
+    metrics = lc.throttle(lc.Metrics(), lc.EpochBegin, every=2)
+    learner = lc.testing.toy_learner([metrics], steps=2)
+    learner.fit(4)
+    assert len(learner.history["loss"]) == 2 == len(learner.history.steps("loss")) // 2
+
+    seen: list[float] = []
+    note = lc.FunctionCallback(
+        lambda learner, phase: seen.append(learner.params.value["w"].item()),
+        lc.StepEnd,
+        lc.AbstractValidationPhase,
+        reads=("params",),
+    )
+    average = lc.throttle(lc.AveragedWeights(None), lc.EpochBegin, every=2)
+    learner = lc.testing.toy_learner([average, note], data=([BATCH], [BATCH]))
+    learner.fit(2)
+    np.testing.assert_allclose(seen, [0.2, (0.2 + 0.36) / 2])  # with the weights, and with their mean
+    np.testing.assert_allclose(learner.params.value["w"], [0.36])
+
+
+def test_a_step_that_accumulation_sleeps_through_updates_by_itself() -> None:
+    accumulation = lc.throttle(lc.GradientAccumulation(2), lc.StepBegin, every=2)
+    learner = lc.testing.toy_learner([accumulation], steps=4)
+    learner.fit(1)
+    assert learner.shared.accumulation == lc.Accumulated(batches=2, updates=1)
+    losses = learner.history.steps("loss")
+    np.testing.assert_allclose(losses, [1.0, 0.64, 0.64, 0.64**2])
 
 
 def test_an_event_that_is_none() -> None:

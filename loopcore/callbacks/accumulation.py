@@ -62,7 +62,8 @@ class GradientAccumulation(Callback):
     The mean is weighted by samples (``state.weight``, else the length of the batch), so that a smaller batch counts
     for less. A window never reaches into the next epoch: in the last step of an epoch, or right after it where the
     data does not tell its length, what there is is applied, as the mean over what there is. An epoch that is cancelled
-    drops it. Steps that were not completed do not count.
+    drops it. Steps that were not completed do not count. One whose StepBegin it does not hear, as under `throttle`, is
+    in no window: it updates by itself.
 
     In the steps between, ``state.updated`` is False. Clipping and all other changes of gradients that declare
     ``run_after = (GradientAccumulation,)`` see the mean; a window whose update another callback withholds is dropped.
@@ -125,6 +126,8 @@ class GradientAccumulation(Callback):
     def accumulate(self, learner: Any, phase: Any) -> None:
         """Bring the gradient into the mean, and withhold the update but for the last step of a window."""
         step, shared = learner.step, learner.shared
+        if not hasattr(step, "window"):  # it did not hear StepBegin
+            return
         if hasattr(step, "pooled"):
             raise CallbackError(
                 f"GradientAccumulation heard BackwardEnd twice in a step of phase {phase.name!r}: it takes one "
@@ -143,13 +146,13 @@ class GradientAccumulation(Callback):
     def keep(self, learner: Any, phase: Any) -> None:
         """Keep the mean for the next step, of a step that was completed."""
         step, shared = learner.step, learner.shared
-        if not step.window[1] and hasattr(step, "pooled"):
+        if hasattr(step, "pooled") and not step.window[1]:
             shared.accumulated = step.pooled
 
     @on(StepEnd, AbstractTrainingPhase)
     def count(self, learner: Any, phase: Any, event: StepEnd) -> None:
         """Count a completed step."""
-        if event.outcome != "completed":
+        if event.outcome != "completed" or not hasattr(learner.step, "window"):
             return
         counts = learner.shared.accumulation
         counts.batches += 1

@@ -66,7 +66,7 @@ class AveragedWeights(Callback):
         if start < 0:
             raise ValueError(f"AveragedWeights starts after a number of updates, not {start!r}")
         self.decay, self.warmup, self.debias, self.start = decay, warmup, debias, start
-        self._weights: list[Any] = []  # what comes back when a validation ends; the innermost last
+        self._weights: list[tuple[Any, Any, Any]] = []  # phase, and what comes back when it ends; the innermost last
 
     def setup(self, learner: Any) -> None:
         """Start with the present weights, unless there is an average."""
@@ -107,10 +107,11 @@ class AveragedWeights(Callback):
     @on(EpochBegin, AbstractValidationPhase)
     def use(self, learner: Any, phase: Any) -> None:
         """Put the average in the place of the weights."""
-        self._weights.append((learner.params.value, learner.buffers.value))
+        self._weights.append((phase, learner.params.value, learner.buffers.value))
         learner.params.value, learner.buffers.value = learner.shared.averaged_params, learner.shared.averaged_buffers
 
     @on(EpochEnd, AbstractValidationPhase)
     def bring_back(self, learner: Any, phase: Any) -> None:
         """Put the weights back."""
-        learner.params.value, learner.buffers.value = self._weights.pop()
+        if self._weights and self._weights[-1][0] is phase:  # else it did not hear the begin, as under throttle
+            _, learner.params.value, learner.buffers.value = self._weights.pop()

@@ -136,6 +136,8 @@ class Metrics(Callback):
     @on(EpochEnd)
     def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Append the means of a completed epoch."""
+        if not self._open or self._open[-1].phase is not phase:  # it did not hear the begin, as under throttle
+            return
         epoch = self._open.pop()
         self._flush(learner, epoch)
         values = epoch.means()

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from loopcore.callback import Callback, on
+from loopcore.callback import NO_CONFLICT, Callback, Resolution, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate
 from loopcore.callbacks.monitor import monitored
 from loopcore.errors import CallbackError
 from loopcore.events import EpochBegin, EpochEnd, StepBegin, StepEnd
 from loopcore.history import Ring, Series
 from loopcore.hyperparameters import HyperParameter
+from loopcore.optimizers import Momentum
 from loopcore.phases import AbstractTrainingPhase
 
 Unit = Literal["step", "epoch", "update"]
+Key: TypeAlias = str | HyperParameter | type[Momentum]
 _UNITS = ("step", "epoch", "update")
 
 
@@ -27,6 +29,9 @@ class Scheduler(Callback):
     and is part of a checkpoint. Values are inputs of a compiled step, so nothing is compiled again; in validation the
     last ones hold. They are kept by step, for ``learner.history.plot()`` and `LogHyperParams`.
 
+    Several go together if each sets other hyperparameters. ``lc.LearningRate``, which is that of all optimizers, and
+    ``lc.LearningRate("critic")`` go into one Scheduler: it sets the more general one first, in any order.
+
     Of the writes the first stands for the hyperparameters it sets; it reads ``step.updated`` with ``unit="update"``.
 
     Reads: step.updated
@@ -35,12 +40,15 @@ class Scheduler(Callback):
 
     Args:
         schedules: a schedule for each name or `HyperParameter`: functions from a count, from 0, to a number. Those in
-            `loopcore.schedules`, of optax and of Keras are.
+            `loopcore.schedules`, of optax and of Keras are. One that gives an array, as those of optax and Keras do,
+            costs a transfer whenever it is asked, each step or epoch; those of `loopcore.schedules` cost none.
+            ``lc.Momentum``, the optimizer, stands for ``"momentum"``.
         unit: what is counted: ``"step"``, ``"epoch"`` or ``"update"``: steps in which the optimizer moved something,
             as with gradient accumulation. Where the device decides on that, it costs a transfer each step.
 
     Raises:
-        CallbackError: no schedules, one that cannot be called, or an unknown unit.
+        CallbackError: no schedules, one that cannot be called, a key that names nothing or what another one names, or
+            an unknown unit.
         AttributeError: the learner has no hyperparameter of that name.
 
     Example:
@@ -52,7 +60,7 @@ class Scheduler(Callback):
         (0.5, [1.0, 0.75, 0.5])
     """
 
-    def __init__(self, schedules: Mapping[str | HyperParameter, Callable[[float], Any]], unit: Unit = "step") -> None:
+    def __init__(self, schedules: Mapping[Key, Callable[[float], Any]], unit: Unit = "step") -> None:
         if not isinstance(schedules, Mapping) or not schedules:
             raise CallbackError(
                 f"Scheduler takes a dict from hyperparameters to schedules, not {schedules!r}: write "
@@ -62,12 +70,16 @@ class Scheduler(Callback):
             raise CallbackError(f'unit={unit!r}: what is counted is "step", "epoch" or "update"')
         self._schedules: dict[str, Callable[[float], Any]] = {}
         for key, schedule in schedules.items():
-            name = key.name if isinstance(key, HyperParameter) else key
+            name = _name_of(key)
+            if name in self._schedules:
+                raise CallbackError(f"Scheduler has {name!r} twice, by other keys: keep one of its schedules")
             if not callable(schedule):
                 raise CallbackError(
                     f"the schedule of {name!r} is {schedule!r}: write lc.schedules.constant({schedule!r})"
                 )
             self._schedules[name] = schedule
+        # those of all optimizers first, so that they leave alone what has a schedule of its own
+        self._schedules = dict(sorted(self._schedules.items(), key=lambda item: item[0].count(".")))
         self.writes = (*(f"hyper.{name}" for name in self._schedules), "shared.hyper_step")
         self.reads = ("step.updated",) if unit == "update" else ()
         self.unit = unit
@@ -81,6 +93,13 @@ class Scheduler(Callback):
         self._set(learner)
         if not hasattr(learner.shared, "hyper_step"):
             learner.shared.hyper_step = Series()
+
+    def resolve_conflict(self, other: Callback) -> Resolution | None:
+        """Several go together if none sets what another one does."""
+        if not isinstance(other, Scheduler):
+            return None
+        clash = any(_overlap(mine, theirs) for mine in self._schedules for theirs in other._schedules)
+        return None if clash else NO_CONFLICT
 
     @on(EpochBegin, AbstractTrainingPhase)
     def begin_epoch(self, learner: Any, phase: Any) -> None:
@@ -131,9 +150,9 @@ class Scheduler(Callback):
             if self._last.get(name) != value or learner.hyper[name] != value:
                 learner.hyper[name] = self._last[name] = value
 
-    def values(self, name: str | HyperParameter, phase: str = "training") -> list[float]:
+    def values(self, name: Key, phase: str = "training") -> list[float]:
         """The latest values of a hyperparameter by completed step, the newest last."""
-        name = name.name if isinstance(name, HyperParameter) else name
+        name = _name_of(name)
         done = getattr(self, "_series", {}).get(phase, {})
         return [*(done[name].latest().tolist() if name in done else ()), *self._pending[name]]
 
@@ -146,12 +165,28 @@ class Scheduler(Callback):
         self.count = int(state["count"])
 
 
+def _name_of(key: Key) -> str:
+    """The name of a hyperparameter; the class of the optimizer stands for "momentum", which has its name."""
+    name: Any = key.name if isinstance(key, HyperParameter) else "momentum" if key is Momentum else key
+    if not isinstance(name, str):
+        raise CallbackError(
+            f'Scheduler has the key {key!r}, which names no hyperparameter: write lc.LearningRate, "momentum", '
+            '"critic.momentum" for that of one optimizer, or the name of one of Learner(hyper={...})'
+        )
+    return name
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two names stand for a value of one optimizer: "learning_rate" is that of all."""
+    return one == other or one.endswith(f".{other}") or other.endswith(f".{one}")
+
+
 class TorchScheduler(Callback):
     """Step a scheduler of torch, which sets the learning rate of its own optimizer.
 
     With ``monitor`` it reads the metrics.
 
-    Reads: shared.metrics_epoch
+    Reads: optimizer, shared.metrics_epoch
     Writes: hyper
     Handles: StepEnd, EpochEnd
 
@@ -162,7 +197,8 @@ class TorchScheduler(Callback):
             the phase of that metric ends.
 
     Raises:
-        CallbackError: it has no ``step``, ``unit`` is unknown, or ``monitor`` is missing or one too many.
+        CallbackError: it has no ``step``, ``unit`` is unknown, or ``monitor`` is missing or one too many; in a Learner,
+            it is for an optimizer that the Learner does not have.
 
     Example:
         >>> import loopcore as lc
@@ -175,6 +211,7 @@ class TorchScheduler(Callback):
         0.025
     """
 
+    reads: tuple[str, ...] = ("optimizer",)
     writes = ("hyper",)
 
     def __init__(self, scheduler: Any, unit: Literal["step", "epoch"], monitor: str | None = None) -> None:
@@ -192,7 +229,18 @@ class TorchScheduler(Callback):
         self.unit = unit
         self.monitor = monitor
         if monitor is not None:
-            self.reads = ("shared.metrics_epoch",)
+            self.reads = ("optimizer", "shared.metrics_epoch")
+
+    def setup(self, learner: Any) -> None:
+        """Check that the Learner trains with the optimizer of the scheduler."""
+        own, kind = getattr(self.scheduler, "optimizer", None), type(self.scheduler).__name__
+        if own is not None and all(own is not optimizer for optimizer in learner.optimizer.values()):
+            given = ", ".join(type(optimizer).__name__ for optimizer in learner.optimizer.values()) or "none"
+            raise CallbackError(
+                f"the {kind} of TorchScheduler sets the learning rate of an optimizer that this Learner does not have, "
+                f"it has {given}: pass the same object to both, Learner(..., optimizer=scheduler.optimizer), or use "
+                "lc.Scheduler, which sets that of any optimizer"
+            )
 
     @on(StepEnd, AbstractTrainingPhase)
     def end_step(self, learner: Any, phase: Any, event: StepEnd) -> None:

@@ -103,6 +103,19 @@ def test_its_state_goes_through_json(any_plan: Subject, kind: Any, tmp_path: Pat
 
 
 @KINDS
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_it_goes_through_a_checkpoint(any_plan: Subject, kind: Any, epochs: int, tmp_path: Path) -> None:
+    first, second = MAKERS[kind](tmp_path / "first"), MAKERS[kind](tmp_path / "second")
+    learner, other = learner_of(any_plan, first), learner_of(any_plan, second)
+    if epochs:
+        learner.fit(epochs)
+    other.load(learner.save(tmp_path / "x.safetensors"))
+    assert json.dumps(second.state_dict()) == json.dumps(first.state_dict())  # as text, where NaN is like NaN
+    assert other.fit(1).status == "completed"
+    assert other.shared.history["training"].epochs == epochs + 1
+
+
+@KINDS
 def test_it_can_be_throttled(any_plan: Subject, kind: Any, tmp_path: Path) -> None:
     callback = MAKERS[kind](tmp_path)
     if not callback.listeners:  # nothing to throttle
@@ -115,6 +128,21 @@ def test_it_can_be_throttled(any_plan: Subject, kind: Any, tmp_path: Path) -> No
         assert learner.fit(2).status == plain.fit(2).status == "completed"
     assert learner.callbacks.get(type(callback.identity())) is callback.identity()
     any_plan.close(any_plan.weights(learner), any_plan.weights(plain), rtol=1e-6)
+
+
+@KINDS
+def test_it_copes_with_a_begin_it_does_not_hear(any_plan: Subject, kind: Any, tmp_path: Path) -> None:
+    events = {listener.event for listener in MAKERS[kind](tmp_path).listeners}
+    for event in sorted(events & {lc.FitBegin, lc.EpochBegin, lc.StepBegin}, key=lambda event: event.__name__):
+        found: list[Any] = []
+        for how in ("auto", False):
+            wrapped = lc.throttle(MAKERS[kind](tmp_path / event.__name__ / str(how)), event, every=2)
+            learner = learner_of(any_plan, wrapped, compile=how)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert learner.fit(3).status == "completed"
+            found.append(any_plan.weights(learner))
+        any_plan.close(found[0], found[1], rtol=1e-4)
 
 
 @KINDS
