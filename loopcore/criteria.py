@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from math import inf, isfinite, isnan
-from numbers import Real
 from statistics import fmean
 from time import monotonic
 from typing import Any
+
+from loopcore.arguments import is_number
 
 __all__ = [
     "GL",
@@ -406,7 +407,7 @@ def _criteria(who: str, *given: Criterion) -> tuple[Criterion, ...]:
 
 
 def _number(name: str, value: float, least: float = -inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or isnan(value) or value < least:
+    if not is_number(value) or isnan(value) or value < least:
         raise ValueError(f"{name}={value!r}: a number{'' if least == -inf else f', at least {least}'}")
     return value
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from loopcore.arguments import is_number
 from loopcore.errors import LossError
 from loopcore.losses import predictions_first
 from loopcore.registry import namespace_of
@@ -55,6 +56,8 @@ class Metric:
     ) -> None:
         if over not in ("step", "epoch"):
             raise ValueError(f'over is "step" or "epoch", not {over!r}')
+        if isinstance(fn, type):
+            raise TypeError(f"a metric is an instance, not the class {fn.__name__}: write {fn.__name__}(...)")
         self.name = name or _name_of(fn)
         given: Any = fn
         self.own: AbstractMetric | None = given if _is_own(fn) else None
@@ -121,7 +124,7 @@ class SmoothLoss(Metric):
     """
 
     def __init__(self, beta: float = 0.98, name: str = "smooth_loss", phase: type[Any] | None = None) -> None:
-        if not 0 <= beta < 1:
+        if not (is_number(beta) and 0 <= beta < 1):
             raise ValueError(f"beta={beta!r}: at least 0 and below 1")
         super().__init__("loss", name, phase=phase)
         self.beta = beta
@@ -210,14 +213,12 @@ def _keywords(fn: Any) -> tuple[str, ...]:
 
 
 def _is_own(fn: Any) -> bool:
-    return not isinstance(fn, type) and all(
-        callable(getattr(fn, verb, None)) for verb in ("reset", "step", "epoch_value")
-    )
+    return all(callable(getattr(fn, verb, None)) for verb in ("reset", "step", "epoch_value"))
 
 
 def _accumulator(fn: Any) -> Accumulator | None:
     for update, compute, reset in (("update", "compute", "reset"), ("update_state", "result", "reset_state")):
-        if not isinstance(fn, type) and all(callable(getattr(fn, verb, None)) for verb in (update, compute, reset)):
+        if all(callable(getattr(fn, verb, None)) for verb in (update, compute, reset)):
             return Accumulator(fn, getattr(fn, update), getattr(fn, compute), getattr(fn, reset))
     return None
 
