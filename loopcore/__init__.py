@@ -1,4 +1,4 @@
-"""loopcore: write the step once, run it on PyTorch and NumPy, listen to any moment of it."""
+"""loopcore: write the step once, run it on PyTorch, JAX, TensorFlow and NumPy, listen to any moment of it."""
 
 from __future__ import annotations
 

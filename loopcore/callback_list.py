@@ -41,10 +41,12 @@ class CallbackList:
 
     def add(self, *callbacks: Callback) -> None:
         """Add callbacks; where each runs follows from what it declares."""
+        _check_apart("add", callbacks)
         self._commit([*self._given, *callbacks])
 
     def remove(self, *callbacks: Callback) -> None:
         """Remove callbacks and the shared state that only they write; an error if another one reads it."""
+        _check_apart("remove", callbacks)
         gone = [self._present(callback) for callback in callbacks]
         self._commit([callback for callback in self._given if not any(callback is one for one in gone)])
 
@@ -55,6 +57,7 @@ class CallbackList:
 
     def set(self, *callbacks: Callback) -> None:
         """Replace the whole list."""
+        _check_apart("set", callbacks)
         self._commit(list(callbacks))
 
     def get(self, kind: type[C]) -> C | None:
@@ -105,6 +108,15 @@ class CallbackList:
             _owners[id(callback.identity())] = learner
         self._given, self.members, self.edges = given, members, order.edges
         learner.runs.forget_runners()
+
+
+def _check_apart(method: str, callbacks: Sequence[Any]) -> None:
+    for one in callbacks:
+        if isinstance(one, (list, tuple)):
+            raise CallbackError(
+                f"callbacks.{method} takes callbacks one by one, not a {type(one).__name__} of them: "
+                f"write callbacks.{method}(*callbacks)"
+            )
 
 
 def make_member(learner: Learner, callback: Callback) -> Member:

@@ -6,10 +6,12 @@ A criterion sees the loss of each epoch, the smaller the better, and says whethe
 from __future__ import annotations
 
 from collections import deque
-from math import inf, isfinite
+from math import inf, isfinite, isnan
 from statistics import fmean
 from time import monotonic
 from typing import Any
+
+from loopcore.arguments import is_number
 
 __all__ = [
     "GL",
@@ -84,6 +86,9 @@ class Criterion:
 class Threshold(Criterion):
     """Stop when a loss is below a value.
 
+    Raises:
+        ValueError: it is no number.
+
     Example:
         >>> import loopcore as lc
         >>> stop = lc.criteria.Threshold(0.1)
@@ -92,7 +97,7 @@ class Threshold(Criterion):
     """
 
     def __init__(self, value: float = 0.0) -> None:
-        self.value = value
+        self.value = _number("value", value)
 
     def update(self, loss: float) -> bool:
         """Whether it is below the value."""
@@ -131,6 +136,9 @@ class NumberSinceBest(Criterion):
         n: at least 1.
         min_delta: how much better than the best a loss has to be to count as better, at least 0.
 
+    Raises:
+        ValueError: an argument is out of its range.
+
     Example:
         >>> import loopcore as lc
         >>> stop = lc.criteria.NumberSinceBest(2)
@@ -140,7 +148,7 @@ class NumberSinceBest(Criterion):
 
     def __init__(self, n: int = 6, min_delta: float = 0.0) -> None:
         self.n = _at_least_1("n", n)
-        self.min_delta = min_delta
+        self.min_delta = _number("min_delta", min_delta, least=0)
         self.reset()
 
     def reset(self) -> None:
@@ -183,6 +191,9 @@ class NumberLimit(Criterion):
 class TimeLimit(Criterion):
     """Stop when the first loss is so many seconds ago.
 
+    Raises:
+        ValueError: they are not above 0.
+
     Example:
         >>> import loopcore as lc
         >>> lc.criteria.TimeLimit(3600).update(1.0)
@@ -190,7 +201,7 @@ class TimeLimit(Criterion):
     """
 
     def __init__(self, seconds: float = 1800.0) -> None:
-        self.seconds = seconds
+        self.seconds = _above_0("seconds", seconds)
         self.reset()
 
     def reset(self) -> None:
@@ -316,6 +327,10 @@ class PQ(Criterion):
 class Warmup(Criterion):
     """Another criterion that begins after ``n`` losses, which it does not see; nor the training losses until then.
 
+    Raises:
+        TypeError: it is no criterion.
+        ValueError: ``n`` is not at least 1.
+
     Example:
         >>> import loopcore as lc
         >>> stop = lc.criteria.Warmup(lc.criteria.NumberSinceBest(1), n=1)
@@ -324,7 +339,7 @@ class Warmup(Criterion):
     """
 
     def __init__(self, criterion: Criterion, n: int = 1) -> None:
-        self.criterion = criterion
+        (self.criterion,) = _criteria("Warmup", criterion)
         self.n = _at_least_1("n", n)
         self._count = 0
 
@@ -347,6 +362,9 @@ class Warmup(Criterion):
 class Disjunction(Criterion):
     """Stop when one of several criteria does; all see every loss.
 
+    Raises:
+        TypeError: one is no criterion.
+
     Example:
         >>> import loopcore as lc
         >>> stop = lc.criteria.NumberLimit(9) | lc.criteria.InvalidValue()
@@ -355,7 +373,7 @@ class Disjunction(Criterion):
     """
 
     def __init__(self, *criteria: Criterion) -> None:
-        self.criteria = criteria
+        self.criteria = _criteria("Disjunction", *criteria)
 
     def reset(self) -> None:
         """Forget all losses."""
@@ -378,6 +396,20 @@ class Disjunction(Criterion):
 def _over_best(value: float, best: float) -> float:
     """How many percent a value is above the best one."""
     return 100 * (value - best) / abs(best) if best else (0.0 if value == best else inf)
+
+
+def _criteria(who: str, *given: Criterion) -> tuple[Criterion, ...]:
+    for one in given:
+        if not isinstance(one, Criterion):
+            instead = f"write {one.__name__}()" if isinstance(one, type) else "such as lc.criteria.Threshold(0.1)"
+            raise TypeError(f"{who} takes criteria, instances of lc.criteria.Criterion, not {one!r}: {instead}")
+    return given
+
+
+def _number(name: str, value: float, least: float = -inf) -> float:
+    if not is_number(value) or isnan(value) or value < least:
+        raise ValueError(f"{name}={value!r}: a number{'' if least == -inf else f', at least {least}'}")
+    return value
 
 
 def _above_0(name: str, value: float) -> float:

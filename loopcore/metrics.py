@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from loopcore.arguments import is_number
+from loopcore.errors import LossError
 from loopcore.losses import predictions_first
 from loopcore.registry import namespace_of
 
@@ -54,6 +56,8 @@ class Metric:
     ) -> None:
         if over not in ("step", "epoch"):
             raise ValueError(f'over is "step" or "epoch", not {over!r}')
+        if isinstance(fn, type):
+            raise TypeError(f"a metric is an instance, not the class {fn.__name__}: write {fn.__name__}(...)")
         self.name = name or _name_of(fn)
         given: Any = fn
         self.own: AbstractMetric | None = given if _is_own(fn) else None
@@ -120,7 +124,7 @@ class SmoothLoss(Metric):
     """
 
     def __init__(self, beta: float = 0.98, name: str = "smooth_loss", phase: type[Any] | None = None) -> None:
-        if not 0 <= beta < 1:
+        if not (is_number(beta) and 0 <= beta < 1):
             raise ValueError(f"beta={beta!r}: at least 0 and below 1")
         super().__init__("loss", name, phase=phase)
         self.beta = beta
@@ -209,14 +213,12 @@ def _keywords(fn: Any) -> tuple[str, ...]:
 
 
 def _is_own(fn: Any) -> bool:
-    return not isinstance(fn, type) and all(
-        callable(getattr(fn, verb, None)) for verb in ("reset", "step", "epoch_value")
-    )
+    return all(callable(getattr(fn, verb, None)) for verb in ("reset", "step", "epoch_value"))
 
 
 def _accumulator(fn: Any) -> Accumulator | None:
     for update, compute, reset in (("update", "compute", "reset"), ("update_state", "result", "reset_state")):
-        if not isinstance(fn, type) and all(callable(getattr(fn, verb, None)) for verb in (update, compute, reset)):
+        if all(callable(getattr(fn, verb, None)) for verb in (update, compute, reset)):
             return Accumulator(fn, getattr(fn, update), getattr(fn, compute), getattr(fn, reset))
     return None
 
@@ -245,13 +247,16 @@ def accuracy(y_pred: Any, ys: Any) -> Any:
     Returns:
         A 0-d array in [0, 1].
 
+    Raises:
+        LossError: ``ys`` has neither of these shapes, or there is a single class.
+
     Example:
         >>> import loopcore as lc, numpy as np
         >>> float(lc.accuracy(np.eye(3), np.array([0, 1, 1]))).__round__(4)
         0.6667
     """
     xp = namespace_of(y_pred).xp
-    labels = xp.argmax(ys, axis=-1) if ys.ndim == y_pred.ndim else ys
+    labels = _labels("accuracy", y_pred, ys, xp)
     best = xp.argmax(y_pred, axis=-1)
     if best.dtype != labels.dtype:  # TensorFlow compares only equal dtypes
         labels = xp.astype(labels, best.dtype)
@@ -265,7 +270,7 @@ def top_k_accuracy(k: int = 5) -> Callable[[Any, Any], Any]:
         k: at least 1.
 
     Returns:
-        A function as `accuracy`, of the name ``top_5_accuracy``.
+        A function as `accuracy`, of the name ``top_5_accuracy``, which takes the same shapes.
 
     Raises:
         ValueError: ``k`` is no such number.
@@ -283,7 +288,7 @@ def top_k_accuracy(k: int = 5) -> Callable[[Any, Any], Any]:
 
     def top_k(y_pred: Any, ys: Any) -> Any:
         xp = namespace_of(y_pred).xp
-        labels = xp.argmax(ys, axis=-1) if ys.ndim == y_pred.ndim else ys
+        labels = _labels(top_k.__name__, y_pred, ys, xp)
         labels = xp.expand_dims(xp.astype(labels, xp.int32), axis=-1)
         own = xp.take_along_axis(y_pred, labels, axis=-1)
         classes = xp.arange(y_pred.shape[-1], dtype=xp.int32)
@@ -292,3 +297,31 @@ def top_k_accuracy(k: int = 5) -> Callable[[Any, Any], Any]:
 
     top_k.__name__ = f"top_{k}_accuracy"
     return top_k
+
+
+def _labels(name: str, y_pred: Any, ys: Any, xp: Any) -> Any:
+    """Labels ``(...)`` of labels or one-hot rows.
+
+    Raises:
+        LossError: they have another shape, which would broadcast without a word, or there is a single class.
+    """
+    shape, given = y_pred.shape, ys.shape
+    if len(shape) and shape[-1] != 1:
+        if given == shape[:-1]:
+            return ys
+        if given == shape:
+            return xp.argmax(ys, axis=-1)
+    raise LossError(
+        f"{name} got y_pred of shape {tuple(shape)} and {ys.dtype} ys of shape {tuple(given)}: {_fit(shape)}"
+    )
+
+
+def _fit(shape: Any) -> str:
+    """What to write instead, for predictions of a shape."""
+    if not len(shape):
+        return "y_pred has the shape (..., classes), and there is one label for each row"
+    if shape[-1] == 1:
+        return (
+            "with a single class it is always right; for one logit of two classes pass a metric that takes y_pred > 0"
+        )
+    return f"write integer labels of shape {tuple(shape[:-1])}, or one-hot rows of the shape of y_pred"

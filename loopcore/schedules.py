@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TypeAlias
 
+from loopcore.arguments import is_number
+
 __all__ = [
     "constant",
     "cosine",
@@ -155,6 +157,7 @@ def warmup(schedule: Schedule, length: float, start: float = 0.0) -> Schedule:
         start: value at 0.
 
     Raises:
+        TypeError: ``schedule`` is no function.
         ValueError: ``length`` is not above 0.
 
     Example:
@@ -163,6 +166,7 @@ def warmup(schedule: Schedule, length: float, start: float = 0.0) -> Schedule:
         >>> [schedule(step) for step in (0, 2, 4, 100)]
         [0.0, 0.5, 1.0, 1.0]
     """
+    _check_schedules("warmup", schedule)
     return sequence(linear(start, schedule(0), length), schedule, at=(length,))
 
 
@@ -193,7 +197,7 @@ def one_cycle(
         [0.0, 0.5, 1.0, 0.5, 0.0]
     """
     _check("length", length)
-    if not 0 < rise < 1:
+    if not (is_number(rise) and 0 < rise < 1):
         raise ValueError(f"rise={rise!r}: the share of the steps that go up, above 0 and below 1")
     first = peak / 25 if start is None else start
     last = first / 1e4 if stop is None else stop
@@ -209,6 +213,7 @@ def sequence(*schedules: Schedule, at: Sequence[float]) -> Schedule:
         at: the steps at which the second, third, ... begin, in rising order.
 
     Raises:
+        TypeError: a schedule is no function.
         ValueError: ``at`` does not have one step less than there are schedules, or they do not rise.
 
     Example:
@@ -217,6 +222,7 @@ def sequence(*schedules: Schedule, at: Sequence[float]) -> Schedule:
         >>> both(4), both(10)
         (1.0, 0.5)
     """
+    _check_schedules("sequence", *schedules)
     if len(at) != len(schedules) - 1 or any(b <= a for a, b in pairwise(at)):
         raise ValueError(f"at={tuple(at)!r}: {len(schedules)} schedules need {len(schedules) - 1} rising steps")
     begins = (0.0, *at)
@@ -235,12 +241,16 @@ def shift(schedule: Schedule, by: float) -> Schedule:
         schedule: what is moved.
         by: steps (or epochs); a negative number leaves out as many at the beginning.
 
+    Raises:
+        TypeError: ``schedule`` is no function.
+
     Example:
         >>> import loopcore as lc
         >>> later = lc.schedules.shift(lc.schedules.linear(1.0, 0.0, 10), 100)
         >>> later(50), later(105)
         (1.0, 0.5)
     """
+    _check_schedules("shift", schedule)
     return lambda step: schedule(max(0.0, step - by))
 
 
@@ -251,11 +261,15 @@ def scale(schedule: Schedule, factor: float) -> Schedule:
         schedule: what is multiplied.
         factor: of every value.
 
+    Raises:
+        TypeError: ``schedule`` is no function.
+
     Example:
         >>> import loopcore as lc
         >>> lc.schedules.scale(lc.schedules.constant(2.0), 0.5)(7)
         1.0
     """
+    _check_schedules("scale", schedule)
     return lambda step: factor * schedule(step)
 
 
@@ -264,5 +278,14 @@ def _share(step: float, length: float) -> float:
 
 
 def _check(name: str, value: float) -> None:
-    if not value > 0:
+    if not (is_number(value) and value > 0):
         raise ValueError(f"{name}={value!r}: a number of steps above 0")
+
+
+def _check_schedules(who: str, *schedules: Schedule) -> None:
+    for schedule in schedules:
+        if not callable(schedule):
+            raise TypeError(
+                f"{who} takes a schedule, a function from a step to a number, not {schedule!r}: "
+                f"write lc.schedules.constant({schedule!r})"
+            )

@@ -215,3 +215,81 @@ def test_a_model_is_built_on_the_first_batch(kind: str) -> None:
 def test_without_data_it_cannot_be_built() -> None:
     with pytest.raises(UnknownModelError, match=r"keras\.Input"):
         learner_of(unbuilt("sequential"), lc.SGD(0.1))
+
+
+# -- what keras adds to its own loss
+
+
+class AddsLoss(keras.layers.Layer):  # type: ignore[misc]
+    """Passes on what it gets, and asks for small values."""
+
+    def call(self, x: Any) -> Any:
+        self.add_loss(keras.ops.mean(x**2))
+        return x
+
+
+def regularized(kind: str, strength: float = 10.0) -> Any:
+    keras.utils.set_random_seed(0)
+    penalty = keras.regularizers.L2(strength)
+    layers = {
+        "kernel": lambda: [keras.layers.Dense(3, kernel_regularizer=penalty)],
+        "within": lambda: [keras.Sequential([keras.layers.Dense(3, bias_regularizer=penalty)], name="head")],
+        "activity": lambda: [keras.layers.Dense(3, activity_regularizer=penalty)],
+        "own": lambda: [keras.layers.Dense(3), AddsLoss()],
+    }
+    return keras.Sequential([keras.Input((4,)), *layers[kind]()])
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("kernel", "regularizer of 'dense.kernel'"),
+        ("within", "regularizer of 'head.dense.bias'"),
+        ("activity", "activity_regularizer of 'dense"),
+    ],
+)
+def test_regularizers_are_told_when_a_model_is_bound(kind: str, words: str) -> None:
+    with pytest.warns(UserWarning) as told:
+        learner = learner_of(regularized(kind), lc.SGD(0.01))
+        learner.run_step(lc.TrainingPhase(), (X, Y))
+    messages = [str(one.message) for one in told if "regularizer" in str(one.message)]
+    assert len(messages) == 1
+    assert words in messages[0] and "add the penalty to the loss" in messages[0]
+
+
+def test_add_loss_is_told_once_at_the_first_training_step() -> None:
+    learner = learner_of(regularized("own"), lc.SGD(0.01))
+    with pytest.warns(UserWarning, match="add_loss") as told:
+        for _ in range(3):
+            learner.run_step(lc.TrainingPhase(), (X, Y))
+    assert len([one for one in told if "add_loss" in str(one.message)]) == 1
+
+
+def test_a_model_without_them_is_told_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    learner_of(network(), lc.SGD(0.01)).run_step(lc.TrainingPhase(), (X, Y))
+    assert not [one for one in recwarn if "regularizer" in str(one.message) or "add_loss" in str(one.message)]
+
+
+class Penalised(lc.TrainingPhase):
+    """The phase of docs/how-a-step-runs.md, with the penalty of `regularized`."""
+
+    def step(self, learner: Any, handle: Any, state: Any) -> None:
+        def objective() -> Any:
+            state.y_pred = learner.model(state.xs)
+            kernel = learner.params.value["dense.kernel"]
+            state.loss = learner.loss_fn(state.y_pred, state.ys) + 10.0 * learner.xp.sum(kernel**2)
+            return state.loss
+
+        learner.minimize(objective)
+
+
+@pytest.mark.filterwarnings("ignore:.*regularizer of 'dense.kernel'")
+def test_the_penalty_in_the_phase_is_that_of_keras() -> None:
+    theirs, learner = regularized("kernel"), learner_of(regularized("kernel"), keras.optimizers.SGD(0.01))
+    theirs.compile(keras.optimizers.SGD(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    for _ in range(3):
+        theirs.train_on_batch(X, Y)
+        learner.run_step(Penalised(), (X, Y))
+    for own, other in zip(learner.model.native.weights, theirs.weights, strict=True):
+        found, expected = keras.ops.convert_to_numpy(own), keras.ops.convert_to_numpy(other)
+        np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-6)

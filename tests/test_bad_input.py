@@ -21,6 +21,7 @@ BATCH = (XS, XS)
 NUMBERS = "but parameters are arrays of floats, such as np.array([1.0, 2.0])"
 NESTED = {"a": np.ones(1), "b": {"c": (np.ones(2), 3.0)}}
 ON_NUMPY = {"backend": "numpy"}
+untyped: Any = lc  # for arguments that a type checker refuses
 
 
 def refused(kind: type[BaseException], *words: str, action: Callable[[], Any]) -> BaseException:
@@ -500,6 +501,52 @@ def test_throttling_what_cannot_be_throttled() -> None:
     refused(errors.EventError, "class of an event", action=lambda: lc.throttle(lc.Recorder(), lc.StepEnd(), every=2))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("kind", "words", "make"),
+    [
+        (ValueError, ("positive norm or value", "norm='1'"), lambda: untyped.GradientClipping("1")),
+        (ValueError, ("positive norm or value", "value=nan"), lambda: untyped.GradientClipping(value=float("nan"))),
+        (ValueError, ("positive norm or value", "norm=True"), lambda: untyped.GradientClipping(True)),
+        (ValueError, ("decay of AveragedWeights is in [0, 1)", "not 'a'"), lambda: untyped.AveragedWeights("a")),
+        (ValueError, ("whole number of updates", "not 'a'"), lambda: untyped.AveragedWeights(0.9, start="a")),
+        (ValueError, ("whole number of updates, at least 0", "not -1"), lambda: untyped.AveragedWeights(0.9, start=-1)),
+        (ValueError, ("alpha of MixUp is positive", "not 'a'"), lambda: untyped.MixUp("a")),
+        (ValueError, ("MixUp(classes=0)", "a whole number, at least 1"), lambda: untyped.MixUp(classes=0)),
+        (ValueError, ("MixUp(classes='a')",), lambda: untyped.MixUp(classes="a")),
+        (ValueError, ("epsilon of LabelSmoothing is in [0, 1]", "not 'a'"), lambda: untyped.LabelSmoothing("a")),
+        (ValueError, ("LabelSmoothing(classes=-1)",), lambda: untyped.LabelSmoothing(classes=-1)),
+        (ValueError, ("beta='a'", "at least 0 and below 1"), lambda: untyped.SmoothLoss("a")),
+        (errors.CallbackError, ("'w' for epochs='a'", "at least 0"), lambda: untyped.Freeze("w", epochs="a")),
+        (errors.CallbackError, ("'w' for epochs=-1", "None"), lambda: untyped.Freeze("w", epochs=-1)),
+        (errors.CallbackError, ("'b' for epochs=0.5",), lambda: untyped.Freeze({"a": 1, "b": 0.5})),
+        (TypeError, ("the class Strange", "write Strange(...)"), lambda: untyped.Metric(Strange)),
+        (TypeError, ("schedule", "not 0.1", "lc.schedules.constant(0.1)"), lambda: untyped.schedules.scale(0.1, 2)),
+        (TypeError, ("lc.schedules.constant(0.1)",), lambda: untyped.schedules.shift(0.1, 2)),
+        (TypeError, ("lc.schedules.constant(0.1)",), lambda: untyped.schedules.warmup(0.1, 2)),
+        (TypeError, ("lc.schedules.constant(1)",), lambda: untyped.schedules.sequence(lambda step: step, 1, at=(2,))),
+        (ValueError, ("length='a'", "a number of steps above 0"), lambda: untyped.schedules.linear(0.0, 1.0, "a")),
+        (ValueError, ("rise='a'", "above 0 and below 1"), lambda: untyped.one_cycle(0.1, 10, rise="a")),
+    ],
+)  # fmt: skip
+def test_arguments_of_parts_that_make_no_sense(
+    kind: type[BaseException], words: tuple[str, ...], make: Callable[[], Any]
+) -> None:
+    refused(kind, *words, action=make)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    assert untyped.GradientClipping(np.float32(0.5)).norm == 0.5
+    assert untyped.MixUp(np.float32(0.5), classes=np.int64(3)).alpha == 0.5
+    assert untyped.Freeze("w", epochs=np.int64(2)).epochs == {"w": 2}
+
+
+def test_a_list_where_callbacks_are_wanted() -> None:
+    callbacks: Any = toy_learner().callbacks
+    for name in ("set", "add", "remove"):
+        words = (f"callbacks.{name}(*callbacks)", "takes callbacks one by one, not a list of them")
+        refused(errors.CallbackError, *words, action=partial(getattr(callbacks, name), [lc.Recorder()]))
+
+
 # ---- metrics, hyperparameters, weights
 
 
@@ -514,6 +561,31 @@ def test_metrics_that_make_no_sense() -> None:
     shaped = lc.Metric(lambda y_pred, ys: y_pred, name="shaped")
     learner = toy_learner([lc.Metrics(shaped)])
     refused(errors.LossError, "'shaped'", "shape (4, 1)", "mean", action=lambda: learner.fit(1))
+
+
+@pytest.mark.parametrize("metric", [lc.accuracy, lc.top_k_accuracy(2)], ids=lambda metric: metric.__name__)
+@pytest.mark.parametrize(
+    ("y_pred", "ys", "words"),
+    [
+        (np.eye(3), np.zeros((3, 1), int), ("int64 ys of shape (3, 1)", "labels of shape (3,)")),
+        (np.eye(3), np.zeros(1, int), ("ys of shape (1,)", "one-hot rows of the shape of y_pred")),
+        (np.eye(3), np.zeros((2, 3)), ("float64 ys of shape (2, 3)",)),
+        (np.zeros((2, 4, 3)), np.zeros((4, 2), int), ("labels of shape (2, 4)",)),
+        (np.zeros((3, 1)), np.zeros(3, int), ("y_pred of shape (3, 1)", "a single class", "> 0")),
+        (np.zeros((3, 1)), np.zeros((3, 1)), ("a single class",)),
+        (np.zeros(()), np.zeros((), int), ("y_pred of shape ()", "(..., classes)")),
+    ],
+)  # fmt: skip
+def test_labels_that_do_not_fit_are_not_counted(metric: Any, y_pred: Any, ys: Any, words: tuple[str, ...]) -> None:
+    refused(errors.LossError, f"{metric.__name__} got", *words, action=lambda: metric(y_pred, ys))
+
+
+def test_labels_that_fit_are_counted() -> None:
+    logits = np.eye(3)[None].repeat(2, axis=0)
+    labels = np.array([[0, 1, 2], [0, 1, 1]])
+    for ys in (labels, np.eye(3)[labels]):
+        assert float(lc.accuracy(logits, ys)) == pytest.approx(5 / 6)
+        assert float(lc.top_k_accuracy(1)(logits, ys)) == pytest.approx(5 / 6)
 
 
 def test_typos_in_hyperparameters() -> None:

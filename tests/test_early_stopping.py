@@ -91,6 +91,29 @@ def test_the_rest() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "said", "make"),
+    [
+        (TypeError, r"Disjunction takes criteria, .* not 3", lambda: criteria.Disjunction(3)),  # type: ignore[arg-type]
+        (TypeError, r"Disjunction takes criteria, .* not 3", lambda: criteria.Patience(2) | 3),  # type: ignore[operator]
+        (TypeError, r"write GL\(\)", lambda: criteria.Patience(2) | criteria.GL),
+        (TypeError, r"Warmup takes criteria, .* not 3", lambda: criteria.Warmup(3)),  # type: ignore[arg-type]
+        (ValueError, "value='a': a number", lambda: criteria.Threshold("a")),  # type: ignore[arg-type]
+        (ValueError, "value=nan: a number", lambda: criteria.Threshold(nan)),
+        (ValueError, "seconds='a': a number above 0", lambda: criteria.TimeLimit("a")),  # type: ignore[arg-type]
+        (ValueError, "min_delta=-1: a number, at least 0", lambda: criteria.NumberSinceBest(3, min_delta=-1)),
+    ],
+)
+def test_criteria_that_make_no_sense(kind: type[Exception], said: str, make: Any) -> None:
+    with pytest.raises(kind, match=said):
+        make()
+
+
+def test_a_threshold_may_be_any_number() -> None:
+    given: Any = np.float32(0.5)
+    assert criteria.Threshold(given).update(0.25) and criteria.Threshold(-2).update(-3.0)
+
+
+@pytest.mark.parametrize(
     "make",
     [
         lambda: criteria.Patience(3),
@@ -175,7 +198,16 @@ def test_a_metric_that_nobody_measures() -> None:
     [
         (lambda: lc.EarlyStopping(), "one of the two"),
         (lambda: lc.EarlyStopping(3, mode="least"), "mode='least'"),  # type: ignore[arg-type]
-        (lambda: lc.EarlyStopping(criterion=criteria.InvalidValue), r"\(\)"),  # type: ignore[arg-type]
+        (lambda: lc.EarlyStopping(criterion=criteria.InvalidValue), r"write criterion=InvalidValue\(\)"),  # type: ignore[arg-type]
+        (lambda: lc.EarlyStopping(criterion=3), r"criterion=3 is none of .*: write criterion=lc\.criteria"),  # type: ignore[arg-type]
+        (lambda: lc.EarlyStopping(0), r"EarlyStopping\(0\): patience is a whole number of epochs, at least 1"),
+        (lambda: lc.EarlyStopping("val_loss"), r"EarlyStopping\('val_loss'\): .*EarlyStopping\(3, 'val_loss'\)"),  # type: ignore[arg-type]
+        (lambda: lc.EarlyStopping(3, min_delta=-1), "min_delta=-1: a number, at least 0"),
+        (lambda: lc.EarlyStopping(3, min_delta="a"), "min_delta='a'"),  # type: ignore[arg-type]
+        (
+            lambda: lc.EarlyStopping(criterion=criteria.Patience(2), min_delta=0.5),
+            r"min_delta=0\.5 .*NumberSinceBest\(3, min_delta=0\.5\)",
+        ),
         (lambda: lc.MaxSteps(0), "at least 1"),
         (lambda: lc.MaxTime(0), "above 0"),
     ],

@@ -1906,6 +1906,18 @@ def test_every_parameter_group_keeps_its_own_rate(tmp_path: Path) -> None:
     np.testing.assert_equal(second.export_weights(), whole.export_weights())
 
 
+def test_a_rate_is_set_in_all_groups_of_an_optimizer_and_in_one_of_several_optimizers() -> None:
+    learner = grouped(0.1, 0.001)
+    assert learner.hyper.learning_rate == 0.1
+    learner.hyper.learning_rate = 0.5
+    assert rates_of(learner) == [0.5, 0.5]
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+    optimizers = {name: torch.optim.SGD(model[name].parameters(), 0.1) for name in model}
+    learner = lc.Learner(model, lc.losses.mse, optimizer=optimizers)
+    learner.hyper["body.learning_rate"] = 0.001
+    assert [one.param_groups[0]["lr"] for one in optimizers.values()] == [0.001, 0.1]
+
+
 def test_other_groups_and_kinds_are_refused(tmp_path: Path) -> None:
     first = grouped(0.1, 0.001)
     first.fit(1)

@@ -1,4 +1,7 @@
-"""The JAX adapter: the backend protocol, answered with JAX and optax."""
+"""The JAX adapter: the backend protocol, answered with JAX and optax.
+
+The file is long because the protocol has many methods; most of them hand on to the modules beside it.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import keras
 from loopcore.backend import Leaves
 from loopcore.errors import UnknownModelError
 from loopcore_keras.names import paths_of
+from loopcore_keras.penalties import regularizers, warn_of
 
 
 def is_model(value: Any) -> bool:
@@ -40,6 +41,9 @@ class KerasModel:
 
     Raises:
         UnknownModelError: it is not built yet.
+
+    Warns:
+        UserWarning: it has regularizers, or calls ``add_loss``: nobody adds these to the loss.
     """
 
     def __init__(self, layer: Any, title: str) -> None:
@@ -56,10 +60,24 @@ class KerasModel:
         self.buffers: dict[str, Any] = {names[id(v)]: v for v in others if id(v) in weights}
         self.seeds: list[Any] = [v for v in others if id(v) not in weights and v.path.endswith("seed_generator_state")]
         self.arrays: dict[str, Any] = {**self.params, **self.buffers}
+        self._title = title
+        penalties = regularizers(layer, self.params)
+        self._looked = bool(penalties)  # whether there is nothing more to say about penalties
+        if penalties:
+            warn_of(title, " and ".join(penalties))
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Any:
         """The forward pass; assigns to its buffers and seeds."""
-        return self.layer(*args, **{"training": training, **kwargs})
+        result = self.layer(*args, **{"training": training, **kwargs})
+        if training and not self._looked:
+            self._look()
+        return result
+
+    def _look(self) -> None:
+        """Whether the call that just ended came upon an ``add_loss``, of which only a call knows."""
+        self._looked = True
+        if self.layer.losses:
+            warn_of(self._title, "terms of add_loss")
 
     def call_apart(
         self,
@@ -76,7 +94,7 @@ class KerasModel:
         """
         instead = [(self.arrays[path], value) for path, value in values.items()]
         instead += list(zip(self.seeds, seeds, strict=True)) if seeds else []
-        with keras.StatelessScope(state_mapping=instead) as scope:
+        with keras.StatelessScope(state_mapping=instead, collect_losses=not self._looked) as scope:
             result = self.call(args, kwargs, training)
         now = {path: scope.get_current_value(variable) for path, variable in self.buffers.items()}
         return result, {path: value for path, value in now.items() if value is not None}

@@ -17,7 +17,7 @@ def paths_of(layer: Any) -> dict[int, str]:
     Keras calls the layers of a process ``dense``, ``dense_1``, ``dense_2`` as they come. Here they are numbered within
     the model; a name that the user gave stays as it is. The name of the model itself is left out.
     """
-    automatic = {_snake(type(one).__name__) for one in _within(layer, set())}
+    automatic = {_snake(type(one).__name__) for one in within(layer)}
     numbers: dict[tuple[str, str, str], str] = {}
     counts: dict[tuple[str, str], int] = {}
     found: dict[int, str] = {}
@@ -58,8 +58,9 @@ def _free(path: str, taken: set[str]) -> str:
     return free
 
 
-def _within(layer: Any, seen: set[int]) -> Iterator[Any]:
-    """A layer and all layers in it."""
+def within(layer: Any, seen: set[int] | None = None) -> Iterator[Any]:
+    """A layer and all layers in it, each once."""
+    seen = set() if seen is None else seen
     if id(layer) in seen:
         return
     seen.add(id(layer))
@@ -67,7 +68,7 @@ def _within(layer: Any, seen: set[int]) -> Iterator[Any]:
     for value in (*getattr(layer, "layers", ()), *vars(layer).values()):
         for one in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(one, keras.Layer):
-                yield from _within(one, seen)
+                yield from within(one, seen)
 
 
 def _snake(name: str) -> str:

@@ -1,4 +1,8 @@
-"""The NumPy backend: everything runs eagerly, gradients are autograd's."""
+"""The NumPy backend: everything runs eagerly, gradients are autograd's.
+
+The file is long because the protocol has many methods, and here the object that answers them also holds the arrays and
+does what other backends leave to modules of their own: the forward pass, gradients and updates.
+"""
 
 from __future__ import annotations
 

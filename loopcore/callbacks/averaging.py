@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from loopcore.arguments import is_number, is_whole
 from loopcore.callback import Callback, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
 from loopcore.callbacks.clipping import GradientClipping
@@ -38,7 +39,7 @@ class AveragedWeights(Callback):
         start: updates to wait for. Until then the average is the present weights.
 
     Raises:
-        ValueError: ``decay`` is not in [0, 1), both ways of beginning are asked for, or ``start`` is negative.
+        ValueError: ``decay`` is not in [0, 1), both ways of beginning are asked for, or ``start`` is no such number.
 
     Example:
         >>> import loopcore as lc
@@ -59,12 +60,12 @@ class AveragedWeights(Callback):
     def __init__(
         self, decay: float | None = 0.999, *, warmup: bool = False, debias: bool = False, start: int = 0
     ) -> None:
-        if decay is not None and not 0 <= decay < 1:
+        if decay is not None and not (is_number(decay) and 0 <= decay < 1):
             raise ValueError(f"the decay of AveragedWeights is in [0, 1), for instance 0.999, or None, not {decay!r}")
         if (warmup and debias) or (decay is None and (warmup or debias)):
             raise ValueError("AveragedWeights begins with warmup=True or debias=True, not both; a mean needs neither")
-        if start < 0:
-            raise ValueError(f"AveragedWeights starts after a number of updates, not {start!r}")
+        if not is_whole(start, least=0):
+            raise ValueError(f"AveragedWeights starts after a whole number of updates, at least 0, not {start!r}")
         self.decay, self.warmup, self.debias, self.start = decay, warmup, debias, start
         self._weights: list[tuple[Any, Any, Any]] = []  # phase, and what comes back when it ends; the innermost last
 

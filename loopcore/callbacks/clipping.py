@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from loopcore.arguments import is_number
 from loopcore.callback import Callback, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
 from loopcore.events import BackwardEnd
@@ -42,7 +43,7 @@ class GradientClipping(Callback):
 
     def __init__(self, norm: float | None = None, value: float | None = None) -> None:
         limits = [limit for limit in (norm, value) if limit is not None]
-        if not limits or not all(limit > 0 for limit in limits):
+        if not limits or not all(is_number(limit) and limit > 0 for limit in limits):
             raise ValueError(f"GradientClipping takes a positive norm or value, not norm={norm!r}, value={value!r}")
         self.norm = None if norm is None else float(norm)
         self.value = None if value is None else float(value)

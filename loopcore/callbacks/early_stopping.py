@@ -26,12 +26,13 @@ class EarlyStopping(Callback):
         patience: stop when the best value is so many epochs ago, at least 1.
         monitor: key of the history.
         mode: what is better, ``"min"`` or ``"max"``.
-        min_delta: how much better a value has to be to count, at least 0.
+        min_delta: how much better than the best a value has to be for ``patience``, at least 0.
         criterion: one of `loopcore.criteria` instead of ``patience``; with ``mode="max"`` it sees the negative values.
         training: key of the history whose values `PQ` compares with.
 
     Raises:
-        CallbackError: both or neither of ``patience`` and ``criterion``, or an unknown mode.
+        CallbackError: both or neither of ``patience`` and ``criterion``, an unknown mode, an argument out of its
+            range, or ``min_delta`` beside a criterion.
         UnknownMetricError: nobody measures that metric; found when the first round is over.
 
     Example:
@@ -61,9 +62,7 @@ class EarlyStopping(Callback):
                 "EarlyStopping takes a patience, or criterion=lc.criteria.Threshold(...), one of the two"
             )
         check_mode(mode)
-        if criterion is not None and not isinstance(criterion, Criterion):
-            raise CallbackError(f"criterion={criterion!r} is none of lc.criteria: write criterion={criterion!r}()")
-        self.criterion = criterion or NumberSinceBest(patience or 0, min_delta)
+        self.criterion = _checked(criterion, min_delta) if patience is None else _patient(patience, min_delta)
         self.monitor = monitor
         self.mode = mode
         self.training = training
@@ -102,6 +101,30 @@ class EarlyStopping(Callback):
         """Go on from it; the next fit does not begin anew."""
         self.criterion.load_state_dict(state["criterion"])
         self._epochs, self._resumed = int(state["epochs"]), True
+
+
+def _patient(patience: Any, min_delta: float) -> Criterion:
+    """The criterion that a patience stands for."""
+    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+        hint = f", as in EarlyStopping(3, {patience!r})" if isinstance(patience, str) else ""
+        raise CallbackError(f"EarlyStopping({patience!r}): patience is a whole number of epochs, at least 1{hint}")
+    try:
+        return NumberSinceBest(patience, min_delta)
+    except ValueError as error:
+        raise CallbackError(f"EarlyStopping got {error}") from None
+
+
+def _checked(criterion: Any, min_delta: float) -> Criterion:
+    """A criterion that the user gave."""
+    if not isinstance(criterion, Criterion):
+        instead = f"{criterion.__name__}()" if isinstance(criterion, type) else "lc.criteria.Threshold(0.1)"
+        raise CallbackError(f"criterion={criterion!r} is none of lc.criteria: write criterion={instead}")
+    if min_delta != 0:
+        raise CallbackError(
+            f"min_delta={min_delta!r} belongs to a patience, {type(criterion).__name__} does not look at it: write it "
+            f"into the criterion, such as criterion=lc.criteria.NumberSinceBest(3, min_delta={min_delta!r})"
+        )
+    return criterion
 
 
 class MaxSteps(Callback):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from loopcore.arguments import is_whole
 from loopcore.callback import NO_CONFLICT, Callback, Resolution, on
 from loopcore.errors import CallbackError
 from loopcore.events import EpochBegin
@@ -29,7 +30,7 @@ class Freeze(Callback):
         epochs: completed training epochs after which they are trained like all others; None is never.
 
     Raises:
-        CallbackError: there is no pattern.
+        CallbackError: there is no pattern, or ``epochs`` is no whole number.
         WeightsError: a pattern matches no trained parameter.
 
     Example:
@@ -51,6 +52,11 @@ class Freeze(Callback):
             self.epochs = {pattern: epochs for pattern in patterns if isinstance(pattern, str)}
         if not self.epochs or len(self.epochs) < len(patterns):
             raise CallbackError('Freeze takes patterns of paths, such as Freeze("encoder.*"), or one dict of them')
+        for pattern, end in self.epochs.items():
+            if end is not None and not is_whole(end, least=0):
+                raise CallbackError(
+                    f"Freeze holds {pattern!r} for epochs={end!r}: a whole number, at least 0, or None for good"
+                )
 
     def setup(self, learner: Any) -> None:
         """Hold them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from loopcore.arguments import is_number, is_whole
 from loopcore.callback import Callback, on
 from loopcore.callbacks.counting import is_float
 from loopcore.errors import CallbackError
@@ -24,10 +25,10 @@ class MixUp(Callback):
 
     Args:
         alpha: positive; the larger, the more evenly samples are mixed.
-        classes: number of classes, for integer labels.
+        classes: number of classes, at least 1, for integer labels.
 
     Raises:
-        ValueError: ``alpha`` is not positive.
+        ValueError: ``alpha`` is not positive, or ``classes`` no such number.
         CallbackError: labels are integers and ``classes`` is not given, or the inputs are no floating arrays.
 
     Example:
@@ -43,10 +44,10 @@ class MixUp(Callback):
     writes = ("step.xs", "step.ys")
 
     def __init__(self, alpha: float = 0.2, classes: int | None = None) -> None:
-        if not alpha > 0:
+        if not (is_number(alpha) and alpha > 0):
             raise ValueError(f"the alpha of MixUp is positive, for instance 0.2, not {alpha!r}")
         self.alpha = float(alpha)
-        self.classes = classes
+        self.classes = _checked(classes, "MixUp")
 
     @on(StepBegin, AbstractTrainingPhase, traced=True)
     def mix(self, learner: Any, phase: Any) -> None:
@@ -78,10 +79,10 @@ class LabelSmoothing(Callback):
 
     Args:
         epsilon: in [0, 1].
-        classes: number of classes, for integer labels.
+        classes: number of classes, at least 1, for integer labels.
 
     Raises:
-        ValueError: ``epsilon`` is not in [0, 1].
+        ValueError: ``epsilon`` is not in [0, 1], or ``classes`` no such number.
         CallbackError: labels are integers and ``classes`` is not given.
 
     Example:
@@ -98,16 +99,22 @@ class LabelSmoothing(Callback):
     run_after = (MixUp,)
 
     def __init__(self, epsilon: float = 0.1, classes: int | None = None) -> None:
-        if not 0 <= epsilon <= 1:
+        if not (is_number(epsilon) and 0 <= epsilon <= 1):
             raise ValueError(f"the epsilon of LabelSmoothing is in [0, 1], for instance 0.1, not {epsilon!r}")
         self.epsilon = float(epsilon)
-        self.classes = classes
+        self.classes = _checked(classes, "LabelSmoothing")
 
     @on(StepBegin, AbstractTrainingPhase, traced=True)
     def smooth(self, learner: Any, phase: Any) -> None:
         """Smooth ``step.ys``."""
         rows = probabilities(learner.step.ys, self.classes, learner.xp, "LabelSmoothing")
         learner.step.ys = rows * (1.0 - self.epsilon) + self.epsilon / rows.shape[-1]
+
+
+def _checked(classes: int | None, who: str) -> int | None:
+    if classes is not None and not is_whole(classes, least=1):
+        raise ValueError(f"{who}(classes={classes!r}): a whole number, at least 1")
+    return classes
 
 
 def probabilities(ys: Any, classes: int | None, xp: Any, who: str) -> Any:
