@@ -37,9 +37,10 @@ def test_every_function_is_there(backend: Subject) -> None:
 @pytest.mark.parametrize("label", CASES)
 def test_values_and_dtypes(backend: Subject, label: str) -> None:
     case = CASES[label]
+    call, names = case.call, list(parts(case))
 
     def body(learner: Any, handle: Any, state: Any) -> None:
-        state.found = case.call(learner.xp, *(getattr(state, name) for name in parts(case)))
+        state.found = call(learner.xp, *(getattr(state, name) for name in names))
 
     learner = learner_of(backend)
     found = learner.to_host(run(learner, body, None, **parts(case)).found)
@@ -55,17 +56,18 @@ def test_values_and_dtypes(backend: Subject, label: str) -> None:
 @pytest.mark.parametrize("label", SMOOTH)
 def test_gradients(backend: Subject, label: str) -> None:
     case = CASES[label]
+    call, names = case.call, list(parts(case))
     floats = [n for n, array in enumerate(case.arrays) if array.dtype.kind == "f"]
     weights = np.cos(np.arange(np.size(case.expected(*case.arrays)), dtype=np.float64))
 
     def body(learner: Any, handle: Any, state: Any) -> None:
-        given = [getattr(state, name) for name in parts(case)]
+        given = [getattr(state, name) for name in names]
 
         def scalar(*values: Any) -> Any:
             arrays = list(given)
             for n, value in zip(floats, values, strict=True):
                 arrays[n] = value
-            return learner.xp.sum(learner.xp.reshape(case.call(learner.xp, *arrays), (-1,)) * state.weights)
+            return learner.xp.sum(learner.xp.reshape(call(learner.xp, *arrays), (-1,)) * state.weights)
 
         found = learner.grad(scalar)(*(given[n] for n in floats))
         state.found = found if len(floats) > 1 else (found,)
@@ -103,9 +105,10 @@ def test_the_gradient_of_a_norm_is_zero_at_zero(backend: Subject) -> None:
 @pytest.mark.parametrize("label", ["relu", "sigmoid huge", "softplus huge", "softmax huge", "log_softmax huge"])
 def test_gradients_stay_finite(backend: Subject, label: str) -> None:
     case = CASES[label]
+    call = case.call
 
     def body(learner: Any, handle: Any, state: Any) -> None:
-        state.found = learner.grad(lambda x: learner.xp.sum(case.call(learner.xp, x) ** 2))(state.xs)
+        state.found = learner.grad(lambda x: learner.xp.sum(call(learner.xp, x) ** 2))(state.xs)
 
     learner = learner_of(backend)
     found = learner.to_host(run(learner, body, xs=np.where(np.abs(case.arrays[0]) < 0.3, 0, case.arrays[0])).found)
