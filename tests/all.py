@@ -25,7 +25,7 @@ FRAMEWORKS = ("jax", "tensorflow", "torch", CORE, SEVERAL)  # what takes longest
 COMPILING = ("jax", "tensorflow")
 KERAS = ("torch", "jax")  # where the suite is run again, with models of Keras; those of TensorFlow are of Keras anyway
 COMPILED = "random_bodies"
-SLOW = "test_gradient or test_handlers or test_update or test_cancel"  # half of the time of a suite that compiles
+SLOW = "test_gradient or test_handlers or test_update or test_cancel or test_every_callback"  # half the time
 QUICK = "test_gradient or test_models or test_batch_norm or test_dropout or test_carry or test_trajectory"
 
 
