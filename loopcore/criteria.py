@@ -11,7 +11,7 @@ from statistics import fmean
 from time import monotonic
 from typing import Any
 
-from loopcore.arguments import is_number
+from loopcore.arguments import is_number, is_whole
 
 __all__ = [
     "GL",
@@ -413,12 +413,12 @@ def _number(name: str, value: float, least: float = -inf) -> float:
 
 
 def _above_0(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if not (is_number(value) and value > 0):
         raise ValueError(f"{name}={value!r}: a number above 0")
     return value
 
 
 def _at_least_1(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value, least=1):
         raise ValueError(f"{name}={value!r}: a whole number, at least 1")
     return value

@@ -85,7 +85,7 @@ def run_step(body: Body, learner: Learner, phase: Phase, /, **initial_state: Any
 
 
 def _with_learner(body: Body) -> Body:
-    @wraps(body, assigned=(), updated=())
+    @wraps(body, assigned=(), updated=())  # a program is kept for the body itself
     def taking(learner: Learner, handle: Callable[[Event], None], state: State) -> None:
         body(handle, state)
 

@@ -201,12 +201,8 @@ class Trace:
 
     def _check_phase(self, start: Start) -> None:
         """Refuse arrays that the body left in attributes of the phase: they have no value once the trace is over."""
-        phase, before = self._runner.phase, start.phase
-        attributes = vars(phase)
-        left = [n for n, value in attributes.items() if self._backend.is_array(value) and value is not before.get(n)]
-        for name in left:
-            if name not in before:  # what was there is put back with the inputs
-                del attributes[name]
+        phase, given = self._runner.phase, start.phase
+        left = [n for n, value in vars(phase).items() if self._backend.is_array(value) and value is not given.get(n)]
         if left:
             names = ", ".join(f"{type(phase).__name__}.{name}" for name in left)
             code = getattr(self._body, "__code__", None)
@@ -215,6 +211,15 @@ class Trace:
                 f"{place}{names} was set to an array in a compiled step, which is left behind there without a value: "
                 "keep it in learner.shared, or in the state and declare it in carries, where it is handed on"
             )
+
+    def _put_back(self, before: Mapping[str, Any]) -> None:
+        """Leave no placeholder in the phase, of its own arrays or where the body put one."""
+        attributes = vars(self._runner.phase)
+        for name in [name for name, value in attributes.items() if self._backend.is_array(value)]:
+            if name in before:
+                attributes[name] = before[name]
+            else:
+                del attributes[name]
 
     def _shape(self, value: Tree) -> str:
         found = [self._backend.signature(leaf) for leaf in self._backend.tree_leaves(value) if hasattr(leaf, "dtype")]
@@ -227,7 +232,7 @@ class Trace:
         shared = vars(learner.shared)
         before = (backend.carried(), dict(backend.hyper_values()), dict(shared), learner.hyper._values())
         outer = (runs.step, runs.attempt, runs.gradient, self._runner.handle)
-        attributes = {name: getattr(phase, name) for name in start.phase}
+        attributes = dict(vars(phase))
         words = {name: backend.from_words(start.words, *slot) for name, slot in self._layout.items()}
         self._attempt = words.pop("attempt")
         carried_words = {name.removeprefix("shared."): value for name, value in words.items()}
@@ -250,7 +255,7 @@ class Trace:
             yield state
         finally:
             runs.step, runs.attempt, runs.gradient, self._runner.handle = outer
-            vars(phase).update(attributes)
+            self._put_back(attributes)
             backend.put_carried(before[0])
             backend.put_hyper_values(before[1])
             learner.shared._show()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
+from loopcore.arguments import is_number, is_whole
 from loopcore.callback import Callback, on
 from loopcore.callbacks.monitor import Mode, check_mode, monitored
 from loopcore.criteria import Criterion, NumberSinceBest
@@ -105,7 +106,7 @@ class EarlyStopping(Callback):
 
 def _patient(patience: Any, min_delta: float) -> Criterion:
     """The criterion that a patience stands for."""
-    if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+    if not is_whole(patience, least=1):
         hint = f", as in EarlyStopping(3, {patience!r})" if isinstance(patience, str) else ""
         raise CallbackError(f"EarlyStopping({patience!r}): patience is a whole number of epochs, at least 1{hint}")
     try:
@@ -146,7 +147,7 @@ class MaxSteps(Callback):
     """
 
     def __init__(self, steps: int) -> None:
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if not is_whole(steps, least=1):
             raise CallbackError(f"MaxSteps({steps!r}): a whole number of steps, at least 1")
         self.steps = steps
         self.count = 0
@@ -193,7 +194,7 @@ class MaxTime(Callback):
     """
 
     def __init__(self, seconds: float) -> None:
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        if not (is_number(seconds) and seconds > 0):
             raise CallbackError(f"MaxTime({seconds!r}): a time in seconds, above 0")
         self.seconds = seconds
         self._begin = monotonic()
