@@ -5,9 +5,9 @@ from __future__ import annotations
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from loopcore.arguments import is_whole
 from loopcore.callback import Callback
 from loopcore.errors import (
     CallbackError,
@@ -102,7 +102,7 @@ def check_options(callbacks: Any, loss_fn: Any, hyper: Any, seed: Any) -> None:
         raise LossError(f"loss_fn={loss_fn!r} cannot be called: pass loss_fn(y_pred, ys), such as lc.losses.mse")
     if not (hyper is None or isinstance(hyper, Mapping)):
         raise TypeError(f'hyper={hyper!r} is no mapping: write names and numbers, such as hyper={{"kl_weight": 0.5}}')
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+    if not is_whole(seed, least=0):
         raise ValueError(f"seed is a whole number, at least 0, not {seed!r}")
 
 

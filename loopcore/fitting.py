@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Literal
 
+from loopcore.arguments import is_whole
 from loopcore.building import phases_of_fit
 from loopcore.dispatch import deliver
 from loopcore.errors import (
@@ -58,7 +58,7 @@ def fit(learner: Learner, epochs: int) -> FitResult:
             "fit was called while this learner is in fit: run more phases with learner.run_epoch(phase), or fit "
             "another learner"
         )
-    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 0:
+    if not is_whole(epochs, least=0):
         raise ValueError(f"fit takes a whole number of epochs, at least 0, not {epochs!r}")
     rounds = phases_of_fit(learner, epochs)
     run = _Run()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loopcore.arguments import is_whole
 from loopcore.building import data_of, is_one_shot
 from loopcore.checkpoint_states import keeps_place
 from loopcore.errors import DataExhaustedError, LossError
@@ -107,7 +108,7 @@ class LRFinder:
     ) -> None:
         if not 0 < low < high < float("inf"):
             raise ValueError(f"low={low!r}, high={high!r}: rates above 0, the first below the last")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 10:
+        if not is_whole(steps, least=10):
             raise ValueError(f"steps={steps!r}: a whole number, at least 10")
         if not 0 <= beta < 1:
             raise ValueError(f"beta={beta!r}: at least 0 and below 1")

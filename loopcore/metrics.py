@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loopcore.arguments import is_number
+from loopcore.arguments import is_number, is_whole
 from loopcore.errors import LossError
 from loopcore.losses import predictions_first
 from loopcore.registry import namespace_of
@@ -283,7 +283,7 @@ def top_k_accuracy(k: int = 5) -> Callable[[Any, Any], Any]:
         >>> lc.Metric(lc.top_k_accuracy(2)).name
         'top_2_accuracy'
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+    if not is_whole(k, least=1):
         raise ValueError(f"top_k_accuracy({k!r}): a whole number, at least 1")
 
     def top_k(y_pred: Any, ys: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from loopcore.arguments import is_whole
 from loopcore.callback import Callback, on
 from loopcore.callbacks.counting import counter
 from loopcore.callbacks.device import ToDevice
@@ -100,7 +101,7 @@ class GradientAccumulation(Callback):
     run_after = (ToDevice,)
 
     def __init__(self, n: int) -> None:
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        if not is_whole(n, least=1):
             raise ValueError(f"GradientAccumulation takes the number of steps to an update, at least 1, not {n!r}")
         self.n = n
         self._position = 0  # completed steps of the window that is open

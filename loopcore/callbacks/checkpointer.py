@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from loopcore.arguments import is_whole
 from loopcore.callback import Callback, on
 from loopcore.callbacks.monitor import Mode, check_mode, monitored, ranked, worst
 from loopcore.checkpoint import manifest_of
@@ -67,7 +68,7 @@ class Checkpointer(Callback):
     ) -> None:
         check_mode(mode)
         for name, value in (("keep_top_k", keep_top_k), ("every", every)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_whole(value, least=1):
                 raise CallbackError(f"{name}={value!r}: a whole number, at least 1")
         self.folder = Path(folder)
         self.monitor = monitor

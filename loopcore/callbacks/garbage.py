@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+from loopcore.arguments import is_whole
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError
 from loopcore.events import EpochEnd, StepEnd
@@ -30,7 +31,7 @@ class GarbageCollect(Callback):
     """
 
     def __init__(self, every: int | None = None) -> None:
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+        if every is not None and not is_whole(every, least=1):
             raise CallbackError(f"GarbageCollect(every={every!r}): a whole number of steps, at least 1")
         self.every = every
         self._steps = 0

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from loopcore.arguments import is_whole
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError
 from loopcore.events import FitBegin, FitEnd, StepBegin, StepEnd
@@ -36,7 +37,7 @@ class Profiler(Callback):
 
     def __init__(self, folder: str | Path, *, skip: int = 5, steps: int = 10) -> None:
         for name, value, least in (("skip", skip, 0), ("steps", steps, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if not is_whole(value, least=least):
                 raise CallbackError(f"{name}={value!r}: a whole number of steps, at least {least}")
         self.folder = Path(folder)
         self.skip = skip

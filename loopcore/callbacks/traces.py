@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from loopcore.arguments import is_whole
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, Listener, Resolution, on
 from loopcore.callbacks.log import Logs
 from loopcore.errors import CallbackError
@@ -78,7 +79,7 @@ class Traces(Callback):
     ) -> None:
         if not isinstance(functions, Mapping) or not functions or not all(map(callable, functions.values())):
             raise CallbackError(f"Traces takes functions of the learner by name, {{name: fn}}, not {functions!r}")
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        if not is_whole(size, least=1):
             raise CallbackError(f"size={size!r}: a whole number of values, at least 1")
         on(event, phase)  # checks them
         self.functions = dict(functions)

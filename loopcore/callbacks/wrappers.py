@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from loopcore.arguments import is_number, is_whole
 from loopcore.callback import Callback, Listener, Resolution, RunFirst, Sleeper, wants_event
 from loopcore.errors import CallbackError, EventError
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
@@ -251,8 +252,8 @@ def throttle(
         raise CallbackError("throttle takes every=n, seconds=s or when=condition, one of them")
     if when is not None and not callable(when):
         raise CallbackError(f"when={when!r}: a function of the phase that says whether the callback hears the event")
-    if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+    if every is not None and not is_whole(every, least=1):
         raise CallbackError(f"every={every!r}: a whole number of events, at least 1")
-    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
+    if seconds is not None and not (is_number(seconds) and seconds > 0):
         raise CallbackError(f"seconds={seconds!r}: a time above 0")
     return Throttle(callback, event, every, seconds, when)
