@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
@@ -17,6 +15,7 @@ from loopcore.errors import CallbackError
 from loopcore.inputs import Kinds, Scalars, Seen, Words, as_array, parted
 from loopcore.keys import Same, attributes_read, body_key, frozen, same
 from loopcore.packing import Packed
+from loopcore.recompiles import Recompiles
 from loopcore.state import State
 from loopcore.tracing import Cut, Left, Reached, Start, Trace, Wanted, with_leaves
 from loopcore.user_lines import explained
@@ -24,15 +23,6 @@ from loopcore.user_lines import explained
 if TYPE_CHECKING:
     from loopcore.loop import Body
     from loopcore.plan import Runner
-
-_log = logging.getLogger("loopcore")
-_STORM = 8
-_PARTS = (
-    *("the body", "the loss", "an attribute of the phase", "an attribute of a callback"),
-    *("the names of what is no array in the state", "the names of the state"),
-    *("the names of shared", "what is read", "the seed", "state.apply", "what is carried", "who listens"),
-    *("who cuts", "the step around it", "the cuts"),
-)
 
 
 @dataclass
@@ -63,7 +53,7 @@ class Programs:
         self._learner = runner.learner
         self._backend = cast(CompilingBackend, runner.backend)
         self._segments: dict[tuple[Hashable, ...], list[Segment]] = {}
-        self._last: tuple[Hashable, ...] = ()
+        self._recompiles = Recompiles(runner.name)
         self._recent: _Recent | None = None
         self._wanted: dict[frozenset[str], Wanted] = {}
         self._cutters: frozenset[int] | None = frozenset()  # see `Trace`
@@ -129,7 +119,7 @@ class Programs:
         if len(trace.shapes) > segment.told:
             segment.told = len(trace.shapes)
             if not lefts:
-                self._report_shape(trace.shapes[-2], trace.shapes[-1], segment.told)
+                self._recompiles.of_shape(trace.shapes[-2], trace.shapes[-1], segment.told)
         return outputs, reached
 
     def _heard(self, state: State, reached: Reached) -> tuple[dict[str, Any], Tree]:
@@ -274,7 +264,9 @@ class Programs:
         for segment in there:
             if not self._unlike(segment, static):
                 return segment
-        self._report(key, self._unlike(there[-1], static) if there else [], len(cuts))
+        if not cuts:
+            known: list[int] = [len(found) for other, found in self._segments.items() if not other[-1]]
+            self._recompiles.of(key, sum(known), self._unlike(there[-1], static) if there else ())
         donate = () if self._runner.cut_by(asleep) or self._learner.runs.within else (0,)
         trace = Trace(self._runner, body, tuple(cuts), wanted, apply, dict(layout), asleep, self._cutters, bool(donate))
         made = Segment(self._backend.compile(trace, donate), trace)
@@ -314,34 +306,6 @@ class Programs:
             for name, was in noted.items()
             if name not in now or frozen(now[name]) != was
         ]
-
-    def _report(self, key: tuple[Hashable, ...], unlike: Sequence[str], cut: int) -> None:
-        """Log why a further program is made; warn when they do not end."""
-        counts: list[int] = [len(found) for other, found in self._segments.items() if not other[-1]]
-        known = sum(counts)  # without what follows a cut
-        if cut or not known:
-            self._last = key if not cut else self._last
-            return
-        changed = unlike or [name for name, was, now in zip(_PARTS, self._last, key, strict=True) if was != now]
-        self._last = key
-        advice = "make it an array or a float of the state, which are inputs"
-        self._tell(f"{', '.join(changed) or 'something'} changed", known, advice)
-
-    def _report_shape(self, was: Mapping[str, Any], now: Mapping[str, Any], count: int) -> None:
-        """Log that a program is made for another shape; warn when they do not end."""
-        names = [name for name, shape in now.items() if was.get(name) != shape]
-        shown = "; ".join(f"the shape of step.{name} ({was.get(name)} -> {now[name]})" for name in names)
-        advice = "pad the batches to a few shapes, or drop the last one"
-        self._tell(f"{shown or 'a shape'} changed", count, advice)
-
-    def _tell(self, why: str, count: int, advice: str) -> None:
-        _log.info("phase %r is compiled again: %s", self._runner.name, why)
-        if count == _STORM:
-            warnings.warn(
-                f"the steps of phase {self._runner.name!r} were compiled {count} times, because {why} from step to "
-                f"step: {advice}, or set compile = False",
-                stacklevel=8,
-            )
 
     # -- outputs -----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,58 @@
+"""Why a phase is compiled again: each time a line in the log, and a warning where it does not end."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+
+_log = logging.getLogger("loopcore")
+_STORM = 8
+_PARTS = (  # of the key of a program, in its order
+    *("the body", "the loss", "an attribute of the phase", "an attribute of a callback"),
+    *("the names of what is no array in the state", "the names of the state"),
+    *("the names of shared", "what is read", "the seed", "state.apply", "what is carried", "who listens"),
+    *("who cuts", "the step around it", "the cuts"),
+)
+
+
+class Recompiles:
+    """What one phase was compiled for.
+
+    Args:
+        phase: its name.
+    """
+
+    def __init__(self, phase: str) -> None:
+        self._phase = phase
+        self._last: tuple[Hashable, ...] = ()
+
+    def of(self, key: tuple[Hashable, ...], known: int, unlike: Sequence[str]) -> None:
+        """A program is made for a key.
+
+        Args:
+            key: all that it depends on.
+            known: how many programs there are.
+            unlike: values it read that are not what they were for another program of this key.
+        """
+        if known:
+            changed = unlike or [name for name, was, now in zip(_PARTS, self._last, key, strict=True) if was != now]
+            advice = "make it an array or a float of the state, which are inputs"
+            self._tell(f"{', '.join(changed) or 'something'} changed", known, advice)
+        self._last = key
+
+    def of_shape(self, was: Mapping[str, str], now: Mapping[str, str], count: int) -> None:
+        """A program is made for other shapes of the state, ``count`` of them so far."""
+        names = [name for name, shape in now.items() if was.get(name) != shape]
+        shown = "; ".join(f"the shape of step.{name} ({was.get(name)} -> {now[name]})" for name in names)
+        advice = "pad the batches to a few shapes, or drop the last one"
+        self._tell(f"{shown or 'a shape'} changed", count, advice)
+
+    def _tell(self, why: str, count: int, advice: str) -> None:
+        _log.info("phase %r is compiled again: %s", self._phase, why)
+        if count == _STORM:
+            warnings.warn(
+                f"the steps of phase {self._phase!r} were compiled {count} times, because {why} from step to "
+                f"step: {advice}, or set compile = False",
+                stacklevel=8,
+            )
