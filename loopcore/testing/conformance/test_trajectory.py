@@ -20,12 +20,14 @@ OPTIMIZERS: dict[str, tuple[Any, oracle.Rule]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_weights_after_fifty_steps(backend: Subject, optimizer: str, dtype: str) -> None:
-    if dtype not in backend.native.dtypes:
-        pytest.skip(f"{backend.name} does not train in {dtype}")
-    backend = backend.within(dtype)
+def test_weights_after_fifty_steps(backend: Subject, optimizer: str) -> None:
+    assert "float32" in backend.native.dtypes
+    for dtype in backend.native.dtypes:  # JAX has no float64 unless it is told so
+        _weights_after_fifty_steps(backend.within(dtype), optimizer, {"float64": 1e-10, "float32": 1e-4}[dtype])
+
+
+def _weights_after_fifty_steps(backend: Subject, optimizer: str, rtol: float) -> None:
     spec, rule = OPTIMIZERS[optimizer]
     weights, pairs = mlp_weights(), batches(STEPS)
     learner = make_learner(backend.mlp(weights), optimizer=spec)
@@ -34,7 +36,7 @@ def test_weights_after_fifty_steps(backend: Subject, optimizer: str, dtype: str)
     by_hand = oracle.Optimizer(rule, expected)
     for x, y in pairs:
         by_hand.update(oracle.mse_gradient(expected, x, y))
-    backend.close(backend.weights(learner), expected, rtol={"float64": 1e-10, "float32": 1e-4}[dtype])
+    backend.close(backend.weights(learner), expected, rtol=rtol)
 
 
 def test_losses_of_each_step(backend: Subject) -> None:
