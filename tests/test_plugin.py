@@ -232,7 +232,7 @@ def offer(folder: Path, native: str | None) -> None:
 def test_an_adapter_of_another_package_takes_part(inner: Inner, tmp_path: Path) -> None:
     offer(tmp_path, NATIVE)
     done = inner("--pyargs", f"{SUITE}.test_trajectory", "--backend", "toy", require="toy")
-    assert done.code == 0 and set(done.counts) == {"passed"} and done.counts["passed"] >= 8
+    assert done.code == 0 and set(done.counts) == {"passed"} and done.counts["passed"] > 10
     assert ids(inner("--pyargs", f"{SUITE}.test_state", "--collect-only", blocked=ALL)) == {"numpy", "toy"}
 
 
@@ -242,7 +242,7 @@ def test_a_broken_adapter_of_another_package_is_noticed(inner: Inner, tmp_path: 
     offer(tmp_path, NATIVE)
     (tmp_path / "loopcore_toy" / "__init__.py").write_text(ADAPTER + lazy)
     done = inner("--pyargs", f"{SUITE}.test_trajectory", "--backend", "toy")
-    assert done.code == 1 and done.counts["failed"] >= 6
+    assert done.code == 1 and done.counts["failed"] >= 9
 
 
 @pytest.mark.parametrize(
