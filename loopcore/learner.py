@@ -42,7 +42,7 @@ from loopcore.phases import Phase, PredictionPhase
 from loopcore.plan import step_names
 from loopcore.randomness import Random
 from loopcore.runs import Runs
-from loopcore.state import Shared, State, batch_length
+from loopcore.state import Shared, State, batch_length, both
 from loopcore.trees import TreeMath
 from loopcore.weights import Handle, assign_optimizers, matching, mismatches, renamed
 
@@ -441,8 +441,7 @@ class Learner:
         state = runs.step
         handle = self.params if params is None else params
         apply = state._apply if runs.runner is not None else True  # that of a step that ended decides nothing more
-        if when is not True:
-            apply = when if apply is True else apply & when
+        apply = both(apply, when)
         leaves = handle._leaves(grads)
         if self.held:
             leaves = {path: grad for path, grad in leaves.items() if path not in self.held}

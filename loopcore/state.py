@@ -55,10 +55,7 @@ class State:
 
     @apply.setter
     def apply(self, value: Any) -> None:
-        if self._apply is True:
-            self._apply = value
-        elif value is not True:
-            self._apply = self._apply & value
+        self._apply = both(self._apply, value)
 
     @property
     def updated(self) -> Any:
@@ -91,6 +88,13 @@ class State:
 
     def __repr__(self) -> str:
         return f"State({', '.join(self.__dict__)})"
+
+
+def both(first: Any, second: Any) -> Any:
+    """Whether both hold, bools or 0-d boolean arrays; a False that is no array stays one, which spares a program work."""
+    if first is True or second is False:
+        return second
+    return first if second is True or first is False else first & second
 
 
 def batch_length(values: Any) -> int:

@@ -267,7 +267,7 @@ class Backend:
         return self._gradients.grad(fn, scopes)
 
     def update(self, grads: Leaves, apply: Any) -> Any:
-        """One step of every optimizer that trains one of these paths; under ``cond`` where an array decides."""
+        """One step of every optimizer that trains one of these paths, or of none where an array decides so."""
         return self._optimizers.update(grads, apply)
 
     def stop_gradient(self, tree: Tree) -> Tree:

@@ -18,6 +18,7 @@ from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
 from loopcore.weights import check_state
 from loopcore_jax.arrays import copied, is_traced, primal, to_numpy, transform
 from loopcore_jax.models import Models
+from loopcore_jax.selection import selected
 from loopcore_jax.store import Present
 
 _OPTAX_NAMES = {"learning_rate": ("learning_rate",), "momentum": ("momentum", "b1"), "weight_decay": ("weight_decay",)}
@@ -196,7 +197,7 @@ class Optimizers:
         def step(now: tuple[Leaves, list[Tree]]) -> tuple[Leaves, list[Tree]]:
             return self._stepped(stepping, grads, hyper, *now)
 
-        moved, states = jax.lax.cond(apply, step, lambda now: now, now) if traced else step(now)
+        moved, states = selected(apply, step, now) if traced else step(now)
         store.params.update(moved)
         for n, state in zip(stepping, states, strict=True):
             store.states[n] = state

@@ -1,0 +1,50 @@
+"""An update that an array decides on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Literal
+
+from loopcore.backend import Array, Tree
+
+
+def selected(holds: Array, update: Callable[[Tree], Tree], now: Tree) -> Tree:
+    """``update(now)`` if ``holds``, else ``now``.
+
+    Each array is chosen right where it is computed, and what follows goes on with the choice: the moments of Adam are
+    written once and read from there for the parameters. A ``where`` around the whole would have XLA compute them twice,
+    and a ``lax.cond`` would end every fusion before it (and on an accelerator wait for the host).
+
+    Args:
+        holds: a 0-d boolean array.
+        update: gives a tree of the structure, shapes and dtypes of ``now``.
+        now: a tree of arrays.
+    """
+    old, structure = jax.tree.flatten(now)
+    closed = jax.make_jaxpr(update)(now)
+    jaxpr = closed.jaxpr
+    values: dict[Any, Array] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *old), strict=True))
+    places = {var: place for place, var in enumerate(jaxpr.outvars) if not isinstance(var, Literal)}
+    chosen: set[int] = set()
+
+    def read(var: Any) -> Any:
+        return var.val if isinstance(var, Literal) else values[var]
+
+    for equation in jaxpr.eqns:
+        given = map(read, equation.invars)
+        found = equation.primitive.bind(*given, **equation.primitive.get_bind_params(equation.params))
+        for var, value in zip(equation.outvars, found if equation.primitive.multiple_results else [found], strict=True):
+            values[var] = value
+            if var in places:
+                place = places[var]
+                values[var] = jax.lax.select(holds, value, old[place])
+                chosen.add(place)
+    results = [  # what is an input, a constant, or a second time the same
+        read(var) if place in chosen else jax.lax.select(holds, jnp.asarray(read(var)), old[place])
+        for place, var in enumerate(jaxpr.outvars)
+    ]
+    return jax.tree.unflatten(structure, results)

@@ -1,0 +1,75 @@
+"""Updates that an array decides on: what there was stays to the bit, and an update is what it would be anyway."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import loopcore as lc
+from loopcore_jax.selection import selected
+
+NOW = {"w": jnp.arange(3.0), "b": jnp.full(3, 7.0), "n": jnp.int32(4), "key": jax.random.key(1)}
+
+
+def mixed(now: dict[str, Any]) -> dict[str, Any]:
+    """Results that are computed, that are another input, that stay, the same twice, and that are a constant."""
+    w = jnp.sin(now["w"]) * 2
+    return {"w": w, "b": w, "n": now["n"], "key": jax.random.fold_in(now["key"], 1)}
+
+
+def turned(now: dict[str, Any]) -> dict[str, Any]:
+    return {**now, "w": now["b"], "b": now["w"], "n": jnp.int32(0)}
+
+
+def plain(tree: Any) -> Any:
+    return {name: np.asarray(jax.random.key_data(value) if name == "key" else value) for name, value in tree.items()}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("update", [mixed, turned])
+def test_what_is_chosen_is_all_new_or_all_old(update: Any, compiled: bool) -> None:
+    def call(holds: Any, now: Any) -> Any:
+        return selected(holds, update, now)
+
+    run = jax.jit(call) if compiled else call
+    wanted = jax.jit(update) if compiled else update
+    jax.tree.map(np.testing.assert_array_equal, plain(run(jnp.bool_(True), NOW)), plain(wanted(NOW)))
+    jax.tree.map(np.testing.assert_array_equal, plain(run(jnp.bool_(False), NOW)), plain(NOW))
+
+
+def test_each_value_is_chosen_once_where_it_is_computed() -> None:
+    tx = optax.adam(0.1)
+    params = {"w": jnp.ones((3, 2))}
+    grads = {"w": jnp.full((3, 2), 0.5)}
+
+    def update(now: Any) -> Any:
+        updates, state = tx.update(grads, now[1], now[0])
+        return optax.apply_updates(now[0], updates), state
+
+    now = params, tx.init(params)
+    jaxpr = jax.make_jaxpr(lambda holds: selected(holds, update, now))(True).jaxpr
+    equations = jaxpr.eqns
+    choices = [one for one in equations if one.primitive.name == "select_n" and one.invars[0] is jaxpr.invars[0]]
+    assert len(choices) == len(jax.tree.leaves(now)) == 4
+    used = {var for one in equations for var in one.invars if not hasattr(var, "val")}
+    assert sum(one.outvars[0] in used for one in choices) == 3  # what follows reads count and moments that were chosen
+
+
+def test_a_step_that_only_accumulates_has_no_update_in_its_program_whoever_else_decides() -> None:
+    batches = [(np.ones((2, 3), "float32"), np.ones((2, 2), "float32"))] * 3
+    found: list[Any] = []
+    look = lc.FunctionCallback(
+        lambda learner, phase: found.append(learner.step.updated), lc.StepEnd, reads=("step.updated",)
+    )
+    model = (lambda params, x: x @ params["w"], {"w": jnp.ones((3, 2))})
+    callbacks = [lc.GradientAccumulation(3), lc.ProgressPrinter(quiet=True), look]
+    learner = lc.Learner(model, lc.losses.mse, lc.SGD(0.1), data=(batches, None), callbacks=callbacks)
+    assert any(isinstance(one, lc.StopOnNaNLoss) for one in learner.callbacks)
+    learner.fit(1)
+    assert [one if isinstance(one, bool) else bool(one) for one in found] == [False, False, True]
+    assert [type(one) is bool for one in found] == [True, True, False]
