@@ -91,7 +91,7 @@ class State:
 
 
 def both(first: Any, second: Any) -> Any:
-    """Whether both hold, bools or 0-d boolean arrays; a False that is no array stays one, which spares a program work."""
+    """Whether both hold, bools or 0-d boolean arrays; a False that is no array stays one and spares a program work."""
     if first is True or second is False:
         return second
     return first if second is True or first is False else first & second
