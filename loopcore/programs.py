@@ -85,7 +85,7 @@ class Programs:
                 if better is error:
                     raise
                 raise better from error
-            changed = self._look(state, outputs, reached, key.step, first)
+            changed = self._look(state, outputs, reached, key.step, first) if reached.looks else None
             if changed is not None:  # it was no mere look: from here on it is a cut
                 before = changed
                 segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
@@ -195,7 +195,8 @@ class Programs:
         attributes = vars(self._runner.phase)
         phase = {name: value for name, value in attributes.items() if backend.is_array(value)} if attributes else {}
         apply = state._apply  # pyright: ignore[reportPrivateUsage]
-        return Start(dynamic, passed, *self._hyper(), words, phase, () if isinstance(apply, bool) else apply), static
+        inputs = (dynamic, passed, *self._hyper(), words, phase, () if isinstance(apply, bool) else apply)
+        return tuple.__new__(Start, inputs), static  # Start(...) takes twice as long
 
     def _seen(self, state: State) -> tuple[Seen, Seen]:
         return self._state_kinds.of(state.__dict__), self._shared_kinds.of(vars(self._learner.shared))
@@ -292,7 +293,7 @@ class Programs:
 
     def _attributes(self) -> tuple[Any, ...]:
         """What the traced handlers read of their callbacks."""
-        return tuple(own.get(name) for own, names in self._watched for name in names)
+        return tuple([own.get(name) for own, names in self._watched for name in names]) if self._watched else ()
 
     def _unlike(self, segment: Segment, static: Mapping[str, Any]) -> list[str]:
         """Values of ``shared`` and of the state, no arrays, that it read and that are not what they were."""

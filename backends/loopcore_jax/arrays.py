@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from operator import is_
 from types import NoneType
 from typing import Any, TypeGuard, cast
@@ -31,12 +31,18 @@ class Arrays:
 
     def convert(self, tree: Tree) -> Tree:
         """A batch as JAX arrays; the same object if nothing changes."""
-        if type(tree) is dict and self.device is None and all(map(self._fits, tree.values())):
+        if type(tree) is dict and self.device is None and self._all_fit(tree.values()):
             return tree  # the usual case in a tenth of the time
         return transform(self.leaf, tree)
 
-    def _fits(self, leaf: Any) -> bool:
-        return isinstance(leaf, jax.Array) and (leaf.dtype.kind in "biu" or leaf.dtype == self.dtype)
+    def _all_fit(self, leaves: Iterable[Any]) -> bool:
+        for leaf in leaves:
+            if not isinstance(leaf, jax.Array):
+                return False
+            dtype = leaf.dtype
+            if dtype != self.dtype and dtype.kind not in "biu":
+                return False
+        return True
 
     def leaf(self, leaf: Any) -> Any:
         """One leaf of a batch."""
@@ -147,7 +153,9 @@ def canonical(dtype: Any) -> np.dtype[Any]:
 
 def is_key(array: Any) -> bool:
     """Whether it is an array of typed random keys, which NumPy does not know."""
-    return isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    if not isinstance(array, jax.Array) or isinstance(array.dtype, np.dtype):  # which is quicker than to ask JAX
+        return False
+    return bool(jnp.issubdtype(array.dtype, jax.dtypes.prng_key))
 
 
 def to_numpy(leaf: Any) -> Any:
