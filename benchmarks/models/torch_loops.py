@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+import loopcore as lc
 from benchmarks.models import loopcore_loops, torch_peers
 from benchmarks.models.bench import Bench, Size, Variant
 
@@ -39,6 +40,8 @@ def bench(size: Size, threads: int, only: str) -> Bench:
         Variant("raw again", RawLoop(model())),
         Variant("raw + metrics", RawLoopWithMetrics(model())),
         *loopcore_loops.variants(model, cross_entropy, adam),
+        Variant("raw, fused Adam", RawLoop(model(), fused=True)),
+        *_with_neutral_adam(model),
     ]
     peers, absent = torch_peers.variants(model, cross_entropy, adam, threads)
     chosen = [variant for variant in [*found, *peers] if variant.name == "raw" or only in variant.name]
@@ -49,12 +52,18 @@ def adam(model: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(model.parameters(), LEARNING_RATE)
 
 
+def _with_neutral_adam(model: Callable[[], nn.Module]) -> list[Variant]:
+    """The same with loopcore's Adam, for which the adapter asks PyTorch for its fused kernel."""
+    variants = loopcore_loops.variants(model, cross_entropy, lambda _: lc.Adam(LEARNING_RATE))
+    return [Variant(f"{one.name}, lc.Adam", one.block, one.close) for one in variants]
+
+
 class RawLoop:
     """What an expert writes, and nothing else."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, fused: bool | None = None) -> None:
         self.model = model
-        self.optimizer = adam(model)
+        self.optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=fused)
 
     def __call__(self, batches: Sequence[Any]) -> None:
         model, optimizer = self.model, self.optimizer
