@@ -41,6 +41,7 @@ def bench(size: Size, threads: int, only: str) -> Bench:
         Variant("raw", RawLoop(model())),
         Variant("raw again", RawLoop(model())),
         Variant("raw + metrics", RawLoopWithMetrics(model())),
+        Variant("raw + average", RawLoop(model(), use_ema=True)),
         *loopcore_loops.variants(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE)),
         *_with_keras_adam(model),
         *loopcore_loops.listeners(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE)),
@@ -57,10 +58,10 @@ def _with_keras_adam(model: Any) -> list[Variant]:
 class RawLoop:
     """One ``tf.function`` a step."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, use_ema: bool = False) -> None:
         self.model = model
         self.variables = [variable.value for variable in model.trainable_variables]
-        self.optimizer = keras.optimizers.Adam(LEARNING_RATE)
+        self.optimizer = keras.optimizers.Adam(LEARNING_RATE, use_ema=use_ema)
         self.optimizer.build(model.trainable_variables)
         self.step = tf.function(self._step, autograph=False)
 
