@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError, OptimizerError
 from loopcore.events import EpochEnd, FitBegin, FitEnd, StepEnd
-from loopcore.history import Ring, prefix_of
+from loopcore.history import prefix_of
 from loopcore.loggers.base import Loggable, Logger
 from loopcore.phases import AbstractTrainingPhase
 
@@ -94,15 +94,8 @@ class LogMetrics(Logs):
                     self._log(prefix + name, values[-1], epochs)
         if self.steps:
             for name, ring in learner.shared.metrics_step.get(phase.name, {}).items():
-                self._log_steps(f"step/{prefix}{name}", (phase.name, name), ring)
-
-    def _log_steps(self, label: str, key: tuple[str, str], ring: Ring) -> None:
-        done = self._written.get(key, 0)
-        values = ring.latest()
-        first = ring.count - len(values)  # older ones are gone
-        for number in range(max(done, first), ring.count):
-            self._log(label, float(values[number - first]), number + 1)
-        self._written[key] = ring.count
+                for number, value in unwritten(self._written, (phase.name, name), ring.latest(), ring.count):
+                    self._log(f"step/{prefix}{name}", float(value), number)
 
     def state_dict(self) -> dict[str, Any]:
         """How many values of each series were written."""
@@ -230,3 +223,20 @@ class LogVisualization(Logs):
         """Write what the function makes."""
         if isinstance(phase, self.phase) and event.outcome == "completed":
             self._log(self.name, self.make(learner), learner.shared.history[phase].epochs)
+
+
+def unwritten(
+    written: dict[tuple[str, str], int], key: tuple[str, str], latest: Sequence[Any], count: int
+) -> Iterator[tuple[int, Any]]:
+    """What of a series is still to be written, each value with its number from 1; then all of it is.
+
+    Args:
+        written: how many values of each series were.
+        key: of the series.
+        latest: its last values; older ones may be gone.
+        count: how many it had so far.
+    """
+    first = count - len(latest)
+    for number in range(max(written.get(key, 0), first), count):
+        yield number + 1, latest[number - first]
+    written[key] = count

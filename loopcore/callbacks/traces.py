@@ -10,7 +10,7 @@ import numpy as np
 
 from loopcore.arguments import is_whole
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, Listener, Resolution, on
-from loopcore.callbacks.log import Logs
+from loopcore.callbacks.log import Logs, unwritten
 from loopcore.errors import CallbackError
 from loopcore.events import EpochEnd, Event, StepEnd
 from loopcore.history import Series, prefix_of
@@ -143,12 +143,8 @@ class LogTraces(Logs):
     def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write what was noted since the last time."""
         for name, noted in learner.shared.traces.get(phase.name, {}).items():
-            done = self._written.get((phase.name, name), 0)
-            first = noted.count - len(noted.values)  # older ones are gone
-            for number in range(max(done, first), noted.count):
-                value = noted.values[number - first]
-                self._log(f"trace/{prefix_of(phase.name)}{name}", _loggable(learner, value), number + 1)
-            self._written[phase.name, name] = noted.count
+            for number, value in unwritten(self._written, (phase.name, name), noted.values, noted.count):
+                self._log(f"trace/{prefix_of(phase.name)}{name}", _loggable(learner, value), number)
 
 
 def _loggable(learner: Any, value: Any) -> Any:
