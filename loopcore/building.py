@@ -111,6 +111,11 @@ def check_phase(phase: Any) -> None:
     if not isinstance(phase, Phase):
         write = f": write {phase.__name__}()" if isinstance(phase, type) else ""
         raise TypeError(f"a phase is an instance of a subclass of Phase, not {phase!r}{write}")
+    if phase.name == "val":
+        raise ValueError(
+            f"{type(phase).__name__} has the name 'val': its metrics would have the names of validation's, val_loss, "
+            "and nobody could tell them apart: give it another name"
+        )
 
 
 def checked_reads(owner: str, reads: Any) -> tuple[str, ...]:

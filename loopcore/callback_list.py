@@ -101,13 +101,22 @@ class CallbackList:
         except BaseException:
             shared.clear()
             shared.update(before)
+            _let_go(learner, new)
             raise
+        _let_go(learner, gone)
         for callback in gone:
             _owners.pop(id(callback.identity()), None)
         for callback in new:
             _owners[id(callback.identity())] = learner
         self._given, self.members, self.edges = given, members, order.edges
         learner.runs.forget_runners()
+
+
+def _let_go(learner: Learner, callbacks: Sequence[Callback]) -> None:
+    for callback in (one.identity() for one in callbacks):
+        if id(callback) in learner.holds:
+            learner.hold(by=callback)
+            del learner.holds[id(callback)]
 
 
 def _check_apart(method: str, callbacks: Sequence[Any]) -> None:

@@ -48,8 +48,11 @@ def baked_in(learner: Learner, phase: Phase, callbacks: Iterable[Callback]) -> l
     note("", learner.loss_fn)
     for callback in callbacks:
         if any(listener.traced for listener in callback.listeners):
-            for name, value in vars(callback.identity()).items():
-                note(f"{name_of(callback)}.{name}", value)
+            owner = callback.identity()
+            own = type(owner).__module__.startswith("loopcore.callbacks.")
+            for name, value in vars(owner).items():
+                if not (own and name.startswith("_")):  # what they keep for themselves no program depends on
+                    note(f"{name_of(callback)}.{name}", value)
     return list(found.values())
 
 

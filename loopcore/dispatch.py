@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from loopcore.callback import Callback, Listener, name_of, wants_event
@@ -84,9 +84,9 @@ def _handlers(member: Member, phase: type[Phase] | None) -> list[Handler]:
     return found
 
 
-def warn_unfired(table: Table, phase: Phase) -> None:
+def warn_unfired(handlers: Iterable[Handler], phase: Phase) -> None:
     """Warn about handlers whose event a completed step did not fire."""
-    for handler in table.unfired():
+    for handler in handlers:
         warnings.warn(
             f"{name_of(handler.callback)}.{handler.listener.method} listens to {handler.listener.event.__name__}, but "
             f"a step of {type(phase).__name__} ended without firing it. Fire it in the body: "

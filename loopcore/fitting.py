@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loopcore.arguments import is_whole
 from loopcore.building import phases_of_fit
@@ -21,6 +21,7 @@ from loopcore.loop import close_scope, no_scope
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
+    from loopcore.phases import Phase
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,7 @@ def fit(learner: Learner, epochs: int) -> FitResult:
     try:
         deliver(runs.fit_handlers(FitBegin), None, FitBegin())
         for _ in range(epochs):
-            outcomes = [
-                learner.run_epoch(phase, data, last=index == len(rounds) - 1).outcome
-                for index, (phase, data) in enumerate(rounds)
-            ]
-            run.epochs += all(outcome == "completed" for outcome in outcomes)
+            run.round(learner, rounds)
     except BaseException as caught:
         error = caught
     error = _misused(error)
@@ -95,6 +92,19 @@ def fit(learner: Learner, epochs: int) -> FitResult:
 class _Run:
     def __init__(self) -> None:
         self.epochs = 0
+
+    def round(self, learner: Learner, rounds: Sequence[tuple[Phase, Any]]) -> None:
+        """One epoch of each phase; counts if all were completed, also if the end of the last one stops the fit."""
+        completed, runs = 0, learner.runs
+        for index, (phase, data) in enumerate(rounds, 1):
+            try:
+                learner.run_epoch(phase, data, last=index == len(rounds))
+            except CancelFittingException:
+                ended = runs.ended is not None and runs.ended.outcome == "completed"
+                self.epochs += ended and completed == index - 1 == len(rounds) - 1
+                raise
+            completed += runs.ended is not None and runs.ended.outcome == "completed"
+        self.epochs += completed == len(rounds)
 
     def result(self, error: BaseException | None, history: Mapping[str, list[float | None]]) -> FitResult:
         if isinstance(error, CancelFittingException):

@@ -39,10 +39,9 @@ from loopcore.models import Models
 from loopcore.namespaces import CONSTANT
 from loopcore.packing import collect
 from loopcore.phases import Phase, PredictionPhase
-from loopcore.plan import step_names
 from loopcore.randomness import Random
 from loopcore.runs import Runs
-from loopcore.state import Shared, State, batch_length, both
+from loopcore.state import Shared, State, batch_length, both, condition
 from loopcore.trees import TreeMath
 from loopcore.weights import Handle, assign_optimizers, matching, mismatches, renamed
 
@@ -147,6 +146,7 @@ class Learner:
         taken = {path for _, group in self.trained for path in group}
         self.frozen = tuple(path for path in paths if path not in taken)
         self.held: frozenset[str] = frozenset()
+        self.holds: dict[int, frozenset[str]] = {}  # by id of the callback
         self.all_params = Handle(self.backend, "params", parts)
         chosen = {model: tuple(path for path in part if path in taken) for model, part in parts.items()}
         some = {model: part for model, part in chosen.items() if part or not model}
@@ -233,7 +233,6 @@ class Learner:
         Returns:
             The state of the step.
         """
-        kept = frozenset(step_names(checked_reads("run_step", reads))) if reads else _NONE
         if not isinstance(phase, Phase):
             check_phase(phase)
         initial = phase.unpack(batch)
@@ -242,7 +241,7 @@ class Learner:
                 f"{type(phase).__name__}.unpack returned a {type(initial).__name__}: return a dict that names the "
                 'parts, {"xs": xs, "ys": ys}'
             )
-        return execute_step(phase.step, self, phase, initial, kept)
+        return execute_step(phase.step, self, phase, initial, self.runs.names_of(reads) if reads else _NONE)
 
     def predict(self, data: Any) -> Any:
         """Run the model forward on data, in evaluation mode.
@@ -441,7 +440,7 @@ class Learner:
         state = runs.step
         handle = self.params if params is None else params
         apply = state._apply if runs.runner is not None else True  # that of a step that ended decides nothing more
-        apply = both(apply, when)
+        apply = both(apply, condition(when))
         leaves = handle._leaves(grads)
         if self.held:
             leaves = {path: grad for path, grad in leaves.items() if path not in self.held}
@@ -607,8 +606,8 @@ class Learner:
         self.model = Models(self, tuple(models))
         self.runs.forget_runners()  # a program may hold the variables of the old models
 
-    def hold(self, *patterns: str) -> tuple[str, ...]:
-        """Leave some of the trained parameters as they are from now on; without a pattern nothing is held any more.
+    def hold(self, *patterns: str, by: Callback | None = None) -> tuple[str, ...]:
+        """Leave some of the trained parameters as they are from now on; without a pattern, let go what a call held.
 
         No update touches them: neither decay nor momentum moves them, and the optimizer keeps its state of them as it
         is. Their gradients are zero and are not computed. Buffers, such as BatchNorm's statistics, go on changing.
@@ -616,10 +615,11 @@ class Learner:
 
         Args:
             *patterns: of full paths, as in ``fnmatch``: ``"encoder.*"``, ``"*bias"``. They replace those of the last
-                call.
+                call with the same ``by``.
+            by: the callback that holds them, until it is removed. What others hold stays held.
 
         Returns:
-            The paths that are held.
+            The paths that are held, by anybody.
 
         Raises:
             WeightsError: a pattern matches no trained parameter.
@@ -636,7 +636,8 @@ class Learner:
         """
         if self.runs.runner is not None:
             raise CallbackError("hold changes what a step is: call it between two steps, for instance at EpochBegin")
-        held = matching(self.params._paths, patterns)
+        self.holds[id(by)] = matching(self.params._paths, patterns)
+        held = frozenset[str]().union(*self.holds.values())
         if held != self.held:
             self.held = held
             self.runs.forget_runners()

@@ -52,13 +52,14 @@ class EpochInfo:
         self.pending: CancelException | None = None
 
 
-def run_step(body: Body, learner: Learner, phase: Phase, /, **initial_state: Any) -> State:
+def run_step(body: Body, learner: Learner, phase: Phase, /, *, reads: Any = (), **initial_state: Any) -> State:
     """Run one step: StepBegin, the body, StepEnd. The primitive under every driver.
 
     Args:
         body: ``body(handle, state)`` or ``body(learner, handle, state)``; array code as in `Phase.step`.
         learner: whose callbacks listen.
         phase: which handlers listen, and the mode of the models.
+        reads: step values to keep besides the declared ones, such as ``("step.y_pred",)``; ``("step",)`` for all.
         **initial_state: values of the state, converted to arrays of the backend.
 
     Returns:
@@ -79,9 +80,8 @@ def run_step(body: Body, learner: Learner, phase: Phase, /, **initial_state: Any
             f"a body is a function body(handle, state) or body(learner, handle, state), not {body!r}: to run the step "
             "of a phase write learner.run_step(phase, batch)"
         )
-    if count == 2:
-        return execute_step(_with_learner(body), learner, phase, initial_state)
-    return execute_step(body, learner, phase, initial_state)
+    taking = _with_learner(body) if count == 2 else body
+    return execute_step(taking, learner, phase, initial_state, learner.runs.names_of(reads))
 
 
 def _with_learner(body: Body) -> Body:

@@ -11,7 +11,7 @@ import numpy as np
 
 from loopcore.arguments import is_number, is_whole
 from loopcore.errors import LossError
-from loopcore.losses import predictions_first
+from loopcore.losses import predictions_first, roots
 from loopcore.registry import namespace_of
 
 
@@ -22,7 +22,7 @@ class Metric:
         fn: a function of native arrays that returns a scalar; or the name of a step value to average; or an object
             with ``update(y_pred, ys)``, ``compute()`` and ``reset()`` (torchmetrics, nnx), or ``update_state``,
             ``result`` and ``reset_state`` (Keras); or an `AbstractMetric`. Functions and objects of scikit-learn and
-            Keras, which take the labels first, get them first.
+            Keras, which take the labels first, get them first, and so do those with parameters ``y_true, y_pred``.
         name: key in the history. Default: the name of the function, class or value.
         args: names of the step values that are passed; a dict from keyword to name passes them by keyword. What
             takes ``logits`` and ``labels`` by keyword, as in nnx, gets ``y_pred`` and ``ys``.
@@ -74,7 +74,8 @@ class Metric:
             self.args, self.reads, self.phase = (), tuple(self.own.reads), phase or self.own.phase
         elif self.object is None and not self.value and not callable(fn):
             raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
-        self.fn: Callable[..., Any] = by_keyword(given, keywords) if keywords else predictions_first(fn)
+        ordered = given if self.args[:1] == ("ys",) else predictions_first(fn)  # who says the order gets it
+        self.fn: Callable[..., Any] = by_keyword(given, keywords) if keywords else ordered
         if self.object is not None and keywords:
             self.object.update = by_keyword(getattr(given, "update", None) or given.update_state, keywords)
         self.host = host or over == "epoch" or bool(self.object or self.own) or _is_numpy_only(fn)
@@ -224,7 +225,7 @@ def _accumulator(fn: Any) -> Accumulator | None:
 
 
 def _is_numpy_only(fn: Any) -> bool:
-    return str(getattr(fn, "__module__", "")).split(".")[0] == "sklearn"
+    return "sklearn" in roots(fn)
 
 
 def _name_of(fn: Any) -> str:

@@ -16,7 +16,7 @@ from loopcore.callback import Callback, Sleeper, name_of, only_looks
 from loopcore.carry import check_carry, check_started, detach_carry
 from loopcore.dispatch import SCOPE_EVENTS, Asleep, Handler, Member, Table, deliver, warn_unfired
 from loopcore.events import STEP_EVENTS, EpochBegin, Event, FitBegin, FitEnd, StepBegin, StepEnd
-from loopcore.phases import PredictionPhase, TrainingPhase, ValidationPhase
+from loopcore.phases import AbstractTrainingPhase, Phase, PredictionPhase, TrainingPhase, ValidationPhase
 from loopcore.programs import Programs
 from loopcore.randomness import override
 from loopcore.state import RESERVED
@@ -238,7 +238,9 @@ class Runner:
     def check_events(self) -> None:
         """After the first completed step: no handler may wait for an event that never comes."""
         self.unchecked = False
-        warn_unfired(self.inner, self.phase)
+        trains = isinstance(self.phase, AbstractTrainingPhase)  # which a handler for any phase may mean
+        unfired = (h for h in self.inner.unfired() if trains or h.listener.phase not in (None, Phase))
+        warn_unfired(unfired, self.phase)
 
     def start_carry(self, state: State) -> None:
         """Give a step what the one before it left; the first of an epoch starts anew."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from loopcore.building import check_phase
+from loopcore.building import check_phase, checked_reads
 from loopcore.dispatch import Handler, Table
 from loopcore.errors import DataError
 from loopcore.events import Event
 from loopcore.loop import EpochInfo
 from loopcore.phases import AbstractTrainingPhase, Phase
-from loopcore.plan import Runner, make_plan
+from loopcore.plan import Runner, make_plan, step_names
 from loopcore.state import RESERVED, State
 
 if TYPE_CHECKING:
@@ -146,6 +146,10 @@ class Runs:
         if self.epoch is not None and self.epoch.nested:
             self.epoch, self.step = epoch, step
         self.close()
+
+    def names_of(self, reads: Sequence[str]) -> frozenset[str]:
+        """The step values that the caller of ``run_step`` wants kept."""
+        return frozenset(step_names(checked_reads("run_step", reads))) if reads else frozenset()
 
     def runner_of(self, phase: Phase) -> Runner:
         """All that a step of a phase needs; made when it is first asked for."""

@@ -55,7 +55,7 @@ class State:
 
     @apply.setter
     def apply(self, value: Any) -> None:
-        self._apply = both(self._apply, value)
+        self._apply = both(self._apply, condition(value))
 
     @property
     def updated(self) -> Any:
@@ -88,6 +88,24 @@ class State:
 
     def __repr__(self) -> str:
         return f"State({', '.join(self.__dict__)})"
+
+
+def condition(value: Any) -> Any:
+    """What decides on an update, as a bool or a 0-d boolean array: numbers hold unless they are 0.
+
+    Raises:
+        TypeError: it is neither a number nor a 0-d array.
+    """
+    if value is True or value is False:
+        return value
+    if isinstance(value, (int, float)):
+        return bool(value)
+    if not hasattr(value, "dtype") or len(value.shape):
+        came = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
+        raise TypeError(
+            f"what decides on an update is a bool or a 0-d array, not {came}: take learner.xp.all(...) of it"
+        )
+    return value if "bool" in str(value.dtype) else value != 0
 
 
 def both(first: Any, second: Any) -> Any:

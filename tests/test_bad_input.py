@@ -400,6 +400,20 @@ def test_handlers_that_can_never_be_called() -> None:
         toy_learner([waiting]).fit(1)
 
 
+def test_a_handler_for_any_phase_may_wait_where_nothing_is_trained() -> None:
+    heard: list[str] = []
+    note = lc.FunctionCallback(lambda learner, phase: heard.append(phase.name), lc.BackwardEnd)
+    batch = np.ones((4, 1)), np.ones((4, 1))
+    toy_learner([note], data=([batch], [batch])).fit(1)  # a warning would be an error
+    assert heard == ["training"]
+
+
+def test_a_phase_with_the_names_of_validation() -> None:
+    phase = type("Validates", (lc.ValidationPhase,), {"name": "val"})()
+    words: tuple[str, ...] = ("Validates", "'val'", "another name")
+    refused(ValueError, *words, action=lambda: toy_learner(phases=[phase]))
+
+
 def test_a_handler_with_a_wrong_signature() -> None:
     def define() -> None:
         class TooFew(lc.Callback):

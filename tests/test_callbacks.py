@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import io
@@ -10,6 +11,7 @@ import pkgutil
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,12 +20,14 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sklearn.metrics import r2_score
 
 import loopcore as lc
 from loopcore import callbacks as package
 from loopcore.callbacks import metrics as metrics_module
 from loopcore.errors import AccessError, BackendError, CallbackError
 from loopcore.history import History, Ring
+from loopcore.losses import predictions_first
 from loopcore.testing import Trace, toy_learner
 from loopcore.text import clean
 
@@ -246,6 +250,45 @@ def test_functions_of_scikit_learn_get_the_labels_first() -> None:
     learner = toy_learner([lc.Metrics(metric)], data=([(xs, ys)], None))
     learner.fit(1)
     assert learner.history["precision_score"] == [1.0]
+
+
+def first(ys: Any, y_pred: Any) -> Any:
+    return ys[0]
+
+
+def labels_first(y_true: Any, y_pred: Any) -> Any:
+    return y_true[0]
+
+
+@pytest.mark.parametrize(
+    ("fn", "swapped"),
+    [
+        (r2_score, True),
+        (functools.partial(r2_score, multioutput="variance_weighted"), True),
+        (functools.wraps(r2_score)(lambda y_pred, ys: ys[0]), False),
+        (labels_first, True),
+        (functools.partial(labels_first), True),
+        (first, False),
+        (np.hypot, False),
+    ],
+    ids=str,
+)
+def test_who_gets_the_labels_first(fn: Any, swapped: bool) -> None:
+    """What scikit-learn made, also behind a partial, and what says so by its parameters; not what quotes it."""
+    assert (predictions_first(fn) is not fn) is swapped
+    ys, y_pred = np.array([3.0, -0.5, 2.0, 7.0]), np.array([2.5, 0.0, 2.0, 8.0])
+    expected = fn(ys, y_pred) if swapped else fn(y_pred, ys)
+    np.testing.assert_equal(lc.Metric(fn, "m").fn(y_pred, ys), expected)
+    np.testing.assert_equal(lc.Metric(fn, "m", args=("ys", "y_pred")).fn(y_pred, ys), fn(y_pred, ys))
+
+
+def test_a_batch_without_samples_does_not_count() -> None:
+    batch, empty = (np.ones((4, 1)), np.ones((4, 1))), (np.ones((0, 1)), np.ones((0, 1)))
+    learner = toy_learner(data=([batch], [batch, empty]))
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing
+        learner.fit(1)
+    assert learner.history["val_loss"] == pytest.approx([0.64])
 
 
 def test_pending_values_are_fetched_in_bulk_and_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

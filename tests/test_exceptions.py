@@ -430,12 +430,12 @@ class Model:
     def fit(self, epochs: int) -> str:
         raised = self.misused(self.fire("FitBegin", None))
         for _ in range(epochs):
-            completed = raised is None
+            completed = 0
             for phase in ("training", "validation"):
                 if raised is None:
                     raised, whole = self.epoch(phase)
-                    completed &= whole and raised is None
-            self.rounds += completed
+                    completed += whole and raised in (None, "fit")  # whose end stops the fit is completed all the same
+            self.rounds += completed == 2
         merged = self.misused(self.merge(raised, self.fire("FitEnd", None, self.outcome(raised))))
         raised = raised if merged == "fit" else merged
         return {None: "completed", "fit": "stopped", "error": "error"}[raised]

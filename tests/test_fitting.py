@@ -61,6 +61,16 @@ def test_a_cancelled_fit_stops_and_a_cancelled_epoch_completes() -> None:
     assert (result.status, result.reason, result.epochs) == ("completed", "", 2) and learner.result is result
 
 
+@pytest.mark.parametrize("phase", [lc.TrainingPhase, lc.ValidationPhase])
+def test_a_stop_when_the_last_epoch_of_a_round_has_ended_leaves_it_completed(phase: type[lc.Phase]) -> None:
+    def stop(learner: Any, phase: Any) -> None:
+        raise lc.CancelFittingException("enough")
+
+    learner = toy_learner([lc.FunctionCallback(stop, lc.EpochEnd, phase)], steps=1)
+    learner.data = {**learner.data, "validation": learner.data["training"]}
+    assert learner.fit(3).epochs == (phase is lc.ValidationPhase)
+
+
 def test_there_is_no_result_before_the_first_fit_ends() -> None:
     learner = toy_learner()
     assert learner.result is None

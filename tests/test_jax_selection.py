@@ -60,6 +60,18 @@ def test_each_value_is_chosen_once_where_it_is_computed() -> None:
     assert sum(one.outvars[0] in used for one in choices) == 3  # what follows reads count and moments that were chosen
 
 
+def test_steps_that_optax_accumulates_are_a_transformation_too() -> None:
+    model = (lambda params, x: x @ params["w"], {"w": jnp.ones((3, 2))})
+    batch = np.ones((2, 3), "float32"), np.ones((2, 2), "float32")
+    learner = lc.Learner(model, lc.losses.mse, optax.MultiSteps(optax.sgd(0.1), 2), default_callbacks=False)
+    moved = []
+    for _ in range(4):
+        before = learner.export_weights()["w"]
+        learner.run_step(lc.TrainingPhase(), batch)
+        moved.append(not np.array_equal(learner.export_weights()["w"], before))
+    assert moved == [False, True, False, True]
+
+
 def test_a_step_that_only_accumulates_has_no_update_in_its_program_whoever_else_decides() -> None:
     batches = [(np.ones((2, 3), "float32"), np.ones((2, 2), "float32"))] * 3
     found: list[Any] = []

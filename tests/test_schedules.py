@@ -134,6 +134,7 @@ def test_what_cannot_be_scheduled_says_so_when_the_learner_is_built() -> None:
         (({},), "takes a dict"),
         (({"learning_rate": 0.1},), r"schedules\.constant\(0\.1\)"),
         (({"learning_rate": schedules.constant(1.0)}, "batch"), "unit='batch'"),
+        (({"learning_rate": type("StepLR", (), {"get_last_lr": lambda self: [0.1]})()},), r"write lc\.TorchScheduler"),
     ):
         with pytest.raises(CallbackError, match=said):
             scheduler(*arguments)

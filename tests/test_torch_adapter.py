@@ -1909,7 +1909,8 @@ def test_every_parameter_group_keeps_its_own_rate(tmp_path: Path) -> None:
 def test_a_rate_is_set_in_all_groups_of_an_optimizer_and_in_one_of_several_optimizers() -> None:
     learner = grouped(0.1, 0.001)
     assert learner.hyper.learning_rate == 0.1
-    learner.hyper.learning_rate = 0.5
+    with pytest.warns(UserWarning, match=r"had a learning_rate of 0\.1, 0\.001, and all have 0\.5 now"):
+        learner.hyper.learning_rate = 0.5
     assert rates_of(learner) == [0.5, 0.5]
     model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
     optimizers = {name: torch.optim.SGD(model[name].parameters(), 0.1) for name in model}

@@ -22,7 +22,7 @@ from loopcore_jax.libraries import is_keras
 from loopcore_jax.models import Models
 from loopcore_jax.namespace import Namespace
 from loopcore_jax.optimizers import Optimizers
-from loopcore_jax.programs import Programs
+from loopcore_jax.programs import Programs, TracedRead
 from loopcore_jax.random import Random
 from loopcore_jax.store import Present
 
@@ -48,6 +48,7 @@ class Backend:
     name = "jax"
     compiles = replays = chains = True
     tracing_errors: tuple[type[Exception], ...] = (
+        TracedRead,
         jax.errors.ConcretizationTypeError,
         jax.errors.NonConcreteBooleanIndexError,
         jax.errors.TracerArrayConversionError,

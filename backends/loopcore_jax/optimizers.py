@@ -261,6 +261,8 @@ def _transformation(given: Any) -> Any:
     nnx = sys.modules.get("flax.nnx")
     if nnx is not None and isinstance(given, nnx.Optimizer):
         return given.tx
+    if isinstance(given, optax.MultiSteps):
+        return given.gradient_transformation()
     if isinstance(given, optax.GradientTransformation):
         return given
     kind = type(given)

@@ -14,6 +14,10 @@ from loopcore_jax.store import Present
 _FRAME = re.compile(r"^(?!The )(.+?):(\d+)(?::\d+)? \(", re.MULTILINE)  # how JAX writes where a leaked value was made
 
 
+class TracedRead(Exception):
+    """A trace formatted an array that has no value yet."""
+
+
 @jax.tree_util.register_pytree_node_class
 class Recorded:
     """A Python object among the results of a program: part of their structure, compared by identity.
@@ -65,6 +69,13 @@ class Programs:
             except jax.errors.UnexpectedTracerError as error:
                 vars(error)["lines"] = tuple((name, int(line)) for name, line in _FRAME.findall(str(error)))
                 raise
+            except TypeError as error:
+                if "Tracer.__format__" not in str(error):  # JAX has no type for it
+                    raise
+                better = TracedRead(str(error)).with_traceback(error.__traceback__)
+                for note in getattr(error, "__notes__", ()):
+                    better.add_note(note)
+                raise better from error
             return tree, recorded.value
 
         return call

@@ -73,8 +73,10 @@ class Namespace:
         return np.ones(shape, self._or_own(dtype))
 
     def full(self, shape: int | Sequence[int], fill_value: Any, dtype: Any = None) -> Array:
-        """An array of one value."""
-        value = f.astype(fill_value, self._or_own(dtype))
+        """An array of one value; a float in the parameters' dtype, an integer or a bool in its own."""
+        if dtype is None:
+            dtype = self._dtype if isinstance(fill_value, float) else np.asarray(getval(fill_value)).dtype
+        value = f.astype(fill_value, dtype)
         return value + np.zeros(shape, value.dtype)
 
     def zeros_like(self, x: Array, dtype: Any = None) -> Array:

@@ -29,7 +29,8 @@ class Optimizer(ABC):
 
     def __init__(self, spec: OptimizerSpec, params: Leaves) -> None:
         self.name = type(spec).__name__
-        self.hyper: dict[str, float] = asdict(spec)
+        # beta1 is what every adapter calls the momentum of Adam's family
+        self.hyper: dict[str, float] = {"momentum" if n == "beta1" else n: v for n, v in asdict(spec).items()}
         self.steps = 0
         self.state: dict[str, Slots] = {
             path: tuple(np.zeros_like(value) for _ in range(self.slots)) for path, value in params.items()
@@ -85,10 +86,11 @@ class _Momentum(Optimizer):
 
 
 class _Adam(Optimizer):
+    tunable: tuple[str, ...] = ("learning_rate", "momentum")
     slots = 2
 
     def step(self, param: Array, grad: Array, slots: Slots, t: int) -> tuple[Array, Slots]:
-        beta1, beta2 = self.hyper["beta1"], self.hyper["beta2"]
+        beta1, beta2 = self.hyper["momentum"], self.hyper["beta2"]
         mean = slots[0] + (grad - slots[0]) * (1 - beta1)
         square = beta2 * slots[1] + (1 - beta2) * (grad * grad)
         root = np.sqrt(square) / math.sqrt(1 - beta2**t) + self.hyper["epsilon"]
@@ -96,7 +98,7 @@ class _Adam(Optimizer):
 
 
 class _AdamW(_Adam):
-    tunable = ("learning_rate", "weight_decay")
+    tunable = ("learning_rate", "momentum", "weight_decay")
 
     def step(self, param: Array, grad: Array, slots: Slots, t: int) -> tuple[Array, Slots]:
         decayed = param * (1 - self.hyper["learning_rate"] * self.hyper["weight_decay"])

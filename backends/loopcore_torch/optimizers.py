@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -152,7 +153,16 @@ class Optimizers:
             if name in keras.fixed:
                 raise OptimizerError(keras.fixed[name])
             keras.set(name, value)
-        for group in self._attached[index].optimizer.param_groups:
+        groups = self._attached[index].optimizer.param_groups
+        different = list(dict.fromkeys(_get_in(group, name) for group in groups))
+        if len(different) > 1:
+            warnings.warn(
+                f"the groups of the optimizer had a {name} of {', '.join(map(str, different))}, and all have {value} "
+                "now: to set each use one optimizer for each part of the model, optimizer={'body': lc.Adam(1e-4), "
+                "'head': lc.Adam(1e-3)}, or lc.TorchScheduler",
+                stacklevel=2,
+            )
+        for group in groups:
             _set_in(group, name, value)
 
     # -- updates -----------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ class Freeze(Callback):
 
     No update touches them: neither decay nor momentum moves them, the optimizer keeps its state of them, and no
     gradient of them is computed, see `Learner.hold`. Buffers, such as BatchNorm's statistics, go on changing. A
-    compiled step is compiled anew when they thaw. What is never trained needs no callback but no optimizer: pass a
+    compiled step is compiled anew when they thaw. Several go together, also with `Learner.hold`; one that is removed
+    lets go what it held. What is never trained needs no callback but no optimizer: pass a
     dict, ``optimizer={"head": lc.Adam(1e-3)}``.
 
     Reads: shared.history
@@ -60,7 +61,7 @@ class Freeze(Callback):
 
     def setup(self, learner: Any) -> None:
         """Hold them."""
-        learner.hold(*self.epochs)
+        learner.hold(*self.epochs, by=self)
 
     def resolve_conflict(self, other: Callback) -> Resolution:
         """None with anybody: it decides before an epoch, and touches no array."""
@@ -70,4 +71,5 @@ class Freeze(Callback):
     def begin_epoch(self, learner: Any, phase: Any) -> None:
         """Hold those whose time has not come, and let the others go."""
         done = learner.shared.history[phase].epochs
-        learner.hold(*(pattern for pattern, epochs in self.epochs.items() if epochs is None or done < epochs))
+        patterns = (pattern for pattern, epochs in self.epochs.items() if epochs is None or done < epochs)
+        learner.hold(*patterns, by=self)

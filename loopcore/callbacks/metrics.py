@@ -213,7 +213,8 @@ class _Epoch:
 
     def add(self, name: str, values: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> None:
         total, weight = self._sums.get(name, (0.0, 0.0))
-        self._sums[name] = (total + float(values @ weights), weight + float(weights.sum()))
+        counted = weights != 0  # a batch without samples has a loss that is NaN
+        self._sums[name] = (total + float(values[counted] @ weights[counted]), weight + float(weights.sum()))
 
     def observe(self, metric: Metric, args: list[Any], learner: Any) -> None:
         """Feed a metric that lives on the host."""

@@ -74,9 +74,9 @@ class Scheduler(Callback):
             if name in self._schedules:
                 raise CallbackError(f"Scheduler has {name!r} twice, by other keys: keep one of its schedules")
             if not callable(schedule):
-                raise CallbackError(
-                    f"the schedule of {name!r} is {schedule!r}: write lc.schedules.constant({schedule!r})"
-                )
+                torch_own = callable(getattr(schedule, "get_last_lr", None))
+                write = 'lc.TorchScheduler(scheduler, "step")' if torch_own else f"lc.schedules.constant({schedule!r})"
+                raise CallbackError(f"the schedule of {name!r} is {schedule!r}: write {write}")
             self._schedules[name] = schedule
         # those of all optimizers first, so that they leave alone what has a schedule of its own
         self._schedules = dict(sorted(self._schedules.items(), key=lambda item: item[0].count(".")))

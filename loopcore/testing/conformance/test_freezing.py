@@ -37,6 +37,20 @@ def test_neither_decay_nor_momentum_moves_what_is_frozen(backend: Subject, optim
         np.testing.assert_array_equal(backend.weights(learner)[name], W[name].astype(backend.dtype))
 
 
+def test_several_go_together_until_they_are_removed(backend: Subject) -> None:
+    weight, bias = lc.Freeze("hidden.[!b]*"), lc.Freeze("hidden.bias")
+    learner = make_learner(backend.mlp(W), data=(PAIRS, None), callbacks=[weight, bias, lc.Recorder()])
+    assert len(learner.hold("out.bias")) == 3
+    learner.fit(1)
+    for name in (*HIDDEN, "out.bias"):
+        np.testing.assert_array_equal(backend.weights(learner)[name], W[name].astype(backend.dtype))
+    learner.callbacks.remove(weight)
+    assert learner.hold() == ("hidden.bias",)
+    learner.fit(1)
+    moved = {name for name in W if not np.array_equal(backend.weights(learner)[name], W[name].astype(backend.dtype))}
+    assert moved == W.keys() - {"hidden.bias"}
+
+
 def test_momentum_of_what_rests_is_kept(backend: Subject) -> None:
     """Train, freeze, thaw: the velocity is that of before."""
     spec, rule = RULES["momentum"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, cast
 
 import pytest
@@ -55,6 +56,23 @@ def test_momentum_and_weight_decay(backend: Subject) -> None:
         hidden.update(slopes)
         out.update(slopes)
     backend.close(backend.weights(learner), weights)
+
+
+@pytest.mark.parametrize(("spec", "decay"), [(lc.Adam(0.1), 0.0), (lc.AdamW(0.1, weight_decay=0.2), 0.2)])
+def test_the_momentum_of_adam_is_its_beta1(backend: Subject, spec: Any, decay: float) -> None:
+    learner = make_learner(backend.mlp(W), optimizer=spec)
+    assert learner.hyper["momentum"] == pytest.approx(0.9)
+    train(learner, PAIRS)
+    weights = backend.weights(learner)
+    other = make_learner(backend.mlp(W), optimizer=dataclasses.replace(spec, beta1=0.5))
+    other.hyper["momentum"] = 0.9
+    train(other, PAIRS)
+    backend.close(backend.weights(other), weights)
+    oracle_weights = dict(W)
+    optimizer = oracle.Optimizer(oracle.adam(0.1, decay), oracle_weights)
+    for x, y in PAIRS:
+        optimizer.update(oracle.mse_gradient(oracle_weights, x, y))
+    backend.close(weights, oracle_weights)
 
 
 def test_the_rate_of_one_prefix_and_of_all(backend: Subject) -> None:

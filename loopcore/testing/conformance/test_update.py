@@ -39,6 +39,52 @@ def test_an_array_decides_on_each_update(backend: Subject) -> None:
     assert 0 < sum(decisions) < len(PAIRS)
 
 
+NUMBERS: dict[str, Any] = {
+    "a count": lambda learner, xs: learner.xp.sum(learner.xp.astype(xs < 1e9, learner.xp.int32)),
+    "minus two": lambda learner, xs: learner.xp.full((), -2, dtype=learner.xp.int32),
+    "no count": lambda learner, xs: learner.xp.sum(learner.xp.astype(xs > 1e9, learner.xp.int32)),
+    "a draw": lambda learner, xs: learner.random.bernoulli(1.0, ()),
+    "another draw": lambda learner, xs: learner.random.bernoulli(0.0, ()),
+    "two": lambda learner, xs: 2,
+}
+
+
+class Counted(lc.TrainingPhase):
+    """Updates as a number says."""
+
+    def __init__(self, number: str) -> None:
+        self.number = number
+
+    def step(self, learner: Any, handle: Any, state: Any) -> None:
+        state.loss = learner.xp.mean(state.xs)
+        state.grads = learner.gradient(lambda: lc.losses.mse(learner.model(state.xs), state.ys))
+        handle(lc.BackwardEnd())
+        learner.update(state.grads, when=NUMBERS[self.number](learner, state.xs))
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_number_holds_unless_it_is_zero(backend: Subject, number: str) -> None:
+    """Even ones too, where another decision joins it."""
+    learner = make_learner(backend.mlp(W), callbacks=[lc.StopOnNaNLoss()])
+    state = learner.run_step(Counted(number), PAIRS[0])
+    moves = number not in ("no count", "another draw")
+    assert bool(learner.to_host(state.updated)) is moves
+    assert np.array_equal(backend.weights(learner)["out.bias"], W["out.bias"].astype(backend.dtype)) is not moves
+
+
+@pytest.mark.parametrize("place", ["when", "apply"])
+def test_a_decision_is_one(backend: Subject, place: str) -> None:
+    def many(learner: Any, handle: Any, state: Any) -> None:
+        grads = learner.gradient(lambda: learner.xp.sum(learner.model(state.xs)))
+        if place == "apply":
+            state.apply = state.xs[0] > 0
+        learner.update(grads, when=state.xs[0] > 0)
+
+    learner = make_learner(backend.mlp(W))
+    with pytest.raises(TypeError, match=r"a bool or a 0-d array, not an array of shape \(\d,?\)"):
+        run(learner, many, xs=PAIRS[0][0])
+
+
 @pytest.mark.parametrize("kind", [lc.SGD, lc.Momentum, lc.Adam, lc.AdamW])
 def test_a_skipped_update_leaves_weights_and_optimizer_alone(backend: Subject, kind: Any) -> None:
     def skip(learner: Any, handle: Any, state: Any) -> None:
