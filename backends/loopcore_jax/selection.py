@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from loopcore.backend import Array, Tree
+from loopcore.errors import OptimizerError
 
 
 def selected(holds: Array, update: Callable[[Tree], Tree], now: Tree) -> Tree:
@@ -23,6 +24,9 @@ def selected(holds: Array, update: Callable[[Tree], Tree], now: Tree) -> Tree:
         holds: a 0-d boolean array.
         update: gives a tree of the structure, shapes and dtypes of ``now``.
         now: a tree of arrays.
+
+    Raises:
+        OptimizerError: it gives another dtype or shape.
     """
     old, structure = jax.tree.flatten(now)
     closed = jax.make_jaxpr(update)(now)
@@ -41,10 +45,19 @@ def selected(holds: Array, update: Callable[[Tree], Tree], now: Tree) -> Tree:
             values[var] = value
             if var in places:
                 place = places[var]
-                values[var] = jax.lax.select(holds, value, old[place])
+                values[var] = _either(holds, value, old[place])
                 chosen.add(place)
     results = [  # what is an input, a constant, or a second time the same
-        read(var) if place in chosen else jax.lax.select(holds, jnp.asarray(read(var)), old[place])
+        read(var) if place in chosen else _either(holds, jnp.asarray(read(var)), old[place])
         for place, var in enumerate(jaxpr.outvars)
     ]
     return jax.tree.unflatten(structure, results)
+
+
+def _either(holds: Array, new: Array, old: Array) -> Array:
+    if (new.dtype, new.shape) != (old.dtype, old.shape):
+        raise OptimizerError(
+            f"an optimizer makes {new.dtype}{list(new.shape)} of a state that was {old.dtype}{list(old.shape)}: where "
+            "an array decides on the update, as with StopOnNaNLoss, it has to have one dtype and shape from the start"
+        )
+    return jax.lax.select(holds, new, old)
