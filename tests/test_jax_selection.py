@@ -61,10 +61,12 @@ def test_each_value_is_chosen_once_where_it_is_computed() -> None:
 
 
 def test_a_state_that_changes_its_dtype_is_named() -> None:
-    counts = optax.GradientTransformation(lambda params: jnp.int32(0), lambda grads, n, params=None: (grads, n + 0.5))
-    learner = lc.Learner(
-        (lambda params, x: x @ params["w"], {"w": jnp.ones((3, 2))}), lc.losses.mse, optax.chain(counts, optax.sgd(0.1))
-    )
+    def update(grads: Any, count: Any, params: Any = None) -> Any:
+        return grads, count + 0.5
+
+    counting = optax.GradientTransformation(lambda params: jnp.int32(0), update)
+    model = (lambda params, x: x @ params["w"], {"w": jnp.ones((3, 2))})
+    learner = lc.Learner(model, lc.losses.mse, optax.chain(counting, optax.sgd(0.1)))
     batch = np.ones((2, 3), "float32"), np.ones((2, 2), "float32")
     with pytest.raises(lc.errors.OptimizerError, match=r"makes float32\[\] of a state that was int32\[\]"):
         learner.run_step(lc.TrainingPhase(), batch)
