@@ -64,7 +64,8 @@ def test_a_state_that_changes_its_dtype_is_named() -> None:
     def update(grads: Any, count: Any, params: Any = None) -> Any:
         return grads, count + 0.5
 
-    counting = optax.GradientTransformation(lambda params: jnp.int32(0), update)
+    transformation: Any = optax.GradientTransformation
+    counting = transformation(lambda params: jnp.int32(0), update)
     model = (lambda params, x: x @ params["w"], {"w": jnp.ones((3, 2))})
     learner = lc.Learner(model, lc.losses.mse, optax.chain(counting, optax.sgd(0.1)))
     batch = np.ones((2, 3), "float32"), np.ones((2, 2), "float32")
