@@ -156,7 +156,7 @@ def test_a_zig_zag_stops_when_the_best_is_too_long_ago() -> None:
     """FluxTraining's EarlyStopping(n) counts rises in a row: it never stops here."""
     losses = [1.0, 2.0, 1.5, 2.0, 1.5, 2.0, 1.5, 2.0]
     result = learner_of(losses, lc.EarlyStopping(3)).fit(8)
-    assert (result.status, result.stopped_by, result.epochs) == ("stopped", "EarlyStopping", 3)
+    assert (result.status, result.stopped_by, result.epochs) == ("stopped", "EarlyStopping", 4)
     assert result.reason == "val_loss is 2 after 4 epochs: NumberSinceBest(n=3, min_delta=0.0)"
     assert len(result.history["val_loss"]) == 4, "the last epoch is in the history"
 
@@ -175,12 +175,12 @@ def test_a_second_fit_begins_anew_unless_a_state_was_loaded() -> None:
 
 def test_what_is_better_may_be_larger() -> None:
     assert learner_of([1.0, 2.0, 3.0], lc.EarlyStopping(1, mode="max")).fit(3).status == "completed"
-    assert learner_of([3.0, 2.0, 1.0], lc.EarlyStopping(1, mode="max")).fit(3).epochs == 1
+    assert learner_of([3.0, 2.0, 1.0], lc.EarlyStopping(1, mode="max")).fit(3).epochs == 2
 
 
 def test_a_relative_criterion_of_what_should_be_large() -> None:
     stop = lc.EarlyStopping(criterion=criteria.GL(10), mode="max")
-    assert learner_of([0.5, 0.9, 0.88, 0.7], stop).fit(4).epochs == 3, "0.7 is 22 % below the best"
+    assert learner_of([0.5, 0.9, 0.88, 0.7], stop).fit(4).epochs == 4, "0.7 is 22 % below the best"
 
 
 def test_pq_sees_the_training_losses() -> None:

@@ -73,6 +73,20 @@ def test_a_scheduler_of_torch_is_taken_as_it_is(unit: Any) -> None:
     assert learner.hyper.learning_rate == {"step": 0.5**6, "epoch": 0.25}[unit]
 
 
+def test_a_window_is_one_step_of_a_scheduler_of_torch() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    callbacks = [lc.TorchScheduler(torch_schedules.ExponentialLR(optimizer, 0.5), "step"), lc.GradientAccumulation(2)]
+    batch = (np.ones((4, 3), "f4"), np.ones((4, 2), "f4"))
+    unsized = type("Unsized", (), {"__iter__": lambda self: iter([batch] * 5)})()
+    for data in ([batch] * 5, unsized):
+        optimizer.param_groups[0]["lr"] = 1.0
+        learner = lc.Learner(model, lc.losses.mse, optimizer, (data, None), callbacks=callbacks)
+        learner.fit(1)
+        assert learner.hyper.learning_rate == 0.5**3
+        learner.callbacks.remove(*callbacks)
+
+
 def test_a_plateau_of_torch() -> None:
     model = torch.nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), 0.0)

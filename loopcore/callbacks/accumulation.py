@@ -66,7 +66,7 @@ class GradientAccumulation(Callback):
     drops it. Steps that were not completed do not count. One whose StepBegin it does not hear, as under `throttle`, is
     in no window: it updates by itself.
 
-    In the steps between, ``state.updated`` is False; ``Scheduler(..., unit="update")`` counts the others. Clipping and
+    In the steps between, ``state.updated`` is False; schedules by steps count windows. Clipping and
     all other changes of gradients that declare ``run_after = (GradientAccumulation,)`` see the mean; a window whose
     update another callback withholds is dropped.
     On backends that compile, steps that open, continue and close a window are programs of their own.

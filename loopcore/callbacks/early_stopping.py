@@ -41,7 +41,7 @@ class EarlyStopping(Callback):
         >>> stop = lc.EarlyStopping(criterion=lc.criteria.Threshold(0.2), monitor="loss")
         >>> result = lc.testing.toy_learner(callbacks=[stop]).fit(100)
         >>> result.status, result.stopped_by, result.epochs
-        ('stopped', 'EarlyStopping', 1)
+        ('stopped', 'EarlyStopping', 2)
         >>> result.reason
         'loss is 0.009498 after 2 epochs: Threshold(value=0.2)'
     """

@@ -20,6 +20,7 @@ from loopcore.phases import AbstractTrainingPhase
 Unit = Literal["step", "epoch", "update"]
 Key: TypeAlias = str | HyperParameter | type[Momentum]
 _UNITS = ("step", "epoch", "update")
+_WINDOW = "step.window"  # of GradientAccumulation: whether the step begins and whether it ends one
 
 
 class Scheduler(Callback):
@@ -32,9 +33,9 @@ class Scheduler(Callback):
     Several go together if each sets other hyperparameters. ``lc.LearningRate``, which is that of all optimizers, and
     ``lc.LearningRate("critic")`` go into one Scheduler: it sets the more general one first, in any order.
 
-    Of the writes the first stands for the hyperparameters it sets; it reads ``step.updated`` with ``unit="update"``.
+    Of the writes the first stands for the hyperparameters it sets; what it reads depends on the unit.
 
-    Reads: step.updated
+    Reads: step.window, step.updated
     Writes: hyper.learning_rate, shared.hyper_step
     Handles: EpochBegin, StepBegin, StepEnd, EpochEnd
 
@@ -43,8 +44,9 @@ class Scheduler(Callback):
             `loopcore.schedules`, of optax and of Keras are. One that gives an array, as those of optax and Keras do,
             costs a transfer whenever it is asked, each step or epoch; those of `loopcore.schedules` cost none.
             ``lc.Momentum``, the optimizer, stands for ``"momentum"``.
-        unit: what is counted: ``"step"``, ``"epoch"`` or ``"update"``: steps in which the optimizer moved something,
-            as with gradient accumulation. Where the device decides on that, it costs a transfer each step.
+        unit: what is counted: ``"step"``, where with `GradientAccumulation` a window is one; ``"epoch"``; or
+            ``"update"``, steps in which the optimizer moved something, whoever withheld the others. Where the device
+            decides on that, it costs a transfer each step.
 
     Raises:
         CallbackError: no schedules, one that cannot be called, a key that names nothing or what another one names, or
@@ -81,7 +83,7 @@ class Scheduler(Callback):
         # those of all optimizers first, so that they leave alone what has a schedule of its own
         self._schedules = dict(sorted(self._schedules.items(), key=lambda item: item[0].count(".")))
         self.writes = (*(f"hyper.{name}" for name in self._schedules), "shared.hyper_step")
-        self.reads = ("step.updated",) if unit == "update" else ()
+        self.reads = {"step": (_WINDOW,), "epoch": (), "update": ("step.updated",)}[unit]
         self.unit = unit
         self.count = 0
         self._last: dict[str, float] = {}
@@ -121,13 +123,14 @@ class Scheduler(Callback):
         for name, value in self._last.items():
             self._pending[name].append(value)
         if self.unit == "step":
-            self.count += 1
+            self.count += _is_whole_step(learner)
         self._count_update(learner)
 
     @on(StepEnd, AccumulatedUpdate)
     def end_window(self, learner: Any, phase: Any, event: StepEnd) -> None:
         """Count the update with what an epoch left over."""
         if event.outcome == "completed":
+            self.count += self.unit == "step"
             self._count_update(learner)
 
     def _count_update(self, learner: Any) -> None:
@@ -176,6 +179,12 @@ def _name_of(key: Key) -> str:
     return name
 
 
+def _is_whole_step(learner: Any) -> bool:
+    """Whether a completed step is one of the optimizer: of those that accumulate only the last is."""
+    window = getattr(learner.step, "window", None)
+    return window is None or window[1]
+
+
 def _overlap(one: str, other: str) -> bool:
     """Whether two names stand for a value of one optimizer: "learning_rate" is that of all."""
     return one == other or one.endswith(f".{other}") or other.endswith(f".{one}")
@@ -186,13 +195,14 @@ class TorchScheduler(Callback):
 
     With ``monitor`` it reads the metrics.
 
-    Reads: optimizer, shared.metrics_epoch
+    Reads: optimizer, shared.metrics_epoch, step.window
     Writes: hyper
     Handles: StepEnd, EpochEnd
 
     Args:
         scheduler: an ``LRScheduler`` for the optimizer that the Learner has.
-        unit: whether it counts steps or epochs of training phases; its type does not tell.
+        unit: whether it counts steps or epochs of training phases; its type does not tell. With
+            `GradientAccumulation` a window is one step.
         monitor: key of the history that a ``ReduceLROnPlateau`` follows, such as ``"val_loss"``; it then steps when
             the phase of that metric ends.
 
@@ -211,7 +221,7 @@ class TorchScheduler(Callback):
         0.025
     """
 
-    reads: tuple[str, ...] = ("optimizer",)
+    reads: tuple[str, ...] = ("optimizer", _WINDOW)
     writes = ("hyper",)
 
     def __init__(self, scheduler: Any, unit: Literal["step", "epoch"], monitor: str | None = None) -> None:
@@ -229,7 +239,7 @@ class TorchScheduler(Callback):
         self.unit = unit
         self.monitor = monitor
         if monitor is not None:
-            self.reads = ("optimizer", "shared.metrics_epoch")
+            self.reads = ("optimizer", "shared.metrics_epoch", _WINDOW)
 
     def setup(self, learner: Any) -> None:
         """Check that the Learner trains with the optimizer of the scheduler."""
@@ -245,6 +255,12 @@ class TorchScheduler(Callback):
     @on(StepEnd, AbstractTrainingPhase)
     def end_step(self, learner: Any, phase: Any, event: StepEnd) -> None:
         """One step of the scheduler."""
+        if self.unit == "step" and event.outcome == "completed" and _is_whole_step(learner):
+            self.scheduler.step()
+
+    @on(StepEnd, AccumulatedUpdate)
+    def end_window(self, learner: Any, phase: Any, event: StepEnd) -> None:
+        """One step for what an epoch left over."""
         if self.unit == "step" and event.outcome == "completed":
             self.scheduler.step()
 

@@ -146,9 +146,9 @@ def test_a_gradient_of_zero_is_left_alone(backend: Subject) -> None:
     backend.close(backend.weights(learner), W, rtol=1e-6)
 
 
-@pytest.mark.parametrize("sized", [True, False], ids=["length", "no_length"])
-def test_a_schedule_follows_updates(backend: Subject, sized: bool) -> None:
-    scheduler = lc.Scheduler({"learning_rate": lambda done: 0.1 / (done + 1)}, unit="update")
+@pytest.mark.parametrize(("sized", "unit"), [(True, "step"), (False, "step"), (False, "update")])
+def test_a_schedule_follows_updates(backend: Subject, sized: bool, unit: Any) -> None:
+    scheduler = lc.Scheduler({"learning_rate": lambda done: 0.1 / (done + 1)}, unit=unit)
     data: Any = (PAIRS if sized else Unsized(PAIRS), None)
     learner = make_learner(backend.mlp(W), data=data, callbacks=[lc.GradientAccumulation(2), scheduler])
     learner.fit(2)
