@@ -34,6 +34,7 @@ from loopcore.explain import explain
 from loopcore.fitting import FitResult, fit
 from loopcore.history import Epochs
 from loopcore.hyperparameters import Hyper
+from loopcore.label_order import predictions_first
 from loopcore.loop import EpochInfo, execute_step, run_epoch
 from loopcore.models import Models
 from loopcore.namespaces import CONSTANT
@@ -125,7 +126,7 @@ class Learner:
         self.number = self.backend.number
         self.to_host = self.backend.to_host
         self.is_ready = self.backend.is_ready
-        self.loss_fn: Callable[..., Any] = losses.predictions_first(loss_fn) or no_loss
+        self.loss_fn: Callable[..., Any] = predictions_first(loss_fn) or no_loss
         self._attach(named_optimizers(optimizer), hyper or {})
         self.reads = checked_reads("Learner", reads)
         self.compile = compile

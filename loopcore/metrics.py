@@ -11,7 +11,7 @@ import numpy as np
 
 from loopcore.arguments import is_number, is_whole
 from loopcore.errors import LossError
-from loopcore.losses import predictions_first, roots
+from loopcore.label_order import predictions_first, roots
 from loopcore.registry import namespace_of
 
 

@@ -27,7 +27,7 @@ from loopcore import callbacks as package
 from loopcore.callbacks import metrics as metrics_module
 from loopcore.errors import AccessError, BackendError, CallbackError
 from loopcore.history import History, Ring
-from loopcore.losses import predictions_first
+from loopcore.label_order import predictions_first
 from loopcore.testing import Trace, toy_learner
 from loopcore.text import clean
 

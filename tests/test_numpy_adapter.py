@@ -952,7 +952,7 @@ def test_functions_without_a_gradient_answer_plain_inside_an_objective() -> None
 def test_creation_is_in_the_parameters_dtype() -> None:
     backend = bound((dot, {"w": np.ones(2, np.float32)}))
     made = [
-        backend.xp.zeros((2,)), backend.xp.ones(3), backend.xp.full((2,), 1), backend.xp.eye(2),
+        backend.xp.zeros((2,)), backend.xp.ones(3), backend.xp.full((2,), 1.0), backend.xp.eye(2),
         backend.xp.arange(0.0, 1.0, 0.5), backend.xp.one_hot(np.array([1]), 2), backend.xp.mean(np.arange(2)),
         backend.xp.var(np.arange(3)), backend.xp.full((), 2.0),
     ]  # fmt: skip
@@ -962,7 +962,8 @@ def test_creation_is_in_the_parameters_dtype() -> None:
     assert xp.zeros(1).dtype == np.float64
     assert xp.arange(3).dtype == np.int64 and list(xp.arange(1, 7, 2)) == [1, 3, 5]
     assert xp.zeros(2, dtype=xp.int32).dtype == np.int32 and xp.zeros_like(np.ones(1, np.float16)).dtype == np.float16
-    assert xp.full((2,), 1, dtype=xp.bool).dtype == np.bool_
+    assert xp.full((2,), 1, dtype=xp.bool).dtype == np.bool_ == xp.full((2,), True).dtype
+    assert backend.xp.full((2,), 1).dtype == np.int64
     assert xp.full_like(np.arange(2), 3).dtype == np.int64
     same(xp.one_hot(np.array([[2, 0]], np.uint8), 3), [[[0, 0, 1], [1, 0, 0]]])
     assert xp.sum(np.ones(2), dtype=xp.float32).dtype == np.float32
@@ -1146,7 +1147,8 @@ def test_hyperparameters() -> None:
     kinds = [specs.SGD(0.1), specs.Momentum(0.1, 0.8), specs.Adam(0.1), specs.AdamW(0.1)]
     backend = bound(params, *zip(kinds, paths, strict=True))
     assert [backend.hyper_names(n) for n in range(4)] == [
-        ("learning_rate",), ("learning_rate", "momentum"), ("learning_rate",), ("learning_rate", "weight_decay"),
+        ("learning_rate",), ("learning_rate", "momentum"), ("learning_rate", "momentum"),
+        ("learning_rate", "momentum", "weight_decay"),
     ]  # fmt: skip
     assert backend.get_hyper(1, "momentum") == 0.8
     backend.set_hyper(0, "learning_rate", 2)
