@@ -12,7 +12,7 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from loopcore.backend import DrawKey, Kind, Leaves, RandomBackend, Tree
+from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.errors import BackendError
 from loopcore_torch import arrays, binding, losses
 from loopcore_torch.gradients import Gradients
@@ -242,6 +242,11 @@ class Backend:
     def is_differentiated(self, tree: Tree) -> bool:
         """Whether an objective is open and a leaf belongs to its graph."""
         return self._models.depth > 0 and arrays.detached(tree) is not tree
+
+    def lerp(self, a: Array, b: Array, t: Any) -> Array:
+        """``a + t * (b - a)``; of floating tensors of one kind in one pass over the memory and not in three."""
+        alike = isinstance(a, Tensor) and isinstance(b, Tensor) and (a.dtype, a.shape) == (b.dtype, b.shape)
+        return torch.lerp(a, b, t) if alike and a.is_floating_point() else a + t * (b - a)
 
     def to_host(self, tree: Tree) -> Tree:
         """NumPy copies of all tensors and arrays; 0-d tensors that are fetched together count as one transfer."""
