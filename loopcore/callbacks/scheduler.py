@@ -83,7 +83,7 @@ class Scheduler(Callback):
         # those of all optimizers first, so that they leave alone what has a schedule of its own
         self._schedules = dict(sorted(self._schedules.items(), key=lambda item: item[0].count(".")))
         self.writes = (*(f"hyper.{name}" for name in self._schedules), "shared.hyper_step")
-        self.reads = {"step": (_WINDOW,), "epoch": (), "update": ("step.updated",)}[unit]
+        self.reads = {"step": (_WINDOW,), "epoch": (), "update": (_WINDOW, "step.updated")}[unit]
         self.unit = unit
         self.count = 0
         self._last: dict[str, float] = {}
