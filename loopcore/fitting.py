@@ -17,7 +17,7 @@ from loopcore.errors import (
     ReentrantFitError,
 )
 from loopcore.events import FitBegin, FitEnd, Outcome
-from loopcore.loop import close_scope, no_scope
+from loopcore.loop import EpochInfo, close_scope, no_scope
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
@@ -100,10 +100,9 @@ class _Run:
             try:
                 learner.run_epoch(phase, data, last=index == len(rounds))
             except CancelFittingException:
-                ended = runs.ended is not None and runs.ended.outcome == "completed"
-                self.epochs += ended and completed == index - 1 == len(rounds) - 1
+                self.epochs += completed + _is_completed(runs.ended) == len(rounds)
                 raise
-            completed += runs.ended is not None and runs.ended.outcome == "completed"
+            completed += _is_completed(runs.ended)
         self.epochs += completed == len(rounds)
 
     def result(self, error: BaseException | None, history: Mapping[str, list[float | None]]) -> FitResult:
@@ -112,6 +111,10 @@ class _Run:
         if error is None:
             return FitResult("completed", "", None, self.epochs, history)
         return FitResult("interrupted", f"{type(error).__name__}: {error}", None, self.epochs, history)
+
+
+def _is_completed(epoch: EpochInfo | None) -> bool:
+    return epoch is not None and epoch.outcome == "completed"
 
 
 def _outcome(error: BaseException | None) -> Outcome:

@@ -42,7 +42,7 @@ from loopcore.packing import collect
 from loopcore.phases import Phase, PredictionPhase
 from loopcore.randomness import Random
 from loopcore.runs import Runs
-from loopcore.state import Shared, State, batch_length, both, condition
+from loopcore.state import Shared, State, batch_length, both
 from loopcore.trees import TreeMath
 from loopcore.weights import Handle, assign_optimizers, matching, mismatches, renamed
 
@@ -441,7 +441,7 @@ class Learner:
         state = runs.step
         handle = self.params if params is None else params
         apply = state._apply if runs.runner is not None else True  # that of a step that ended decides nothing more
-        apply = both(apply, condition(when))
+        apply = both(apply, when)
         leaves = handle._leaves(grads)
         if self.held:
             leaves = {path: grad for path, grad in leaves.items() if path not in self.held}

@@ -149,7 +149,7 @@ class Runs:
 
     def names_of(self, reads: Sequence[str]) -> frozenset[str]:
         """The step values that the caller of ``run_step`` wants kept."""
-        return frozenset(step_names(checked_reads("run_step", reads))) if reads else frozenset()
+        return frozenset(step_names(checked_reads("run_step", reads)))
 
     def runner_of(self, phase: Phase) -> Runner:
         """All that a step of a phase needs; made when it is first asked for."""

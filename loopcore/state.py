@@ -55,7 +55,7 @@ class State:
 
     @apply.setter
     def apply(self, value: Any) -> None:
-        self._apply = both(self._apply, condition(value))
+        self._apply = both(self._apply, value)
 
     @property
     def updated(self) -> Any:
@@ -90,7 +90,7 @@ class State:
         return f"State({', '.join(self.__dict__)})"
 
 
-def condition(value: Any) -> Any:
+def _condition(value: Any) -> Any:
     """What decides on an update, as a bool or a 0-d boolean array: numbers hold unless they are 0.
 
     Raises:
@@ -109,7 +109,13 @@ def condition(value: Any) -> Any:
 
 
 def both(first: Any, second: Any) -> Any:
-    """Whether both hold, bools or 0-d boolean arrays; a False that is no array stays one and spares a program work."""
+    """Whether both hold; a False that is no array stays one and spares a program work.
+
+    Args:
+        first: a bool or a 0-d boolean array.
+        second: a number or a 0-d array; holds unless it is 0.
+    """
+    second = _condition(second)
     if first is True or second is False:
         return second
     return first if second is True or first is False else first & second

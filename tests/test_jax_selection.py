@@ -42,6 +42,42 @@ def test_what_is_chosen_is_all_new_or_all_old(update: Any, compiled: bool) -> No
     jax.tree.map(np.testing.assert_array_equal, plain(run(jnp.bool_(False), NOW)), plain(NOW))
 
 
+TRANSFORMATIONS = {
+    "adamw": optax.adamw(0.1),
+    "momentum": optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1, momentum=0.9)),
+    "lion": optax.lion(0.1),
+    "adafactor": optax.adafactor(0.1),
+    "noise": optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3)), optax.sgd(0.1)),
+    "several steps": optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
+    "if finite": optax.apply_if_finite(optax.adam(0.1), 3),
+    "schedule": optax.inject_hyperparams(optax.adam)(learning_rate=optax.linear_schedule(0.1, 0.0, 4)),
+    "masked": optax.masked(optax.adam(0.1), {"w": True, "b": False}),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMATIONS)
+def test_what_optax_computes_is_chosen_as_it_is(name: str) -> None:
+    tx = TRANSFORMATIONS[name]
+    params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+    grads = {"w": jnp.full((3, 2), 0.5), "b": jnp.arange(2.0)}
+
+    def update(now: Any) -> Any:
+        updates, state = tx.update(grads, now[1], now[0])
+        return optax.apply_updates(now[0], updates), state
+
+    run = jax.jit(lambda holds, now: selected(holds, update, now))
+    now = params, tx.init(params)
+    for _ in range(3):
+        new = jax.jit(update)(now)
+        kept, taken = run(jnp.bool_(False), now), run(jnp.bool_(True), now)
+        for found, wanted, exact in ((kept, now, 0.0), (taken, new, 1e-6)):
+            pairs = zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+            for one, other in pairs:
+                if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+                    np.testing.assert_allclose(one, other, rtol=exact)
+        now = new
+
+
 def test_each_value_is_chosen_once_where_it_is_computed() -> None:
     tx = optax.adam(0.1)
     params = {"w": jnp.ones((3, 2))}

@@ -10,13 +10,16 @@ import loopcore as lc
 from benchmarks.models.bench import Block, Variant
 
 
-def variants(model: Callable[[], Any], loss_fn: Callable[..., Any], optimizer: Callable[[Any], Any]) -> list[Variant]:
+def variants(
+    model: Callable[[], Any], loss_fn: Callable[..., Any], optimizer: Callable[[Any], Any], label: str = ""
+) -> list[Variant]:
     """``loopcore bare`` has no callbacks; ``loopcore default`` the default ones with accuracy, printing into nothing.
 
     Args:
         model: makes the model with its first weights.
         loss_fn: the native loss.
         optimizer: makes the optimizer of a model.
+        label: what the names of the variants end in.
     """
     nothing = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - stays open as long as the printers
     callbacks = [lc.Metrics(lc.accuracy), lc.ProgressPrinter(file=nothing), lc.MetricsPrinter(file=nothing)]
@@ -24,8 +27,8 @@ def variants(model: Callable[[], Any], loss_fn: Callable[..., Any], optimizer: C
     bare = lc.Learner(bare_model, loss_fn, optimizer(bare_model), default_callbacks=False)
     default = lc.Learner(default_model, loss_fn, optimizer(default_model), callbacks=callbacks)
     return [
-        Variant("loopcore bare", epoch_of(bare)),
-        Variant("loopcore default", epoch_of(default), nothing.close),
+        Variant(f"loopcore bare{label}", epoch_of(bare)),
+        Variant(f"loopcore default{label}", epoch_of(default), nothing.close),
     ]
 
 

@@ -43,16 +43,13 @@ def bench(size: Size, threads: int, only: str) -> Bench:
         Variant("raw + metrics", RawLoopWithMetrics(model())),
         Variant("raw + average", RawLoop(model(), use_ema=True)),
         *loopcore_loops.variants(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE)),
-        *_with_keras_adam(model),
+        # the same with the optimizer of the hand-written loop; the neutral Adam runs another kernel
+        *loopcore_loops.variants(
+            model, lc.losses.cross_entropy, lambda _: keras.optimizers.Adam(LEARNING_RATE), ", keras Adam"
+        ),
         *loopcore_loops.listeners(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE)),
     ]
     return Bench(batches, [one for one in found if one.name == "raw" or only in one.name], model=model)
-
-
-def _with_keras_adam(model: Any) -> list[Variant]:
-    """The same with the optimizer of the hand-written loop; the neutral Adam runs another kernel."""
-    variants = loopcore_loops.variants(model, lc.losses.cross_entropy, lambda _: keras.optimizers.Adam(LEARNING_RATE))
-    return [Variant(f"{one.name}, keras Adam", one.block, one.close) for one in variants]
 
 
 class RawLoop:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -41,7 +41,8 @@ def bench(size: Size, threads: int, only: str) -> Bench:
         Variant("raw + metrics", RawLoopWithMetrics(model())),
         *loopcore_loops.variants(model, cross_entropy, adam),
         Variant("raw, fused Adam", RawLoop(model(), fused=True)),
-        *_with_neutral_adam(model),
+        # for loopcore's own the adapter asks PyTorch for the fused kernel
+        *loopcore_loops.variants(model, cross_entropy, lambda _: lc.Adam(LEARNING_RATE), ", lc.Adam"),
     ]
     peers, absent = torch_peers.variants(model, cross_entropy, adam, threads)
     chosen = [variant for variant in [*found, *peers] if variant.name == "raw" or only in variant.name]
@@ -50,12 +51,6 @@ def bench(size: Size, threads: int, only: str) -> Bench:
 
 def adam(model: nn.Module) -> torch.optim.Adam:
     return torch.optim.Adam(model.parameters(), LEARNING_RATE)
-
-
-def _with_neutral_adam(model: Callable[[], nn.Module]) -> list[Variant]:
-    """The same with loopcore's Adam, for which the adapter asks PyTorch for its fused kernel."""
-    variants = loopcore_loops.variants(model, cross_entropy, lambda _: lc.Adam(LEARNING_RATE))
-    return [Variant(f"{one.name}, lc.Adam", one.block, one.close) for one in variants]
 
 
 class RawLoop:
