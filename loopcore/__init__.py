@@ -26,6 +26,7 @@ from loopcore.callbacks.stopping import StopOnNaNLoss
 from loopcore.callbacks.traces import LogTraces, Traces
 from loopcore.callbacks.wrappers import ConditionalCallback, throttle
 from loopcore.checkpoint import load_weights
+from loopcore.choice import follow_environment, use, using
 from loopcore.errors import (
     AccessError,
     CancelEpochException,
@@ -60,11 +61,13 @@ from loopcore.phases import (
     TrainingPhase,
     ValidationPhase,
 )
-from loopcore.registry import use
+from loopcore.portable import random, tree, xp
 from loopcore.schedules import one_cycle
 from loopcore.sharpness import SAMTrainingPhase
 
 __version__ = "0.1.0"
+
+follow_environment()
 
 __all__ = [
     "NO_CONFLICT",
@@ -150,11 +153,15 @@ __all__ = [
     "losses",
     "on",
     "one_cycle",
+    "random",
     "run_epoch",
     "run_step",
     "schedules",
     "testing",
     "throttle",
     "top_k_accuracy",
+    "tree",
     "use",
+    "using",
+    "xp",
 ]

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from loopcore import checkpoint, losses, registry, rehearsal
+from loopcore import checkpoint, choice, losses, registry, rehearsal
 from loopcore.backend import Extras, Tree
 from loopcore.building import (
     Batches,
@@ -64,8 +64,10 @@ class Learner:
         hyper: scalars of your own, read as ``learner.hyper.<name>``.
         reads: step values kept after each step, such as ``("step.y_pred",)``; ``("step",)`` for all.
         default_callbacks: whether the default ones join, each unless you pass one of its kind.
-        backend: name of the backend where the type of the model does not tell.
-        device: where models and batches go, in the words of the framework.
+        backend: name of the backend where the type of the model does not tell. Default: what `lc.use` chose, else
+            NumPy.
+        device: where models and batches go: ``"cpu"``, ``"gpu"`` for the first accelerator, or in the words of the
+            framework. Default: the one chosen with the backend, else where the framework puts them.
         compile: ``"auto"``, True or False; False runs every step eagerly. ``"xla"`` compiles with XLA where the
             framework has other compilers too; on PyTorch a string names the ``torch.compile`` backend.
         seed: of every random number.
@@ -112,7 +114,9 @@ class Learner:
     ) -> None:
         check_options(callbacks, loss_fn, hyper, seed)
         models = named_models(model)
-        self.backend = registry.make(backend or registry.infer(models), device=device, compile=compile)
+        name = backend or registry.infer(models, neutral=choice.name)
+        device = choice.device_of(name) if device is None else device
+        self.backend = registry.make(name, device=device, compile=compile)
         self.data = named_data(data)
         self.phases = checked_phases(phases)
         self.runs = Runs(self)

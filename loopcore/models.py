@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from loopcore.running import running
+
 if TYPE_CHECKING:
     from loopcore.learner import Learner
 
@@ -36,15 +38,21 @@ class Model:
             update_state: False leaves non-trainable state, such as BatchNorm statistics, as it is.
             **kwargs: as the native model takes them.
         """
-        mode = self._runs.training if training is None else training
-        return self._forward(self._name, args, kwargs, training=mode, update_state=update_state)
+        runs = self._runs
+        mode = runs.training if training is None else training
+        if runs.in_scope:
+            return self._forward(self._name, args, kwargs, training=mode, update_state=update_state)
+        with running(self._learner):
+            return self._forward(self._name, args, kwargs, training=mode, update_state=update_state)
 
     def apply(self, params: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
         """Run the forward pass with other parameters, a tree as ``learner.params.value`` has for this model."""
         learner = self._learner
         part = learner.all_params[self._name] if self._name else learner.all_params
         mode = self._runs.training if training is None else training
-        return self._backend.apply(self._name, part._leaves(params), args, kwargs, training=mode)  # pyright: ignore[reportPrivateUsage]
+        leaves = part._leaves(params)  # pyright: ignore[reportPrivateUsage]
+        with running(learner):
+            return self._backend.apply(self._name, leaves, args, kwargs, training=mode)
 
     @property
     def native(self) -> Any:

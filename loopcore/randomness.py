@@ -68,7 +68,7 @@ class Random:
 
     def generator(self) -> np.random.Generator:
         """A new NumPy generator for host code; it is a draw like any other."""
-        return np.random.Generator(np.random.Philox(np.random.SeedSequence(list(self._key()))))
+        return _generator(self._key())
 
     def _draw(self, kind: str, *args: Any) -> Any:
         backend, other = self._learner.backend, override.get()
@@ -86,3 +86,40 @@ class Random:
         if stream is None:
             stream = _streams[name] = crc32("/".join(map(str, name)).encode("utf-8", "surrogatepass"))
         return DrawKey(self._learner.seed, stream, step)
+
+
+class HostDraws:
+    """A `RandomBackend` of float64 NumPy arrays, which have to be converted."""
+
+    def normal(self, key: DrawKey, shape: Sequence[int]) -> Any:
+        """Standard normal numbers."""
+        return _generator(key).standard_normal(tuple(shape))
+
+    def uniform(self, key: DrawKey, shape: Sequence[int], low: float, high: float) -> Any:
+        """Uniform numbers in ``[low, high)``."""
+        return _generator(key).uniform(low, high, tuple(shape))
+
+    def bernoulli(self, key: DrawKey, p: float, shape: Sequence[int]) -> Any:
+        """Ones with probability ``p``, else zeros."""
+        return (_generator(key).random(tuple(shape)) < p).astype(np.float64)
+
+    def integers(self, key: DrawKey, low: int, high: int, shape: Sequence[int]) -> Any:
+        """Integers in ``[low, high)``, int32."""
+        return _generator(key).integers(low, high, tuple(shape), dtype=np.int32)
+
+    def permutation(self, key: DrawKey, n: int) -> Any:
+        """The integers below ``n`` in random order."""
+        return _generator(key).permutation(n)
+
+    def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Any:
+        """Numbers of the Beta(a, b) distribution."""
+        return _generator(key).beta(a, b, tuple(shape))
+
+    def categorical(self, key: DrawKey, logits: Any) -> Any:
+        """An index along the last axis for each row."""
+        rows = np.asarray(logits, dtype=np.float64)
+        return np.argmax(rows + _generator(key).gumbel(size=rows.shape), axis=-1)
+
+
+def _generator(key: DrawKey) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from loopcore.backend import Backend, Extras
@@ -48,30 +49,7 @@ BUILT_IN: dict[str, Adapter] = {
     "numpy": Adapter("loopcore_numpy", "autograd", frozenset({"autograd"}), frozenset({"numpy", "autograd"})),
 }
 GROUP = "loopcore.backends"
-_default: str | None = None
 _namespaces: dict[type, Any] = {}
-
-
-def use(backend: str | None) -> None:
-    """Choose the backend for models whose type does not tell (functions with NumPy parameters).
-
-    The environment variable ``LOOPCORE_BACKEND`` does the same. A model of a framework is not affected.
-
-    Args:
-        backend: ``"numpy"``, ``"torch"``, ``"jax"``, ``"tensorflow"``, a plugin's name, or None to forget.
-
-    Raises:
-        UnknownModelError: no adapter has that name.
-
-    Example:
-        >>> import loopcore as lc
-        >>> lc.use("numpy")
-        >>> lc.use(None)
-    """
-    global _default
-    if backend is not None and backend not in known():
-        raise UnknownModelError(f"there is no backend {backend!r}; known are {', '.join(sorted(known()))}")
-    _default = backend
 
 
 def _plugins() -> EntryPoints:
@@ -96,8 +74,28 @@ def type_roots(value: Any) -> frozenset[str]:
     return frozenset[str]().union(*(type_roots(part) for part in parts))
 
 
-def infer(models: Mapping[str, Any]) -> str:
+def check_name(backend: str, where: str = "") -> None:
+    """Refuse a name that no backend has.
+
+    Raises:
+        UnknownModelError: says which there are.
+    """
+    if backend not in known():
+        raise UnknownModelError(f"{where}there is no backend {backend!r}; known are {', '.join(sorted(known()))}")
+
+
+def absent(backend: str) -> list[str]:
+    """Packages that a built-in backend needs and that are not installed; nothing is imported to find out."""
+    adapter = BUILT_IN.get(backend)
+    return [] if adapter is None else sorted(package for package in adapter.needs if find_spec(package) is None)
+
+
+def infer(models: Mapping[str, Any], neutral: Callable[[], str] = lambda: "numpy") -> str:
     """Name of the backend that takes all these models.
+
+    Args:
+        models: by name.
+        neutral: asked for the backend of models that belong to no framework.
 
     Raises:
         UnknownModelError: no adapter, or more than one, takes them; the message names the type.
@@ -108,16 +106,22 @@ def infer(models: Mapping[str, Any]) -> str:
         what = ", ".join(f"{name!r} is a {backend} model" for name, backend in found.items())
         raise UnknownModelError(f"one Learner holds models of one framework, but {what}")
     name = chosen.pop()
-    return (_default or os.environ.get("LOOPCORE_BACKEND") or name) if name == "numpy" else name
+    return neutral() if name == "numpy" else name
 
 
 def _infer_one(name: str, model: Any) -> str:
     roots = type_roots(model)
     if "keras" in roots:  # a Keras model runs on the framework that Keras was told to use
         return str(sys.modules["keras"].config.backend())
-    for backend, adapter in BUILT_IN.items():
-        if roots & adapter.roots:
-            return backend
+    takers = [backend for backend, adapter in BUILT_IN.items() if roots & adapter.roots]
+    frameworks = [backend for backend in takers if backend != "numpy"]
+    if len(frameworks) > 1 and isinstance(model, (tuple, list, Mapping)):
+        raise UnknownModelError(
+            f"the model{f' {name!r}' if name else ''} mixes what belongs to {' and '.join(frameworks)}: make all its "
+            "arrays by one framework, or with NumPy, which every backend takes"
+        )
+    if takers:
+        return takers[0]
     for point in _plugins():
         if load(point.name).recognises(model):
             return point.name
@@ -161,8 +165,7 @@ def load(name: str) -> Any:
     for point in _plugins() if name not in BUILT_IN else ():
         if point.name == name:
             return point.load()
-    if name not in BUILT_IN:
-        raise UnknownModelError(f"there is no backend {name!r}; known are {', '.join(sorted(known()))}")
+    check_name(name)
     adapter = BUILT_IN[name]
     try:
         return importlib.import_module(adapter.package).Backend
@@ -200,6 +203,20 @@ def _check_compiler(adapter: type[Backend], compile: Any) -> None:
     if compile not in names:
         or_one = f", or one of {', '.join(map(repr, names))}" if names else ""
         raise ValueError(f'compile is "auto", True or False{or_one} on the {adapter.name} backend, not {compile!r}')
+
+
+@lru_cache(maxsize=64)
+def loose(name: str, device: Any = None) -> Backend:
+    """A backend without models, for arrays outside a learner: floats are float32, on this device."""
+    return make(name, device=device, compile=False)
+
+
+def owner_of(array: Any) -> str | None:
+    """Name of the backend that owns an array's type, None if no backend does."""
+    try:
+        return _infer_one("array", array)
+    except UnknownModelError:
+        return None
 
 
 def namespace_of(array: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from loopcore import running
 from loopcore.building import check_phase, checked_reads
 from loopcore.dispatch import Handler, Table
 from loopcore.errors import DataError
@@ -58,6 +59,7 @@ class Runs:
         self._depth = 0
         self._open_epochs = 0  # also counts one whose EpochEnd is being delivered
         self._scope: AbstractContextManager[Any] | None = None
+        self._running: Learner | None = None  # the learner that ran when this one began
         self.outside: dict[str, int] = {}
         self.runners: dict[int, Runner] = {}
         self.begun: dict[int, tuple[Any, Iterator[Any]]] = {}
@@ -74,6 +76,11 @@ class Runs:
         loader.load_state_dict(state)
 
     @property
+    def in_scope(self) -> bool:
+        """Whether a fit, an epoch or a step is open."""
+        return self._depth > 0
+
+    @property
     def is_open(self) -> bool:
         """Whether an epoch or a step is running."""
         return self._open_epochs > 0 or self.runner is not None
@@ -83,12 +90,15 @@ class Runs:
         if self._depth == 0:
             scope = self._scope = self._learner.backend.scope()
             scope.__enter__()
+            self._running = running.enter(self._learner)
         self._depth += 1
 
     def close(self) -> None:
         """Leave a scope."""
         self._depth -= 1
         if self._depth == 0 and self._scope is not None:
+            running.enter(self._running)
+            self._running = None
             self._scope.__exit__(None, None, None)
             self._scope = None
 

@@ -19,15 +19,18 @@ class TreeMath:
         {'a': 1.0}
     """
 
-    __slots__ = ("_backend", "_lerp")
+    __slots__ = ("_backend",)
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._lerp = getattr(backend, "lerp", None)
+
+    def _of(self, tree: Tree) -> Backend:
+        """The backend that a tree belongs to."""
+        return self._backend
 
     def map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         """Apply ``fn`` to the leaves at the same place of every tree."""
-        return self._backend.tree_map(fn, tree, *rest)
+        return self._of(tree).tree_map(fn, tree, *rest)
 
     def add(self, a: Tree, b: Tree) -> Tree:
         """``a + b``."""
@@ -35,42 +38,49 @@ class TreeMath:
 
     def scale(self, tree: Tree, factor: Any) -> Tree:
         """``factor * tree``, with a number or a 0-d array."""
-        return self.map(lambda x: x * self._fitting(factor, x), tree)
-
-    def _fitting(self, factor: Any, x: Any) -> Any:
-        """A factor in the dtype of what it is for, where that is floating: TensorFlow multiplies equal dtypes only."""
-        wanted = getattr(x, "dtype", None)
-        if wanted is None or getattr(factor, "dtype", wanted) == wanted or "float" not in str(wanted):
-            return factor
-        return self._backend.xp.astype(factor, wanted)
+        xp = self._of(tree).xp
+        return self.map(lambda x: x * _fitting(xp, factor, x), tree)
 
     def lerp(self, a: Tree, b: Tree, t: Any) -> Tree:
         """``a + t * (b - a)``; integers, such as counters among buffers, stay integers (rounded down)."""
-        return self.map(lambda x, y: self._between(x, y, t), a, b)
-
-    def _between(self, x: Any, y: Any, t: Any) -> Any:
-        if self._backend.signature(x)[1].kind not in "iu" or not hasattr(x, "dtype"):
-            t = self._fitting(t, x)
-            return x + t * (y - x) if self._lerp is None else self._lerp(x, y, t)
-        xp = self._backend.xp
-        change = t * xp.astype(y - x, xp.float32)
-        whole = xp.astype(change, x.dtype)
-        return x + whole - xp.astype(xp.astype(whole, xp.float32) > change, x.dtype)
+        backend = self._of(a)
+        return self.map(lambda x, y: _between(backend, x, y, t), a, b)
 
     def dot(self, a: Tree, b: Tree) -> Any:
         """Sum over all leaves of ``sum(a * b)``, 0-d."""
-        products = self._backend.tree_leaves(self.map(lambda x, y: self._backend.xp.sum(x * y), a, b))
+        backend = self._of(a)
+        products = backend.tree_leaves(self.map(lambda x, y: backend.xp.sum(x * y), a, b))
         return reduce(lambda x, y: x + y, products)
 
     def global_norm(self, tree: Tree) -> Any:
         """Euclidean norm of all numbers in the tree, 0-d."""
-        return self._backend.xp.sqrt(self.dot(tree, tree))
+        return self._of(tree).xp.sqrt(self.dot(tree, tree))
 
     def all_finite(self, tree: Tree) -> Any:
         """Whether no number is NaN or infinite, a 0-d boolean array."""
-        xp = self._backend.xp
-        return reduce(lambda x, y: x & y, [xp.all(xp.isfinite(x)) for x in self._backend.tree_leaves(tree)])
+        backend = self._of(tree)
+        xp = backend.xp
+        return reduce(lambda x, y: x & y, [xp.all(xp.isfinite(x)) for x in backend.tree_leaves(tree)])
 
     def zeros_like(self, tree: Tree) -> Tree:
         """Zeros of the same shapes and dtypes."""
-        return self.map(self._backend.xp.zeros_like, tree)
+        return self.map(self._of(tree).xp.zeros_like, tree)
+
+
+def _fitting(xp: Any, factor: Any, x: Any) -> Any:
+    """A factor in the dtype of what it is for, where that is floating: TensorFlow multiplies equal dtypes only."""
+    wanted = getattr(x, "dtype", None)
+    if wanted is None or getattr(factor, "dtype", wanted) == wanted or "float" not in str(wanted):
+        return factor
+    return xp.astype(factor, wanted)
+
+
+def _between(backend: Backend, x: Any, y: Any, t: Any) -> Any:
+    xp = backend.xp
+    if backend.signature(x)[1].kind not in "iu" or not hasattr(x, "dtype"):
+        t = _fitting(xp, t, x)
+        lerp = getattr(backend, "lerp", None)
+        return x + t * (y - x) if lerp is None else lerp(x, y, t)
+    change = t * xp.astype(y - x, xp.float32)
+    whole = xp.astype(change, x.dtype)
+    return x + whole - xp.astype(xp.astype(whole, xp.float32) > change, x.dtype)

@@ -207,10 +207,10 @@ def test_unusable_models() -> None:
     for model, words in [
         (nn.LazyLinear(3), "call the lazy module once"),
         (nn.Linear, r"Linear\(\.\.\.\)"),
-        ({}, "nn.Module"),
-        ({"a": torch.tensor([1])}, "nn.Module"),
+        ({}, "no parameters"),
+        ({"a": torch.tensor([1])}, "'a'.*int64.*state"),
         (lambda x: x, "nn.Module"),
-        ({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, "same path"),
+        ({"a.b": torch.ones(1), "a": {"b": torch.ones(1)}}, "two arrays have this path"),
     ]:
         with pytest.raises(UnknownModelError, match=words):
             bound(model)
@@ -250,7 +250,7 @@ def test_trees_pack_into_their_own_structure() -> None:
     assert optree.tree_structure(packed) == optree.tree_structure(tree)
     assert_close(packed["b"][0], [1, 1])
     assert list(backend.unpack("t", "params", packed)) == ["a", "b.0", "b.1"]
-    with pytest.raises(ValueError, match="expected a tree"):
+    with pytest.raises(ValueError, match="structure"):
         backend.unpack("t", "params", {"a": torch.ones(1)})
     assert backend.pack("t", "buffers", {}) == {} == backend.unpack("t", "buffers", {})
 
@@ -268,8 +268,8 @@ def test_modules_pack_into_the_dict_itself() -> None:
 def test_one_tensor_is_a_tree() -> None:
     backend = Backend()
     backend.bind({"": torch.ones(2), "temperature": torch.zeros(())})
-    assert backend.paths("params") == {"": ("value",), "temperature": ("temperature.value",)}
-    assert backend.pack("", "params", {"value": torch.ones(2)}).tolist() == [1, 1]
+    assert backend.paths("params") == {"": ("param",), "temperature": ("temperature",)}
+    assert backend.pack("", "params", {"param": torch.ones(2)}).tolist() == [1, 1]
 
 
 def test_numpy_leaves_follow_the_modules() -> None:
@@ -281,9 +281,9 @@ def test_numpy_leaves_follow_the_modules() -> None:
 
 
 def test_a_tree_has_no_forward() -> None:
-    with pytest.raises(UnknownModelError, match="no forward pass"):
+    with pytest.raises(UnknownModelError, match="without a forward pass"):
         call(weights(), torch.ones(1))
-    with pytest.raises(UnknownModelError, match="no forward pass"):
+    with pytest.raises(UnknownModelError, match="without a forward pass"):
         gradient(backend := weights(), lambda: call(backend, torch.ones(1)), {"w": torch.ones(2)})
 
 

@@ -9,7 +9,7 @@ import equinox as eqx
 
 from loopcore.backend import Tree
 from loopcore.errors import UnknownModelError
-from loopcore_jax.libraries import keywords, two_parts
+from loopcore.pairs import keywords, two_parts
 
 
 class Equinox:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from loopcore.backend import Array, Tree
 from loopcore.errors import UnknownModelError
-from loopcore_jax.libraries import keywords, mode_of
+from loopcore.pairs import keywords, mode_of
 
 
 class Nnx:

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from loopcore.backend import Tree
 from loopcore.errors import BackendError, UnknownModelError
-
-# keyword of the mode -> its value while training
-MODES = {
-    "train": True,
-    "training": True,
-    "is_training": True,
-    "deterministic": False,
-    "inference": False,
-    "use_running_average": False,
-}
+from loopcore.pairs import keywords, mode_of, two_parts
 
 
 class Library(Protocol):
@@ -185,25 +175,3 @@ class Haiku:
     def native(self, params: Tree, state: Tree) -> Any:
         """The tuple."""
         return (self._transformed, params, state) if self._has_state else (self._transformed, params)
-
-
-def keywords(fn: Any) -> tuple[str | None, frozenset[str]]:
-    """Which keyword of a function is its mode, and all that can be given by name."""
-    try:
-        parameters = inspect.signature(fn).parameters
-    except (TypeError, ValueError):  # a builtin without a signature
-        return None, frozenset()
-    named = frozenset(name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    return next((name for name in MODES if name in named), None), named
-
-
-def mode_of(keyword: str | None, training: bool) -> dict[str, bool]:
-    """The mode as a keyword argument."""
-    return {} if keyword is None else {keyword: training is MODES[keyword]}
-
-
-def two_parts(result: Any, who: str) -> tuple[Any, Tree]:
-    """``(y, new_state)``."""
-    if isinstance(result, tuple) and len(result) == 2:
-        return result
-    raise BackendError(f"{who} must return (y, new_state), not {type(result).__name__}")

@@ -20,17 +20,18 @@ from autograd.tracer import getval, isbox
 
 from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.errors import BackendError, GradientError, OptimizerError
+from loopcore.pairs import Pair, read, recognises
 from loopcore.weights import check_state
 from loopcore_numpy import functions as f
 from loopcore_numpy import trees
 from loopcore_numpy.losses import Losses
-from loopcore_numpy.models import Model, Part, read, recognises
 from loopcore_numpy.namespace import Namespace
 from loopcore_numpy.optimizers import Optimizer, make
 from loopcore_numpy.random import Random, generator
 from loopcore_numpy.tape import Tape
 
 _FLOAT64: np.dtype[Any] = np.dtype(np.float64)
+_FLOAT32: np.dtype[Any] = np.dtype(np.float32)  # of what is made without a model, as on every backend
 
 
 class _Frame(threading.local):
@@ -67,12 +68,12 @@ class Backend:
 
     def __init__(self, *, device: Any = None, compile: Any = "auto") -> None:
         self.transfers = 0
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, Pair] = {}
         self._params: Leaves = {}
         self._buffers: Leaves = {}
         self._optimizers: list[Optimizer] = []
         self._frame = _Frame()
-        self._use(_FLOAT64)
+        self._use(_FLOAT32)
         self.to_device(device)
 
     def _use(self, dtype: np.dtype[Any]) -> None:
@@ -84,7 +85,7 @@ class Backend:
     @staticmethod
     def recognises(model: Any) -> bool:
         """Whether it is a tree of NumPy arrays, ``(apply_fn, params)`` or ``(apply_fn, params, state)``."""
-        return recognises(model)
+        return recognises(model, trees.is_array)
 
     @contextmanager
     def profile(self, folder: Path) -> Iterator[None]:
@@ -100,10 +101,10 @@ class Backend:
 
     def bind(self, models: Mapping[str, Any]) -> None:
         """Take the user's models; their arrays are copied."""
-        found = {name: read(name, given) for name, given in models.items()}
-        self._models = {name: model for name, (model, _, _) in found.items()}
-        self._params = {path: _sealed(value) for _, params, _ in found.values() for path, value in params.items()}
-        self._buffers = {path: value for _, _, buffers in found.values() for path, value in buffers.items()}
+        taken = {name: read(name, model, trees.is_array, self.name) for name, model in models.items()}
+        self._models = {name: pair for name, (pair, _, _) in taken.items()}
+        self._params = {path: _sealed(np.array(x)) for _, params, _ in taken.values() for path, x in params.items()}
+        self._buffers = {path: np.array(x) for _, _, buffers in taken.values() for path, x in buffers.items()}
         self._use(np.result_type(*(value.dtype for value in self._params.values())))
 
     def native(self, model: str) -> Any:
@@ -112,8 +113,7 @@ class Backend:
 
     def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
         """For each model name the full paths of its arrays."""
-        parts = {name: model.part(kind) for name, model in self._models.items()}
-        return {name: part.paths if part else () for name, part in parts.items()}
+        return {name: model.part(kind).paths for name, model in self._models.items()}
 
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
         """None: NumPy has no optimizers of its own that could hold parameters."""
@@ -195,20 +195,13 @@ class Backend:
         present = self.get(paths)
         return {path: value if isbox(value) else value.copy() for path, value in present.items()}
 
-    def _part(self, model: str, kind: Kind) -> Part | None:
-        return self._models[model].part(kind)
-
     def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
         """Arrays by relative path -> the user's own structure."""
-        part = self._part(model, kind)
-        return part.build(lambda path: leaves[part.relative(path)]) if part else {}
+        return self._models[model].part(kind).pack(leaves)
 
     def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
         """The user's own structure -> arrays by relative path."""
-        part = self._part(model, kind)
-        if part is None:
-            return {}
-        return {part.relative(path): leaf for path, leaf in part.flatten(tree, "the tree").items()}
+        return self._models[model].part(kind).unpack(tree)
 
     # -- inside a step ---------------------------------------------------------------------------------------------
 
@@ -237,10 +230,13 @@ class Backend:
         result, state = called.call(self._lent, args, kwargs, training, self._generator(called))
         if update_state and state:
             inside = self._frame.traced is not None
-            self._buffers.update(
-                {path: value if inside and isbox(value) else np.array(getval(value)) for path, value in state.items()}
-            )
+            self._buffers.update({path: self._kept(path, value, inside) for path, value in state.items()})
         return result
+
+    def _kept(self, path: str, value: Any, inside: bool) -> Array:
+        """What a call left of its state, in the dtype of what there was."""
+        dtype = self._buffers[path].dtype
+        return _cast(value, dtype) if inside and isbox(value) else np.array(getval(value), dtype)
 
     def apply(
         self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
@@ -253,7 +249,7 @@ class Backend:
 
         return called.call(values, args, kwargs, training, self._generator(called))[0]
 
-    def _generator(self, model: Model) -> np.random.Generator | None:
+    def _generator(self, model: Pair) -> np.random.Generator | None:
         if not model.takes_rng:
             return None
         self._frame.calls += 1

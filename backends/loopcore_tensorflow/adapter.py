@@ -13,13 +13,15 @@ import tensorflow as tf
 
 from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.errors import BackendError
+from loopcore.pairs import recognises
 from loopcore_keras.models import build, is_model
-from loopcore_tensorflow import arrays, losses, modules, words
+from loopcore_tensorflow import arrays, losses, words
 from loopcore_tensorflow.frame import Frame
 from loopcore_tensorflow.gradients import Gradients
 from loopcore_tensorflow.models import Models
 from loopcore_tensorflow.namespace import Namespace
 from loopcore_tensorflow.optimizers import Optimizers
+from loopcore_tensorflow.pairs import is_native
 from loopcore_tensorflow.parts import Parts
 from loopcore_tensorflow.programs import LeakedTensor, Programs, TracedRead
 from loopcore_tensorflow.random import Random
@@ -28,7 +30,8 @@ from loopcore_tensorflow.random import Random
 class Backend:
     """TensorFlow's side of one Learner; see ``loopcore.backend.Backend`` for what each method promises.
 
-    Models are Keras models and layers, ``tf.Module`` objects, or trees of arrays, which have no forward pass. Their
+    Models are Keras models and layers, ``tf.Module`` objects, ``(apply_fn, params[, state])``, or trees of arrays, which
+    have no forward pass. Their
     variables are the user's own and are assigned in place, in a program too. So a step that is cut is not run again
     from its begin: it runs eagerly, with each model call and each update a program of its own.
 
@@ -66,11 +69,8 @@ class Backend:
 
     @staticmethod
     def recognises(model: Any) -> bool:
-        """Whether it is a Keras model or layer, a ``tf.Module``, or a tree with a tensor or variable in it."""
-        if is_model(model) or isinstance(model, tf.Module):
-            return True
-        leaves = optree.tree_leaves(model, none_is_leaf=True)
-        return modules.is_tree(model) and any(isinstance(x, (tf.Tensor, tf.Variable)) for x in leaves)
+        """Whether it is a Keras model or layer, a ``tf.Module``, or a pair or a tree with a tensor or variable in it."""
+        return is_model(model) or isinstance(model, tf.Module) or recognises(model, is_native)
 
     def accelerator(self) -> str | None:
         """The first of TensorFlow's devices that is no CPU."""

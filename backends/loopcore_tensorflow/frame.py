@@ -25,6 +25,8 @@ class Frame(threading.local):
         key: of the running step body.
         calls: how often its models were given random numbers.
         parts: whether model calls and updates are compiled, each by itself.
+        states: what models left of their state within an open objective, by path; variables have it too, but no tape
+            knows what was assigned.
         lent: by the id of a tensor that a host handler got within an objective, the tensor and what it stands for.
     """
 
@@ -33,18 +35,21 @@ class Frame(threading.local):
     key: DrawKey = _OUTSIDE
     calls: int = 0
     parts: bool = False
+    states: Leaves = field(default_factory=dict[str, Any])
     lent: dict[int, tuple[Any, Any]] = field(default_factory=dict[int, tuple[Any, Any]])
 
     @contextmanager
     def body(self, key: DrawKey, parts: bool) -> Iterator[None]:
         """A step body runs; one within an objective is no part of it."""
         outer = self.tapes, self.stand_ins, self.key, self.calls, self.lent, self.parts
+        self.states.clear()
         with self.unrecorded():
             self.tapes, self.stand_ins, self.key, self.calls, self.lent, self.parts = [], {}, key, 0, {}, parts
             try:
                 yield
             finally:
                 self.tapes, self.stand_ins, self.key, self.calls, self.lent, self.parts = outer
+                self.states.clear()
 
     @contextmanager
     def objective(self, tape: Any, sources: list[Any], stand_ins: Leaves) -> Iterator[None]:
@@ -59,6 +64,7 @@ class Frame(threading.local):
             self.stand_ins = outer
             if not self.tapes:
                 self.lent.clear()
+                self.states.clear()
 
     @contextmanager
     def unrecorded(self) -> Iterator[None]:

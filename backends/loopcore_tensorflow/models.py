@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import tensorflow as tf
 
 from loopcore.backend import Array, Kind, Leaves, Tree
@@ -13,10 +14,11 @@ from loopcore_keras.models import KerasModel, is_model
 from loopcore_tensorflow import modules
 from loopcore_tensorflow.arrays import Arrays
 from loopcore_tensorflow.frame import Frame
+from loopcore_tensorflow.pairs import BoundPair
 from loopcore_tensorflow.parts import Parts
 from loopcore_tensorflow.random import folded, typed
 
-Bound: TypeAlias = KerasModel | modules.Module | modules.Arrays
+Bound: TypeAlias = KerasModel | modules.Module | BoundPair
 
 
 class Models:
@@ -44,13 +46,13 @@ class Models:
         self._bound, self.params, self.buffers = {}, {}, {}
         self._parts.clear()
         dtype: Any = None
-        for name, model in sorted(models.items(), key=lambda item: modules.is_tree(item[1])):
-            self._bound[name] = one = bound(name, model, dtype)
+        for name, model in sorted(models.items(), key=lambda item: is_pair(item[1])):  # whose arrays follow the others
+            self._bound[name] = one = bound(name, model, dtype, self._arrays)
             dtype = dtype or next((tf.as_dtype(v.dtype) for v in one.params.values()), None)
         self._bound = {name: self._bound[name] for name in models}
         for name, one in self._bound.items():
-            self.params |= {_full(name, path): variable for path, variable in one.params.items()}
-            self.buffers |= {_full(name, path): variable for path, variable in one.buffers.items()}
+            self.params |= {_full(name, one, path): variable for path, variable in one.params.items()}
+            self.buffers |= {_full(name, one, path): variable for path, variable in one.buffers.items()}
         self._arrays.dtype = dtype or tf.float32
 
     def native(self, model: str) -> Any:
@@ -59,7 +61,7 @@ class Models:
 
     def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
         """Full paths of the variables of each model."""
-        return {name: tuple(_full(name, path) for path in _part(one, kind)) for name, one in self._bound.items()}
+        return {name: tuple(_full(name, one, path) for path in _part(one, kind)) for name, one in self._bound.items()}
 
     # -- weights -----------------------------------------------------------------------------------------------
 
@@ -70,19 +72,21 @@ class Models:
 
     def array(self, path: str) -> Array:
         """The present value: what stands in for it in the running objective, else that of the variable."""
-        found = self._frame.stand_ins.get(path)
-        return tf.identity(self.variable(path)) if found is None else found
+        frame = self._frame
+        present = frame.states.get(path) if path in frame.states else frame.stand_ins.get(path)
+        return tf.identity(self.variable(path)) if present is None else present
 
     def set(self, leaves: Mapping[str, Any]) -> None:
         """Copy values into the variables."""
         for path, value in leaves.items():
             variable = self.variable(path)
+            self._frame.states.pop(path, None)
             variable.assign(self._arrays.tensor(value, variable.dtype))
 
     def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
         """Leaves by relative path -> what users of the model know: the dict itself, or the user's tree."""
         one = self._bound[model]
-        return one.build(leaves) if isinstance(one, modules.Arrays) and kind == "params" else leaves
+        return one.pack(kind, leaves) if isinstance(one, BoundPair) else leaves
 
     def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
         """The inverse of `pack`.
@@ -91,8 +95,8 @@ class Models:
             ValueError: the structure differs.
         """
         one = self._bound[model]
-        if isinstance(one, modules.Arrays) and kind == "params":
-            return one.flatten(tree)
+        if isinstance(one, BoundPair):
+            return one.unpack(kind, tree)
         names = _part(one, kind).keys()
         if not isinstance(tree, Mapping) or tree.keys() != names:
             there = list(tree) if isinstance(tree, Mapping) else type(tree).__name__
@@ -106,7 +110,12 @@ class Models:
     ) -> Any:
         """Call a model with what stands in for its parameters; it keeps its new state if it shall."""
         one, frame = self._bound[model], self._frame
-        stand_ins = _relative(model, frame.stand_ins, one.params)
+        stand_ins = _relative(model, one, frame.stand_ins)
+        if isinstance(one, BoundPair):
+            result, state = self._call_pair(model, one, stand_ins, args, kwargs, training)
+            if update_state:
+                self._keep(one, state)
+            return result
         seeds = self._seeds(one)
         if update_state and not stand_ins:
             for variable, seed in zip(one.seeds, seeds, strict=True):
@@ -127,10 +136,30 @@ class Models:
         """Call a model with other parameters; its state stays."""
         one = self._bound[model]
         given = {path: self._arrays.tensor(leaf, self.variable(path).dtype) for path, leaf in leaves.items()}
-        values = _relative(model, {**self._frame.stand_ins, **given}, one.params)
+        values = _relative(model, one, {**self._frame.stand_ins, **given})
+        if isinstance(one, BoundPair):
+            return self._call_pair(model, one, values, args, kwargs, training)[0]
         return one.call_apart(values, self._seeds(one), args, kwargs, training)[0]
 
-    def _seeds(self, one: Bound) -> list[Array]:
+    def _call_pair(
+        self, model: str, one: BoundPair, values: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
+    ) -> tuple[Any, Leaves]:
+        """A function of the user: never a program of its own, since nobody knows what else it reads."""
+        frame, rng = self._frame, None
+        if one.takes_rng:
+            frame.calls += 1
+            rng = typed(frame.key, frame.calls)
+        states = {path: frame.states[full] for path, full in one.full.items() if full in frame.states}
+        return one.call_with({**states, **values}, rng, args, kwargs, training)
+
+    def _keep(self, one: BoundPair, state: Leaves) -> None:
+        """Assign a new state; an open objective also keeps the tensors, which its tape knows."""
+        for path, value in state.items():
+            if self._frame.tapes:
+                self._frame.states[one.full[path]] = value
+            one.buffers[path].assign(value)
+
+    def _seeds(self, one: KerasModel | modules.Module) -> list[Array]:
         """What the random layers of a call draw by; each call of a step gets others."""
         if not one.seeds:
             return []
@@ -139,7 +168,12 @@ class Models:
         return [folded(seed, number) for number in range(len(one.seeds))]
 
 
-def bound(name: str, model: Any, dtype: Any) -> Bound:
+def is_pair(model: Any) -> bool:
+    """Whether it may be ``(apply_fn, params[, state])`` or a tree of arrays."""
+    return isinstance(model, (tuple, list, Mapping, np.ndarray, tf.Tensor, tf.Variable))
+
+
+def bound(name: str, model: Any, dtype: Any, arrays: Arrays) -> Bound:
     """Bind one model.
 
     Raises:
@@ -150,12 +184,12 @@ def bound(name: str, model: Any, dtype: Any) -> Bound:
         return KerasModel(model, title)
     if isinstance(model, tf.Module):
         return modules.Module(model, title)
-    if modules.is_tree(model):
-        return modules.Arrays(model, title, dtype)
+    if is_pair(model):
+        return BoundPair(model, name, dtype, arrays)
     hint = f": write {model.__name__}(...)" if isinstance(model, type) else ""
     raise UnknownModelError(
         f"{title} is a {type(model).__name__}{hint}. The TensorFlow backend takes a Keras model or layer, a tf.Module, "
-        "or a tree (dict, list, tuple) of floating tensors"
+        "(apply_fn, params[, state]), or a tree (dict, list, tuple) of floating arrays"
     )
 
 
@@ -163,12 +197,14 @@ def _part(one: Bound, kind: Kind) -> dict[str, Any]:
     return one.params if kind == "params" else one.buffers
 
 
-def _full(name: str, path: str) -> str:
+def _full(name: str, one: Bound, path: str) -> str:
+    if isinstance(one, BoundPair):
+        return one.full[path]
     return f"{name}.{path}" if name else path
 
 
-def _relative(model: str, values: Leaves, own: Iterable[str]) -> Leaves:
+def _relative(model: str, one: Bound, values: Leaves) -> Leaves:
     """Those of one model, by relative path."""
     if not values:
         return {}
-    return {path: values[full] for path in own if (full := _full(model, path)) in values}
+    return {path: values[full] for path in one.params if (full := _full(model, one, path)) in values}

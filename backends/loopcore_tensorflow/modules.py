@@ -1,4 +1,4 @@
-"""A ``tf.Module``, or a tree of arrays: variables by path, and calls with other values in their place."""
+"""A ``tf.Module``: variables by path, and calls with other values in their place."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-import optree
 import tensorflow as tf
 
-from loopcore.backend import Leaves, Tree
+from loopcore.backend import Leaves
 from loopcore.errors import BackendError, UnknownModelError
 
 
@@ -82,70 +80,6 @@ class Module:
         finally:
             for (place, _), variable in zip(places, own, strict=True):
                 _put(*place, variable)
-
-
-class Arrays:
-    """A tree of arrays: parameters without a forward. They are copies of the user's.
-
-    Args:
-        tree: of floating arrays.
-        title: what messages call it.
-        dtype: what NumPy arrays become; None keeps theirs.
-    """
-
-    seeds: tuple[Any, ...] = ()
-
-    def __init__(self, tree: Tree, title: str, dtype: Any) -> None:
-        words: Any = optree.tree_paths(tree, none_is_leaf=True)
-        leaves, self._spec = optree.tree_flatten(tree, none_is_leaf=True)
-        names = [".".join(map(str, path)) or "value" for path in words]
-        if len(set(names)) < len(names):
-            raise UnknownModelError(f"two arrays of {title} have the same path: {', '.join(names)}")
-        own = [tf.Variable(tf.cast(x, dtype if isinstance(x, np.ndarray) and dtype else x.dtype)) for x in leaves]
-        self.params: dict[str, Any] = dict(zip(names, own, strict=True))
-        self.buffers: dict[str, Any] = {}
-        self._title = title
-
-    @property
-    def layer(self) -> Tree:
-        """The user's tree with the present values."""
-        return self.build({path: tf.identity(variable) for path, variable in self.params.items()})
-
-    def build(self, leaves: Leaves) -> Tree:
-        """Leaves by path -> the user's tree."""
-        return optree.tree_unflatten(self._spec, [leaves[path] for path in self.params])
-
-    def flatten(self, tree: Tree) -> Leaves:
-        """The inverse of `build`.
-
-        Raises:
-            ValueError: the structure differs.
-        """
-        leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
-        if spec != self._spec:
-            raise ValueError(f"expected a tree like {self._spec}, got {spec}")
-        return dict(zip(self.params, leaves, strict=True))
-
-    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Any:
-        """There is nothing to call."""
-        raise BackendError(
-            f"{self._title} is a tree of arrays, parameters without a forward: read them with "
-            "learner.params.value, or pass a Keras model or a tf.Module to the Learner"
-        )
-
-    def call_apart(
-        self, values: Leaves, seeds: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
-    ) -> tuple[Any, Leaves]:
-        """There is nothing to call."""
-        return self.call(args, kwargs, training), {}
-
-
-def is_tree(value: Any) -> bool:
-    """Whether it is a non-empty tree of floating tensors, variables or NumPy arrays."""
-    leaves = optree.tree_leaves(value, none_is_leaf=True)
-    return bool(leaves) and all(
-        isinstance(x, (tf.Tensor, tf.Variable, np.ndarray)) and tf.as_dtype(x.dtype).is_floating for x in leaves
-    )
 
 
 def _variables(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any, Any, Any]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.errors import BackendError
+from loopcore.pairs import recognises
 from loopcore_torch import arrays, binding, losses
 from loopcore_torch.gradients import Gradients
 from loopcore_torch.models import Models
@@ -26,7 +27,7 @@ class Backend:
     """PyTorch's side of one Learner; see ``loopcore.backend.Backend`` for what each method promises.
 
     Models are an ``nn.Module``, also one wrapped by torch.compile or DistributedDataParallel (names are those of the
-    inner module), or a tree of tensors, which has no forward pass. Steps run eagerly; ``compile`` is about forward
+    inner module), ``(apply_fn, params[, state])``, or a tree of arrays, which has no forward pass. Steps run eagerly; ``compile`` is about forward
     passes: they are what can be compiled whatever a step does around them. (A compiled objective would record the
     Python state of the loop as a constant, and be compiled anew each step until torch gives up.) Forward passes
     inside a nested gradient, with other parameters (``at=``, ``apply``) or with ``update_state=False`` run eagerly.
@@ -39,7 +40,8 @@ class Backend:
     as a frozen BatchNorm, overrides its ``train`` method.
 
     Args:
-        device: a torch.device or its name; models move there. Default: where the first parameter is.
+        device: a torch.device or its name, or ``"gpu"`` for the accelerator; models move there. Default: where the
+            first parameter is.
         compile: True compiles each module by ``torch.compile(module, backend="inductor")``; another string names the
             torch.compile backend; ``"auto"`` and False do not compile. The first call takes about 20 seconds and, on
             a CPU, a C++ compiler. Dropout then draws other numbers than eager dropout.
@@ -57,11 +59,13 @@ class Backend:
         self._device = None if device is None else _device(device)
         backends = {"auto": None, False: None, True: "inductor"}
         self._arrays = arrays.Arrays()
+        if self._device is not None:
+            self._arrays.place(torch.float32, self._device)
         self._models = Models(self._arrays, backends.get(compile, compile))
         self._gradients = Gradients(self._models, self._arrays)
         self._optimizers = Optimizers(self._models)
         self.transfers = 0
-        self.xp = Namespace(torch.float32, torch.device("cpu"))
+        self.xp = Namespace(self._arrays.dtype, self._arrays.device)
         # What a step calls is bound here once: each call that only passes on would cost it a microsecond.
         self.convert = self._arrays.convert
         self.forward = self._models.forward
@@ -72,10 +76,8 @@ class Backend:
 
     @staticmethod
     def recognises(model: Any) -> bool:
-        """Whether it is an ``nn.Module``, or a tree of floating arrays with a tensor among them."""
-        if isinstance(model, nn.Module):
-            return True
-        return binding.is_tree(model) and any(isinstance(x, Tensor) for x in optree.tree_leaves(model))
+        """Whether it is an ``nn.Module``, or a pair or a tree with a tensor in it."""
+        return isinstance(model, nn.Module) or recognises(model, lambda leaf: isinstance(leaf, Tensor))
 
     @staticmethod
     def compilers() -> list[str]:
@@ -280,6 +282,10 @@ class Backend:
 
 
 def _device(device: Any) -> torch.device:
+    if device == "gpu":
+        device = torch.accelerator.current_accelerator(check_available=True)
+        if device is None:
+            raise BackendError('device="gpu": torch has no accelerator here. Leave device out, or write "cpu"')
     try:
         return torch.empty(0, device=torch.device(device)).device  # "cuda" becomes "cuda:0"
     except (RuntimeError, TypeError, AssertionError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from itertools import chain
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import optree
@@ -22,22 +22,24 @@ class Bound:
     """A model as the adapter sees it.
 
     Attributes:
-        module: what the user gave (of a tree of arrays: a container of its parameters).
+        module: what the user gave; of another model than a module what has its mode.
         call: runs the forward pass; ``module``, compiled if that was asked for.
         inner: the module without torch.compile and DDP around it, which calls with stand-ins go to.
         outer_prefix: what a name of ``inner`` has in front within ``module``.
         params: trainable tensors by path, tied ones once.
         names: path -> name within ``inner``, of params and buffers.
         keras_variables: of a model of Keras its variables, by path.
+        state: tensors that calls replace, by path; those of modules are written in place.
     """
 
-    def __init__(self, name: str, module: nn.Module, call: Callable[..., Any]) -> None:
+    def __init__(self, name: str, module: Any, call: Callable[..., Any]) -> None:
         self.module: Any = module
         self.call = call
         self.inner, self.outer_prefix = unwrapped(module)
         self.params: dict[str, nn.Parameter] = {}
         self.names: dict[str, str] = {}
         self.keras_variables: dict[str, Any] = {}
+        self.state: dict[str, Tensor] = {}
         self._prefix = f"{name}." if name else ""
         self._owners: dict[str, tuple[nn.Module, str]] = {}
 
@@ -84,6 +86,14 @@ class Bound:
     def cloned_buffers(self, prefix: str = "") -> dict[str, Tensor]:
         """Copies by name, for a call that leaves the buffers alone."""
         return {prefix + self.names[path]: self.buffer(path).detach().clone() for path in self._owners}
+
+    def set_buffer(self, path: str, value: Tensor) -> None:
+        """Copy a value into a buffer."""
+        self.buffer(path).copy_(value)
+
+    def move(self, device: torch.device) -> None:
+        """Move all arrays to a device, in place."""
+        self.module.to(device)
 
     # -- trees -------------------------------------------------------------------------------------------------
 
@@ -137,61 +147,18 @@ class BoundModule(Bound):
         self._owners[path] = (self.inner.get_submodule(owner), attribute)
 
 
-class BoundTree(Bound):
-    """A bound tree of arrays: parameters without a forward. They are copies of the user's."""
-
-    def __init__(self, name: str, tree: Tree, dtype: torch.dtype | None, device: torch.device | None) -> None:
-        paths: Any = optree.tree_paths(tree, none_is_leaf=True)
-        leaves, self._spec = optree.tree_flatten(tree, none_is_leaf=True)
-        parameters = [_parameter(leaf, dtype, device) for leaf in leaves]
-        super().__init__(name, nn.ParameterList(parameters), self._refuse)
-        names = [".".join(map(str, path)) or "value" for path in paths]
-        if len(set(names)) < len(names):
-            raise UnknownModelError(f"two arrays of the tree{_quoted(name)} have the same path: {', '.join(names)}")
-        self.params = {self._prefix + path: found for path, found in zip(names, parameters, strict=True)}
-
-    def native(self) -> Any:
-        """The user's tree with the present values."""
-        return optree.tree_unflatten(self._spec, [parameter.detach() for parameter in self.params.values()])
-
-    def pack(self, kind: Kind, leaves: dict[str, Any]) -> Tree:
-        """Leaves by relative name -> the user's tree."""
-        if kind == "buffers":
-            return leaves
-        return optree.tree_unflatten(self._spec, [leaves[name] for name in self.relative[kind]])
-
-    def unpack(self, kind: Kind, tree: Tree) -> dict[str, Any]:
-        """The inverse of `pack`.
-
-        Raises:
-            ValueError: the structure differs.
-        """
-        if kind == "buffers":
-            return super().unpack(kind, tree)
-        leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
-        if spec != self._spec:
-            raise ValueError(f"expected a tree like {self._spec}, got {spec}")
-        return dict(zip(self.relative[kind], leaves, strict=True))
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise UnknownModelError(
-            f"the model{_quoted(self._prefix[:-1])} is a tree of arrays and has no forward pass: read the arrays from "
-            "learner.params.value, or pass an nn.Module"
-        )
-
-
 def bound(name: str, model: Any, dtype: torch.dtype | None, device: torch.device | None, compile: str | None) -> Bound:
     """Bind one model.
 
     Args:
         name: prefix of its paths; ``""`` for none.
-        model: an ``nn.Module`` or a tree of arrays.
-        dtype: what the NumPy arrays of a tree become; None keeps theirs.
+        model: an ``nn.Module``, a pair or a tree of arrays.
+        dtype: what NumPy arrays become; None keeps theirs.
         device: where it goes; None leaves it where it is.
         compile: name of a torch.compile backend, or None.
 
     Raises:
-        UnknownModelError: it is neither.
+        UnknownModelError: it is none of these.
     """
     if isinstance(model, nn.Module):
         if is_keras(model):
@@ -199,22 +166,18 @@ def bound(name: str, model: Any, dtype: torch.dtype | None, device: torch.device
 
             return BoundKeras(name, model if device is None else model.to(device))
         return BoundModule(name, model if device is None else model.to(device), compile)
-    if is_tree(model):
-        return BoundTree(name, model, dtype, device)
+    if isinstance(model, (tuple, list, Mapping, Tensor, np.ndarray)):
+        from loopcore_torch.pairs import BoundPair
+
+        return BoundPair(name, model, dtype, device, compile)
     hint = f": write {model.__name__}(...)" if isinstance(model, type) else ""
     raise UnknownModelError(
-        f"the model{_quoted(name)} is a {type(model).__name__}{hint}. The torch backend takes an nn.Module, or a "
-        "tree (dict, list, tuple) of floating tensors"
+        f"the model{_quoted(name)} is a {type(model).__name__}{hint}. The torch backend takes an nn.Module, "
+        "(apply_fn, params[, state]), or a tree (dict, list, tuple) of floating arrays"
     )
 
 
-def is_tree(model: Any) -> TypeGuard[Tree]:
-    """Whether it is a non-empty tree of floating tensors or NumPy arrays."""
-    leaves = optree.tree_leaves(model, none_is_leaf=True)
-    return bool(leaves) and all(_is_floating(leaf) for leaf in leaves)
-
-
-def unwrapped(module: nn.Module) -> tuple[nn.Module, str]:
+def unwrapped(module: Any) -> tuple[Any, str]:
     """The module inside torch.compile, DistributedDataParallel and DataParallel, and the prefix of its names."""
     prefix = ""
     while True:
@@ -226,20 +189,8 @@ def unwrapped(module: nn.Module) -> tuple[nn.Module, str]:
             return module, prefix
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    return any(name == _WRAPPER for name, _ in module.named_children())
-
-
-def _parameter(leaf: Any, dtype: torch.dtype | None, device: torch.device | None) -> nn.Parameter:
-    if isinstance(leaf, Tensor):
-        return nn.Parameter(leaf.detach().to(device, copy=True))
-    return nn.Parameter(torch.tensor(np.asarray(leaf), dtype=dtype, device=device))
-
-
-def _is_floating(leaf: Any) -> bool:
-    if isinstance(leaf, Tensor):
-        return leaf.is_floating_point() or leaf.is_complex()
-    return isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f"
+def _is_compiled(module: Any) -> bool:
+    return isinstance(module, nn.Module) and any(name == _WRAPPER for name, _ in module.named_children())
 
 
 def _quoted(name: str) -> str:

@@ -53,6 +53,8 @@ class Gradients:
             models.depth = 0
             torch.set_grad_enabled(was)
             detach_all(scopes)
+            if models.states:
+                detach_all(models.states)
 
     def _gradient(
         self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves, scopes: Scopes
@@ -72,7 +74,7 @@ class Gradients:
                 return self._outermost(scalars(objective()), paths, inputs)
         finally:
             models.leave(outer)
-            detach_all(scopes)
+            detach_all([*scopes, *models.states])
 
     def _outermost(self, losses: Sequence[Tensor], paths: tuple[str, ...], inputs: Sequence[Tensor]) -> list[Leaves]:
         one, last, hooked = self._arrays.one, len(losses) - 1, self._models.hooked
@@ -113,7 +115,7 @@ class Gradients:
             finally:
                 models.leave(outer)
                 if not nested:
-                    detach_all(scopes)
+                    detach_all([*scopes, *models.states])
             trees = _trees(specs, found)
             return trees[0] if len(trees) == 1 else trees
 

@@ -23,6 +23,7 @@ class Models:
         leaves: what `leaves_of` has found, by paths.
         hooked: whether one of them works on ``.grad`` while gradients arrive: DistributedDataParallel, or parameters
             of another type than torch's own, as FSDP makes them.
+        states: tensors that calls replace, by path, for each model that has such.
     """
 
     def __init__(self, arrays: Arrays, compile: str | None) -> None:
@@ -33,6 +34,7 @@ class Models:
         self.params: dict[str, nn.Parameter] = {}
         self.depth = 0
         self.hooked = False
+        self.states: list[dict[str, Tensor]] = []
         self._stand_ins: dict[str, Tensor] = {}
         self.leaves: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
 
@@ -40,7 +42,7 @@ class Models:
         """Take the models; sets the dtype and the device of `Arrays` from their first floating parameter."""
         self._bound, self._stand_ins, self.leaves, self.depth = {}, {}, {}, 0
         ordered = sorted(models.items(), key=lambda item: not isinstance(item[1], nn.Module))
-        dtype: torch.dtype | None = None  # NumPy arrays of a tree follow the modules
+        dtype: torch.dtype | None = None  # NumPy arrays follow the modules
         for name, model in ordered:
             self._bound[name] = bound(name, model, dtype, device, self._compile)
             dtype = next((p.dtype for p in self._bound[name].params.values() if p.is_floating_point()), None) or dtype
@@ -51,7 +53,8 @@ class Models:
         self._owner = {
             path: name for name, one in self._bound.items() for path in (*one.paths("params"), *one.paths("buffers"))
         }
-        plain = all(type(parameter) is nn.Parameter for parameter in self.params.values())
+        self.states = [one.state for one in self._bound.values() if one.state]
+        plain = all(type(parameter) in (nn.Parameter, Tensor) for parameter in self.params.values())
         self.hooked = not plain or any(one.distributed for one in self._bound.values())
         self._arrays.place(dtype or torch.float32, device or torch.device("cpu"))
 
@@ -71,7 +74,7 @@ class Models:
         """
         for name, one in self._bound.items():
             before = dict(one.module.named_parameters())
-            one.module.to(device)
+            one.move(device)
             if any(before[path] is not parameter for path, parameter in one.module.named_parameters()):
                 raise BackendError(
                     f"torch cannot move the parameters of {name or 'the model'} to {device} in place: build the "
@@ -104,7 +107,11 @@ class Models:
         """Copy values into the models' own arrays."""
         with torch.no_grad():
             for path, value in leaves.items():
-                self._own(path).copy_(self._arrays.tensor(value))
+                tensor = self._arrays.tensor(value)
+                if path in self.params:
+                    self.params[path].copy_(tensor)
+                else:
+                    self._bound[self._owner[path]].set_buffer(path, tensor)
 
     def snapshot(self, paths: Iterable[str]) -> Leaves:
         """Copies; inside an objective they belong to its graph."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -64,6 +65,8 @@ class Optimizers:
 
     def _attach(self, given: Any, paths: tuple[str, ...]) -> Attached:
         params = [self._models.params[path] for path in paths]
+        if _is_recipe(given):
+            given = given(params)
         if isinstance(given, OptimizerSpec):
             optimizer = _build(given, params)
             names = _spec_hyper(given)
@@ -108,7 +111,8 @@ class Optimizers:
         if missing:
             raise OptimizerError(
                 f"{name} does not hold {_some(missing)}: build it from model.parameters() of the model that the "
-                "Learner gets, after moving it to its device"
+                "Learner gets, after moving it to its device; for (apply_fn, params) let the Learner build it, "
+                f"functools.partial(torch.optim.{name}, lr=1e-3)"
             )
         known = {id(parameter) for parameter in self._models.params.values()}
         foreign = [str(list(tensor.shape)) for tensor in _held(optimizer) if id(tensor) not in known]
@@ -297,6 +301,12 @@ def _laid_out(grad: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(grad)
 
 
+def _is_recipe(given: Any) -> bool:
+    """Whether it is a torch optimizer without its parameters, ``functools.partial(torch.optim.Adam, lr=1e-3)``."""
+    maker = given.func if isinstance(given, partial) else None
+    return isinstance(maker, type) and issubclass(maker, Optimizer)
+
+
 def _build(spec: OptimizerSpec, params: list[nn.Parameter]) -> Optimizer:
     fused = _can_fuse(params)
     match spec:
@@ -322,7 +332,9 @@ def _build(spec: OptimizerSpec, params: list[nn.Parameter]) -> Optimizer:
 def _can_fuse(params: list[nn.Parameter]) -> bool:
     """Whether torch has one kernel for the whole update; a step of a small MLP takes a quarter less with it."""
     return all(
-        type(p) is nn.Parameter and p.device.type in ("cpu", "cuda") and p.dtype in (torch.float32, torch.float64)
+        type(p) in (nn.Parameter, Tensor)
+        and p.device.type in ("cpu", "cuda")
+        and p.dtype in (torch.float32, torch.float64)
         for p in params
     )
 

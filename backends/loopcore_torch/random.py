@@ -92,7 +92,7 @@ class GlobalGenerators:
     def __init__(self, device: torch.device) -> None:
         self._generators: list[Any] = [torch.default_generator]
         if device.type not in ("cpu", "meta"):
-            self._generators.append(_of_accelerator(device))
+            self._generators.append(generator_of(device))
         self._states: list[list[Tensor]] = []
 
         # Seeds them; `torch.manual_seed` would seed every device there may be, 100 times slower.
@@ -121,7 +121,10 @@ class _OnlyGenerator:
         self.set_state = module.set_rng_state
 
 
-def _of_accelerator(device: torch.device) -> Any:
+def generator_of(device: torch.device) -> Any:
+    """torch's global generator of a device, which every step seeds."""
+    if device.type in ("cpu", "meta"):
+        return torch.default_generator
     module: Any = torch.get_device_module(device)
     generators = getattr(module, "default_generators", None)
     return generators[device.index or 0] if generators else _OnlyGenerator(module)

@@ -45,7 +45,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
             default="",
             metavar="PACKAGE",
             dest="loopcore_models",
-            help="package whose module testing has the models, such as loopcore_keras (default: that of the adapter)",
+            help="package whose module testing has the models, such as loopcore_keras, or neutral for models that "
+            "belong to no framework (default: that of the adapter)",
         )
 
 
@@ -77,6 +78,7 @@ def _loopcore_backend_name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, _loopcore_backend_name: str) -> Iterator[Subject]:
     """The backend under test, with its native models; one that compiles is tested in each plan."""
+    from loopcore.choice import using
     from loopcore.testing.conformance.problems import forced_plan
     from loopcore.testing.conformance.subject import KNOWN_GAPS, MissingFrameworkError, subject
 
@@ -91,7 +93,8 @@ def backend(request: pytest.FixtureRequest, _loopcore_backend_name: str) -> Iter
     if gap is not None:
         request.applymarker(pytest.mark.xfail(reason=gap, strict=True))
     token = forced_plan.set(plan or "fused")
-    yield found
+    with using(name):  # decides for models that belong to no framework
+        yield found
     forced_plan.reset(token)
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import numpy as np
-
-from loopcore.backend import DrawKey
-from loopcore.randomness import override
+from loopcore.randomness import HostDraws, override
 
 
 @contextmanager
@@ -24,38 +20,8 @@ def same_random() -> Iterator[None]:
         >>> noise.shape
         (2,)
     """
-    token = override.set(_NumPyDraws())
+    token = override.set(HostDraws())
     try:
         yield
     finally:
         override.reset(token)
-
-
-class _NumPyDraws:
-    """A `RandomBackend` of float64 NumPy arrays; the learner converts them."""
-
-    def normal(self, key: DrawKey, shape: Sequence[int]) -> Any:
-        return _generator(key).standard_normal(tuple(shape))
-
-    def uniform(self, key: DrawKey, shape: Sequence[int], low: float, high: float) -> Any:
-        return _generator(key).uniform(low, high, tuple(shape))
-
-    def bernoulli(self, key: DrawKey, p: float, shape: Sequence[int]) -> Any:
-        return (_generator(key).random(tuple(shape)) < p).astype(np.float64)
-
-    def integers(self, key: DrawKey, low: int, high: int, shape: Sequence[int]) -> Any:
-        return _generator(key).integers(low, high, tuple(shape), dtype=np.int32)
-
-    def permutation(self, key: DrawKey, n: int) -> Any:
-        return _generator(key).permutation(n)
-
-    def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Any:
-        return _generator(key).beta(a, b, tuple(shape))
-
-    def categorical(self, key: DrawKey, logits: Any) -> Any:
-        rows = np.asarray(logits, dtype=np.float64)
-        return np.argmax(rows + _generator(key).gumbel(size=rows.shape), axis=-1)
-
-
-def _generator(key: DrawKey) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))

@@ -80,6 +80,7 @@ class NativeModels(Protocol):
 
 
 _NAMES = tuple(name for name in (*NativeModels.__annotations__, *vars(NativeModels)) if not name.startswith("_"))
+NEUTRAL = "neutral"  # models that belong to no framework, see `loopcore.testing.neutral`
 _FLOORS = {"float64": 1e-10, "float32": 2e-5}
 
 
@@ -169,7 +170,8 @@ def subject(name: str, models: str = "") -> Subject:
 
     Args:
         name: of the backend.
-        models: package whose module ``testing`` has the models instead of the adapter's own.
+        models: package whose module ``testing`` has the models instead of the adapter's own; ``"neutral"`` for those
+            that belong to no framework.
 
     Raises:
         MissingFrameworkError: its framework is not installed.
@@ -190,7 +192,8 @@ def subject(name: str, models: str = "") -> Subject:
         raise BackendError(f"{package}.testing has no {', '.join(missing)}; see NativeModels for what they are")
     if models:
         own = {wanted: getattr(native, wanted) for wanted in _NAMES}
-        native = SimpleNamespace(**{**own, **vars(importlib.import_module(f"{models}.testing"))})
+        module = "loopcore.testing.neutral" if models == NEUTRAL else f"{models}.testing"
+        native = SimpleNamespace(**{**own, **vars(importlib.import_module(module))})
     return Subject(name, native, native.dtypes[0])
 
 

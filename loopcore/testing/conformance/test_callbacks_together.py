@@ -86,7 +86,8 @@ def test_all_orders_of_the_list_give_the_same_bits(backend: Subject) -> None:
 @KNOWN_LENGTH
 def test_backends_agree_where_they_draw_the_same(backend: Subject, witness: Subject, known_length: bool) -> None:
     with same_random():
-        expected = trained(witness, MAKERS, known_length)
+        with lc.using(witness.name):
+            expected = trained(witness, MAKERS, known_length)
         found = trained(backend, reversed(MAKERS), known_length)
     for part in ("weights", "average"):
         backend.close(found[part], expected[part], rtol=1e-4)

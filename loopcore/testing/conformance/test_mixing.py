@@ -45,7 +45,9 @@ def test_inputs_and_labels_are_mixed_alike(backend: Subject, kind: str) -> None:
 
 def test_the_mixture_is_the_one_of_the_draws(backend: Subject, witness: Subject) -> None:
     with same_random():
-        found, wanted = (mixed(one, LABELS, lc.MixUp(0.4, classes=2), steps=3) for one in (backend, witness))
+        found = mixed(backend, LABELS, lc.MixUp(0.4, classes=2), steps=3)
+        with lc.using(witness.name):
+            wanted = mixed(witness, LABELS, lc.MixUp(0.4, classes=2), steps=3)
     for mine, other in zip(found, wanted, strict=True):
         backend.close(mine[0], other[0])
         backend.close(mine[1], other[1])

@@ -1,0 +1,175 @@
+"""Models that belong to no framework on torch: their arrays as parameters, their state as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from loopcore.backend import Kind, Tree
+from loopcore.pairs import read
+from loopcore_torch.binding import Bound
+from loopcore_torch.random import generator_of
+
+
+class Holder:
+    """What there is of an ``nn.Module`` in a model that is none: a mode, and tensors that move.
+
+    Args:
+        tensors: parameters by name.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.training = False
+        self._tensors = tensors
+
+    def train(self, mode: bool = True) -> None:
+        """Set the mode."""
+        self.training = mode
+
+    def to(self, device: torch.device) -> None:
+        """Move the tensors in place, as modules do."""
+        for tensor in self._tensors.values():
+            tensor.data = tensor.data.to(device)
+
+    def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
+        """The tensors."""
+        return self._tensors.items()
+
+
+class BoundPair(Bound):
+    """A bound ``(apply_fn, params[, state])``, or a tree of arrays.
+
+    Leaf tensors that require a gradient, such as an ``nn.Parameter``, stay the user's own, so that an optimizer which
+    holds them trains them. Other arrays are copied. The state is replaced at each call and never written in place: a
+    graph may still need what it was.
+
+    Args:
+        name: prefix of its paths; ``""`` for none.
+        model: what the user gave.
+        dtype: what NumPy arrays among the parameters become; None keeps theirs.
+        device: where arrays go; None leaves tensors where they are.
+        compile: name of a torch.compile backend, or None.
+
+    Raises:
+        UnknownModelError: it is no such model.
+    """
+
+    def __init__(
+        self, name: str, model: Any, dtype: torch.dtype | None, device: torch.device | None, compile: str | None
+    ) -> None:
+        self._pair, params, state = read(name, model, lambda leaf: isinstance(leaf, Tensor), "torch")
+        parameters: dict[str, Any] = {path: _parameter(leaf, dtype, device) for path, leaf in params.items()}
+        super().__init__(name, Holder(parameters), self._call)
+        self.params = parameters
+        self._users = frozenset(path for path, leaf in params.items() if parameters[path] is leaf)
+        self.names = {path: path for path in (*params, *state)}
+        if device is None:
+            device = next((parameter.device for parameter in parameters.values()), None)
+        self.state = {path: _tensor(leaf, device) for path, leaf in state.items()}
+        self._rng = generator_of(device or torch.device("cpu")) if self._pair.takes_rng else None
+        if compile is not None and self._pair.apply_fn is not None:
+            self._pair.apply_fn = torch.compile(self._pair.apply_fn, backend=compile)
+        self._compiled = compile is not None
+
+    def native(self) -> Any:
+        """The pair or the tree with the present values; the user's own parameters where he gave such."""
+        return self._pair.native(self._native_array)
+
+    def _native_array(self, path: str) -> Tensor:
+        parameter = self.params.get(path)
+        if parameter is None:
+            return self.state[path].detach().clone()
+        return parameter if path in self._users else parameter.detach().clone()
+
+    # -- calling -----------------------------------------------------------------------------------------------
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        result, state = self._pair.call(self._value, args, kwargs, self.module.training, self._rng)
+        if state:
+            self._keep(state)
+        return result
+
+    def _value(self, path: str) -> Tensor:
+        parameter = self.params.get(path)
+        return self.state[path].clone() if parameter is None else parameter  # a function may write into its state
+
+    def call_apart(
+        self, stand_ins: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], update: bool
+    ) -> Any:
+        """Call with other arrays in place of parameters, eagerly."""
+
+        def value(path: str) -> Tensor:
+            stand_in = stand_ins.get(path)
+            return self._value(path) if stand_in is None else stand_in
+
+        if self._compiled:
+            with torch.compiler.set_stance("force_eager"):
+                result, state = self._pair.call(value, args, kwargs, self.module.training, self._rng)
+        else:
+            result, state = self._pair.call(value, args, kwargs, self.module.training, self._rng)
+        if update and state:
+            self._keep(state)
+        return result
+
+    def _keep(self, state: Mapping[str, Any]) -> None:
+        """Copies of what a call left, in the dtype of what there was; they stay part of an open objective's graph."""
+        for path, value in state.items():
+            old = self.state[path]
+            tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, device=old.device)
+            self.state[path] = tensor.to(old, copy=True)
+
+    # -- arrays ------------------------------------------------------------------------------------------------
+
+    def paths(self, kind: Kind) -> tuple[str, ...]:
+        """Paths of the arrays, in the order of the tree."""
+        return self._pair.part(kind).paths
+
+    def buffer(self, path: str) -> Tensor:
+        """The present array of the state."""
+        return self.state[path]
+
+    def set_buffer(self, path: str, value: Tensor) -> None:
+        """Replace an array of the state."""
+        self.state[path] = value.detach().to(self.state[path], copy=True)
+
+    def move(self, device: torch.device) -> None:
+        """Move all arrays."""
+        self.module.to(device)
+        self.state = {path: tensor.to(device) for path, tensor in self.state.items()}
+        self._rng = generator_of(device) if self._pair.takes_rng else None
+
+    def pack(self, kind: Kind, leaves: dict[str, Any]) -> Tree:
+        """Leaves by relative name -> the user's own structure."""
+        return self._pair.part(kind).pack(leaves)
+
+    def unpack(self, kind: Kind, tree: Tree) -> dict[str, Any]:
+        """The inverse of `pack`.
+
+        Raises:
+            ValueError: the structure differs.
+        """
+        return self._pair.part(kind).unpack(tree)
+
+
+def _is_own(leaf: Any) -> bool:
+    return isinstance(leaf, nn.Parameter) or (isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_leaf)
+
+
+def _parameter(leaf: Any, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+    if _is_own(leaf):
+        if device is not None:
+            leaf.data = leaf.data.to(device)
+        return leaf  # type: ignore[no-any-return]
+    if isinstance(leaf, Tensor):
+        return nn.Parameter(leaf.detach().to(device, copy=True))
+    return nn.Parameter(torch.tensor(np.asarray(leaf), dtype=dtype, device=device))
+
+
+def _tensor(leaf: Any, device: torch.device | None) -> Tensor:
+    if isinstance(leaf, Tensor):
+        return leaf.detach().to(device, copy=True)
+    return torch.tensor(np.asarray(leaf), device=device)

@@ -1,0 +1,256 @@
+"""``lc.xp``, ``lc.tree`` and ``lc.random``: neutral code that no learner is handed to.
+
+Functions of arrays go by the type of the array. What makes arrays goes by the running learner, else by what `lc.use`
+chose, else it makes NumPy's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from types import FrameType
+from typing import Any, cast
+
+import numpy as np
+import optree
+
+from loopcore import choice
+from loopcore.backend import Backend, DrawKey, Tree
+from loopcore.dispatch import deliver
+from loopcore.errors import BackendError
+from loopcore.loop import execute_step
+from loopcore.randomness import HostDraws, Random, override
+from loopcore.registry import loose, owner_of
+from loopcore.running import current
+from loopcore.trees import TreeMath
+
+DTYPES = ("float32", "int32", "int64", "bool")
+CREATION = ("zeros", "ones", "full", "arange", "eye", "asarray")
+# fmt: off
+FUNCTIONS = (
+    "abs", "exp", "log", "log1p", "expm1", "sqrt", "square", "sign", "tanh", "sin", "cos", "maximum", "minimum", "clip",
+    "where", "sum", "mean", "var", "max", "min", "any", "all", "argmax", "argmin", "concat", "stack", "reshape",
+    "permute_dims", "expand_dims", "squeeze", "broadcast_to", "flip", "take", "take_along_axis", "matmul", "einsum",
+    "zeros_like", "ones_like", "full_like", "astype", "isfinite", "relu", "sigmoid", "softplus", "softmax",
+    "log_softmax", "logsumexp", "one_hot", "gelu", "silu", "layer_norm", "conv", "avg_pool", "max_pool",
+)
+# fmt: on
+LINALG = ("vector_norm",)
+
+_names: dict[type, str | None] = {}  # the backend that owns the arrays of a type; None where it is no array
+
+
+def backend_of(values: Iterable[Any]) -> Backend:
+    """The backend whose arrays are among some values, else the one that makes arrays here.
+
+    A framework goes before NumPy, whose arrays are constants to every framework.
+    """
+    names = [name for name in map(_name_of, _flat(values)) if name is not None]
+    learner = current()
+    framework = next((name for name in names if name != "numpy"), "numpy" if names else None)
+    if framework is None:
+        return creating()
+    if learner is not None and learner.backend.name == framework:
+        return learner.backend
+    return loose(framework, choice.device_of(framework))
+
+
+def creating() -> Backend:
+    """The backend of the running learner, else the chosen one, else NumPy's."""
+    learner = current()
+    if learner is not None:
+        return learner.backend
+    name = choice.name()
+    return loose(name, choice.device_of(name))
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """The values, and those in lists and tuples among them."""
+    for value in values:
+        if type(value) is list or type(value) is tuple:
+            yield from value
+        else:
+            yield value
+
+
+def _name_of(value: Any) -> str | None:
+    kind = type(value)
+    try:
+        return _names[kind]
+    except KeyError:
+        name = _names[kind] = owner_of(value) if hasattr(value, "shape") and hasattr(value, "dtype") else None
+        return name
+
+
+class Functions:
+    """``lc.xp``, or ``lc.xp.linalg``: the functions of ``learner.xp`` without a learner.
+
+    Args:
+        names: of the functions.
+        inside: of what in ``learner.xp`` they are; nothing for itself.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> lc.xp.relu(np.array([-1.0, 2.0]))
+        array([0., 2.])
+    """
+
+    def __init__(self, names: tuple[str, ...], inside: str = "") -> None:
+        self._names = names
+        self._inside = inside
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._names:
+            function = vars(self)[name] = _dispatching(name, self._inside)  # found without asking from now on
+            return function
+        if name in DTYPES and not self._inside:
+            return getattr(creating().xp, name)
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise AttributeError(
+            f"xp has no {name!r}. It holds what works on every backend: {', '.join(dir(self))}", name=name, obj=self
+        )
+
+    def __dir__(self) -> list[str]:
+        return sorted((*self._names, *(() if self._inside else (*DTYPES, "linalg"))))
+
+    def __repr__(self) -> str:
+        return f"<loopcore.xp{'.' if self._inside else ''}{self._inside}: {len(self._names)} array functions>"
+
+
+def _dispatching(name: str, inside: str) -> Callable[..., Any]:
+    title = f"{inside}.{name}" if inside else name
+
+    def function_of(backend: Backend) -> Callable[..., Any]:
+        return getattr(getattr(backend.xp, inside) if inside else backend.xp, name)  # type: ignore[no-any-return]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        backend = creating() if name in CREATION else backend_of(args)
+        if "dtype" in kwargs:
+            kwargs["dtype"] = _native_dtype(backend, kwargs["dtype"])
+        elif name == "astype" and len(args) == 2:
+            args = (args[0], _native_dtype(backend, args[1]))
+        try:
+            return function_of(backend)(*args, **kwargs)
+        except Exception as error:
+            converted = _converted(backend, title, args, error)
+            return function_of(backend)(*converted, **kwargs)
+
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = f"``learner.xp.{title}``, on the backend whose arrays it gets."
+    return call
+
+
+def _converted(backend: Backend, title: str, args: tuple[Any, ...], error: Exception) -> tuple[Any, ...]:
+    """The arguments with NumPy's arrays and numbers made native, after a call that failed.
+
+    Raises:
+        BackendError: there are arrays of another framework.
+        Exception: the error as it is; there was nothing to convert.
+    """
+    names = {name for name in map(_name_of, _flat(args)) if name is not None} - {backend.name}
+    if names - {"numpy"}:
+        raise BackendError(
+            f"xp.{title} got arrays of {' and '.join(sorted({backend.name, *names}))}: a step computes on one backend. "
+            "Make constants with NumPy or lc.xp.asarray inside the function; arrays made before the backend was chosen "
+            "belong to another one: call lc.use(...) first"
+        ) from error
+    numbers = not names and bool(args) and isinstance(args[0], (int, float))
+    if not names and not numbers:
+        raise error
+    as_native = backend.xp.asarray
+
+    def converted(value: Any) -> Any:
+        if type(value) is list or type(value) is tuple:
+            return type(value)(map(converted, value))
+        return as_native(value) if _name_of(value) == "numpy" else value
+
+    return (as_native(args[0]), *args[1:]) if numbers else tuple(map(converted, args))
+
+
+def _native_dtype(backend: Backend, dtype: Any) -> Any:
+    """A dtype of any framework as the backend calls it."""
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2]
+    return getattr(backend.xp, name) if name in DTYPES else dtype
+
+
+class AnyTree(TreeMath):
+    """``lc.tree``: the functions of ``learner.tree``, by the arrays in the tree.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> lc.tree.scale({"w": np.array([1.0, 2.0])}, 3.0)
+        {'w': array([3., 6.])}
+    """
+
+    __slots__ = ()
+
+    def __init__(self) -> None: ...
+
+    def _of(self, tree: Tree) -> Backend:
+        return backend_of(optree.tree_leaves(tree, none_is_leaf=True))
+
+
+class AnyRandom(Random):
+    """``lc.random``: the draws of ``learner.random`` of the running learner, for functions it is not handed to.
+
+    Within a step they are numbered with the draws of the body, or of the callback whose handler calls. Outside a
+    learner, for instance for first weights, they are drawn by NumPy and made arrays of the chosen backend in float32,
+    so that every backend gets the same numbers; `seed` begins them anew.
+
+    Example:
+        >>> import loopcore as lc
+        >>> lc.random.seed(1)
+        >>> first = lc.random.normal((2,))
+        >>> lc.random.seed(1)
+        >>> bool((lc.random.normal((2,)) == first).all())
+        True
+    """
+
+    __slots__ = ("_numbers", "_seed")
+
+    def __init__(self) -> None:
+        self.seed(0)
+
+    def seed(self, seed: int) -> None:
+        """Begin the draws outside a learner anew.
+
+        Args:
+            seed: at least 0. Without a call it is 0.
+        """
+        self._seed, self._numbers = int(seed), count()
+
+    def _draw(self, kind: str, *args: Any) -> Any:
+        running = _of_running_learner()
+        if running is not None:
+            return getattr(running, kind)(*args)
+        if kind == "categorical":
+            args = (backend_of(args).to_host(*args),)
+        return creating().convert(getattr(override.get() or HostDraws(), kind)(self._key(), *args))
+
+    def _key(self) -> DrawKey:
+        running = _of_running_learner()
+        return DrawKey(self._seed, 0, next(self._numbers)) if running is None else running._key()  # pyright: ignore[reportPrivateUsage]
+
+
+def _of_running_learner() -> Random | None:
+    """The draws of who calls: of a callback while its handler runs, else those of the body.
+
+    Which handler runs is read off the stack. To note it at every event would cost every step, and few draw here.
+    """
+    learner = current()
+    if learner is None:
+        return None
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code is not execute_step.__code__:
+        if frame.f_code is deliver.__code__:
+            return cast("Random", frame.f_locals["handler"].view.random)
+        frame = frame.f_back
+    return learner.random
+
+
+xp: Any = Functions(FUNCTIONS + CREATION)
+xp.linalg = Functions(LINALG, "linalg")
+tree = AnyTree()
+random = AnyRandom()
