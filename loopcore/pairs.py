@@ -15,6 +15,7 @@ import optree
 
 from loopcore.backend import Array, Kind, Leaves, Tree
 from loopcore.errors import BackendError, UnknownModelError
+from loopcore.foreign import called, foreign
 
 # keyword of the mode -> its value while training
 MODES = {
@@ -73,6 +74,7 @@ class Pair:
 
     Args:
         title: what messages call it.
+        backend: whose arrays it gets.
         apply_fn: ``(params, x)`` or ``(params, state, x)``; None for parameters alone.
         params: its parameters.
         state: its state; empty without.
@@ -83,8 +85,11 @@ class Pair:
         takes_rng: whether a call gets ``rng=``.
     """
 
-    def __init__(self, title: str, apply_fn: Any, params: Part, state: Part, stateful: bool) -> None:
+    def __init__(
+        self, title: str, backend: str, apply_fn: Any, params: Part, state: Part, stateful: bool
+    ) -> None:
         self.title = title
+        self._backend = backend
         self.apply_fn = apply_fn
         self.stateful = stateful
         self._params = params
@@ -121,7 +126,7 @@ class Pair:
         extra = {**mode_of(self._mode, training), **({"rng": rng} if self.takes_rng else {}), **kwargs}
         params = self._params.build(values)
         if not self.stateful:
-            return self.apply_fn(params, *args, **extra), {}
+            return called(self.apply_fn, self.title, self._backend, params, *args, **extra), {}
         old = {path: values(path) for path in self._state.paths}
         tree = self._state.build(old.__getitem__)
         result, new = two_parts(
@@ -183,7 +188,7 @@ def read(
         state, buffers = _describe(more[0], prefix, f"{prefix}state.", f"{prefix}state")
     values = _checked(title, params.paths, weights, lambda leaf: _parameter_problem(leaf, is_native, backend))
     kept = _checked(title, state.paths, buffers, lambda leaf: _buffer_problem(leaf, is_native, backend))
-    return Pair(title, apply_fn, params, state, bool(more)), values, kept
+    return Pair(title, backend, apply_fn, params, state, bool(more)), values, kept
 
 
 def _parts(model: Any, title: str) -> list[Any]:
@@ -236,18 +241,6 @@ def _buffer_problem(leaf: Any, is_native: Callable[[Any], bool], backend: str) -
     if is_native(leaf) or isinstance(leaf, (np.ndarray, np.generic, bool, int, float)):
         return None
     return f"{foreign(leaf, backend)}; a state holds arrays and numbers"
-
-
-def foreign(leaf: Any, backend: str) -> str:
-    """What to say of something that is no array of a backend."""
-    kind = type(leaf)
-    what = f"it is a {kind.__module__}.{kind.__qualname__}"
-    if hasattr(leaf, "__array__") and hasattr(leaf, "shape"):
-        return (
-            f"{what}, and the backend is {backend}: make it with NumPy, np.asarray(...), which every backend takes, or "
-            "choose the backend, lc.use(...), before arrays are made and leave backend= out"
-        )
-    return f"{what}, a NumPy array is needed"
 
 
 def keywords(fn: Any) -> tuple[str | None, frozenset[str]]:

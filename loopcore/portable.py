@@ -44,16 +44,33 @@ _names: dict[type, str | None] = {}  # the backend that owns the arrays of a typ
 def backend_of(values: Iterable[Any]) -> Backend:
     """The backend whose arrays are among some values, else the one that makes arrays here.
 
-    A framework goes before NumPy, whose arrays are constants to every framework.
+    The running learner's goes first, then a framework, then NumPy, whose arrays are constants to every framework.
+
+    Raises:
+        BackendError: arrays of two frameworks are among them.
     """
-    names = [name for name in map(_name_of, _flat(values)) if name is not None]
+    names = {name for name in map(_name_of, _flat(values)) if name is not None}
     learner = current()
-    framework = next((name for name in names if name != "numpy"), "numpy" if names else None)
-    if framework is None:
+    if not names:
         return creating()
-    if learner is not None and learner.backend.name == framework:
-        return learner.backend
-    return loose(framework, choice.device_of(framework))
+    own = "" if learner is None else learner.backend.name
+    constants = {"numpy"} - {own}  # to a step on NumPy its arrays are no constants
+    if len(names - constants) > 1:
+        raise BackendError(_mixture(names - constants))
+    name = next(iter(names - constants), "numpy")
+    return learner.backend if learner is not None and name == own else _loose(name)
+
+
+def _mixture(names: Iterable[str]) -> str:
+    return (
+        f"it got arrays of {' and '.join(sorted(names))}, and computes on one backend: make constants with NumPy, or by "
+        "lc.xp.asarray inside the function; arrays that were made before the backend was chosen belong to another one, "
+        "call lc.use(...) first"
+    )
+
+
+def _loose(name: str) -> Backend:
+    return loose(name, choice.device_of(name))
 
 
 def creating() -> Backend:
@@ -61,8 +78,7 @@ def creating() -> Backend:
     learner = current()
     if learner is not None:
         return learner.backend
-    name = choice.name()
-    return loose(name, choice.device_of(name))
+    return _loose(choice.name())
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
@@ -122,51 +138,26 @@ class Functions:
 def _dispatching(name: str, inside: str) -> Callable[..., Any]:
     title = f"{inside}.{name}" if inside else name
 
-    def function_of(backend: Backend) -> Callable[..., Any]:
-        return getattr(getattr(backend.xp, inside) if inside else backend.xp, name)  # type: ignore[no-any-return]
+    def function_of(backend: Backend) -> Any:
+        return getattr(getattr(backend.xp, inside) if inside else backend.xp, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        backend = creating() if name in CREATION else backend_of(args)
+        learner = current()
+        if learner is not None and len(args) == 1 and not kwargs and _names.get(type(args[0])) == learner.backend.name:
+            return function_of(learner.backend)(args[0])  # what most calls are, in a third of the time
+        try:
+            backend = creating() if name in CREATION else backend_of(args)
+        except BackendError as error:
+            raise BackendError(f"xp.{title}: {error}") from None
         if "dtype" in kwargs:
             kwargs["dtype"] = _native_dtype(backend, kwargs["dtype"])
         elif name == "astype" and len(args) == 2:
             args = (args[0], _native_dtype(backend, args[1]))
-        try:
-            return function_of(backend)(*args, **kwargs)
-        except Exception as error:
-            converted = _converted(backend, title, args, error)
-            return function_of(backend)(*converted, **kwargs)
+        return function_of(backend)(*args, **kwargs)
 
     call.__name__ = call.__qualname__ = name
     call.__doc__ = f"``learner.xp.{title}``, on the backend whose arrays it gets."
     return call
-
-
-def _converted(backend: Backend, title: str, args: tuple[Any, ...], error: Exception) -> tuple[Any, ...]:
-    """The arguments with NumPy's arrays and numbers made native, after a call that failed.
-
-    Raises:
-        BackendError: there are arrays of another framework.
-        Exception: the error as it is; there was nothing to convert.
-    """
-    names = {name for name in map(_name_of, _flat(args)) if name is not None} - {backend.name}
-    if names - {"numpy"}:
-        raise BackendError(
-            f"xp.{title} got arrays of {' and '.join(sorted({backend.name, *names}))}: a step computes on one backend. "
-            "Make constants with NumPy or lc.xp.asarray inside the function; arrays made before the backend was chosen "
-            "belong to another one: call lc.use(...) first"
-        ) from error
-    numbers = not names and bool(args) and isinstance(args[0], (int, float))
-    if not names and not numbers:
-        raise error
-    as_native = backend.xp.asarray
-
-    def converted(value: Any) -> Any:
-        if type(value) is list or type(value) is tuple:
-            return type(value)(map(converted, value))
-        return as_native(value) if _name_of(value) == "numpy" else value
-
-    return (as_native(args[0]), *args[1:]) if numbers else tuple(map(converted, args))
 
 
 def _native_dtype(backend: Backend, dtype: Any) -> Any:

@@ -6,13 +6,19 @@ import linecache
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from loopcore.errors import TraceError
 
 HINT = "Here it is "  # how a note begins that says what to write instead at this place
 _OURS = ("loopcore", "loopcore_jax", "loopcore_tensorflow", "loopcore_torch", "loopcore_numpy", "loopcore_keras")
-_OTHERS = ("jax", "jaxlib", "flax", "optax", "equinox", "haiku", "tensorflow", "keras", "contextlib", "threading")
+# fmt: off
+_OTHERS = (
+    "jax", "jaxlib", "flax", "optax", "equinox", "haiku", "tensorflow", "keras", "torch", "autograd", "numpy", "optree",
+    "contextlib", "threading",
+)
+# fmt: on
 
 
 def explained(error: Exception, backend: Any, phase: Any) -> Exception:
@@ -37,13 +43,18 @@ def explained(error: Exception, backend: Any, phase: Any) -> Exception:
 def where(error: BaseException) -> str:
     """``file:line: source: `` of the innermost frame that is the user's own; empty where there is none."""
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
-        module = str(frame.f_globals.get("__name__", ""))
-        root = module.partition(".")[0]
-        ours = root in _OURS and not module.startswith(("loopcore.testing.conformance", "loopcore.callbacks"))
-        if not ours and root not in _OTHERS:
+        if not is_of_a_framework(frame):
             name = frame.f_code.co_filename
             return f"{name}:{line}: {linecache.getline(name, line).strip()}: "
     return ""
+
+
+def is_of_a_framework(frame: FrameType) -> bool:
+    """Whether a frame belongs to loopcore or to a framework, and not to the user."""
+    module = str(frame.f_globals.get("__name__", ""))
+    root = module.partition(".")[0]
+    ours = root in _OURS and not module.startswith(("loopcore.testing.conformance", "loopcore.callbacks"))
+    return ours or root in _OTHERS
 
 
 def _of_lines(lines: Sequence[tuple[str, int]]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from loopcore.backend import Tree
 from loopcore.errors import BackendError, UnknownModelError
+from loopcore.foreign import called
 from loopcore.pairs import keywords, mode_of, two_parts
 
 
@@ -137,8 +138,9 @@ class Plain:
         rng = {"rng": key} if self.takes_key else {}
         given = {**mode_of(self._mode, training), **rng, **kwargs}
         if not self._has_state:
-            return self._apply_fn(params, *args, **given), None
-        return two_parts(self._apply_fn(params, state, *args, **given), f"{self._title} has a state, so its apply_fn")
+            return called(self._apply_fn, self._title, "jax", params, *args, **given), None
+        both = called(self._apply_fn, self._title, "jax", params, state, *args, **given)
+        return two_parts(both, f"{self._title} has a state, so its apply_fn")
 
     def native(self, params: Tree, state: Tree) -> Any:
         """The tuple."""
