@@ -374,17 +374,20 @@ class Learner:
         if isinstance(wrt, tuple):
             return self._gradients(objective, wrt, at, scopes)
         handle: Handle = self.params if wrt is None else wrt
+        rows = self._leaves_of_gradient(objective, handle, at, scopes)
+        if len(rows) == 1:
+            grads = rows[0][0]
+            return grads if handle._flat is not None else handle._tree(grads)
+        return tuple(handle._tree(row[0]) for row in rows)
+
+    def _leaves_of_gradient(self, objective: Callable[[], Any], handle: Handle, at: Tree | None, scopes: Any) -> Any:
+        """For each scalar the gradients of one handle, by path."""
         if not handle._paths:
             raise _nothing_in(handle)
-        leaves = None if at is None else handle._leaves(at)
         try:
-            found = self._taken(objective, (handle._paths,), leaves, scopes)
+            return self._taken(objective, (handle._paths,), None if at is None else handle._leaves(at), scopes)
         except GradientError as error:
             raise self._explained(error) from error.__cause__
-        if len(found) == 1:
-            grads = found[0][0]
-            return grads if handle._flat is not None else handle._tree(grads)
-        return tuple(handle._tree(row[0]) for row in found)
 
     def _gradients(self, objective: Callable[[], Any], wrt: tuple[Handle, ...], at: Tree | None, scopes: Any) -> Any:
         empty = next((handle for handle in wrt if not handle._paths), None)
@@ -461,14 +464,23 @@ class Learner:
         """
         runs = self.runs
         runner, state = runs.runner, runs.step
-        grads = state.grads = self.gradient(objective, wrt, at)
-        if runner is not None and runner.inner[BackwardEnd]:
-            runner.handle(_BACKWARD_END)
-        flat = wrt is None and self.params._flat is not None and not self.held
-        if flat and runner is not None and state.grads is grads:  # nothing to check
-            state.updated = self.backend.update(grads, state._apply)
-        else:
+        if wrt is not None or runner is None or self.held:
+            state.grads = self.gradient(objective, wrt, at)
+            if runner is not None and runner.inner[BackwardEnd]:
+                runner.handle(_BACKWARD_END)
             self.update(state.grads, wrt)
+            return
+        params = self.params
+        rows = self._leaves_of_gradient(objective, params, at, (state.__dict__, self.shared.__dict__))
+        leaves = rows[0][0]
+        grads = leaves if params._flat is not None else params._tree(leaves)
+        state.grads = grads if len(rows) == 1 else tuple(params._tree(row[0]) for row in rows)
+        if runner.inner[BackwardEnd]:
+            runner.handle(_BACKWARD_END)
+        if state.grads is grads and not (runner.changes_grads and params._flat is None):  # the tree need not be read
+            state.updated = self.backend.update(leaves, state._apply)
+        else:
+            self.update(state.grads)
 
     # -- weights -----------------------------------------------------------------------------------------------
 

@@ -34,20 +34,22 @@ class Part(NamedTuple):
     Attributes:
         prefix: ``"name."`` of a named model, else nothing.
         paths: with the prefix, in the order of the structure's leaves.
+        names: the paths without the prefix.
         spec: the structure.
     """
 
     prefix: str
     paths: tuple[str, ...]
+    names: tuple[str, ...]
     spec: Any
 
     def build(self, values: Callable[[str], Array]) -> Tree:
         """The tree with a value for each path."""
-        return self.spec.unflatten([values(path) for path in self.paths])
+        return self.spec.unflatten(map(values, self.paths))
 
     def pack(self, leaves: Leaves) -> Tree:
         """Leaves by path without the model's name -> the tree."""
-        return self.spec.unflatten([leaves[path.removeprefix(self.prefix)] for path in self.paths])
+        return self.spec.unflatten(map(leaves.__getitem__, self.names))
 
     def flatten(self, tree: Tree, what: str) -> Leaves:
         """The leaves of a tree by path.
@@ -66,7 +68,7 @@ class Part(NamedTuple):
         Raises:
             ValueError: the structure differs.
         """
-        return {path.removeprefix(self.prefix): leaf for path, leaf in self.flatten(tree, "the tree").items()}
+        return dict(zip(self.names, self.flatten(tree, "the tree").values(), strict=True))
 
 
 class Pair:
@@ -94,7 +96,8 @@ class Pair:
         self.stateful = stateful
         self._params = params
         self._state = state
-        self._mode, names = keywords(apply_fn) if apply_fn is not None else (None, frozenset[str]())
+        keyword, names = keywords(apply_fn) if apply_fn is not None else (None, frozenset[str]())
+        self._modes = mode_of(keyword, False), mode_of(keyword, True)
         self.takes_rng = "rng" in names
 
     def part(self, kind: Kind) -> Part:
@@ -109,9 +112,20 @@ class Pair:
         return (self.apply_fn, params, self._state.build(values)) if self.stateful else (self.apply_fn, params)
 
     def call(
-        self, values: Callable[[str], Array], args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, rng: Any
+        self, params: Tree, state: Leaves, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, rng: Any
     ) -> tuple[Any, Leaves]:
-        """Forward with the arrays that ``values`` gives; returns the output and the new state by path.
+        """The forward pass.
+
+        Args:
+            params: the parameters, in their own structure.
+            state: the arrays of the state by path; nothing for a model without.
+            args: of the call.
+            kwargs: of the call.
+            training: the mode.
+            rng: what the function draws by, if it takes one.
+
+        Returns:
+            The output, and the new state by path.
 
         Raises:
             UnknownModelError: it has no forward pass.
@@ -123,16 +137,15 @@ class Pair:
                 f"{self.title} is a tree of arrays, parameters without a forward pass: read them with "
                 "learner.params.value, or pass (apply_fn, params) to the Learner"
             )
-        extra = {**mode_of(self._mode, training), **({"rng": rng} if self.takes_rng else {}), **kwargs}
-        params = self._params.build(values)
+        mode = self._modes[training]
+        if mode or self.takes_rng:
+            kwargs = {**mode, **({"rng": rng} if self.takes_rng else {}), **kwargs}
         if not self.stateful:
-            return called(self.apply_fn, self.title, self._backend, params, *args, **extra), {}
-        old = {path: values(path) for path in self._state.paths}
-        tree = self._state.build(old.__getitem__)
-        result, new = two_parts(
-            self.apply_fn(params, tree, *args, **extra), f"{self.title} has a state, so its apply_fn"
-        )
-        return result, self._checked(new, old)
+            return called(self.apply_fn, self.title, self._backend, params, *args, **kwargs), {}
+        tree = self._state.build(state.__getitem__)
+        both = called(self.apply_fn, self.title, self._backend, params, tree, *args, **kwargs)
+        result, new = two_parts(both, f"{self.title} has a state, so its apply_fn")
+        return result, self._checked(new, state)
 
     def _checked(self, tree: Tree, old: Leaves) -> Leaves:
         try:
@@ -206,7 +219,7 @@ def _describe(tree: Tree, prefix: str, start: str, bare: str) -> tuple[Part, lis
     """The part and its leaves; paths begin with ``start``, that of a single array is ``bare``."""
     accessors, leaves, spec = optree.tree_flatten_with_accessor(tree)
     paths = tuple(start + ".".join(map(_word, keys)) if keys else bare for keys in accessors)
-    return Part(prefix, paths, spec), leaves
+    return Part(prefix, paths, tuple(path.removeprefix(prefix) for path in paths), spec), leaves
 
 
 def _word(entry: Any) -> str:

@@ -170,6 +170,7 @@ class Runner:
         self.unchecked = True  # until a step was completed
         own = [member.callback for member in members if _hears(member.callback, phase)]
         self.traced = [(one.identity(), _traced_methods(one.identity())) for one in own]
+        self.changes_grads = any(path in ("step", "step.grads") for one in own for path in one.writes)
         self.programs = None if plan.kind == "eager" else Programs(self)
         self._in_parts = bool(self.backend.compiles and not self.backend.replays)
         self.sleepers = tuple(one for one in own if isinstance(one, Sleeper) and one.sleeps)

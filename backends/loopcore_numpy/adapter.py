@@ -226,8 +226,7 @@ class Backend:
         self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
     ) -> Any:
         """Call a model with the present arrays and keep its new state."""
-        called = self._models[model]
-        result, state = called.call(self._lent, args, kwargs, training, self._generator(called))
+        result, state = self._call(self._models[model], self._lent, args, kwargs, training)
         if update_state and state:
             inside = self._frame.traced is not None
             self._buffers.update({path: self._kept(path, value, inside) for path, value in state.items()})
@@ -242,12 +241,17 @@ class Backend:
         self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
     ) -> Any:
         """Call a model with other parameters; its state stays."""
-        called = self._models[model]
 
         def values(path: str) -> Array:
             return leaves[path] if path in leaves else self._lent(path)
 
-        return called.call(values, args, kwargs, training, self._generator(called))[0]
+        return self._call(self._models[model], values, args, kwargs, training)[0]
+
+    def _call(
+        self, model: Pair, values: Callable[[str], Array], args: Any, kwargs: dict[str, Any], training: bool
+    ) -> tuple[Any, Leaves]:
+        params, state = model.part("params").build(values), {path: values(path) for path in model.part("buffers").paths}
+        return model.call(params, state, args, kwargs, training, self._generator(model))
 
     def _generator(self, model: Pair) -> np.random.Generator | None:
         if not model.takes_rng:

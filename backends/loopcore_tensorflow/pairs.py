@@ -96,7 +96,9 @@ class BoundPair:
             path = self._relative[full]
             return values[path] if path in values else tf.convert_to_tensor(self._variable(full))
 
-        result, state = self._pair.call(array, args, kwargs, training, rng)
+        parts = self._pair.part("params"), self._pair.part("buffers")
+        old = {full: array(full) for full in parts[1].paths}
+        result, state = self._pair.call(parts[0].build(array), old, args, kwargs, training, rng)
         return result, {self._relative[full]: self._fitting(full, value) for full, value in state.items()}
 
     def _fitting(self, full: str, value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ class BoundPair(Bound):
         super().__init__(name, Holder(parameters), self._call)
         self.params = parameters
         self._users = frozenset(path for path, leaf in params.items() if parameters[path] is leaf)
+        self._spec, self._in_order = self._pair.part("params").spec, tuple(parameters.values())
         self.names = {path: path for path in (*params, *state)}
         if device is None:
             device = next((parameter.device for parameter in parameters.values()), None)
@@ -88,29 +90,23 @@ class BoundPair(Bound):
     # -- calling -----------------------------------------------------------------------------------------------
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        result, state = self._pair.call(self._value, args, kwargs, self.module.training, self._rng)
+        params = self._spec.unflatten(self._in_order)  # a tree of its own: the function may change it
+        result, state = self._pair.call(params, self._lent(), args, kwargs, self.module.training, self._rng)
         if state:
             self._keep(state)
         return result
 
-    def _value(self, path: str) -> Tensor:
-        parameter = self.params.get(path)
-        return self.state[path].clone() if parameter is None else parameter  # a function may write into its state
+    def _lent(self) -> dict[str, Tensor]:
+        """The state as copies: a function may write into them."""
+        return {path: tensor.clone() for path, tensor in self.state.items()} if self.state else self.state
 
     def call_apart(
         self, stand_ins: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], update: bool
     ) -> Any:
         """Call with other arrays in place of parameters, eagerly."""
-
-        def value(path: str) -> Tensor:
-            stand_in = stand_ins.get(path)
-            return self._value(path) if stand_in is None else stand_in
-
-        if self._compiled:
-            with torch.compiler.set_stance("force_eager"):
-                result, state = self._pair.call(value, args, kwargs, self.module.training, self._rng)
-        else:
-            result, state = self._pair.call(value, args, kwargs, self.module.training, self._rng)
+        params = self._spec.unflatten([stand_ins.get(path, tensor) for path, tensor in self.params.items()])
+        with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
+            result, state = self._pair.call(params, self._lent(), args, kwargs, self.module.training, self._rng)
         if update and state:
             self._keep(state)
         return result
