@@ -2,8 +2,8 @@
 
     python -m benchmarks.pairs --backend torch --json benchmarks/results/pairs_torch.json
 
-The variants are those of `benchmarks.overhead`, measured the same way; the ratios are to loopcore without callbacks on an
-``nn.Module``, or on a Keras model. All have `loopcore.Adam`.
+The variants are those of `benchmarks.overhead`, measured the same way; the ratios are to loopcore without callbacks on
+an ``nn.Module``, or on a Keras model. All have `loopcore.Adam`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from benchmarks import overhead
 from benchmarks.models import loopcore_loops
-from benchmarks.models.bench import Bench, Size, Variant
+from benchmarks.models.bench import Bench, Size
 
 MODULE = "loopcore bare"
 

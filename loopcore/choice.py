@@ -8,11 +8,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from loopcore.errors import MissingFrameworkError
-from loopcore.registry import BUILT_IN, absent, check_name
+from loopcore.registry import BUILT_IN, absent, check_name, is_installed
 
 AUTO = ("jax", "torch", "tensorflow", "numpy")
 """What ``lc.use("auto")`` takes: the first that is installed. NumPy always is."""
@@ -66,7 +65,7 @@ def use(backend: str | None, device: Any = None) -> None:
         >>> lc.use(None)
     """
     global _process
-    choice = None if backend is None else Choice(_checked(backend), device)
+    choice = None if backend is None else Choice(resolve(backend), device)
     _process = choice
     if choice is not None and not choose_for_keras(choice.name):
         warnings.warn(keras_differs(choice.name), stacklevel=2)
@@ -86,7 +85,7 @@ def using(backend: str, device: Any = None) -> Iterator[None]:
         ...     lc.xp.arange(3)
         array([0, 1, 2])
     """
-    choice = Choice(_checked(backend), device)
+    choice = Choice(resolve(backend), device)
     token, keras = _block.set(choice), os.environ.get(_KERAS_VARIABLE)
     choose_for_keras(choice.name)
     try:
@@ -109,7 +108,7 @@ def chosen() -> Choice | None:
     if choice is not None:
         return choice
     value = os.environ.get(_VARIABLE)
-    return Choice(_checked(value, f"{_VARIABLE}={value}: ")) if value else None
+    return Choice(resolve(value, f"{_VARIABLE}={value}: ")) if value else None
 
 
 def name() -> str:
@@ -124,7 +123,13 @@ def device_of(backend: str) -> Any:
     return choice.device if choice is not None and choice.name == backend else None
 
 
-def _checked(backend: str, where: str = "") -> str:
+def resolve(backend: str, where: str = "") -> str:
+    """The name of a backend that can be used; of ``"auto"`` the first that is installed.
+
+    Raises:
+        UnknownModelError: no adapter has that name.
+        MissingFrameworkError: its framework is not installed.
+    """
     if backend == "auto":
         return _first_installed()
     check_name(backend, where)
@@ -148,7 +153,7 @@ def choose_for_keras(backend: str) -> bool:
     keras: Any = sys.modules.get("keras")
     if keras is not None and hasattr(keras, "config"):
         return bool(keras.config.backend() == backend)
-    if find_spec("keras") is not None:
+    if is_installed("keras"):
         os.environ[_KERAS_VARIABLE] = backend
     return True
 
@@ -157,8 +162,8 @@ def keras_differs(backend: str) -> str:
     """What to say where Keras was imported too early."""
     there = sys.modules["keras"].config.backend()
     return (
-        f"Keras is imported already and runs on {there}, so models of Keras go on doing so although {backend} was chosen: "
-        f"choose before Keras is imported (also TensorFlow imports it), or set {_KERAS_VARIABLE}={backend}"
+        f"Keras is imported already and runs on {there}, and so do its models, although {backend} was chosen: choose "
+        f"before it is imported (TensorFlow imports it too), or set {_KERAS_VARIABLE}={backend}"
     )
 
 

@@ -26,7 +26,7 @@ def foreign(leaf: Any, backend: str) -> str:
             f"{what}, and the backend is {backend}: make it with NumPy, which every backend takes, np.asarray(...), or "
             "choose the backend before arrays are made, lc.use(...), and leave backend= out"
         )
-    return f"{what}, a NumPy array is needed"
+    return f"{what}, an array of floats is needed"
 
 
 def called(fn: Callable[..., Any], title: str, backend: str, *args: Any, **kwargs: Any) -> Any:

@@ -64,8 +64,8 @@ class Learner:
         hyper: scalars of your own, read as ``learner.hyper.<name>``.
         reads: step values kept after each step, such as ``("step.y_pred",)``; ``("step",)`` for all.
         default_callbacks: whether the default ones join, each unless you pass one of its kind.
-        backend: name of the backend where the type of the model does not tell. Default: what `lc.use` chose, else
-            NumPy.
+        backend: name of the backend where the type of the model does not tell, or ``"auto"``, as in `lc.use`. Default:
+            what that chose, else NumPy.
         device: where models and batches go: ``"cpu"``, ``"gpu"`` for the first accelerator, or in the words of the
             framework. Default: the one chosen with the backend, else where the framework puts them.
         compile: ``"auto"``, True or False; False runs every step eagerly. ``"xla"`` compiles with XLA where the
@@ -114,7 +114,7 @@ class Learner:
     ) -> None:
         check_options(callbacks, loss_fn, hyper, seed)
         models = named_models(model)
-        name = backend or registry.infer(models, neutral=choice.name)
+        name = choice.resolve(backend) if backend else registry.infer(models, neutral=choice.name)
         device = choice.device_of(name) if device is None else device
         self.backend = registry.make(name, device=device, compile=compile)
         self.data = named_data(data)

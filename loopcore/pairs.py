@@ -87,9 +87,7 @@ class Pair:
         takes_rng: whether a call gets ``rng=``.
     """
 
-    def __init__(
-        self, title: str, backend: str, apply_fn: Any, params: Part, state: Part, stateful: bool
-    ) -> None:
+    def __init__(self, title: str, backend: str, apply_fn: Any, params: Part, state: Part, stateful: bool) -> None:
         self.title = title
         self._backend = backend
         self.apply_fn = apply_fn

@@ -7,21 +7,21 @@ chose, else it makes NumPy's.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import count
 from types import FrameType
 from typing import Any, cast
 
-import numpy as np
 import optree
 
 from loopcore import choice
+from loopcore.array_namespace import mixture
 from loopcore.backend import Backend, DrawKey, Tree
 from loopcore.dispatch import deliver
 from loopcore.errors import BackendError
 from loopcore.loop import execute_step
 from loopcore.randomness import HostDraws, Random, override
-from loopcore.registry import loose, owner_of
+from loopcore.registry import loose, owner_of, owners_of
 from loopcore.running import current
 from loopcore.trees import TreeMath
 
@@ -38,8 +38,6 @@ FUNCTIONS = (
 # fmt: on
 LINALG = ("vector_norm",)
 
-_names: dict[type, str | None] = {}  # the backend that owns the arrays of a type; None where it is no array
-
 
 def backend_of(values: Iterable[Any]) -> Backend:
     """The backend whose arrays are among some values, else the one that makes arrays here.
@@ -49,24 +47,16 @@ def backend_of(values: Iterable[Any]) -> Backend:
     Raises:
         BackendError: arrays of two frameworks are among them.
     """
-    names = {name for name in map(_name_of, _flat(values)) if name is not None}
+    names = owners_of(values)
     learner = current()
     if not names:
         return creating()
     own = "" if learner is None else learner.backend.name
     constants = {"numpy"} - {own}  # to a step on NumPy its arrays are no constants
     if len(names - constants) > 1:
-        raise BackendError(_mixture(names - constants))
+        raise BackendError(mixture(names - constants))
     name = next(iter(names - constants), "numpy")
     return learner.backend if learner is not None and name == own else _loose(name)
-
-
-def _mixture(names: Iterable[str]) -> str:
-    return (
-        f"it got arrays of {' and '.join(sorted(names))}, and computes on one backend: make constants with NumPy, or by "
-        "lc.xp.asarray inside the function; arrays that were made before the backend was chosen belong to another one, "
-        "call lc.use(...) first"
-    )
 
 
 def _loose(name: str) -> Backend:
@@ -79,24 +69,6 @@ def creating() -> Backend:
     if learner is not None:
         return learner.backend
     return _loose(choice.name())
-
-
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    """The values, and those in lists and tuples among them."""
-    for value in values:
-        if type(value) is list or type(value) is tuple:
-            yield from value
-        else:
-            yield value
-
-
-def _name_of(value: Any) -> str | None:
-    kind = type(value)
-    try:
-        return _names[kind]
-    except KeyError:
-        name = _names[kind] = owner_of(value) if hasattr(value, "shape") and hasattr(value, "dtype") else None
-        return name
 
 
 class Functions:
@@ -143,7 +115,7 @@ def _dispatching(name: str, inside: str) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         learner = current()
-        if learner is not None and len(args) == 1 and not kwargs and _names.get(type(args[0])) == learner.backend.name:
+        if learner is not None and len(args) == 1 and not kwargs and owner_of(args[0]) == learner.backend.name:
             return function_of(learner.backend)(args[0])  # what most calls are, in a third of the time
         try:
             backend = creating() if name in CREATION else backend_of(args)

@@ -50,6 +50,7 @@ BUILT_IN: dict[str, Adapter] = {
 }
 GROUP = "loopcore.backends"
 _namespaces: dict[type, Any] = {}
+_owners: dict[type, str | None] = {}
 
 
 def _plugins() -> EntryPoints:
@@ -87,7 +88,15 @@ def check_name(backend: str, where: str = "") -> None:
 def absent(backend: str) -> list[str]:
     """Packages that a built-in backend needs and that are not installed; nothing is imported to find out."""
     adapter = BUILT_IN.get(backend)
-    return [] if adapter is None else sorted(package for package in adapter.needs if find_spec(package) is None)
+    return [] if adapter is None else sorted(package for package in adapter.needs if not is_installed(package))
+
+
+def is_installed(package: str) -> bool:
+    """Whether a top-level package can be found; it is not imported."""
+    try:
+        return package in sys.modules or find_spec(package) is not None
+    except ModuleNotFoundError:  # a finder that says no
+        return False
 
 
 def infer(models: Mapping[str, Any], neutral: Callable[[], str] = lambda: "numpy") -> str:
@@ -211,12 +220,33 @@ def loose(name: str, device: Any = None) -> Backend:
     return make(name, device=device, compile=False)
 
 
-def owner_of(array: Any) -> str | None:
-    """Name of the backend that owns an array's type, None if no backend does."""
+def owner_of(value: Any) -> str | None:
+    """Name of the backend that owns the type of an array; None for what is no array, or none of a backend."""
+    kind = type(value)
+    try:
+        return _owners[kind]
+    except KeyError:
+        owner = _owners[kind] = _owner(value) if hasattr(value, "shape") and hasattr(value, "dtype") else None
+        return owner
+
+
+def _owner(array: Any) -> str | None:
     try:
         return _infer_one("array", array)
     except UnknownModelError:
         return None
+
+
+def owners_of(values: Iterable[Any]) -> set[str]:
+    """Names of the backends whose arrays are among some values, or in lists and tuples among them."""
+    owners: set[str | None] = set()
+    for value in values:
+        if type(value) is list or type(value) is tuple:
+            owners.update(map(owner_of, value))
+        else:
+            owners.add(owner_of(value))
+    owners.discard(None)
+    return owners  # type: ignore[return-value]
 
 
 def namespace_of(array: Any) -> Any:

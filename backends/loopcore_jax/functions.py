@@ -32,6 +32,16 @@ def sign(x: Array, /) -> Array:
     return _sign(x) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else jnp.sign(x)
 
 
+def einsum(subscripts: str, /, *operands: Array) -> Array:
+    """Sum of products over named axes; lengths of one name agree.
+
+    Args:
+        subscripts: as ``"ij,jk->ik"``, a letter for each axis; ``...`` stands for further ones.
+        operands: an array for each term.
+    """
+    return jnp.einsum(subscripts, *operands)
+
+
 def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
     """Remove axes, which must have length 1."""
     return jnp.squeeze(x, axis)

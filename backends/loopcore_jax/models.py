@@ -11,6 +11,7 @@ import numpy as np
 
 from loopcore.backend import Kind, Leaves, Tree
 from loopcore.errors import BackendError, UnknownModelError
+from loopcore.foreign import foreign
 from loopcore_jax.arrays import Arrays, copied, is_key, primal
 from loopcore_jax.libraries import Library, library_of
 from loopcore_jax.random import typed
@@ -184,7 +185,9 @@ class Models:
         try:
             found = one.state.flatten(state)
         except ValueError as error:
-            raise BackendError(f"{one.title} changed the structure of its state: {error}") from None
+            raise BackendError(
+                f"{one.title} changed the structure of its state: {error}. Return a tree like the one it got"
+            ) from None
         for path, value in found.items():
             before = old[path]
             if jnp.shape(value) != before.shape:
@@ -208,7 +211,7 @@ def _parameter_problem(leaf: Any) -> str | None:
     if isinstance(leaf, (int, float)) and not isinstance(leaf, np.generic):
         return f"it is the number {leaf!r}, but parameters are arrays of floats, such as jnp.array([1.0, 2.0])"
     if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
-        return f"it is a {type(leaf).__module__}.{type(leaf).__qualname__}, an array of floats is needed"
+        return foreign(leaf, "jax")
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
         return f"it has dtype {leaf.dtype}, only floats can be trained: keep it in the state, (apply_fn, params, state)"
     return None
@@ -217,4 +220,4 @@ def _parameter_problem(leaf: Any) -> str | None:
 def _buffer_problem(leaf: Any) -> str | None:
     if isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float)):
         return None
-    return f"it is a {type(leaf).__module__}.{type(leaf).__qualname__}, a state holds arrays and numbers"
+    return f"{foreign(leaf, 'jax')}; a state holds arrays and numbers"

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from loopcore.array_namespace import ArrayNamespace, host_array, is_floating, taking_constants
 from loopcore.backend import Array
-from loopcore_jax import functions
-from loopcore_jax.arrays import canonical
+from loopcore_jax import functions, neural
+from loopcore_jax.arrays import canonical, is_traced
 
 Number: TypeAlias = bool | int | float
 
@@ -22,7 +23,8 @@ class Linalg:
     vector_norm = staticmethod(functions.vector_norm)
 
 
-class Namespace:
+@taking_constants("jax")
+class Namespace(ArrayNamespace):
     """The functions of ``learner.xp``. Creation functions make arrays of one floating dtype on one device.
 
     Args:
@@ -51,6 +53,28 @@ class Namespace:
         if dtype is None:
             dtype = self.dtype if isinstance(fill_value, float) else jnp.result_type(fill_value)
         return jnp.full(shape, fill_value, dtype, device=self.device)
+
+    def asarray(self, x: Any, /, *, dtype: Any = None) -> Array:
+        """Numbers, lists of them and arrays of any framework as an array on the device.
+
+        A native array stays what it is, in its dtype and with its gradient. Floats of anything else get the
+        parameters' dtype, integers and bools keep their kind.
+
+        Args:
+            x: what to convert.
+            dtype: of the result, also of a native array.
+
+        Raises:
+            TypeError: ``x`` holds no numbers, or is a list of native arrays.
+        """
+        if _is_native(x):
+            array = jnp.asarray(x, None if dtype is None else canonical(dtype))
+        else:
+            host = host_array(x, _is_native, canonical(np.int64))
+            if dtype is None:
+                dtype = self.dtype if is_floating(host.dtype) else host.dtype
+            array = jnp.asarray(np.array(host, canonical(dtype), order="C"))  # a copy, which JAX may keep
+        return array if self.device is None or is_traced(array) else jax.device_put(array, self.device)
 
     def arange(self, start: Number, /, stop: Number | None = None, step: Number = 1, *, dtype: Any = None) -> Array:
         """Evenly spaced numbers, ``stop`` excluded; integers unless a float is among the arguments."""
@@ -110,7 +134,17 @@ class Namespace:
     log_softmax = staticmethod(functions.log_softmax)
     logsumexp = staticmethod(functions.logsumexp)
     matmul = staticmethod(jnp.matmul)
+    einsum = staticmethod(functions.einsum)
     linalg = Linalg
+
+    # -- networks ----------------------------------------------------------------------------------------------
+
+    conv = staticmethod(neural.conv)
+    avg_pool = staticmethod(neural.avg_pool)
+    max_pool = staticmethod(neural.max_pool)
+    gelu = staticmethod(neural.gelu)
+    silu = staticmethod(neural.silu)
+    layer_norm = staticmethod(neural.layer_norm)
 
     # -- shapes ------------------------------------------------------------------------------------------------
 
@@ -135,3 +169,8 @@ class Namespace:
     def int64(self) -> np.dtype[Any]:
         """int32 unless ``jax_enable_x64`` is set: JAX has no other 64-bit integers."""
         return canonical(np.int64)
+
+
+def _is_native(value: Any) -> bool:
+    """Whether it is an array of JAX, or stands for one, as variables of Flax and Keras do."""
+    return isinstance(value, jax.Array) or hasattr(value, "__jax_array__")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf, prod
+from string import ascii_letters
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,32 @@ def vector_norm(x: Array, axis: Axis = None, keepdims: bool = False, ord: float 
     if ord == inf:
         return d.largest(abs(x), axis, keepdims)
     raise ValueError(f"linalg.vector_norm has the orders 1, 2 and inf, not {ord!r}")
+
+
+def einsum(subscripts: str, /, *operands: Array) -> Array:
+    """Sum of products over named axes; lengths of one name agree.
+
+    Args:
+        subscripts: as ``"ij,jk->ik"``, a letter for each axis; ``...`` stands for further ones.
+        operands: an array for each term.
+    """
+    inputs, arrow, output = subscripts.replace(" ", "").partition("->")
+    if not arrow:  # what occurs once, in the order of the alphabet
+        once = sorted(letter for letter in set(inputs) - {",", "."} if inputs.count(letter) == 1)
+        output = "..." * ("..." in inputs) + "".join(once)
+    terms, arrays = inputs.split(","), list(operands)
+    unused = iter(sorted({*ascii_letters} - {*inputs}))
+    for number, x in enumerate(operands[: len(terms)]):
+        while twice := [letter for letter in terms[number] if letter != "." and terms[number].count(letter) > 1]:
+            # autograd differentiates no letter twice in a term: a diagonal is a product with the unit matrix
+            head, _, tail = terms[number].rpartition(twice[0])
+            twin = next(unused)
+            terms[number] = head + twin + tail
+            terms.append(twice[0] + twin)
+            arrays.append(
+                np.eye(anp.shape(x)[-1 - len(tail) if "." not in tail else len(head)], dtype=np.result_type(getval(x)))
+            )
+    return anp.einsum(",".join(terms) + "->" + output, *arrays, optimize=True)
 
 
 # -- shapes and indices --------------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from autograd.tracer import getval, isbox
 
+from loopcore.array_namespace import ArrayNamespace, host_array, is_floating, refusing
 from loopcore.backend import Array
 from loopcore_numpy import functions as f
+from loopcore_numpy import neural
 from loopcore_numpy.derivatives import Axis
 
 _DTYPES = {"float32": np.float32, "int32": np.int32, "int64": np.int64, "bool": np.bool_}
@@ -19,12 +21,13 @@ _SHARED = (
     "abs", "exp", "log", "log1p", "expm1", "sqrt", "square", "sign", "tanh", "sin", "cos", "maximum", "minimum", "clip",
     "where", "sum", "max", "min", "any", "all", "argmax", "argmin", "concat", "stack", "reshape", "permute_dims",
     "expand_dims", "squeeze", "broadcast_to", "flip", "take", "take_along_axis", "matmul", "astype", "isfinite",
-    "relu", "sigmoid", "softplus", "softmax", "log_softmax", "logsumexp",
+    "relu", "sigmoid", "softplus", "softmax", "log_softmax", "logsumexp", "einsum",
 )
+_NEURAL = ("conv", "avg_pool", "max_pool", "gelu", "silu", "layer_norm")
 # fmt: on
 
 
-class Namespace:
+class Namespace(ArrayNamespace):
     """Array functions with array-API signatures; creation and means of integers answer in the parameters' dtype.
 
     Args:
@@ -39,16 +42,9 @@ class Namespace:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
-        vars(self).update({name: getattr(f, name) for name in _SHARED}, **_DTYPES)
+        vars(self).update({name: refusing(name, getattr(f, name), "numpy") for name in _SHARED}, **_DTYPES)
+        vars(self).update({name: refusing(name, getattr(neural, name), "numpy") for name in _NEURAL})
         self.linalg = SimpleNamespace(vector_norm=f.vector_norm)
-
-    def __dir__(self) -> list[str]:
-        return sorted(name for name in (*vars(self), *vars(type(self))) if not name.startswith("_"))
-
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(
-            f"xp has no {name!r}. It holds what works on every backend: {', '.join(dir(self))}", name=name, obj=self
-        )
 
     def _or_own(self, dtype: Any) -> Any:
         return self._dtype if dtype is None else dtype
@@ -90,6 +86,24 @@ class Namespace:
     def full_like(self, x: Array, fill_value: Any, dtype: Any = None) -> Array:
         """One value in the shape and dtype of another array."""
         return self.full(x.shape, fill_value, x.dtype if dtype is None else dtype)
+
+    def asarray(self, x: Any, /, *, dtype: Any = None) -> Array:
+        """Numbers, lists of them and arrays of any framework as an array on the device.
+
+        Inside an objective an array stays what it is, in its dtype and with its gradient. Floats of anything else get
+        the parameters' dtype, integers and bools keep their kind.
+
+        Args:
+            x: what to convert.
+            dtype: of the result.
+
+        Raises:
+            TypeError: ``x`` holds no numbers, or is a list of arrays inside an objective.
+        """
+        if not isbox(x):
+            x = host_array(x, isbox)
+            dtype = self._dtype if dtype is None and is_floating(x.dtype) else dtype
+        return x if dtype is None or x.dtype == dtype else f.astype(x, dtype)
 
     def arange(self, start: float, stop: float | None = None, step: float = 1, dtype: Any = None) -> Array:
         """Evenly spaced values; int64 if all of ``start``, ``stop`` and ``step`` are integers."""

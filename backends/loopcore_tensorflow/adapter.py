@@ -30,10 +30,10 @@ from loopcore_tensorflow.random import Random
 class Backend:
     """TensorFlow's side of one Learner; see ``loopcore.backend.Backend`` for what each method promises.
 
-    Models are Keras models and layers, ``tf.Module`` objects, ``(apply_fn, params[, state])``, or trees of arrays, which
-    have no forward pass. Their
-    variables are the user's own and are assigned in place, in a program too. So a step that is cut is not run again
-    from its begin: it runs eagerly, with each model call and each update a program of its own.
+    Models are Keras models and layers, ``tf.Module`` objects, ``(apply_fn, params[, state])``, or trees of arrays,
+    which have no forward pass. Their variables, the user's own where he gave such, are assigned in place, in a program
+    too. So a step that is cut is not run again from its begin: it runs eagerly, with each call of a Keras model or a
+    module and each update a program of its own.
 
     Args:
         device: a device of TensorFlow, such as ``"GPU:0"``. Default: TensorFlow's own choice.
@@ -69,7 +69,7 @@ class Backend:
 
     @staticmethod
     def recognises(model: Any) -> bool:
-        """Whether it is a Keras model or layer, a ``tf.Module``, or a pair or a tree with a tensor or variable in it."""
+        """Whether it is a Keras model or layer, a ``tf.Module``, or a pair or a tree with a tensor in it."""
         return is_model(model) or isinstance(model, tf.Module) or recognises(model, is_native)
 
     def accelerator(self) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import reduce
+from math import prod
 from typing import Any, TypeAlias
 
 import tensorflow as tf
@@ -75,12 +75,15 @@ def mean(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
 
 def var(x: Array, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Array:
     """Variance over axes; ``correction=1`` divides by n - 1."""
-    found = tf.math.reduce_variance(x, **_keywords(axis, keepdims))
+    variance = tf.math.reduce_variance(x, **_keywords(axis, keepdims))
     if not correction:
-        return found
+        return variance
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    count = reduce(lambda size, one: size * x.shape[one], axes, 1)
-    return found * (count / (count - correction))
+    lengths = [x.shape[each] for each in axes]
+    if None not in lengths:
+        return variance * (prod(lengths) / (prod(lengths) - correction))
+    count = tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), [each % x.ndim for each in axes])), x.dtype)
+    return variance * (count / (count - correction))
 
 
 def max(x: Array, /, *, axis: Axis = None, keepdims: bool = False) -> Array:
@@ -128,6 +131,16 @@ def matmul(x1: Array, x2: Array, /) -> Array:
     found = tf.matmul(x1, x2)
     found = tf.squeeze(found, -1) if right else found
     return tf.squeeze(found, -1 if right else -2) if left else found
+
+
+def einsum(subscripts: str, /, *operands: Array) -> Array:
+    """Sum of products over named axes; lengths of one name agree.
+
+    Args:
+        subscripts: as ``"ij,jk->ik"``, a letter for each axis; ``...`` stands for further ones.
+        operands: an array for each term.
+    """
+    return tf.einsum(subscripts, *operands)
 
 
 def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:

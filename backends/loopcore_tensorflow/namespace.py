@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from loopcore.array_namespace import ArrayNamespace, host_array, taking_constants
 from loopcore.backend import Array
-from loopcore_tensorflow import functions
+from loopcore_tensorflow import functions, neural
+from loopcore_tensorflow.arrays import is_symbolic
 from loopcore_tensorflow.functions import Number
 
 
@@ -19,7 +22,8 @@ class Linalg:
     vector_norm = staticmethod(functions.vector_norm)
 
 
-class Namespace:
+@taking_constants("tensorflow", converts=True)
+class Namespace(ArrayNamespace):
     """The functions of ``learner.xp``. Creation functions make arrays of one floating dtype on one device.
 
     Args:
@@ -50,6 +54,32 @@ class Namespace:
         with self._placed():
             value = tf.convert_to_tensor(fill_value) if dtype is None else functions.scalar(fill_value, dtype)
             return tf.fill((shape,) if isinstance(shape, int) else tuple(shape), value)
+
+    def asarray(self, x: Any, /, *, dtype: Any = None) -> Array:
+        """Numbers, lists of them and arrays of any framework as an array on the device.
+
+        A native array stays what it is, in its dtype and with its gradient. Floats of anything else get the
+        parameters' dtype, integers and bools keep their kind.
+
+        Args:
+            x: what to convert.
+            dtype: of the result, also of a native array.
+
+        Raises:
+            TypeError: ``x`` holds no numbers, or is a list of native arrays.
+        """
+        if _is_native(x):
+            tensor = tf.convert_to_tensor(x)
+            tensor = tensor if dtype is None else tf.cast(tensor, dtype)
+            if self.device is None or is_symbolic(tensor) or tensor.device.endswith(self.device):
+                return tensor
+            with self._placed():
+                return tf.identity(tensor)
+        host = host_array(x, _is_native, np.int32)
+        if dtype is None:
+            dtype = self.dtype if tf.as_dtype(host.dtype).is_floating else host.dtype
+        with self._placed():
+            return tf.constant(host.astype(tf.as_dtype(dtype).as_numpy_dtype))
 
     def arange(self, start: Number, /, stop: Number | None = None, step: Number = 1, *, dtype: Any = None) -> Array:
         """Evenly spaced numbers, ``stop`` excluded; integers unless a float is among the arguments."""
@@ -115,7 +145,17 @@ class Namespace:
     log_softmax = staticmethod(functions.log_softmax)
     logsumexp = staticmethod(functions.logsumexp)
     matmul = staticmethod(functions.matmul)
+    einsum = staticmethod(functions.einsum)
     linalg = Linalg
+
+    # -- networks ----------------------------------------------------------------------------------------------
+
+    conv = staticmethod(neural.conv)
+    avg_pool = staticmethod(neural.avg_pool)
+    max_pool = staticmethod(neural.max_pool)
+    gelu = staticmethod(neural.gelu)
+    silu = staticmethod(neural.silu)
+    layer_norm = staticmethod(neural.layer_norm)
 
     # -- shapes ------------------------------------------------------------------------------------------------
 
@@ -136,3 +176,8 @@ class Namespace:
     int32 = tf.int32
     int64 = tf.int64
     bool = tf.bool
+
+
+def _is_native(value: Any) -> bool:
+    """Whether it is a tensor or a variable, those of Keras included."""
+    return isinstance(value, (tf.Tensor, tf.Variable)) or hasattr(value, "__tf_tensor__")

@@ -27,10 +27,11 @@ class Backend:
     """PyTorch's side of one Learner; see ``loopcore.backend.Backend`` for what each method promises.
 
     Models are an ``nn.Module``, also one wrapped by torch.compile or DistributedDataParallel (names are those of the
-    inner module), ``(apply_fn, params[, state])``, or a tree of arrays, which has no forward pass. Steps run eagerly; ``compile`` is about forward
-    passes: they are what can be compiled whatever a step does around them. (A compiled objective would record the
-    Python state of the loop as a constant, and be compiled anew each step until torch gives up.) Forward passes
-    inside a nested gradient, with other parameters (``at=``, ``apply``) or with ``update_state=False`` run eagerly.
+    inner module), ``(apply_fn, params[, state])``, or a tree of arrays, which has no forward pass. Steps run eagerly;
+    ``compile`` is about forward passes: they are what can be compiled whatever a step does around them. (A compiled
+    objective would record the Python state of the loop as a constant, and be compiled anew each step until torch gives
+    up.) Forward passes inside a nested gradient, with other parameters (``at=``, ``apply``) or with
+    ``update_state=False`` run eagerly.
 
     Gradients are values and not attributes: what is in ``.grad`` of a bound parameter is never added to. It is dropped
     when an outermost run begins (a fit, else an epoch, else a step), and by an update for the parameters of the

@@ -13,7 +13,8 @@ Axis: TypeAlias = int | tuple[int, ...] | None
 Number: TypeAlias = bool | int | float
 
 
-def _axes(x: Tensor, axis: Axis) -> tuple[int, ...]:
+def axes_of(x: Tensor, axis: Axis) -> tuple[int, ...]:
+    """The axes as torch takes them; None is all."""
     if axis is None:
         return tuple(range(x.ndim))
     return (axis,) if isinstance(axis, int) else tuple(axis)
@@ -56,7 +57,7 @@ def clip(x: Tensor, /, min: Tensor | Number | None = None, max: Tensor | Number 
 
 def sum(x: Tensor, /, *, axis: Axis = None, dtype: torch.dtype | None = None, keepdims: bool = False) -> Tensor:
     """Sum over axes, all of them by default."""
-    return torch.sum(x, dim=_axes(x, axis), keepdim=keepdims, dtype=dtype)
+    return torch.sum(x, dim=axes_of(x, axis), keepdim=keepdims, dtype=dtype)
 
 
 def mean(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
@@ -64,32 +65,32 @@ def mean(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     if x.dtype is torch.bool and axis is None and not keepdims:
         return torch.count_nonzero(x) / x.numel()  # in half the time
     dtype = None if x.is_floating_point() else torch.float32
-    return torch.mean(x, dim=_axes(x, axis), keepdim=keepdims, dtype=dtype)
+    return torch.mean(x, dim=axes_of(x, axis), keepdim=keepdims, dtype=dtype)
 
 
 def var(x: Tensor, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """Variance over axes; ``correction=1`` divides by n - 1."""
-    return torch.var(x, dim=_axes(x, axis), correction=correction, keepdim=keepdims)
+    return torch.var(x, dim=axes_of(x, axis), correction=correction, keepdim=keepdims)
 
 
 def max(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Largest value; ties share the gradient."""
-    return torch.amax(x, dim=_axes(x, axis), keepdim=keepdims)
+    return torch.amax(x, dim=axes_of(x, axis), keepdim=keepdims)
 
 
 def min(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Smallest value; ties share the gradient."""
-    return torch.amin(x, dim=_axes(x, axis), keepdim=keepdims)
+    return torch.amin(x, dim=axes_of(x, axis), keepdim=keepdims)
 
 
 def any(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Whether some element is true (not zero)."""
-    return torch.any(x.to(torch.bool), dim=_axes(x, axis), keepdim=keepdims)
+    return torch.any(x.to(torch.bool), dim=axes_of(x, axis), keepdim=keepdims)
 
 
 def all(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Whether every element is true (not zero)."""
-    return torch.all(x.to(torch.bool), dim=_axes(x, axis), keepdim=keepdims)
+    return torch.all(x.to(torch.bool), dim=axes_of(x, axis), keepdim=keepdims)
 
 
 def argmax(x: Tensor, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
@@ -100,6 +101,16 @@ def argmax(x: Tensor, /, *, axis: int | None = None, keepdims: bool = False) -> 
 def argmin(x: Tensor, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
     """Index of the smallest value; of the flat array without ``axis``."""
     return torch.argmin(x, dim=axis, keepdim=keepdims)
+
+
+def einsum(subscripts: str, /, *operands: Tensor) -> Tensor:
+    """Sum of products over named axes; lengths of one name agree.
+
+    Args:
+        subscripts: as ``"ij,jk->ik"``, a letter for each axis; ``...`` stands for further ones.
+        operands: an array for each term.
+    """
+    return torch.einsum(subscripts, *operands)
 
 
 def concat(arrays: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
@@ -131,10 +142,10 @@ def expand_dims(x: Tensor, /, *, axis: int = 0) -> Tensor:
 
 def squeeze(x: Tensor, /, axis: int | tuple[int, ...]) -> Tensor:
     """Remove axes, which must have length 1."""
-    for one in _axes(x, axis):
+    for one in axes_of(x, axis):
         if x.shape[one] != 1:
             raise ValueError(f"squeeze: axis {one} of shape {tuple(x.shape)} has not length 1")
-    return torch.squeeze(x, _axes(x, axis))
+    return torch.squeeze(x, axes_of(x, axis))
 
 
 def broadcast_to(x: Tensor, /, shape: Sequence[int]) -> Tensor:
@@ -144,7 +155,7 @@ def broadcast_to(x: Tensor, /, shape: Sequence[int]) -> Tensor:
 
 def flip(x: Tensor, /, *, axis: Axis = None) -> Tensor:
     """Reverse along axes, all of them by default."""
-    return torch.flip(x, _axes(x, axis))
+    return torch.flip(x, axes_of(x, axis))
 
 
 def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
@@ -200,13 +211,13 @@ def log_softmax(x: Tensor, /, *, axis: int = -1) -> Tensor:
 
 def logsumexp(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """``log(sum(exp(x)))`` without overflow."""
-    return torch.logsumexp(x, dim=_axes(x, axis), keepdim=keepdims)
+    return torch.logsumexp(x, dim=axes_of(x, axis), keepdim=keepdims)
 
 
 def vector_norm(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False, ord: float = 2) -> Tensor:
     """Norm of vectors along axes. Its first and second gradients are 0 at the zero vector."""
     if ord != 2 or x.is_complex():
-        other: Tensor = torch.linalg.vector_norm(x, ord=ord, dim=_axes(x, axis), keepdim=keepdims)
+        other: Tensor = torch.linalg.vector_norm(x, ord=ord, dim=axes_of(x, axis), keepdim=keepdims)
         return other
     squares = sum(x * x, axis=axis, keepdims=keepdims)
     zero = squares == 0  # torch's own norm has a second gradient of NaN here

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loopcore_torch import functions
+from loopcore.array_namespace import ArrayNamespace, host_array, taking_constants
+from loopcore_torch import functions, neural
+from loopcore_torch.arrays import from_numpy
 from loopcore_torch.functions import Number
 
 
@@ -18,7 +21,8 @@ class Linalg:
     vector_norm = staticmethod(functions.vector_norm)
 
 
-class Namespace:
+@taking_constants("torch")
+class Namespace(ArrayNamespace):
     """The functions of ``learner.xp``. Creation functions make arrays of one floating dtype on one device.
 
     Args:
@@ -50,6 +54,24 @@ class Namespace:
             dtype = self.dtype
         value = torch.as_tensor(fill_value, dtype=dtype, device=self.device)
         return torch.broadcast_to(value, (shape,) if isinstance(shape, int) else tuple(shape)).clone()
+
+    def asarray(self, x: Any, /, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Numbers, lists of them and arrays of any framework as an array on the device.
+
+        A native array stays what it is, in its dtype and with its gradient. Floats of anything else get the
+        parameters' dtype, integers and bools keep their kind.
+
+        Args:
+            x: what to convert.
+            dtype: of the result, also of a native array.
+
+        Raises:
+            TypeError: ``x`` holds no numbers, or is a list of native arrays.
+        """
+        if isinstance(x, Tensor):
+            return x.to(self.device, dtype)
+        floats = self.dtype if dtype is None else dtype if dtype.is_floating_point else torch.float64
+        return from_numpy(host_array(x, lambda item: isinstance(item, Tensor)), floats).to(self.device, dtype)
 
     def arange(
         self, start: Number, /, stop: Number | None = None, step: Number = 1, *, dtype: torch.dtype | None = None
@@ -112,7 +134,17 @@ class Namespace:
     log_softmax = staticmethod(functions.log_softmax)
     logsumexp = staticmethod(functions.logsumexp)
     matmul = staticmethod(torch.matmul)
+    einsum = staticmethod(functions.einsum)
     linalg = Linalg
+
+    # -- networks ----------------------------------------------------------------------------------------------
+
+    conv = staticmethod(neural.conv)
+    avg_pool = staticmethod(neural.avg_pool)
+    max_pool = staticmethod(neural.max_pool)
+    gelu = staticmethod(neural.gelu)
+    silu = staticmethod(neural.silu)
+    layer_norm = staticmethod(neural.layer_norm)
 
     # -- shapes ------------------------------------------------------------------------------------------------
 

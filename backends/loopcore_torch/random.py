@@ -122,7 +122,7 @@ class _OnlyGenerator:
 
 
 def generator_of(device: torch.device) -> Any:
-    """torch's global generator of a device, which every step seeds."""
+    """Torch's global generator of a device, which every step seeds."""
     if device.type in ("cpu", "meta"):
         return torch.default_generator
     module: Any = torch.get_device_module(device)

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from loopcore.testing.conformance import xp_oracle
 from loopcore.testing.conformance.problems import Array
 
 _NAMES = (
     "abs exp log log1p expm1 sqrt square sign tanh sin cos maximum minimum clip where sum mean var max min any all "
     "argmax argmin concat stack reshape permute_dims expand_dims squeeze broadcast_to flip take take_along_axis matmul "
     "zeros zeros_like ones ones_like full full_like arange eye astype isfinite float32 int32 int64 bool linalg relu "
-    "sigmoid softplus softmax log_softmax logsumexp one_hot"
+    "sigmoid softplus softmax log_softmax logsumexp one_hot einsum conv avg_pool max_pool gelu silu layer_norm asarray"
 )
 NAMES = frozenset(_NAMES.split(" "))
 DTYPES = frozenset({"float32", "int32", "int64", "bool"})
@@ -27,6 +28,11 @@ MATRIX, BATCHED = _draw.normal(size=(4, 2)), _draw.normal(size=(2, 4, 3))
 BITS = np.array([[True, False, True, True], [False] * 4, [True] * 4])
 INTEGERS = np.array([[3, -1, 4, 1], [5, 9, -2, 6], [5, 3, 5, 8]])
 INDICES, ALONG = np.array([2, 0, 2]), np.array([[1, 0, 1], [3, 3, 2], [0, 2, 0]])
+LINE, LINE_KERNEL = _draw.normal(size=(2, 6, 4)), _draw.normal(size=(3, 4, 3))
+LINE_GROUPS, LINE_DEEP = _draw.normal(size=(3, 2, 6)), _draw.normal(size=(2, 1, 8))
+PLANE, PLANE_KERNEL = _draw.normal(size=(2, 5, 4, 2)), _draw.normal(size=(3, 2, 2, 3))
+PLANE_DEEP, POINT_KERNEL = _draw.normal(size=(3, 2, 1, 4)), _draw.normal(size=(1, 1, 2, 3))
+WIDE, WIDE_GROUPS = _draw.normal(size=(1, 4, 3, 4)), _draw.normal(size=(2, 2, 2, 6))
 HUGE = np.array([[1e3, -1e3, 0.0], [80.0, -80.0, 700.0]])
 
 
@@ -187,6 +193,167 @@ _case("arange floats", lambda xp, x: xp.arange(0.0, 2.0, 0.5) + x, lambda x: np.
 _case("astype", lambda xp, x: xp.astype(x, xp.int32), lambda x: x.astype(np.int32), X)
 _case("astype bool", lambda xp, x: xp.astype(x, xp.bool), lambda x: x.astype(bool), INTEGERS)
 _case("astype gradient", lambda xp, x: xp.astype(x, x.dtype) * 2.0, lambda x: x * 2, X)
+
+_case("asarray", lambda xp, x: xp.asarray(np.arange(4.0)) * x, lambda x: np.arange(4) * x, X)
+_case(
+    "asarray float32", lambda xp, x: xp.asarray(np.arange(1, 5, dtype=np.float32)) * x, lambda x: np.arange(1, 5) * x, X
+)
+_case("asarray list", lambda xp, x: xp.asarray([[0.5], [1.5], [-2.0]]) * x, lambda x: [[0.5], [1.5], [-2]] * x, X)
+_case("asarray number", lambda xp, x: xp.asarray(0.5) * x, lambda x: 0.5 * x, X)
+_case("asarray native", lambda xp, x: xp.asarray(x) * x, np.square, X)
+_case("asarray native in a dtype", lambda xp, x: xp.asarray(x, dtype=x.dtype) * x, np.square, X)
+_case("asarray integers", lambda xp, x: xp.asarray([2, 3]), lambda x: np.array([2, 3]), INTEGERS)
+_case("asarray array of integers", lambda xp, x: xp.asarray(np.arange(5)), lambda x: np.arange(5), INTEGERS)
+_case("asarray native integers", lambda xp, x: xp.asarray(x), lambda x: x, INTEGERS)
+_case("asarray bools", lambda xp, x: xp.asarray(np.array([True, False])), lambda x: np.array([True, False]), INTEGERS)
+
+# -- networks
+
+
+def _conv(
+    label: str,
+    x: Array,
+    kernel: Array,
+    strides: Any = 1,
+    pads: Any = None,
+    dilation: Any = 1,
+    groups: int = 1,
+    **spelled: Any,
+) -> None:
+    """``spelled`` is what `xp.conv` gets, where that is not ``pads``."""
+    axes = x.ndim - 2
+    options = {"strides": strides, "padding": pads or "valid", "dilation": dilation, "groups": groups, **spelled}
+    each = [(n,) * axes if isinstance(n, int) else n for n in (strides, dilation)]
+    _case(
+        f"conv {label}",
+        lambda xp, x, kernel: xp.conv(x, kernel, **options),
+        lambda x, kernel: xp_oracle.conv(x, kernel, each[0], pads or [(0, 0)] * axes, each[1], groups),
+        x,
+        kernel,
+    )
+
+
+_conv("1d", LINE, LINE_KERNEL)
+_conv("1d strides", LINE, LINE_KERNEL, 2)
+_conv("1d same, odd padding", LINE, LINE_KERNEL, 2, [(0, 1)], padding="same")
+_conv("1d same, even padding", LINE[:, 1:], LINE_KERNEL, 2, [(1, 1)], padding="SAME")
+_conv("1d same, strides above the window", LINE, LINE_KERNEL[:1], 4, [(0, 0)], padding="same")
+_conv("1d padding", LINE, LINE_KERNEL, 1, [(2, 2)], padding=2)
+_conv("1d pairs", LINE, LINE_KERNEL, 2, [(1, 3)])
+_conv("1d dilation", LINE, LINE_KERNEL, 1, None, 2)
+_conv("1d dilation same", LINE, LINE_KERNEL, 1, [(2, 2)], 2, padding="same")
+_conv("1d dilation, strides, same", LINE, LINE_KERNEL, 2, [(1, 2)], 2, padding="same")
+_conv("1d groups", LINE, LINE_GROUPS, 1, [(1, 1)], groups=2)
+_conv("1d groups, dilation, strides", LINE, LINE_GROUPS, 2, [(1, 0)], 2, groups=2)
+_conv("1d depthwise", LINE, LINE_DEEP, 2, None, 1, 4)
+_conv("1d depthwise dilation same", LINE, LINE_DEEP, 1, [(1, 1)], 2, 4, padding="same")
+_conv("2d", PLANE, PLANE_KERNEL)
+_conv("2d point", PLANE, POINT_KERNEL)
+_conv("2d strides, same", PLANE, PLANE_KERNEL, (2, 1), [(1, 1), (0, 1)], padding="same")
+_conv("2d padding", PLANE, PLANE_KERNEL, 2, [(1, 1), (1, 1)], padding=1)
+_conv("2d padding per axis", PLANE, PLANE_KERNEL, 1, [(2, 2), (0, 0)], padding=(2, 0))
+_conv("2d pairs", PLANE, PLANE_KERNEL, (1, 3), [(1, 2), (0, 3)])
+_conv("2d dilation", PLANE, PLANE_KERNEL, 1, None, (2, 3))
+_conv("2d dilation, strides", PLANE, PLANE_KERNEL, (2, 1), [(2, 2), (0, 1)], (2, 1), padding="same")
+_conv("2d groups", WIDE, WIDE_GROUPS, (2, 1), [(0, 0), (0, 1)], groups=2, padding="same")
+_conv("2d groups, dilation", WIDE, WIDE_GROUPS, 1, [(1, 1), (1, 0)], 2, 2)
+_conv("2d depthwise", PLANE, PLANE_DEEP, 2, [(1, 1), (0, 0)], groups=2, padding="same")
+_conv("2d depthwise, uneven strides", PLANE, PLANE_DEEP, (1, 2), [(1, 1), (0, 0)], groups=2, padding="same")
+
+
+def _pools(label: str, x: Array, window: Any, strides: Any = None, pads: Any = None, **spelled: Any) -> None:
+    axes = x.ndim - 2
+    options = {"strides": strides, "padding": pads or "valid", **spelled}
+    sizes, steps = ((n,) * axes if isinstance(n, int) else n for n in (window, window if strides is None else strides))
+    for name, reduce in (("avg_pool", np.nanmean), ("max_pool", np.nanmax)):
+        _case(
+            f"{name} {label}",
+            lambda xp, x, name=name: getattr(xp, name)(x, window, **options),
+            lambda x, reduce=reduce: xp_oracle.pool(reduce, x, sizes, steps, pads),
+            x,
+        )
+
+
+_pools("1d", LINE, 2)
+_pools("1d overlapping", LINE, 3, 1)
+_pools("1d same", LINE, 3, 2, [(0, 1)], padding="same")
+_pools("1d below zero", LINE - 9, 3, 2, [(1, 1)], padding=1)
+_pools("1d padding above half", LINE - 9, 3, 2, [(2, 2)], padding=2)
+_pools("1d pairs", LINE - 9, 3, 2, [(0, 2)])
+_pools("2d", PLANE, 2)
+_pools("2d overlapping", PLANE, (3, 2), 1)
+_pools("2d same", PLANE - 9, (3, 2), (2, 1), [(1, 1), (0, 1)], padding="Same")
+_pools("2d padding", PLANE - 9, 2, 2, [(1, 1), (1, 1)], padding=1)
+_pools("2d padding per axis", PLANE - 9, (3, 2), 2, [(1, 1), (0, 0)], padding=(1, 0))
+_pools("2d pairs", PLANE - 9, 3, (1, 2), [(1, 2), (0, 1)])
+
+_case("gelu", lambda xp, x: xp.gelu(x), xp_oracle.gelu, X)
+_case("gelu wide", lambda xp, x: xp.gelu(x * 4), lambda x: xp_oracle.gelu(x * 4), X)
+_case("gelu approximate", lambda xp, x: xp.gelu(x, approximate=True), xp_oracle.gelu_by_tanh, X)
+_case("gelu huge", lambda xp, x: xp.gelu(x), xp_oracle.gelu, HUGE)
+_case("silu", lambda xp, x: xp.silu(x), lambda x: x * _sigmoid(x), X)
+_case("silu huge", lambda xp, x: xp.silu(x), lambda x: x * _sigmoid(x), HUGE)
+
+
+def _norm(label: str, x: Array, axis: Any, *affine: Array, epsilon: float = 1e-5) -> None:
+    def expected(x: Array, *affine: Array) -> Array:
+        scale = affine[0] if len(affine) > 0 else 1.0
+        offset = affine[1] if len(affine) > 1 else 0.0
+        return np.asarray(xp_oracle.layer_norm(x, axis, epsilon) * scale + offset)
+
+    _case(
+        f"layer_norm {label}",
+        lambda xp, x, *affine: xp.layer_norm(x, *affine, axis=axis, epsilon=epsilon),
+        expected,
+        x,
+        *affine,
+    )
+
+
+_norm("plain", X, -1)
+_norm("scale", X, -1, ROW)
+_norm("scale and offset", CUBE, -1, ROW, Y[0])
+_norm("last axes", CUBE, (-1, 1), X, Y)
+_norm("inner axis", CUBE, 1, COLUMN, COLUMN * 2)
+_norm("outer axes", CUBE, (0, -1), COLUMN)
+_norm("epsilon", X, 0, ROW, ROW, epsilon=0.5)
+_case(
+    "layer_norm offset only",
+    lambda xp, x, y: xp.layer_norm(x, None, y),
+    lambda x, y: xp_oracle.layer_norm(x, -1) + y,
+    X,
+    ROW,
+)
+_case(
+    "layer_norm far from zero",
+    lambda xp, x: xp.layer_norm(x + 4096),
+    lambda x: xp_oracle.layer_norm(x, -1),
+    np.round(CUBE * 4) / 4,  # exact in float32, and so are its means
+)
+
+
+def _einsum(subscripts: str, *arrays: Array) -> None:
+    _case(
+        f"einsum {subscripts}",
+        lambda xp, *operands: xp.einsum(subscripts, *operands),
+        lambda *operands: np.einsum(subscripts, *operands),
+        *arrays,
+    )
+
+
+_einsum("ij,jk->ik", X, MATRIX)
+_einsum("ij,jk", X, MATRIX)
+_einsum("bij , bjk -> bik", CUBE, BATCHED)
+_einsum("...ij,jk->...ik", CUBE, MATRIX)
+_einsum("ij,ij,j->i", X, Y, ROW)
+_einsum("ij->", X)
+_einsum("ij->ji", X)
+_einsum("bij->j", CUBE)
+_einsum("i,j->ij", ROW, COLUMN[:, 0])
+_einsum("ii->i", X[:, :3])
+_einsum("ii", X[:, :3])
+_einsum("i...i,i", np.stack([X[:, :3], Y[:, :3]], axis=1), COLUMN[:, 0])
+_einsum("ij,kj->ik", INTEGERS, INTEGERS)
 
 # -- operators: what else is portable on arrays, spelled as in NumPy
 
