@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from loopcore.backend import Kind, Tree
+from loopcore.errors import BackendError
 from loopcore.pairs import read
 from loopcore_torch.binding import Bound
 from loopcore_torch.random import generator_of
@@ -57,6 +57,7 @@ class BoundPair(Bound):
 
     Raises:
         UnknownModelError: it is no such model.
+        BackendError: it shall be compiled.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class BoundPair(Bound):
             device = next((parameter.device for parameter in parameters.values()), None)
         self.state = {path: _tensor(leaf, device) for path, leaf in state.items()}
         self._rng = generator_of(device or torch.device("cpu")) if self._pair.takes_rng else None
-        if compile is not None and self._pair.apply_fn is not None:
-            self._pair.apply_fn = torch.compile(self._pair.apply_fn, backend=compile)
-        self._compiled = compile is not None
+        if compile is not None and self._pair.apply_fn is not None:  # what finds the backend of lc.xp breaks its graph
+            raise BackendError(
+                f"compile={compile!r} compiles the forward pass of modules, and {self._pair.title} is a function: leave "
+                'compile at "auto", or pass (torch.compile(apply_fn), params) of a function that calls torch itself'
+            )
 
     def native(self) -> Any:
         """The pair or the tree with the present values; the user's own parameters where he gave such."""
@@ -105,7 +108,7 @@ class BoundPair(Bound):
     ) -> Any:
         """Call with other arrays in place of parameters, eagerly."""
         params = self._spec.unflatten([stand_ins.get(path, tensor) for path, tensor in self.params.items()])
-        with torch.compiler.set_stance("force_eager") if self._compiled else nullcontext():
+        with torch.compiler.set_stance("force_eager"):  # of a function that the user compiled
             result, state = self._pair.call(params, self._lent(), args, kwargs, self.module.training, self._rng)
         if update and state:
             self._keep(state)
