@@ -119,8 +119,8 @@ class Optimizers:
         if foreign:
             raise OptimizerError(
                 f"{name} holds tensors that are no parameters of the models, of shapes {_some(foreign)}: build it from "
-                "model.parameters(), or pass the other model to the Learner too; for (apply_fn, params) let the Learner "
-                f"build it, functools.partial(torch.optim.{name}, lr=1e-3)"
+                "model.parameters(), or pass the other model to the Learner too; for (apply_fn, params) let the "
+                f"Learner build it, functools.partial(torch.optim.{name}, lr=1e-3)"
             )
 
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:

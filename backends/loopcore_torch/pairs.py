@@ -76,8 +76,8 @@ class BoundPair(Bound):
         self._rng = generator_of(device or torch.device("cpu")) if self._pair.takes_rng else None
         if compile is not None and self._pair.apply_fn is not None:  # what finds the backend of lc.xp breaks its graph
             raise BackendError(
-                f"compile={compile!r} compiles the forward pass of modules, and {self._pair.title} is a function: leave "
-                'compile at "auto", or pass (torch.compile(apply_fn), params) of a function that calls torch itself'
+                f"compile={compile!r} compiles the forward pass of modules, and {self._pair.title} is a function: "
+                'leave it at "auto", or pass (torch.compile(apply_fn), params) of a function that calls torch itself'
             )
 
     def native(self) -> Any:
