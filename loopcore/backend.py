@@ -312,6 +312,22 @@ class Extras(Protocol):
         """
         ...
 
+    def frozen_by_user(self) -> frozenset[str]:
+        """Full paths of the parameters that the user froze by the framework's own means, as they are now.
+
+        They are left out of what is trained, though an optimizer covers them. Asked when the Learner is made, and
+        again when a fit and an epoch begin.
+        """
+        ...
+
+    def wake(self, paths: Iterable[str]) -> None:
+        """Undo that for parameters that the user gave an optimizer of their own."""
+        ...
+
+    def unreached(self) -> tuple[str, ...]:
+        """Full paths that gradients were taken by, and that none has reached so far."""
+        ...
+
     def profile(self, folder: Path) -> AbstractContextManager[None]:
         """Profile a block with the framework's own profiler; its files are in the folder when the block ends."""
         ...

@@ -219,14 +219,24 @@ def phases_of_fit(learner: Learner, epochs: int) -> list[tuple[Phase, Any]]:
                 f"the data of phase {phase.name!r} is a {type(data).__name__}, which can be read once, but "
                 f"fit({epochs}) reads it {epochs} times: pass a list, or an object whose __iter__ starts anew"
             )
-        if isinstance(phase, TrainingPhase) and type(phase).step is TrainingPhase.step and not learner.trained:
-            raise OptimizerError("nothing is trained: pass Learner(..., optimizer=lc.Adam(1e-3))")
+        if isinstance(phase, TrainingPhase) and type(phase).step is TrainingPhase.step and not learner.params.names:
+            raise OptimizerError(f"nothing is trained: {_why_nothing(learner)}")
         if type(phase).step in (TrainingPhase.step, ValidationPhase.step) and learner.loss_fn is no_loss:
             no_loss()
         found.append((phase, data))
     if not found:
         raise NoDataError("no phase of this fit has data: pass Learner(data=(train, valid))")
     return found
+
+
+def _why_nothing(learner: Learner) -> str:
+    if not learner.trained:
+        return "pass Learner(..., optimizer=lc.Adam(1e-3))"
+    frozen = ", ".join(learner.frozen[:3]) + (", ..." if learner.frozen[3:] else "")
+    return (
+        f"all that has an optimizer is frozen by the framework's own flag ({frozen}): let go of what is to be trained, "
+        "or give it an optimizer under its own path"
+    )
 
 
 def iterable_batches(data: Any) -> Iterable[Any]:

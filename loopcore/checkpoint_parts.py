@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -102,6 +103,15 @@ class Optimizers(Part):
         backend = self.learner.backend
         undo.callback(backend.import_optimizers, backend.export_optimizers())
         undo.callback(self._set, self._values())
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Keep states and hyperparameters over a block that attaches the optimizers anew, to more parameters."""
+        backend = self.learner.backend
+        before, values = backend.export_optimizers(), self._values()
+        yield
+        backend.import_optimizers({**backend.export_optimizers(), **before})
+        self._set(values)
 
     def _names(self) -> list[tuple[str, str]]:
         name = self.learner.backend.optimizer_name

@@ -61,6 +61,7 @@ def fit(learner: Learner, epochs: int) -> FitResult:
         )
     if not is_whole(epochs, least=0):
         raise ValueError(f"fit takes a whole number of epochs, at least 0, not {epochs!r}")
+    learner.heed_frozen()
     rounds = phases_of_fit(learner, epochs)
     run = _Run()
     error: BaseException | None = None

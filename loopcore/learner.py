@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,6 +28,7 @@ from loopcore.building import (
 )
 from loopcore.callback import Callback
 from loopcore.callback_list import CallbackList
+from loopcore.checkpoint_parts import Optimizers
 from loopcore.defaults import with_defaults
 from loopcore.errors import BackendError, CallbackError, GradientError, UnpackError, WeightsError
 from loopcore.events import BackwardEnd
@@ -57,7 +59,8 @@ class Learner:
         model: a native model, or a dict from name to model. Its type decides the backend.
         loss_fn: ``loss_fn(y_pred, ys) -> scalar``, native or neutral such as ``lc.losses.cross_entropy``.
         optimizer: a neutral spec such as ``lc.Adam(1e-3)``, the framework's own, or a dict from path prefix to one
-            of these. What no prefix covers is frozen.
+            of these. What no prefix covers is frozen, and so is what the framework's own flag freezes
+            (``requires_grad=False``, ``layer.trainable=False``), unless a prefix is the very path of that parameter.
         data: ``(train, valid)``, either may be None, or a dict by key. Each is an iterable of batches.
         phases: what an epoch of `fit` runs, in order. Default ``(TrainingPhase(), ValidationPhase())``.
         callbacks: in any order; where each runs follows from what it declares.
@@ -145,20 +148,65 @@ class Learner:
     def _attach(self, optimizers: Mapping[str, Any], hyper: Mapping[str, float]) -> None:
         parts = self.backend.paths("params")
         paths = [path for part in parts.values() for path in part]
-        assigned = assign_optimizers(paths, optimizers)
-        self.trained = [(prefix, self._held(optimizers[prefix], covered)) for prefix, covered in assigned]
-        self.backend.attach([(optimizers[prefix], taken) for prefix, taken in self.trained])
-        taken = {path for _, group in self.trained for path in group}
-        self.frozen = tuple(path for path in paths if path not in taken)
+        self.optimizer = dict(optimizers)
+        self._covered = [(p, self._held(optimizers[p], covered)) for p, covered in assign_optimizers(paths, optimizers)]
+        self._woken = frozenset(prefix for prefix in optimizers if prefix in paths and prefix not in parts)
+        if self._woken and hasattr(self.backend, "wake"):
+            cast(Extras, self.backend).wake(self._woken)
+        self._frozen_by_user = self._asked()
+        self._attached = [
+            (prefix, tuple(path for path in covered if path not in self._frozen_by_user) or covered)
+            for prefix, covered in self._covered
+        ]
+        self._attach_all()
         self.held: frozenset[str] = frozenset()
         self.holds: dict[int, frozenset[str]] = {}  # by id of the callback
+        self._named = set[str]()  # of what no objective reaches
         self.all_params = Handle(self.backend, "params", parts)
+        self.buffers = Handle(self.backend, "buffers", self.backend.paths("buffers"))
+        self._select()
+        self.hyper = Hyper(self.backend, hyper, tuple(prefix for prefix, _ in self.trained))
+
+    def _asked(self) -> frozenset[str]:
+        """What the user froze by the framework's own means, but for what an optimizer of its own wakes."""
+        asked = getattr(self.backend, "frozen_by_user", None)
+        return _NONE if asked is None else asked() - self._woken
+
+    def _attach_all(self) -> None:
+        self.backend.attach([(self.optimizer[prefix], paths) for prefix, paths in self._attached])
+
+    def _select(self) -> None:
+        """Train what has an optimizer, and what the user did not freeze."""
+        frozen = self._frozen_by_user
+        self.trained = [
+            (prefix, tuple(path for path in paths if path not in frozen)) for prefix, paths in self._attached
+        ]
+        taken = {path for _, group in self.trained for path in group}
+        self.frozen = tuple(path for path in self.all_params._paths if path not in taken)
+        parts = self.backend.paths("params")
         chosen = {model: tuple(path for path in part if path in taken) for model, part in parts.items()}
         some = {model: part for model, part in chosen.items() if part or not model}
         self.params = Handle(self.backend, "params", some, everything=self.all_params)
-        self.buffers = Handle(self.backend, "buffers", self.backend.paths("buffers"))
-        self.optimizer = dict(optimizers)
-        self.hyper = Hyper(self.backend, hyper, tuple(prefix for prefix, _ in self.trained))
+
+    def heed_frozen(self) -> None:
+        """Follow what the user froze, or let go, by the framework's own means since it was asked for last.
+
+        ``fit`` and every epoch begin with it. Optimizers keep their states.
+        """
+        frozen = self._asked()
+        if frozen == self._frozen_by_user or self.runs.runner is not None:
+            return
+        self._frozen_by_user = frozen
+        attached = [
+            (prefix, tuple(path for path in covered if path in before or path not in frozen))
+            for (prefix, covered), (_, before) in zip(self._covered, self._attached, strict=True)
+        ]
+        if attached != self._attached:
+            self._attached = attached
+            with Optimizers(self).going_on():
+                self._attach_all()
+        self._select()
+        self.runs.forget_runners()
 
     def _held(self, optimizer: Any, covered: tuple[str, ...]) -> tuple[str, ...]:
         """A native optimizer trains what it was made for; a neutral spec all that its prefix covers."""
@@ -659,6 +707,18 @@ class Learner:
             self.held = held
             self.runs.forget_runners()
         return tuple(path for path in self.params._paths if path in held)
+
+    def name_unreached(self) -> None:
+        """Warn once, by name, of trained parameters that no objective has reached; a training epoch ends with it."""
+        unreached = getattr(self.backend, "unreached", None)
+        names = () if unreached is None else tuple(path for path in unreached() if path not in self._named)
+        if names:
+            self._named.update(names)
+            warnings.warn(
+                f"no objective has reached {', '.join(names)} so far, though an optimizer trains them. Compute the "
+                "loss from them, or leave them without an optimizer: optimizer={'head': ...} trains what is below head",
+                stacklevel=2,
+            )
 
     def to_device(self, device: Any) -> None:
         """Move models, buffers, optimizer state and what callbacks carry to a device; nothing of it is lost."""

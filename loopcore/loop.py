@@ -211,6 +211,7 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         self._carry, runner.carry = runner.carry, None
         try:
             deliver(runner.scopes[EpochBegin], phase, _EPOCH_BEGIN)
+            self._learner.heed_frozen()
             self._begun = True
         except CancelEpochException as cancel:
             self._info.pending = cancel
@@ -252,6 +253,8 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         error = close_scope(runner.scopes[EpochEnd], self._phase, EpochEnd(info.outcome), error)
         self._learner.runs.ended = info
         self._learner.runs.close_epoch(self._outer)
+        if error is None and runner.training:
+            self._learner.name_unreached()
         if isinstance(error, CancelStepException):
             return no_scope(error, "step")
         return None if isinstance(error, CancelEpochException) else error

@@ -715,12 +715,16 @@ def test_a_backward_that_raises_leaves_no_gradient() -> None:
 
 def test_parameters_that_need_no_gradient() -> None:
     model = mlp()
+    backend = bound(model, SGD(0.1))
     model[0].requires_grad_(False)
-    backend = bound(model, SGD(0.1))  # what has an optimizer is trained
-    assert gradient(backend, lambda: call(backend, torch.ones(1, 4)).sum())["0.weight"].abs().sum() > 0
-    model[0].requires_grad_(False)
-    with pytest.raises(GradientError, match="requires_grad=False"):
-        gradient(backend, lambda: call(backend, torch.ones(1, 4)).sum())
+    grads = gradient(backend, lambda: call(backend, torch.ones(1, 4)).sum())
+    assert not grads["0.weight"].any() and grads["2.weight"].any()
+    assert backend.frozen_by_user() == {"0.weight", "0.bias"} and backend.unreached() == ()
+    model.requires_grad_(False)
+    with pytest.raises(GradientError, match="all parameters in wrt have requires_grad=False"):
+        gradient(backend, lambda: (call(backend, torch.ones(1, 4)) + torch.ones((), requires_grad=True)).sum())
+    backend.wake(["0.bias"])
+    assert model[0].bias.requires_grad and backend.frozen_by_user() == {"0.weight", "2.weight", "2.bias"}
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

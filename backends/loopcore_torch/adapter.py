@@ -136,6 +136,19 @@ class Backend:
         """
         self._optimizers.attach(optimizers)
 
+    def frozen_by_user(self) -> frozenset[str]:
+        """Parameters with ``requires_grad=False``."""
+        return self._models.frozen_by_user()
+
+    def wake(self, paths: Iterable[str]) -> None:
+        """Set ``requires_grad`` of these."""
+        for path in paths:
+            self._models.params[path].requires_grad_(True)
+
+    def unreached(self) -> tuple[str, ...]:
+        """Parameters that no gradient has reached so far, of those that were to be reached."""
+        return tuple(self._models.reach.never)
+
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
         """Which of the bound paths a ``torch.optim`` optimizer holds; None for a neutral spec."""
         return self._optimizers.native_paths(optimizer)

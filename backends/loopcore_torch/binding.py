@@ -71,6 +71,10 @@ class Bound:
         """Paths of the arrays, in the model's order."""
         return tuple(self.params if kind == "params" else self._owners)
 
+    def frozen_by_user(self) -> list[str]:
+        """Paths of the parameters that the user froze."""
+        return [path for path, parameter in self.params.items() if not parameter.requires_grad]
+
     @cached_property
     def relative(self) -> dict[Kind, dict[str, str]]:
         """For each kind name relative to the model -> path."""

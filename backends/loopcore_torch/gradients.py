@@ -14,7 +14,7 @@ from loopcore.backend import Leaves
 from loopcore.errors import GradientError, LossError
 from loopcore_torch.arrays import Arrays
 from loopcore_torch.models import Models
-from loopcore_torch.objectives import along_graph, detach_all, outermost, scalars
+from loopcore_torch.objectives import Inputs, along_graph, detach_all, outermost, scalars
 
 Scopes: TypeAlias = Sequence[MutableMapping[str, Any]]
 Spec: TypeAlias = "optree.PyTreeSpec"
@@ -40,15 +40,15 @@ class Gradients:
         if models.depth or at or len(wrt) != 1:
             return self._gradient(objective, wrt, at or {}, scopes)
         paths = wrt[0]  # the usual case, and what a step costs: nothing is done twice here
-        leaves = models.leaves.get(paths) or models.leaves_of(paths)
+        inputs = models.inputs.get(paths) or models.inputs_of(paths)
         was = torch.is_grad_enabled()
         torch.set_grad_enabled(True)
         models.depth = 1
         try:
             result = objective()
             if type(result) is Tensor and result.ndim == 0:
-                return [[outermost(result, self._arrays.one, paths, leaves, 0, True, models.hooked)]]
-            return [[grads] for grads in self._outermost(scalars(result), paths, leaves)]
+                return [[outermost(models, result, self._arrays.one, inputs, 0, True)]]
+            return [[grads] for grads in self._outermost(scalars(result), inputs)]
         finally:
             models.depth = 0
             torch.set_grad_enabled(was)
@@ -67,19 +67,20 @@ class Gradients:
     def _at(self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves, scopes: Scopes) -> list[Leaves]:
         models = self._models
         stand_ins = {path: _variable(self._arrays.tensor(leaf), False) for path, leaf in at.items()}
-        inputs = [stand_ins.get(path, models.params[path]) for path in paths]
+        inputs = Inputs(paths, tuple(stand_ins.get(path, models.params[path]) for path in paths))
         outer = models.enter(stand_ins)
         try:
             with torch.enable_grad():
-                return self._outermost(scalars(objective()), paths, inputs)
+                return self._outermost(scalars(objective()), inputs)
         finally:
             models.leave(outer)
             detach_all([*scopes, *models.states])
 
-    def _outermost(self, losses: Sequence[Tensor], paths: tuple[str, ...], inputs: Sequence[Tensor]) -> list[Leaves]:
-        one, last, hooked = self._arrays.one, len(losses) - 1, self._models.hooked
+    def _outermost(self, losses: Sequence[Tensor], inputs: Inputs) -> list[Leaves]:
+        last = len(losses) - 1
         return [
-            outermost(loss, one, paths, inputs, number, number == last, hooked) for number, loss in enumerate(losses)
+            outermost(self._models, loss, self._arrays.one, inputs, number, number == last)
+            for number, loss in enumerate(losses)
         ]
 
     def _nested(self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves) -> list[Leaves]:

@@ -12,6 +12,7 @@ from loopcore.backend import Kind, Leaves, Tree
 from loopcore.errors import BackendError, GradientError
 from loopcore_torch.arrays import Arrays
 from loopcore_torch.binding import Bound, bound
+from loopcore_torch.objectives import Inputs, Reach
 
 
 class Models:
@@ -20,9 +21,11 @@ class Models:
     Attributes:
         depth: how many objectives are running, one inside the other.
         params: the trainable tensors of all models, by path.
-        leaves: what `leaves_of` has found, by paths.
+        inputs: what `inputs_of` has made, by paths.
         hooked: whether one of them works on ``.grad`` while gradients arrive: DistributedDataParallel, or parameters
             of another type than torch's own, as FSDP makes them.
+        reentrant: whether a part is checkpointed so that only a plain ``backward()`` gives it gradients.
+        reach: what gradients did not reach.
         states: tensors that calls replace, by path, for each model that has such.
     """
 
@@ -33,14 +36,16 @@ class Models:
         self._owner: dict[str, str] = {}
         self.params: dict[str, nn.Parameter] = {}
         self.depth = 0
-        self.hooked = False
+        self.hooked = self.reentrant = False
+        self.reach = Reach()
         self.states: list[dict[str, Tensor]] = []
         self._stand_ins: dict[str, Tensor] = {}
-        self.leaves: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
+        self.inputs: dict[tuple[str, ...], Inputs] = {}
 
     def bind(self, models: Mapping[str, Any], device: torch.device | None) -> None:
         """Take the models; sets the dtype and the device of `Arrays` from their first floating parameter."""
-        self._bound, self._stand_ins, self.leaves, self.depth = {}, {}, {}, 0
+        self._bound, self._stand_ins, self.inputs, self.depth = {}, {}, {}, 0
+        self.reentrant, self.reach = False, Reach()
         ordered = sorted(models.items(), key=lambda item: not isinstance(item[1], nn.Module))
         dtype: torch.dtype | None = None  # NumPy arrays follow the modules
         for name, model in ordered:
@@ -66,6 +71,10 @@ class Models:
         """Paths of the arrays of each model."""
         return {name: one.paths(kind) for name, one in self._bound.items()}
 
+    def frozen_by_user(self) -> frozenset[str]:
+        """Parameters that the user froze."""
+        return frozenset(path for one in self._bound.values() for path in one.frozen_by_user())
+
     def to_device(self, device: torch.device) -> None:
         """Move all models in place.
 
@@ -89,9 +98,9 @@ class Models:
         found = self._stand_ins.get(path)
         return self._own(path) if found is None else found
 
-    def leaves_of(self, paths: tuple[str, ...]) -> tuple[Tensor, ...]:
-        """The models' own parameters of some paths."""
-        found = self.leaves[paths] = tuple(self.params[path] for path in paths)
+    def inputs_of(self, paths: tuple[str, ...]) -> Inputs:
+        """The models' own parameters of some paths, to differentiate by."""
+        found = self.inputs[paths] = Inputs(paths, tuple(self.params[path] for path in paths))
         return found
 
     def keras_variables(self, paths: Iterable[str]) -> dict[str, Any]:

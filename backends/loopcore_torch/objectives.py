@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from loopcore.backend import Leaves
 from loopcore.errors import GradientError, LossError
 from loopcore_torch.arrays import OPAQUE, detached
+
+if TYPE_CHECKING:
+    from loopcore_torch.models import Models
 
 Found: TypeAlias = "dict[str, Tensor | None]"
 
@@ -40,52 +43,136 @@ def scalars(result: Any) -> Sequence[Tensor]:
     raise LossError(f"the objective returned a {type(result).__name__}: return a scalar, or a tuple of scalars")
 
 
-def outermost(
-    loss: Tensor, one: Tensor, paths: Sequence[str], inputs: Sequence[Tensor], number: int, last: bool, hooked: bool
-) -> Leaves:
+class Inputs:
+    """What gradients are taken by: leaves of the graph.
+
+    Attributes:
+        paths: their names.
+        tensors: themselves.
+        complete: whether one gradient has reached all of them; None before the first one.
+    """
+
+    __slots__ = ("complete", "paths", "tensors")
+
+    def __init__(self, paths: tuple[str, ...], tensors: tuple[Tensor, ...]) -> None:
+        self.paths = paths
+        self.tensors = tensors
+        self.complete: bool | None = None
+
+
+class Reach:
+    """What gradients do not reach, as far as they were looked at: nothing is noted while all are reached.
+
+    Attributes:
+        since: path -> the zeros that stand for its gradient, or None if one since the last update reached it.
+        never: paths that none has reached so far.
+    """
+
+    def __init__(self) -> None:
+        self.since: dict[str, Tensor | None] = {}
+        self.never: dict[str, None] = {}
+        self._ever = set[str]()
+
+    def note(self, found: Found, grads: Leaves, inputs: Inputs, complete: set[str]) -> None:
+        """A gradient was taken: None in ``found`` is what it did not reach; one before reached ``complete``."""
+        self._ever |= complete
+        for (path, grad), leaf in zip(found.items(), inputs.tensors, strict=True):
+            if grad is not None:
+                self.since[path] = None
+                self._ever.add(path)
+                self.never.pop(path, None)
+            elif path not in self.since or self.since[path] is not None:
+                self.since[path] = grads[path]
+                if leaf.requires_grad and path not in self._ever:
+                    self.never[path] = None
+
+
+def outermost(models: Models, loss: Tensor, one: Tensor, inputs: Inputs, number: int, last: bool) -> Leaves:
     """Gradients of an outermost objective.
 
     Args:
+        models: whose parameters they are.
         loss: a scalar.
         one: 0-d; the gradient of the loss by itself, which torch takes 4 microseconds to make anew.
-        paths: names of ``inputs``.
-        inputs: leaves of the graph.
+        inputs: what to differentiate by.
         number: of the loss among those of the objective.
         last: whether the graph can be freed.
-        hooked: whether the module works on ``.grad`` while gradients arrive, as DistributedDataParallel does.
     """
     if not loss.requires_grad:
-        return filled(dict.fromkeys(paths), inputs, number)
+        return filled(dict.fromkeys(inputs.paths), inputs.tensors, number)
+    if inputs.complete is None:
+        inputs.complete = False
+        models.reentrant = models.reentrant or _is_reentrant(loss)
     try:
-        if hooked:
-            found = _backward(loss, one, inputs, last)
+        if models.hooked or models.reentrant:
+            found = _backward(models, loss, one, inputs.tensors, last)
         else:  # 5 microseconds faster, and nobody sees a .grad
-            found = torch.autograd.grad((loss,), inputs, (one,), retain_graph=not last, allow_unused=True)
+            found = torch.autograd.grad((loss,), inputs.tensors, (one,), retain_graph=not last, allow_unused=True)
     except RuntimeError as error:
-        if all(leaf.requires_grad for leaf in inputs):
-            raise
-        raise GradientError(
-            "a parameter in wrt has requires_grad=False: set it to True, or freeze the parameter by leaving it "
-            "without an optimizer"
-        ) from error
+        if "use_reentrant" in str(error):
+            raise GradientError(
+                "a part of the model is checkpointed with use_reentrant=True, which gives gradients to a plain "
+                "backward() alone: write torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+            ) from error
+        found = _by_open_ones(models, loss, one, inputs, last, error)
     by_path: Found = {}
     reached = True
-    for path, grad in zip(paths, found, strict=True):
+    for path, grad in zip(inputs.paths, found, strict=True):
         by_path[path] = grad
         reached &= grad is not None
-    return cast(Leaves, by_path) if reached else filled(by_path, inputs, number)
+    if reached:
+        inputs.complete = True
+        if models.reach.since:
+            models.reach.note(by_path, cast(Leaves, by_path), inputs, set())
+        return cast(Leaves, by_path)
+    grads = filled(by_path, inputs.tensors, number)
+    complete = {path for other in models.inputs.values() if other.complete for path in other.paths}
+    models.reach.note(by_path, grads, inputs, complete)
+    return grads
 
 
-def _backward(loss: Tensor, one: Tensor, inputs: Sequence[Tensor], last: bool) -> tuple[Tensor | None, ...]:
+def _by_open_ones(
+    models: Models, loss: Tensor, one: Tensor, inputs: Inputs, last: bool, error: RuntimeError
+) -> tuple[Tensor | None, ...]:
+    """The gradients where some parameters were frozen since the epoch began; None for these."""
+    still = tuple(leaf for leaf in inputs.tensors if leaf.requires_grad)
+    if len(still) == len(inputs.tensors):
+        raise error
+    if not still:
+        raise GradientError(
+            "all parameters in wrt have requires_grad=False: set it to True, or take the gradient by others"
+        ) from error
+    found = iter(_backward(models, loss, one, still, last))
+    return tuple(next(found) if leaf.requires_grad else None for leaf in inputs.tensors)
+
+
+def _backward(
+    models: Models, loss: Tensor, one: Tensor, inputs: Sequence[Tensor], last: bool
+) -> tuple[Tensor | None, ...]:
     """By ``Tensor.backward``; whatever the user left in ``.grad`` is dropped."""
+    everything = (*inputs, *models.params.values()) if models.reentrant else inputs
     try:
-        for leaf in inputs:
+        for leaf in everything:
             leaf.grad = None
-        loss.backward(one, inputs=inputs, retain_graph=not last)  # type: ignore[no-untyped-call]
+        loss.backward(one, inputs=None if models.reentrant else inputs, retain_graph=not last)  # type: ignore[no-untyped-call]
         return tuple(leaf.grad for leaf in inputs)
     finally:
-        for leaf in inputs:
+        for leaf in everything:
             leaf.grad = None
+
+
+def _is_reentrant(loss: Tensor) -> bool:
+    """Whether its graph has a part checkpointed with ``use_reentrant=True``: only a plain ``backward()`` enters it."""
+    nodes, seen = [loss.grad_fn], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+    return False
 
 
 def along_graph(

@@ -45,21 +45,19 @@ class Optimizers:
     def __init__(self, models: Models) -> None:
         self._models = models
         self._attached: list[Attached] = []
+        self._given: list[Any] = []
         self._of_path: dict[str, int] = {}
         self._plans: dict[tuple[str, ...], Plan] = {}
 
     def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
-        """Take optimizers with the paths they train; these get ``requires_grad``, whatever it was.
+        """Take optimizers with the paths they train.
 
         Raises:
             OptimizerError: one of another framework, or one whose parameters are not those of its paths.
         """
-        params = self._models.params
         attached = [self._attach(given, paths) for given, paths in optimizers]
-        for _, paths in optimizers:
-            for path in paths:
-                params[path].requires_grad_(True)
         self._attached = attached
+        self._given = [given for given, _ in optimizers]
         self._of_path = {path: index for index, (_, paths) in enumerate(optimizers) for path in paths}
         self._plans = {}
 
@@ -177,17 +175,33 @@ class Optimizers:
         if apply is not True and not bool(apply):
             return False
         params, idle, optimizers, fused = self._plans.get(tuple(grads)) or self._plan(tuple(grads))
+        if self._models.reach.since:
+            grads = self._of_reached(grads)
         try:
             for tensor in idle:
                 tensor.grad = None
             for parameter, grad in zip(params, grads.values(), strict=True):
-                parameter.grad = _laid_out(grad, parameter) if fused else grad
+                parameter.grad = _laid_out(grad, parameter) if fused and grad is not None else grad
             for optimizer in optimizers:
                 optimizer.step()
         finally:
             for parameter in params:
                 parameter.grad = None
         return True
+
+    def _of_reached(self, grads: Leaves) -> Leaves:
+        """The gradients, None for what none since the last update reached: torch's own optimizers leave it alone.
+
+        So does a spec with what the user froze in the meantime.
+        """
+        since, found = self._models.reach.since, dict(grads)
+        for path, grad in grads.items():
+            zeros = since.pop(path, None)
+            if zeros is not None and (grad is zeros or not grad.any()):
+                own = not isinstance(self._given[self._of_path[path]], OptimizerSpec)
+                if own or not self._models.params[path].requires_grad:
+                    found[path] = None
+        return found
 
     def _plan(self, paths: tuple[str, ...]) -> Plan:
         frozen = [path for path in paths if path not in self._of_path]
