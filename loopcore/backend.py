@@ -324,6 +324,10 @@ class Extras(Protocol):
         """Undo that for parameters that the user gave an optimizer of their own."""
         ...
 
+    def eval_parts(self) -> tuple[str, ...]:
+        """Parts of models that stay in evaluation mode in training phases too, as the user left them."""
+        ...
+
     def unreached(self) -> tuple[str, ...]:
         """Full paths that gradients were taken by, and that none has reached so far."""
         ...

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from loopcore.backend import Extras
 from loopcore.callback import name_of
 from loopcore.constants import baked_in
 from loopcore.text import clean
@@ -19,6 +20,9 @@ def explain(learner: Learner) -> str:
     lines += [f"  {prefix or 'all'}: {', '.join(paths)}" for prefix, paths in learner.trained] or ["  nothing"]
     if learner.frozen:
         lines += [f"frozen: {', '.join(learner.frozen)}"]
+    parts = cast(Extras, learner.backend).eval_parts() if hasattr(learner.backend, "eval_parts") else ()
+    if parts:
+        lines += [f"in evaluation mode while others train: {', '.join(parts)}"]
     lines += ["", "callbacks, in the order in which they run:"]
     lines += [f"  {index}. {name_of(callback)}" for index, callback in enumerate(learner.callbacks, 1)] or ["  none"]
     lines += [f"     {name_of(e.before)} before {name_of(e.after)}: {e.reason}" for e in learner.callbacks.edges]

@@ -37,8 +37,10 @@ class Backend:
     when an outermost run begins (a fit, else an epoch, else a step), and by an update for the parameters of the
     optimizers that step.
 
-    The mode is the phase's, for the whole model and from the first step on: a part that shall stay in eval mode, such
-    as a frozen BatchNorm, overrides its ``train`` method.
+    The mode is the phase's. Of a model whose parts differ in mode when it is bound, those in eval mode stay in it, as a
+    pretrained BatchNorm may have to; one that is in eval mode as a whole is trained as any other.
+
+    A parameter that several models share belongs to the first of them, and is updated once.
 
     Args:
         device: a torch.device or its name, or ``"gpu"`` for the accelerator; models move there. Default: where the
@@ -144,6 +146,10 @@ class Backend:
         """Set ``requires_grad`` of these."""
         for path in paths:
             self._models.params[path].requires_grad_(True)
+
+    def eval_parts(self) -> tuple[str, ...]:
+        """Submodules that were in eval mode when others of their model were not."""
+        return self._models.eval_parts()
 
     def unreached(self) -> tuple[str, ...]:
         """Parameters that no gradient has reached so far, of those that were to be reached."""

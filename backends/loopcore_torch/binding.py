@@ -23,6 +23,7 @@ class Bound:
 
     Attributes:
         module: what the user gave; of another model than a module what has its mode.
+        moded: has the mode of the model; ``module``, unless that itself stays in eval mode.
         call: runs the forward pass; ``module``, compiled if that was asked for.
         inner: the module without torch.compile and DDP around it, which calls with stand-ins go to.
         outer_prefix: what a name of ``inner`` has in front within ``module``.
@@ -30,10 +31,14 @@ class Bound:
         names: path -> name within ``inner``, of params and buffers.
         keras_variables: of a model of Keras its variables, by path.
         state: tensors that calls replace, by path; those of modules are written in place.
+        shares: whether it may have parameters that are another model's.
     """
+
+    shares = False
 
     def __init__(self, name: str, module: Any, call: Callable[..., Any]) -> None:
         self.module: Any = module
+        self.moded: Any = module
         self.call = call
         self.inner, self.outer_prefix = unwrapped(module)
         self.params: dict[str, nn.Parameter] = {}
@@ -64,6 +69,16 @@ class Bound:
     def distributed(self) -> bool:
         """Whether gradients are averaged over processes while they are computed."""
         return "module." in self.outer_prefix
+
+    # -- modes -------------------------------------------------------------------------------------------------
+
+    def set_mode(self, training: bool) -> None:
+        """Train or eval mode."""
+        self.module.train(training)
+
+    def eval_parts(self) -> list[str]:
+        """Paths of the parts that stay in eval mode."""
+        return []
 
     # -- arrays ------------------------------------------------------------------------------------------------
 
@@ -121,6 +136,8 @@ class Bound:
 class BoundModule(Bound):
     """A bound ``nn.Module``."""
 
+    shares = True
+
     def __init__(self, name: str, module: nn.Module, compile: str | None) -> None:
         super().__init__(name, module, module)
         if compile is not None and not _is_compiled(module):
@@ -138,7 +155,31 @@ class BoundModule(Bound):
                 self._own(path, inner_name)
         for inner_name, _ in self.inner.named_buffers():
             self._own(self._named(inner_name), inner_name)
-        module.train(module.training)  # the phase decides on the mode of the whole model, from the first step on
+        parts = list(module.modules())
+        self._kept = [part for part in parts if not part.training]
+        if len(self._kept) == len(parts):  # the phase decides on the mode of the whole model
+            self._kept = []
+        elif self._kept:
+            self.moded = next(part for part in parts if part.training)
+
+    def set_mode(self, training: bool) -> None:
+        """Train or eval mode, but for the parts that were in eval mode when the model was bound, and others not."""
+        self.module.train(training)
+        for part in self._kept:
+            part.training = False
+
+    def eval_parts(self) -> list[str]:
+        """Paths of the parts that stay in eval mode, of a part with all its parts the path alone."""
+        kept, found = set(self._kept), list[str]()
+        whole: list[nn.Module] = []
+        for name, part in self.inner.named_modules():
+            if part not in kept or any(part in outer.modules() for outer in whole):
+                continue
+            if kept.issuperset(part.modules()):
+                whole.append(part)
+            path = self._prefix + name if name else self._prefix.removesuffix(".") or "the model"
+            found.append(path if part in whole else f"{path} itself")
+        return found
 
     def _named(self, inner_name: str) -> str:
         parts = [part for part in inner_name.split(".") if part != _WRAPPER]  # submodules may be compiled too

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loopcore.backend import Kind, Leaves, Tree
-from loopcore.errors import BackendError, GradientError
+from loopcore.errors import BackendError, GradientError, UnknownModelError
 from loopcore_torch.arrays import Arrays
 from loopcore_torch.binding import Bound, bound
 from loopcore_torch.objectives import Inputs, Reach
@@ -21,6 +21,7 @@ class Models:
     Attributes:
         depth: how many objectives are running, one inside the other.
         params: the trainable tensors of all models, by path.
+        shared: path of a parameter that several models have -> the paths that it would have in the others.
         inputs: what `inputs_of` has made, by paths.
         hooked: whether one of them works on ``.grad`` while gradients arrive: DistributedDataParallel, or parameters
             of another type than torch's own, as FSDP makes them.
@@ -35,6 +36,7 @@ class Models:
         self._bound: dict[str, Bound] = {}
         self._owner: dict[str, str] = {}
         self.params: dict[str, nn.Parameter] = {}
+        self.shared: dict[str, list[str]] = {}
         self.depth = 0
         self.hooked = self.reentrant = False
         self.reach = Reach()
@@ -54,6 +56,7 @@ class Models:
             if device is None:
                 device = next((p.device for p in self._bound[name].params.values()), None)
         self._bound = {name: self._bound[name] for name in models}
+        self.shared = self._shared()
         self.params = {path: p for one in self._bound.values() for path, p in one.params.items()}
         self._owner = {
             path: name for name, one in self._bound.items() for path in (*one.paths("params"), *one.paths("buffers"))
@@ -62,6 +65,29 @@ class Models:
         plain = all(type(parameter) in (nn.Parameter, Tensor) for parameter in self.params.values())
         self.hooked = not plain or any(one.distributed for one in self._bound.values())
         self._arrays.place(dtype or torch.float32, device or torch.device("cpu"))
+
+    def _shared(self) -> dict[str, list[str]]:
+        """Leave what several models share to the first one; its path there -> those it would have in others."""
+        owners: dict[int, tuple[str, str]] = {}
+        found: dict[str, list[str]] = {}
+        for name, one in self._bound.items():
+            for path, parameter in list(one.params.items()):
+                first, owner = owners.setdefault(id(parameter), (path, name))
+                if owner == name:
+                    continue
+                if not one.shares:
+                    raise UnknownModelError(
+                        f"the models {owner!r} and {name!r} share {first}, and {name!r} is no module: make one model of "
+                        "both, such as (apply_fn, {'a': ..., 'b': ...})"
+                    )
+                del one.params[path]
+                one.names[first] = one.names.pop(path)
+                found.setdefault(first, []).append(path)
+        return found
+
+    def eval_parts(self) -> tuple[str, ...]:
+        """Parts that stay in eval mode."""
+        return tuple(path for one in self._bound.values() for path in one.eval_parts())
 
     def native(self, model: str) -> Any:
         """The user's own object."""
@@ -149,8 +175,8 @@ class Models:
     ) -> Any:
         """Call a model in train or eval mode, with the arrays that stand in for its parameters."""
         one = self._bound[model]
-        if one.module.training is not training:
-            one.module.train(training)
+        if one.moded.training is not training:
+            one.set_mode(training)
         if not self.depth and torch.is_grad_enabled():
             with torch.no_grad():
                 return self.forward(model, args, kwargs, training=training, update_state=update_state)
@@ -163,8 +189,8 @@ class Models:
     ) -> Any:
         """Call a model with other parameters; its buffers stay as they are."""
         one = self._bound[model]
-        if one.module.training is not training:
-            one.module.train(training)
+        if one.moded.training is not training:
+            one.set_mode(training)
         if not self.depth and torch.is_grad_enabled():
             with torch.no_grad():
                 return self.apply(model, leaves, args, kwargs, training)

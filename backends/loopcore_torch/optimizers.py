@@ -60,6 +60,28 @@ class Optimizers:
         self._given = [given for given, _ in optimizers]
         self._of_path = {path: index for index, (_, paths) in enumerate(optimizers) for path in paths}
         self._plans = {}
+        self._check_shared()
+
+    def _check_shared(self) -> None:
+        """Refuse optimizers that would train twice, or not at all, what several models share."""
+        for path, others in self._models.shared.items():
+            parameter = self._models.params[path]
+            holders = [one.name for one in self._attached if any(tensor is parameter for tensor in one.held)]
+            if len(holders) > 1:
+                raise OptimizerError(
+                    f"{' and '.join(holders)} both hold {path}, which is {', '.join(others)} too and would be updated "
+                    "twice: give the models one optimizer, or leave it out of the parameters of one"
+                )
+            if holders or not parameter.requires_grad:
+                continue
+            models = {other.partition(".")[0] for other in others}
+            training = sorted(models & {trained.partition(".")[0] for trained in self._of_path})
+            if training:
+                raise OptimizerError(
+                    f"{training[0]!r} is trained and shares {path} with {path.partition('.')[0]!r}, which has no "
+                    f"optimizer for it: add one, optimizer={{..., {path!r}: lc.Adam(1e-3)}}, or freeze it by "
+                    "requires_grad_(False)"
+                )
 
     def _attach(self, given: Any, paths: tuple[str, ...]) -> Attached:
         params = [self._models.params[path] for path in paths]
