@@ -19,6 +19,11 @@ Y = X.sum(1, keepdim=True)
 DATA = ([(X, Y)] * 2, [(X, Y)])
 
 
+def net(*parts: Any) -> Any:
+    """Typed loosely: a part of a Sequential may be anything for type checkers."""
+    return nn.Sequential(*parts, nn.Linear(4, 1))
+
+
 def learner_of(model: Any, optimizer: Any = None, **more: Any) -> lc.Learner:
     more.setdefault("data", DATA)
     return lc.Learner(model, lc.losses.mse, optimizer or lc.SGD(1e-4), default_callbacks=False, **more)
@@ -39,7 +44,7 @@ class Body(nn.Module):
 
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: torch.compile(m, backend="eager")], ids=["", "compiled"])
 def test_a_part_in_eval_mode_stays_in_it(wrap: Any) -> None:
-    model = nn.Sequential(Body(), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model = net(Body(), nn.BatchNorm1d(4))
     model[0].eval()
     learner = learner_of(wrap(model))
     learner.fit(2)
@@ -52,7 +57,7 @@ def test_a_part_in_eval_mode_stays_in_it(wrap: Any) -> None:
 
 
 def test_a_part_keeps_parts_of_its_own_in_train_mode() -> None:
-    model = nn.Sequential(Body(), nn.Linear(4, 1))
+    model = net(Body())
     model.eval()
     model[0].norm.train()
     learner = learner_of({"net": model})
@@ -63,7 +68,7 @@ def test_a_part_keeps_parts_of_its_own_in_train_mode() -> None:
 
 
 def test_a_model_in_eval_mode_is_trained_as_any_other() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 1)).eval()
+    model = net(nn.BatchNorm1d(4)).eval()
     learner = learner_of(model)
     learner.fit(1)
     assert model[0].running_mean.any() and "evaluation mode" not in learner.explain()
@@ -76,16 +81,16 @@ def test_a_model_that_keeps_a_part_by_its_train_method() -> None:
             self.norm.eval()
             return self
 
-    model = nn.Sequential(Keeps().train(), nn.Linear(4, 1))
+    model = net(Keeps().train())
     learner_of(model).fit(2)
     assert not model[0].norm.running_mean.any()
 
 
 def test_modes_are_those_of_the_model_that_is_set() -> None:
-    model = nn.Sequential(Body(), nn.Linear(4, 1))
+    model = net(Body())
     model[0].eval()
     learner = learner_of(model)
-    other = nn.Sequential(Body(), nn.Linear(4, 1))
+    other = net(Body())
     learner.set_model(other)
     learner.fit(1)
     assert other[0].norm.running_mean.any()
@@ -180,5 +185,5 @@ def test_what_is_shared_with_a_model_that_nobody_trains() -> None:
 
 def test_what_a_tree_shares_with_a_module_is_refused() -> None:
     a, _ = two()
-    with pytest.raises(UnknownModelError, match="share a.body.weight, and 'w' is no module"):
+    with pytest.raises(UnknownModelError, match=r"share a.body.weight, and 'w' is no module"):
         learner_of({"a": a, "w": {"x": a.body.weight}})

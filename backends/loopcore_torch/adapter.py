@@ -293,12 +293,14 @@ class Backend:
         return arrays.signature(array)
 
     def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-        """Map over the leaves of trees of one structure; None is a leaf."""
+        """Map over the leaves of trees of one structure; None is a leaf, and a sparse gradient is dense for ``fn``."""
+        if self._models.sparse:
+            tree, rest = arrays.dense(tree), tuple(map(arrays.dense, rest))
         return optree.tree_map(fn, tree, *rest, none_is_leaf=True)
 
     def tree_leaves(self, tree: Tree) -> list[Any]:
-        """The leaves; dict entries in the order of their keys."""
-        return optree.tree_leaves(tree, none_is_leaf=True)
+        """The leaves; dict entries in the order of their keys, and sparse gradients dense."""
+        return optree.tree_leaves(arrays.dense(tree) if self._models.sparse else tree, none_is_leaf=True)
 
 
 def _device(device: Any) -> torch.device:

@@ -128,6 +128,15 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
     return optree.tree_flatten(tree, none_is_leaf=True)
 
 
+def dense(tree: Any) -> Any:
+    """The same values, sparse tensors among them dense."""
+
+    def leaf(value: Any) -> Any:
+        return value.to_dense() if isinstance(value, Tensor) and value.is_sparse else value
+
+    return optree.tree_map(leaf, tree, none_is_leaf=True)
+
+
 def is_array(value: Any) -> TypeGuard[Tensor | np.ndarray[Any, Any] | np.generic]:
     """Whether the value is a tensor, a NumPy array or a NumPy scalar."""
     return isinstance(value, (Tensor, np.ndarray, np.generic))
@@ -177,6 +186,8 @@ def from_numpy(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
 def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     """A copy on the host. bfloat16 stays it where ml_dtypes is installed, else it becomes float32."""
     host = tensor.detach().to("cpu", copy=True)
+    if host.layout is not torch.strided:
+        host = host.to_dense()
     if host.dtype is torch.bfloat16 and _bfloat16 is not None:
         return host.view(torch.uint16).numpy().view(_bfloat16)
     if host.is_floating_point() and host.dtype not in _FLOATS:
@@ -203,7 +214,8 @@ def _as_numpy(leaf: Any) -> np.ndarray[Any, Any] | None:
 
 def _is_same_memory(old: Tensor, new: Tensor) -> bool:
     return (
-        old.shape == new.shape
+        old.layout is torch.strided is new.layout
+        and old.shape == new.shape
         and old.dtype == new.dtype
         and old.device == new.device
         and old.stride() == new.stride()

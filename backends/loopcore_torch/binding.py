@@ -90,6 +90,10 @@ class Bound:
         """Paths of the parameters that the user froze."""
         return [path for path, parameter in self.params.items() if not parameter.requires_grad]
 
+    def sparse(self) -> list[str]:
+        """Paths of the parameters whose gradients are sparse."""
+        return []
+
     @cached_property
     def relative(self) -> dict[Kind, dict[str, str]]:
         """For each kind name relative to the model -> path."""
@@ -180,6 +184,12 @@ class BoundModule(Bound):
             path = self._prefix + name if name else self._prefix.removesuffix(".") or "the model"
             found.append(path if part in whole else f"{path} itself")
         return found
+
+    def sparse(self) -> list[str]:
+        """Paths of the weights of embeddings with ``sparse=True``."""
+        kinds = (nn.Embedding, nn.EmbeddingBag)
+        weights = {id(part.weight) for part in self.inner.modules() if isinstance(part, kinds) and part.sparse}
+        return [path for path, parameter in self.params.items() if id(parameter) in weights]
 
     def _named(self, inner_name: str) -> str:
         parts = [part for part in inner_name.split(".") if part != _WRAPPER]  # submodules may be compiled too

@@ -21,6 +21,7 @@ class Models:
     Attributes:
         depth: how many objectives are running, one inside the other.
         params: the trainable tensors of all models, by path.
+        sparse: paths of those whose gradients are sparse.
         shared: path of a parameter that several models have -> the paths that it would have in the others.
         inputs: what `inputs_of` has made, by paths.
         hooked: whether one of them works on ``.grad`` while gradients arrive: DistributedDataParallel, or parameters
@@ -37,6 +38,7 @@ class Models:
         self._owner: dict[str, str] = {}
         self.params: dict[str, nn.Parameter] = {}
         self.shared: dict[str, list[str]] = {}
+        self.sparse: frozenset[str] = frozenset()
         self.depth = 0
         self.hooked = self.reentrant = False
         self.reach = Reach()
@@ -61,6 +63,7 @@ class Models:
         self._owner = {
             path: name for name, one in self._bound.items() for path in (*one.paths("params"), *one.paths("buffers"))
         }
+        self.sparse = frozenset(path for one in self._bound.values() for path in one.sparse())
         self.states = [one.state for one in self._bound.values() if one.state]
         plain = all(type(parameter) in (nn.Parameter, Tensor) for parameter in self.params.values())
         self.hooked = not plain or any(one.distributed for one in self._bound.values())
@@ -77,8 +80,8 @@ class Models:
                     continue
                 if not one.shares:
                     raise UnknownModelError(
-                        f"the models {owner!r} and {name!r} share {first}, and {name!r} is no module: make one model of "
-                        "both, such as (apply_fn, {'a': ..., 'b': ...})"
+                        f"the models {owner!r} and {name!r} share {first}, and {name!r} is no module: make one model "
+                        "of both, such as (apply_fn, {'a': ..., 'b': ...})"
                     )
                 del one.params[path]
                 one.names[first] = one.names.pop(path)

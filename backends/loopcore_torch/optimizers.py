@@ -20,6 +20,9 @@ from loopcore.weights import differences
 from loopcore_torch.arrays import to_numpy
 from loopcore_torch.models import Models
 
+_SPARSE = (torch.optim.SGD, torch.optim.SparseAdam, torch.optim.Adagrad)
+_DENSE = {kind for kind in vars(torch.optim).values() if isinstance(kind, type)} - {*_SPARSE, Optimizer}
+
 
 class Attached(NamedTuple):
     """One attached optimizer: what it is called, the names of its hyperparameters and all tensors it holds."""
@@ -31,12 +34,17 @@ class Attached(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What an update with certain paths does: parameters that get a gradient, those that get none, who steps."""
+    """What an update with certain paths does.
+
+    Parameters that get a gradient, those that get none, who steps, whether one does with a fused kernel, and whether a
+    gradient may be sparse.
+    """
 
     params: tuple[nn.Parameter, ...]
     idle: tuple[Tensor, ...]
     optimizers: tuple[Optimizer, ...]
     fused: bool
+    sparse: bool
 
 
 class Optimizers:
@@ -126,6 +134,13 @@ class Optimizers:
                 f"{name} evaluates the loss several times a step and needs a closure, which a step cannot give: use "
                 "an optimizer that steps on gradients, such as torch.optim.Adam"
             )
+        sparse = [path for path in paths if path in self._models.sparse]
+        if sparse and type(optimizer) in _DENSE:
+            raise OptimizerError(
+                f"{name} takes no sparse gradients, which the embedding of {_some(sparse)} has: set sparse=False, or "
+                "train it by torch.optim.SparseAdam([...], 1e-3) under its own path, "
+                f"optimizer={{{sparse[0]!r}: ..., '': ...}}"
+            )
         held = {id(tensor) for tensor in _held(optimizer)}
         missing = [path for path in paths if id(self._models.params[path]) not in held]
         if missing:
@@ -196,9 +211,11 @@ class Optimizers:
         """Step with these gradients and no others; ``.grad`` is None afterwards. Returns whether it happened."""
         if apply is not True and not bool(apply):
             return False
-        params, idle, optimizers, fused = self._plans.get(tuple(grads)) or self._plan(tuple(grads))
+        params, idle, optimizers, fused, sparse = self._plans.get(tuple(grads)) or self._plan(tuple(grads))
         if self._models.reach.since:
             grads = self._of_reached(grads)
+        if sparse:
+            grads = {path: self._fitting(path, grad) for path, grad in grads.items()}
         try:
             for tensor in idle:
                 tensor.grad = None
@@ -219,11 +236,21 @@ class Optimizers:
         since, found = self._models.reach.since, dict(grads)
         for path, grad in grads.items():
             zeros = since.pop(path, None)
-            if zeros is not None and (grad is zeros or not grad.any()):
+            if zeros is not None and (grad is zeros or not (grad.is_sparse or grad.any())):
                 own = not isinstance(self._given[self._of_path[path]], OptimizerSpec)
                 if own or not self._models.params[path].requires_grad:
                     found[path] = None
         return found
+
+    def _fitting(self, path: str, grad: Any) -> Any:
+        """A gradient as the optimizer takes it: sparse for SparseAdam, dense for a spec, else as it is."""
+        if grad is None or path not in self._models.sparse:
+            return grad
+        attached = self._attached[self._of_path[path]]
+        if isinstance(attached.optimizer, torch.optim.SparseAdam):
+            return grad if grad.is_sparse else grad.to_sparse(1)  # a callback made it dense: rows of zeros are left out
+        own = isinstance(self._given[self._of_path[path]], Optimizer)
+        return grad.to_dense() if grad.is_sparse and not own else grad
 
     def _plan(self, paths: tuple[str, ...]) -> Plan:
         frozen = [path for path in paths if path not in self._of_path]
@@ -235,7 +262,7 @@ class Optimizers:
         idle = tuple(tensor for one in stepping for tensor in one.held if id(tensor) not in given)
         optimizers = tuple(one.optimizer for one in stepping)
         fused = any(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups)
-        plan = self._plans[paths] = Plan(params, idle, optimizers, fused)
+        plan = self._plans[paths] = Plan(params, idle, optimizers, fused, not self._models.sparse.isdisjoint(paths))
         return plan
 
     # -- state -------------------------------------------------------------------------------------------------
