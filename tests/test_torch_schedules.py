@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler as torch_schedules
 
 import loopcore as lc
 from loopcore import schedules
-from loopcore.errors import CallbackError
+from loopcore.errors import CallbackError, ConflictError
 
 
 def rates(make: Any, rate: float, steps: int) -> list[float]:
@@ -109,3 +109,40 @@ def test_a_scheduler_of_an_optimizer_that_trains_nothing(given: Any) -> None:
     callback = lc.TorchScheduler(torch_schedules.ExponentialLR(mine, 0.5), "epoch")
     with pytest.raises(CallbackError, match=r"ExponentialLR.*it has SGD: pass the same object"):
         lc.Learner(model, lc.losses.mse, optimizer, callbacks=[callback])
+
+
+def two_layers() -> tuple[torch.nn.ModuleDict, dict[str, Any], Any]:
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 2)})
+    optimizers = {name: torch.optim.SGD(model[name].parameters(), 1.0) for name in model}
+    batch = (np.ones((4, 3), "f4"), np.ones((4, 2), "f4"))
+    model.forward = lambda x: model["b"](model["a"](x))
+    return model, optimizers, ([batch] * 3, None)
+
+
+def test_schedulers_of_torch_for_two_optimizers() -> None:
+    model, optimizers, data = two_layers()
+    halves = lc.TorchScheduler(torch_schedules.ExponentialLR(optimizers["a"], 0.5), "step")
+    thirds = lc.TorchScheduler(torch_schedules.StepLR(optimizers["b"], 2, 0.1), "epoch")
+    weight = lc.Scheduler({"kl": lambda step: step})
+    learner = lc.Learner(
+        model, lc.losses.mse, optimizers, data, callbacks=[halves, weight, thirds], hyper={"kl": 0.0},
+        default_callbacks=False,
+    )  # fmt: skip
+    learner.fit(2)
+    assert halves.values("a.learning_rate") == [0.5**k for k in range(6)]
+    assert thirds.values("b.learning_rate") == [1.0] * 6
+    assert learner.hyper["a.learning_rate"] == 0.5**6 and learner.hyper["b.learning_rate"] == 0.1
+    rates = learner.shared.hyper_step["training"]
+    assert set(rates) == {"a.learning_rate", "b.learning_rate", "kl"}
+
+
+def test_schedulers_of_one_optimizer_conflict() -> None:
+    model, optimizers, data = two_layers()
+    one, other = (lc.TorchScheduler(torch_schedules.StepLR(optimizers["a"], 1), "step") for _ in range(2))
+    with pytest.raises(ConflictError, match="TorchScheduler"):
+        lc.Learner(model, lc.losses.mse, optimizers, data, callbacks=[one, other])
+    with pytest.raises(ConflictError, match="Scheduler"):
+        lc.Learner(
+            model, lc.losses.mse, optimizers, data,
+            callbacks=[one, lc.Scheduler({"a.learning_rate": lambda step: 0.1})],
+        )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -23,7 +23,34 @@ _UNITS = ("step", "epoch", "update")
 _WINDOW = "step.window"  # of GradientAccumulation: whether the step begins and whether it ends one
 
 
-class Scheduler(Callback):
+class _ByStep(Callback):
+    """Keeps the values that steps ran with, for ``learner.history.plot()``.
+
+    Handles: EpochEnd
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._pending: dict[str, list[float]] = {name: [] for name in names}
+
+    def setup(self, learner: Any) -> None:
+        """Have a place for them."""
+        if not hasattr(learner.shared, "hyper_step"):
+            learner.shared.hyper_step = Series()
+
+    def _hand_on(self, learner: Any, phase: Any) -> None:
+        for name, values in self._pending.items():
+            learner.shared.hyper_step.of(phase.name, name, Ring).extend(np.array(values))
+            values.clear()
+        self._series = learner.shared.hyper_step
+
+    def values(self, name: Key, phase: str = "training") -> list[float]:
+        """The latest values of a hyperparameter by completed step, the newest last."""
+        name = _name_of(name)
+        done = getattr(self, "_series", {}).get(phase, {})
+        return [*(done[name].latest().tolist() if name in done else ()), *self._pending[name]]
+
+
+class Scheduler(_ByStep):
     """Set hyperparameters as schedules say, before every step or epoch of training phases.
 
     What was completed counts: a cancelled step or epoch has its number again. The count goes on through several fits
@@ -87,17 +114,18 @@ class Scheduler(Callback):
         self.unit = unit
         self.count = 0
         self._last: dict[str, float] = {}
-        self._pending: dict[str, list[float]] = {name: [] for name in self._schedules}
+        super().__init__(self._schedules)
 
     def setup(self, learner: Any) -> None:
         """Set the first values, so that what cannot be set says so at once."""
         self._last = {}
         self._set(learner)
-        if not hasattr(learner.shared, "hyper_step"):
-            learner.shared.hyper_step = Series()
+        super().setup(learner)
 
     def resolve_conflict(self, other: Callback) -> Resolution | None:
         """Several go together if none sets what another one does."""
+        if isinstance(other, TorchScheduler):
+            return other.resolve_conflict(self)
         if not isinstance(other, Scheduler):
             return None
         clash = any(_overlap(mine, theirs) for mine in self._schedules for theirs in other._schedules)
@@ -142,22 +170,13 @@ class Scheduler(Callback):
     def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Count the epoch, and hand on the values of its steps."""
         self.count += self.unit == "epoch" and event.outcome == "completed"
-        for name, values in self._pending.items():
-            learner.shared.hyper_step.of(phase.name, name, Ring).extend(np.array(values))
-            values.clear()
-        self._series = learner.shared.hyper_step
+        self._hand_on(learner, phase)
 
     def _set(self, learner: Any) -> None:
         for name, schedule in self._schedules.items():
             value = float(schedule(self.count))
             if self._last.get(name) != value or learner.hyper[name] != value:
                 learner.hyper[name] = self._last[name] = value
-
-    def values(self, name: Key, phase: str = "training") -> list[float]:
-        """The latest values of a hyperparameter by completed step, the newest last."""
-        name = _name_of(name)
-        done = getattr(self, "_series", {}).get(phase, {})
-        return [*(done[name].latest().tolist() if name in done else ()), *self._pending[name]]
 
     def state_dict(self) -> dict[str, Any]:
         """The count."""
@@ -190,13 +209,15 @@ def _overlap(one: str, other: str) -> bool:
     return one == other or one.endswith(f".{other}") or other.endswith(f".{one}")
 
 
-class TorchScheduler(Callback):
+class TorchScheduler(_ByStep):
     """Step a scheduler of torch, which sets the learning rate of its own optimizer.
 
-    With ``monitor`` it reads the metrics.
+    Several go together if each has another optimizer; those of one optimizer are chained by torch's own
+    ``ChainedScheduler`` or ``SequentialLR``. A `Scheduler` of other hyperparameters goes with it too. The rates that
+    steps ran with are kept, for ``learner.history.plot()``. With ``monitor`` it reads the metrics.
 
     Reads: optimizer, shared.metrics_epoch, step.window
-    Writes: hyper
+    Writes: hyper, shared.hyper_step
     Handles: StepEnd, EpochEnd
 
     Args:
@@ -222,7 +243,7 @@ class TorchScheduler(Callback):
     """
 
     reads: tuple[str, ...] = ("optimizer", _WINDOW)
-    writes = ("hyper",)
+    writes = ("hyper", "shared.hyper_step")
 
     def __init__(self, scheduler: Any, unit: Literal["step", "epoch"], monitor: str | None = None) -> None:
         if not callable(getattr(scheduler, "step", None)):
@@ -235,9 +256,11 @@ class TorchScheduler(Callback):
                 'a ReduceLROnPlateau, and only that, follows a metric by epochs: TorchScheduler(scheduler, "epoch", '
                 'monitor="val_loss")'
             )
+        super().__init__(())
         self.scheduler = scheduler
         self.unit = unit
         self.monitor = monitor
+        self._name = "learning_rate"
         if monitor is not None:
             self.reads = ("optimizer", "shared.metrics_epoch", _WINDOW)
 
@@ -251,10 +274,26 @@ class TorchScheduler(Callback):
                 f"it has {given}: pass the same object to both, Learner(..., optimizer=scheduler.optimizer), or use "
                 "lc.Scheduler, which sets that of any optimizer"
             )
+        prefix = next((name for name, optimizer in learner.optimizer.items() if optimizer is own), "")
+        self._name = f"{prefix}.learning_rate" if prefix else "learning_rate"
+        self._pending.setdefault(self._name, [])
+        super().setup(learner)
+
+    def resolve_conflict(self, other: Callback) -> Resolution | None:
+        """It goes with one of another optimizer, and with schedules of what it does not set."""
+        if isinstance(other, TorchScheduler):
+            two = {id(getattr(one.scheduler, "optimizer", None)) for one in (self, other)}
+            return NO_CONFLICT if len(two) == 2 else None
+        if isinstance(other, Scheduler):
+            names = {name.rpartition(".")[2] for name in other._schedules}
+            return NO_CONFLICT if names.isdisjoint(("learning_rate", "momentum")) else None
+        return None
 
     @on(StepEnd, AbstractTrainingPhase)
     def end_step(self, learner: Any, phase: Any, event: StepEnd) -> None:
-        """One step of the scheduler."""
+        """Keep the rate that the step ran with; one step of the scheduler."""
+        if event.outcome == "completed" and self._name in learner.hyper:
+            self._pending[self._name].append(learner.hyper[self._name])
         if self.unit == "step" and event.outcome == "completed" and _is_whole_step(learner):
             self.scheduler.step()
 
@@ -266,7 +305,9 @@ class TorchScheduler(Callback):
 
     @on(EpochEnd)
     def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
-        """One step of the scheduler, with the metric it follows."""
+        """One step of the scheduler, with the metric it follows; hand on the rates of the steps."""
+        if isinstance(phase, AbstractTrainingPhase):
+            self._hand_on(learner, phase)
         if self.monitor is not None:
             value = monitored(learner, phase, event, self.monitor)
             if value is not None:
