@@ -42,6 +42,7 @@ from loopcore.models import Models
 from loopcore.namespaces import CONSTANT
 from loopcore.packing import collect
 from loopcore.phases import Phase, PredictionPhase
+from loopcore.predicting import joined, names_taken
 from loopcore.randomness import Random
 from loopcore.runs import Runs
 from loopcore.state import Shared, State, batch_length, both
@@ -300,10 +301,15 @@ class Learner:
         """Run the model forward on data, in evaluation mode.
 
         Args:
-            data: batches as `PredictionPhase` takes them, or one array as a single batch.
+            data: batches as `PredictionPhase` takes them, or one array as a single batch. Of a mapping without
+                ``xs`` the model gets the parts that it takes by name, or the mapping if it takes none.
 
         Returns:
-            ``y_pred`` of all batches, concatenated along the first axis, as NumPy arrays.
+            What the model returns, arrays of all batches concatenated along their first axis as NumPy arrays, in the
+            structure that it returned: a dict, a tuple, on PyTorch a dataclass too. Scalars are stacked, None stays.
+
+        Raises:
+            DataError: there is no data, or outputs differ in shape.
 
         Example:
             >>> import loopcore as lc, numpy as np
@@ -315,8 +321,10 @@ class Learner:
         feed = data_of(self, phase, iterable_batches(data))
         with run_epoch(self, phase, length=length_of(feed)):
             for batch in Batches(feed, phase):
+                if isinstance(batch, Mapping) and "xs" not in batch and phase.names is None:
+                    phase.names = names_taken(self.model.native, batch)
                 found.append(self.to_host(self.run_step(phase, batch).y_pred))
-        return self.backend.tree_map(lambda *parts: np.concatenate(parts), *found)
+        return self.backend.tree_map(lambda *parts: joined(parts), *found)
 
     def peek(self, phase: Phase) -> Any:
         """Look at the next batch of a phase and put it back: the next epoch of that data begins with it.

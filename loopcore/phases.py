@@ -192,6 +192,12 @@ class ValidationPhase(AbstractValidationPhase):
 class PredictionPhase(Phase):
     """The forward pass alone, in evaluation mode: what `Learner.predict` runs.
 
+    The model is called with ``xs``. For a batch that is a mapping without it, `Learner.predict` looks at the signature
+    of the model, and calls it by the names of the batch that are there, or with the mapping if none is.
+
+    Attributes:
+        names: of the parts of a batch that the model is called by; ``()`` for the mapping as a whole, None for ``xs``.
+
     Example:
         >>> import loopcore as lc, numpy as np
         >>> lc.testing.toy_learner().run_step(lc.PredictionPhase(), np.ones((2, 1))).y_pred
@@ -200,6 +206,7 @@ class PredictionPhase(Phase):
     """
 
     reads = ("step.y_pred",)
+    names: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -218,7 +225,12 @@ class PredictionPhase(Phase):
 
     def step(self, learner: Learner, handle: Handle, state: State) -> None:
         """Forward."""
-        state.y_pred = learner.model(state.xs)
+        if self.names is None:
+            state.y_pred = learner.model(state.xs)
+        elif self.names:
+            state.y_pred = learner.model(**{name: getattr(state, name) for name in self.names})
+        else:
+            state.y_pred = learner.model(dict(vars(state)))
 
 
 def _xs_ys(phase: Phase, batch: Any) -> Mapping[str, Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optree
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.errors import BackendError
 from loopcore.pairs import recognises
 from loopcore_torch import arrays, binding, losses
+from loopcore_torch.containers import flatten, tree_map
 from loopcore_torch.gradients import Gradients
 from loopcore_torch.models import Models
 from loopcore_torch.namespace import Namespace
@@ -296,11 +296,11 @@ class Backend:
         """Map over the leaves of trees of one structure; None is a leaf, and a sparse gradient is dense for ``fn``."""
         if self._models.sparse:
             tree, rest = arrays.dense(tree), tuple(map(arrays.dense, rest))
-        return optree.tree_map(fn, tree, *rest, none_is_leaf=True)
+        return tree_map(fn, tree, *rest)
 
     def tree_leaves(self, tree: Tree) -> list[Any]:
         """The leaves; dict entries in the order of their keys, and sparse gradients dense."""
-        return optree.tree_leaves(arrays.dense(tree) if self._models.sparse else tree, none_is_leaf=True)
+        return flatten(arrays.dense(tree) if self._models.sparse else tree)[0]
 
 
 def _device(device: Any) -> torch.device:

@@ -8,9 +8,10 @@ from types import NoneType
 from typing import Any, TypeGuard
 
 import numpy as np
-import optree
 import torch
 from torch import Tensor
+
+from loopcore_torch.containers import flatten, tree_map, unflatten
 
 _ATOMS = (str, bytes, bool, int, float, complex, NoneType)
 _FLOATS = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
@@ -57,7 +58,7 @@ class Arrays:
         converted = [self.leaf(leaf) for leaf in leaves]
         if all(new is old for new, old in zip(converted, leaves, strict=True)):
             return tree
-        return optree.tree_unflatten(spec, converted)
+        return unflatten(spec, converted)
 
     def leaf(self, leaf: Any) -> Any:
         """One leaf of a batch."""
@@ -69,6 +70,9 @@ class Arrays:
             host = _as_numpy(leaf)
             if host is not None:
                 return from_numpy(host, self.dtype).to(self.device, non_blocking=True)
+            move: Any = getattr(leaf, "to", None)
+            if not self._on_cpu and callable(move):  # a batch of graphs, and the like
+                return move(self.device)
         return leaf
 
     def tensor(self, value: Any) -> Tensor:
@@ -83,10 +87,10 @@ class Arrays:
     def adopt(self, old: Any, new: Any) -> Any:
         """Convert what a handler wrote; leaves that share all memory with those of ``old`` stay these."""
         try:
-            return optree.tree_map(self._adopt_leaf, old, new, none_is_leaf=True)
+            return tree_map(self._adopt_leaf, old, new)
         except (ValueError, TypeError):  # another structure: what is left of the old one is known by its memory
             known = [leaf for leaf in flatten(old)[0] if isinstance(leaf, Tensor)]
-            return optree.tree_map(lambda leaf: self._known_leaf(known, leaf), new, none_is_leaf=True)
+            return tree_map(lambda leaf: self._known_leaf(known, leaf), new)
 
     def _known_leaf(self, known: list[Tensor], new: Any) -> Any:
         same = (old for old in known if isinstance(new, Tensor) and _is_same_memory(old, new))
@@ -120,12 +124,7 @@ def to_host(tree: Any) -> tuple[Any, int]:
         copies += 1
         for position, index in enumerate(places):
             found[index] = host[position, ...]
-    return optree.tree_unflatten(spec, found), copies
-
-
-def flatten(tree: Any) -> tuple[list[Any], Any]:
-    """Leaves and structure of a tree; None is a leaf."""
-    return optree.tree_flatten(tree, none_is_leaf=True)
+    return unflatten(spec, found), copies
 
 
 def dense(tree: Any) -> Any:
@@ -134,7 +133,7 @@ def dense(tree: Any) -> Any:
     def leaf(value: Any) -> Any:
         return value.to_dense() if isinstance(value, Tensor) and value.is_sparse else value
 
-    return optree.tree_map(leaf, tree, none_is_leaf=True)
+    return tree_map(leaf, tree)
 
 
 def is_array(value: Any) -> TypeGuard[Tensor | np.ndarray[Any, Any] | np.generic]:
@@ -166,7 +165,7 @@ def detached(tree: Any) -> Any:
     attached = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
     if True not in attached:
         return tree
-    return optree.tree_unflatten(spec, [x.detach() if cut else x for x, cut in zip(leaves, attached, strict=True)])
+    return unflatten(spec, [x.detach() if cut else x for x, cut in zip(leaves, attached, strict=True)])
 
 
 def from_numpy(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:

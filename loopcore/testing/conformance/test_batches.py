@@ -15,6 +15,7 @@ from loopcore.testing.conformance.problems import (
     OUTPUTS,
     Array,
     batches,
+    dense_weights,
     make_learner,
     mlp_weights,
     ragged,
@@ -196,3 +197,14 @@ def test_prediction_changes_nothing(backend: Subject) -> None:
     learner.predict(X)
     backend.close(backend.weights(learner), weights)
     assert {name: learner.history[name] for name in history} == history
+
+
+def test_predictions_of_a_mapping_are_what_the_model_returns(backend: Subject) -> None:
+    """The model is called by the names that it takes; labels in the batch are none of them."""
+    weights = dense_weights(layer="out")
+    learner = make_learner(backend.structured(weights))
+    data = [{"x": part, "scale": 2.5, "labels": np.arange(len(part))} for part in (X[:5], X[5:])]
+    plain = X @ weights["out.weight"] + weights["out.bias"]
+    found = learner.predict(data)
+    assert isinstance(found["plain"], np.ndarray)
+    backend.close(found, {"plain": plain, "scaled": 2.5 * plain})

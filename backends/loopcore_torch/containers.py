@@ -1,0 +1,76 @@
+"""Trees: dicts, lists and tuples, and what users of torch bring besides, dataclasses and other mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import optree
+from torch import Tensor, nn
+
+_SPACE = "loopcore_torch"  # of optree: what is registered here is a leaf for everybody else
+_seen: set[type] = {Tensor, nn.Parameter, np.ndarray, str, bytes, bool, int, float, complex, type(None)}
+
+
+def flatten(tree: Any) -> tuple[list[Any], Any]:
+    """Leaves and structure of a tree; None is a leaf."""
+    leaves, spec = optree.tree_flatten(tree, none_is_leaf=True, namespace=_SPACE)
+    while _learn(leaves):
+        leaves, spec = optree.tree_flatten(tree, none_is_leaf=True, namespace=_SPACE)
+    return leaves, spec
+
+
+def unflatten(spec: Any, leaves: list[Any]) -> Any:
+    """The tree of a structure with these leaves."""
+    return optree.tree_unflatten(spec, leaves)
+
+
+def tree_map(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+    """Map over the leaves of trees of one structure; None is a leaf."""
+    for one in (tree, *rest):
+        if type(one) not in _seen:
+            flatten(one)
+    return optree.tree_map(fn, tree, *rest, none_is_leaf=True, namespace=_SPACE)
+
+
+def _learn(leaves: list[Any]) -> bool:
+    """Look at kinds of leaves that are new; whether one is a container."""
+    new = {type(leaf): leaf for leaf in leaves if type(leaf) not in _seen}
+    _seen.update(new)
+    return any([_register(kind, value) for kind, value in new.items()])
+
+
+def _register(kind: Any, value: Any) -> bool:
+    """Make a container of a dataclass or a mapping that can be made anew from its values, such as a ModelOutput."""
+    if isinstance(value, (Enum, nn.Module)):
+        return False
+    if is_dataclass(value):
+        names = tuple(field.name for field in fields(value))
+
+        def parts(one: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
+            return [getattr(one, name) for name in names], names, names
+
+        def whole(keys: Any, children: Iterable[Any]) -> Any:
+            return kind(**dict(zip(keys, children, strict=True)))
+    elif isinstance(value, Mapping):
+
+        def parts(one: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
+            keys = tuple(one)
+            return [one[key] for key in keys], keys, keys
+
+        def whole(keys: Any, children: Iterable[Any]) -> Any:
+            return kind(dict(zip(keys, children, strict=True)))
+    else:
+        return False
+    children, keys, _ = parts(value)
+    try:
+        again = whole(keys, children)
+        same = all(old is new for old, new in zip(children, parts(again)[0], strict=True))
+    except Exception:  # its own code, which may want anything: it is a leaf, and stays as it is
+        return False
+    if same:
+        optree.register_pytree_node(kind, parts, whole, namespace=_SPACE)
+    return same
