@@ -102,8 +102,8 @@ def check_options(callbacks: Any, loss_fn: Any, hyper: Any, seed: Any) -> None:
         raise LossError(f"loss_fn={loss_fn!r} cannot be called: pass loss_fn(y_pred, ys), such as lc.losses.mse")
     if not (hyper is None or isinstance(hyper, Mapping)):
         raise TypeError(f'hyper={hyper!r} is no mapping: write names and numbers, such as hyper={{"kl_weight": 0.5}}')
-    if not is_whole(seed, least=0):
-        raise ValueError(f"seed is a whole number, at least 0, not {seed!r}")
+    if not (seed is None or is_whole(seed, least=0)):
+        raise ValueError(f"seed is a whole number, at least 0, or None to draw one, not {seed!r}")
 
 
 def check_phase(phase: Any) -> None:
@@ -197,7 +197,10 @@ def data_of(learner: Learner, phase: Phase, data: Any = None) -> Any:
             )
     if length_of(data) == 0:
         raise nothing_in(phase, data)
-    return _iterable(phase.name, data)
+    found = _iterable(phase.name, data)
+    if hasattr(found, "follow_seed"):  # several learners may share it
+        found.follow_seed(learner.seed)
+    return found
 
 
 def phases_of_fit(learner: Learner, epochs: int) -> list[tuple[Phase, Any]]:

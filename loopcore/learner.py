@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from secrets import randbits
 from typing import Any, cast
 
 import numpy as np
@@ -74,7 +75,8 @@ class Learner:
             framework. Default: the one chosen with the backend, else where the framework puts them.
         compile: ``"auto"``, True or False; False runs every step eagerly. ``"xla"`` compiles with XLA where the
             framework has other compilers too; on PyTorch a string names the ``torch.compile`` backend.
-        seed: of every random number.
+        seed: of every random number of the steps, and of the order of `lc.data.batches` without a seed of their own;
+            None draws one, which ``learner.seed`` has.
 
     Raises:
         UnknownModelError, MissingFrameworkError, OptimizerError: the parts do not fit one backend.
@@ -114,7 +116,7 @@ class Learner:
         backend: str | None = None,
         device: Any = None,
         compile: bool | str = "auto",
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> None:
         check_options(callbacks, loss_fn, hyper, seed)
         models = named_models(model)
@@ -126,7 +128,7 @@ class Learner:
         self.runs = Runs(self)
         rehearsal.build(self, models)
         self.backend.bind(models)
-        self.seed = int(seed)
+        self.seed = randbits(31) if seed is None else int(seed)
         self.losses = losses
         self.xp = self.backend.xp
         self.tree = TreeMath(self.backend)

@@ -1208,18 +1208,20 @@ def test_dropout_follows_the_key() -> None:
         assert not torch.equal(dropped(backend, other), first)
 
 
-def test_the_users_random_state_is_untouched() -> None:
+def test_a_body_leaves_the_users_random_state_as_it_was() -> None:
     backend = bound(nn.Dropout(0.5))
+    torch.manual_seed(5)
     before = torch.get_rng_state()
-    with backend.scope():
-        dropped(backend, KEY)
-        with backend.scope():
-            torch.rand(5)
-        assert not torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(torch.get_rng_state(), before)
-    with pytest.raises(KeyError), backend.scope():
+    dropped(backend, KEY)
+    backend.run_body(lambda: print(dropped(backend, KEY)), KEY)  # one step within another
+    assert torch.equal(torch.get_rng_state(), before) and torch.initial_seed() == 5
+
+    def fails() -> None:
         torch.rand(1)
         raise KeyError
+
+    with pytest.raises(KeyError):
+        backend.run_body(fails, KEY)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -1232,10 +1234,10 @@ def test_the_generator_of_an_accelerator(kind: str, monkeypatch: pytest.MonkeyPa
         module = SimpleNamespace(manual_seed=own.manual_seed, get_rng_state=own.get_state, set_rng_state=own.set_state)
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     generators = GlobalGenerators(torch.device(kind, 1))
-    before = own.get_state()
-    with generators:
-        generators.seed(7)
-        assert own.initial_seed() == 7 == torch.default_generator.initial_seed()
+    before, state = own.get_state(), generators.state()
+    generators.seed(7)
+    assert own.initial_seed() == 7 == torch.default_generator.initial_seed()
+    generators.put_back(state)
     assert torch.equal(own.get_state(), before)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from loopcore_torch.namespace import Namespace
 from loopcore_torch.optimizers import Optimizers
 from loopcore_torch.random import MASK, STRIDE, GlobalGenerators, Random, stream_seed
 
+_NOTHING = nullcontext()
+
 
 class Backend:
     """PyTorch's side of one Learner; see ``loopcore.backend.Backend`` for what each method promises.
@@ -39,6 +41,9 @@ class Backend:
 
     The mode is the phase's. Of a model whose parts differ in mode when it is bound, those in eval mode stay in it, as a
     pretrained BatchNorm may have to; one that is in eval mode as a whole is trained as any other.
+
+    Within ``torch.autocast`` each objective runs with it, as each step of a loop by hand would, and gradients and
+    updates without it. Each step seeds torch's global generators and puts them back.
 
     A parameter that several models share belongs to the first of them, and is updated once.
 
@@ -92,8 +97,9 @@ class Backend:
         dtype, device = self._arrays.dtype, self._arrays.device
         self.xp.dtype, self.xp.device = dtype, device
         self.random: RandomBackend = Random(dtype, device)
-        self._generators = GlobalGenerators(device)
-        self._seed = self._generators.seed
+        generators = GlobalGenerators(device)
+        self._state, self._seed, self._put_back = generators.state, generators.seed, generators.put_back
+        self._models.kind = device.type
 
     def accelerator(self) -> torch.device | None:
         """The device of ``torch.accelerator``, if there is one."""
@@ -226,20 +232,24 @@ class Backend:
 
     # -- inside a step -----------------------------------------------------------------------------------------
 
-    def scope(self) -> GlobalGenerators:
-        """Context manager that leaves torch's global random state as it was; it begins without any ``.grad``."""
+    def scope(self) -> AbstractContextManager[None]:
+        """It begins without any ``.grad``, and leaves nothing behind: each step puts back what it changes globally."""
         self._models.drop_gradients()
-        return self._generators
+        return _NOTHING
 
     def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
-        """Run a step body without gradients, with torch's global generators seeded by the key."""
+        """Run a step body without gradients; torch's global generators are seeded by the key, and put back after it."""
+        state = self._state()
         self._seed((stream_seed(key[0], key[1]) + key[2] * STRIDE) & MASK)
+        models = self._models
+        models.autocast = models.kind if torch.is_autocast_enabled(models.kind) else None
         was = torch.is_grad_enabled()
         torch.set_grad_enabled(False)  # as a function: a third of the cost of a context manager
         try:
             call(*args)
         finally:
             torch.set_grad_enabled(was)
+            self._put_back(state)
 
     def apply(
         self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool

@@ -37,7 +37,7 @@ class Gradients:
     ) -> list[list[Leaves]]:
         """Differentiate a zero-argument closure: for each loss, for each group of paths, gradients by path."""
         models = self._models
-        if models.depth or at or len(wrt) != 1:
+        if models.depth or at or len(wrt) != 1 or models.autocast:
             return self._gradient(objective, wrt, at or {}, scopes)
         paths = wrt[0]  # the usual case, and what a step costs: nothing is done twice here
         inputs = models.inputs.get(paths) or models.inputs_of(paths)
@@ -67,14 +67,29 @@ class Gradients:
     def _at(self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves, scopes: Scopes) -> list[Leaves]:
         models = self._models
         stand_ins = {path: _variable(self._arrays.tensor(leaf), False) for path, leaf in at.items()}
-        inputs = Inputs(paths, tuple(stand_ins.get(path, models.params[path]) for path in paths))
+        if stand_ins:
+            inputs = Inputs(paths, tuple(stand_ins.get(path, models.params[path]) for path in paths))
+        else:
+            inputs = models.inputs.get(paths) or models.inputs_of(paths)
         outer = models.enter(stand_ins)
         try:
             with torch.enable_grad():
-                return self._outermost(scalars(objective()), inputs)
+                if models.autocast is None:
+                    return self._outermost(scalars(objective()), inputs)
+                return self._with_autocast(models.autocast, objective, inputs)
         finally:
             models.leave(outer)
             detach_all([*scopes, *models.states])
+
+    def _with_autocast(self, kind: str, objective: Callable[[], Any], inputs: Inputs) -> list[Leaves]:
+        """As in a loop by hand: the weights are cast anew in each step, and gradients are taken without autocast."""
+        torch.clear_autocast_cache()  # of what was cast without a graph
+        try:
+            losses = scalars(objective())
+            with torch.autocast(kind, enabled=False):
+                return self._outermost(losses, inputs)
+        finally:
+            torch.clear_autocast_cache()
 
     def _outermost(self, losses: Sequence[Tensor], inputs: Inputs) -> list[Leaves]:
         last = len(losses) - 1

@@ -28,6 +28,8 @@ class Models:
             of another type than torch's own, as FSDP makes them.
         reentrant: whether a part is checkpointed so that only a plain ``backward()`` gives it gradients.
         reach: what gradients did not reach.
+        kind: of the device, as ``torch.autocast`` calls it.
+        autocast: the same, while a step runs within ``torch.autocast``; else None.
         states: tensors that calls replace, by path, for each model that has such.
     """
 
@@ -42,6 +44,8 @@ class Models:
         self.depth = 0
         self.hooked = self.reentrant = False
         self.reach = Reach()
+        self.kind = "cpu"
+        self.autocast: str | None = None
         self.states: list[dict[str, Tensor]] = []
         self._stand_ins: dict[str, Tensor] = {}
         self.inputs: dict[tuple[str, ...], Inputs] = {}
@@ -143,6 +147,7 @@ class Models:
 
     def set(self, leaves: Mapping[str, Any]) -> None:
         """Copy values into the models' own arrays."""
+        torch.clear_autocast_cache()  # it keeps casted weights
         with torch.no_grad():
             for path, value in leaves.items():
                 tensor = self._arrays.tensor(value)

@@ -99,6 +99,11 @@ def outermost(models: Models, loss: Tensor, one: Tensor, inputs: Inputs, number:
         last: whether the graph can be freed.
     """
     if not loss.requires_grad:
+        if torch.is_inference_mode_enabled():
+            raise GradientError(
+                "nothing can be differentiated within torch.inference_mode(): leave it out around fit; validation and "
+                "predict take no gradients anyway"
+            )
         return filled(dict.fromkeys(inputs.paths), inputs.tensors, number)
     if inputs.complete is None:
         inputs.complete = False

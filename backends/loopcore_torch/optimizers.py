@@ -211,6 +211,8 @@ class Optimizers:
         """Step with these gradients and no others; ``.grad`` is None afterwards. Returns whether it happened."""
         if apply is not True and not bool(apply):
             return False
+        if self._models.autocast is not None:
+            return self._without_autocast(self._models.autocast, grads)
         params, idle, optimizers, fused, sparse = self._plans.get(tuple(grads)) or self._plan(tuple(grads))
         if self._models.reach.since:
             grads = self._of_reached(grads)
@@ -227,6 +229,15 @@ class Optimizers:
             for parameter in params:
                 parameter.grad = None
         return True
+
+    def _without_autocast(self, kind: str, grads: Leaves) -> bool:
+        self._models.autocast = None
+        try:
+            with torch.autocast(kind, enabled=False):
+                return self.update(grads, True)
+        finally:
+            self._models.autocast = kind
+            torch.clear_autocast_cache()
 
     def _of_reached(self, grads: Leaves) -> Leaves:
         """The gradients, None for what none since the last update reached: torch's own optimizers leave it alone.

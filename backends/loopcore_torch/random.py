@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -83,32 +82,35 @@ class Random:
 
 
 class GlobalGenerators:
-    """torch's global generators, of the CPU and of one accelerator. ``with`` leaves their states as they were.
+    """The global generators of torch, of the CPU and of one accelerator: a step draws from them, and leaves no trace.
+
+    Attributes:
+        seed: seeds them; ``torch.manual_seed`` would seed every device there may be, 100 times slower.
+        state: takes their state, for `put_back`.
+        put_back: sets it.
 
     Args:
         device: of the learner; its generator counts if it is an accelerator.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._generators: list[Any] = [torch.default_generator]
+        cpu = torch.default_generator
+        self.seed: Callable[[int], object] = cpu.manual_seed
+        self.state: Callable[[], Any] = cpu.get_state
+        self.put_back: Callable[[Any], object] = cpu.set_state
         if device.type not in ("cpu", "meta"):
-            self._generators.append(generator_of(device))
-        self._states: list[list[Tensor]] = []
+            self._both: list[Any] = [cpu, generator_of(device)]
+            self.seed, self.state, self.put_back = self._seed_both, self._states, self._put_both_back
 
-        # Seeds them; `torch.manual_seed` would seed every device there may be, 100 times slower.
-        self.seed: Callable[[int], object] = self._seed_all if self._generators[1:] else self._generators[0].manual_seed
-
-    def _seed_all(self, value: int) -> None:
-        for generator in self._generators:
+    def _seed_both(self, value: int) -> None:
+        for generator in self._both:
             generator.manual_seed(value)
 
-    def __enter__(self) -> None:
-        self._states.append([generator.get_state() for generator in self._generators])
+    def _states(self) -> list[Tensor]:
+        return [generator.get_state() for generator in self._both]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for generator, state in zip(self._generators, self._states.pop(), strict=True):
+    def _put_both_back(self, states: list[Tensor]) -> None:
+        for generator, state in zip(self._both, states, strict=True):
             generator.set_state(state)
 
 

@@ -12,7 +12,9 @@ from loopcore.data.arrays import Array, Indices, Tree, check_state, flatten, int
 from loopcore.errors import DataError, EmptyDataError
 
 
-def batches(arrays: Tree, batch_size: int, shuffle: bool = False, seed: int = 0, drop_last: bool = False) -> Batches:
+def batches(
+    arrays: Tree, batch_size: int, shuffle: bool = False, seed: int | None = None, drop_last: bool = False
+) -> Batches:
     """Cut arrays into batches, one epoch after another.
 
     Every ``iter()`` starts the next epoch, also when the one before was left in the middle. The order of epoch ``k``
@@ -24,7 +26,7 @@ def batches(arrays: Tree, batch_size: int, shuffle: bool = False, seed: int = 0,
             axis, ``(samples, ...)``, which has one length everywhere. Arrays of other frameworks are read as NumPy's.
         batch_size: samples of a batch, at least 1. The last batch of an epoch may have fewer.
         shuffle: whether each epoch has a random order of its own.
-        seed: of these orders, at least 0.
+        seed: of these orders, at least 0; None for that of the learner that runs on them, 0 without one.
         drop_last: leave out a last batch that is not full.
 
     Returns:
@@ -67,7 +69,7 @@ class Batches:
         arrays: an array or a tree of arrays, each ``(samples, ...)``.
         batch_size: samples of a batch, at least 1.
         shuffle: whether each epoch has a random order of its own.
-        seed: of these orders, at least 0.
+        seed: of these orders, at least 0; None for that of the learner that runs on them, 0 without one.
         drop_last: leave out a last batch that is not full.
 
     Raises:
@@ -83,12 +85,13 @@ class Batches:
         [[2, 3], [4, 5]]
     """
 
-    def __init__(self, arrays: Tree, batch_size: int, shuffle: bool, seed: int, drop_last: bool) -> None:
+    def __init__(self, arrays: Tree, batch_size: int, shuffle: bool, seed: int | None, drop_last: bool) -> None:
         self._leaves, self._spec = flatten(arrays)
         self._samples = len(self._leaves[0])
         self._batch_size = integer("batch_size", batch_size, least=1)
         self._shuffle = bool(shuffle)
-        self._seed = integer("seed", seed, least=0)
+        self._follows = seed is None
+        self._seed = 0 if seed is None else integer("seed", seed, least=0)
         self._drop_last = bool(drop_last)
         self._pass = _Pass(0)
         if len(self) == 0:
@@ -116,6 +119,11 @@ class Batches:
             this.position += 1
             yield optree.tree_unflatten(self._spec, leaves)
 
+    def follow_seed(self, seed: int) -> None:
+        """Take the seed of a learner from the next epoch on, where none was given."""
+        if self._follows:
+            self._seed = seed
+
     def state_dict(self) -> dict[str, Any]:
         """Say where the loader is, in JSON values: the epoch, and how many of its batches were handed out.
 
@@ -139,6 +147,8 @@ class Batches:
         """
         mine = self._settings()
         check_state("batches", state, {"epoch", "position", *mine})
+        if self._follows:
+            mine["seed"] = integer("seed of the state", state["seed"], least=0)
         differing = [
             f"{name} was {state[name]!r}, is {value!r}" for name, value in mine.items() if state[name] != value
         ]
@@ -148,7 +158,7 @@ class Batches:
         position = integer("position of the state", state["position"], least=0)
         if position >= len(self):
             raise DataError(f"the state is at batch {position} of an epoch, which has {len(self)} batches")
-        self._pass = _Pass(epoch, position)
+        self._pass, self._seed = _Pass(epoch, position), mine["seed"]
 
     def _settings(self) -> dict[str, Any]:
         return {

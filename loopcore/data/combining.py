@@ -115,6 +115,12 @@ class Combined:
         elif not drawn:
             raise _nothing(ended[0], self._loaders[ended[0]])
 
+    def follow_seed(self, seed: int) -> None:
+        """Hand the seed of a learner to the loaders that take it."""
+        for loader in self._loaders.values():
+            if hasattr(loader, "follow_seed"):
+                cast(Any, loader).follow_seed(seed)
+
     def state_dict(self) -> dict[str, Any]:
         """Say where the loader is: how many batches of the epoch were handed out, and the states of its loaders.
 

@@ -84,6 +84,11 @@ class Cycle:
         self._fruitful = False
         self._repeated = True
 
+    def follow_seed(self, seed: int) -> None:
+        """Hand the seed of a learner to the loader, if it takes it."""
+        if hasattr(self._loader, "follow_seed"):
+            cast(Any, self._loader).follow_seed(seed)
+
     def state_dict(self) -> dict[str, Any]:
         """Say where the stream is: the state of the loader.
 
