@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
+
 from loopcore.checkpoint_file import Arrays
 from loopcore.checkpoint_parts import File, Part
 from loopcore.history import History, Ring, Series, Tally
@@ -19,7 +21,7 @@ class Counts(Part):
         runs = self.learner.runs
         history = {name: list(counts) for name, counts in getattr(self.learner.shared, "history", {}).items()}
         drawn = {"seed": self.learner.seed, "attempts": dict(runs.attempts), "draws": dict(runs.outside)}
-        return {**drawn, "history": history}
+        return {**drawn, "missed": dict(runs.missed), "rounds": runs.rounds_to_keep(), "history": history}
 
     def load(self, file: File, undo: ExitStack) -> None:
         """Refill what counts."""
@@ -27,6 +29,9 @@ class Counts(Part):
         undo.callback(setattr, learner, "seed", learner.seed)
         learner.seed = int(manifest["seed"])
         _refill(runs.attempts, {name: int(n) for name, n in manifest["attempts"].items()}, undo)
+        _refill(runs.missed, _missed(manifest), undo)
+        undo.callback(runs.set_rounds, runs.rounds)
+        runs.set_rounds(int(manifest.get("rounds", _most_epochs(manifest))))
         _refill(runs.outside, {name: int(n) for name, n in manifest["draws"].items()}, undo)
         history = getattr(learner.shared, "history", None)
         if isinstance(history, History):
@@ -49,8 +54,10 @@ class Values(Part):
                     if isinstance(ring, Ring):
                         key = f"steps/{sum(one.startswith('steps/') for one in arrays)}"
                         arrays[key] = ring.latest()
+                        arrays[f"numbers/{key}"] = ring.numbers()
                         values[name] = {"array": key, "count": ring.count}
-        return {"series": found}
+        within = {table: series.within for table, series in self._series().items() if series.within}
+        return {"series": found, "within": within}
 
     def load(self, file: File, undo: ExitStack) -> None:
         """Refill the series that are there."""
@@ -59,6 +66,9 @@ class Values(Part):
             new = {phase: _chosen(values, saved=False) for phase, values in series.items()}
             for phase, values in there.items():
                 new.setdefault(phase, {}).update({name: _series(v, file.arrays) for name, v in values.items()})
+            within = file.manifest.get("within", {}).get(table, {})
+            noted = {p: {n: [tuple(one) for one in v] for n, v in values.items()} for p, values in within.items()}
+            _refill(series.within, noted, undo)
             _refill(series._by_phase, {phase: values for phase, values in new.items() if values}, undo)
 
     def _series(self) -> dict[str, Series]:
@@ -75,9 +85,25 @@ def _series(saved: Any, arrays: Arrays) -> Any:
     if isinstance(saved, list):
         return list(saved)
     ring, latest = Ring(), arrays[saved["array"]]
-    ring.count = int(saved["count"]) - len(latest)
-    ring.extend(latest)
+    count = int(saved["count"])
+    numbers = arrays.get(f"numbers/{saved['array']}", np.arange(count - len(latest), count) + 1)  # an old file has none
+    ring.count = count - len(latest)
+    ring.extend(latest, numbers)
     return ring
+
+
+def _missed(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Steps that were begun and not completed, by phase; an old checkpoint says so by the counts of its `Recorder`."""
+    history = {name: counts[1] for name, counts in manifest["history"].items()}
+    old = {name: int(n) - int(history.get(name, n)) for name, n in manifest["attempts"].items()}
+    return {name: int(n) for name, n in manifest.get("missed", old).items()}
+
+
+def _most_epochs(manifest: Mapping[str, Any]) -> int:
+    """The rounds of an old checkpoint, whose series had one value for each epoch of their phase."""
+    series = manifest["series"].get("metrics_epoch", {}).values()
+    lengths = [len(values) for by_name in series for values in by_name.values()]
+    return max([*lengths, *(int(counts[0]) for counts in manifest["history"].values())], default=0)
 
 
 def _refill(held: dict[Any, Any], new: dict[Any, Any], undo: ExitStack) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from loopcore.phases import Phase
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FitResult:
     """How a fit ended.
 
@@ -49,6 +49,10 @@ class FitResult:
     stopped_by: str | None
     epochs: int
     history: Mapping[str, list[float | None]]
+
+    def __repr__(self) -> str:
+        ended = "" if self.status == "completed" else f"reason={self.reason!r}, stopped_by={self.stopped_by!r}, "
+        return f"FitResult({self.status!r}, {ended}epochs={self.epochs}, history={self.history!r})"
 
 
 def fit(learner: Learner, epochs: int) -> FitResult:
@@ -97,6 +101,7 @@ class _Run:
     def round(self, learner: Learner, rounds: Sequence[tuple[Phase, Any]]) -> None:
         """One epoch of each phase; counts if all were completed, also if the end of the last one stops the fit."""
         completed, runs = 0, learner.runs
+        runs.begin_round()
         for index, (phase, data) in enumerate(rounds, 1):
             try:
                 learner.run_epoch(phase, data, last=index == len(rounds))
@@ -105,6 +110,7 @@ class _Run:
                 raise
             completed += _is_completed(runs.ended)
         self.epochs += completed == len(rounds)
+        runs.end_round()
 
     def result(self, error: BaseException | None, history: Mapping[str, list[float | None]]) -> FitResult:
         if isinstance(error, CancelFittingException):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -72,31 +72,53 @@ class History(Mapping[str, Counts]):
 
 
 class Ring:
-    """The latest values of a series that may be endless, in float64.
+    """The latest values of a series that may be endless, in float64, and the numbers of their steps.
 
     Args:
         size: how many values are kept.
     """
 
-    __slots__ = ("_values", "count")
+    __slots__ = ("_numbers", "_values", "count")
 
     def __init__(self, size: int = 16_384) -> None:
         self._values = np.empty(size)
+        self._numbers = np.empty(size, np.int64)
         self.count = 0  # all values ever added
 
-    def extend(self, values: np.ndarray[Any, Any]) -> None:
-        """Add values, the newest last."""
+    def extend(self, values: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any] | None = None) -> None:
+        """Add values, the newest last.
+
+        Args:
+            values: ``(n,)``.
+            numbers: of the step of each, from 1, ``(n,)``. Default: those that follow the last one.
+        """
+        if numbers is None:
+            numbers = self.last + 1 + np.arange(len(values))
         size = len(self._values)
         kept = values[-size:]
-        start = self.count + len(values) - len(kept)
-        self._values[(start + np.arange(len(kept))) % size] = kept
+        places = (self.count + len(values) - len(kept) + np.arange(len(kept))) % size
+        self._values[places], self._numbers[places] = kept, numbers[-size:]
         self.count += len(values)
+
+    @property
+    def last(self) -> int:
+        """The number of the newest value, 0 before the first."""
+        return int(self._numbers[(self.count - 1) % len(self._numbers)]) if self.count else 0
 
     def latest(self) -> np.ndarray[Any, Any]:
         """The kept values in order, the newest last."""
+        return self._values[self._kept()]
+
+    def numbers(self) -> np.ndarray[Any, Any]:
+        """The numbers of the steps of the kept values."""
+        return self._numbers[self._kept()]
+
+    def _kept(self) -> np.ndarray[Any, Any]:
         size = len(self._values)
-        first = max(0, self.count - size)
-        return self._values[np.arange(first, self.count) % size]
+        return np.arange(max(0, self.count - size), self.count) % size
+
+    def __repr__(self) -> str:
+        return f"Ring({self.count} values, to step {self.last})"
 
 
 class Series(Mapping[str, Mapping[str, Any]]):
@@ -107,6 +129,37 @@ class Series(Mapping[str, Mapping[str, Any]]):
 
     def __init__(self) -> None:
         self._by_phase: dict[str, dict[str, Any]] = {}
+        self._before: dict[str, dict[str, Any]] = {}  # measured before the first round
+        self.within: dict[str, dict[str, list[tuple[int, int, Any]]]] = {}  # measured within an epoch of another phase
+        self._by_hand: dict[tuple[str, str], int] = {}  # where the last one stands that no round measured
+
+    def put(self, phase: str, name: str, place: int, value: Any) -> None:
+        """Put a value at its round, from 1; rounds without one are None. At 0 it is one of before the first."""
+        values: list[Any] = self.of(phase, name, list)
+        if place < 1:
+            self._before.setdefault(phase, {})[name] = value
+            return
+        values += [None] * (place - len(values))
+        values[place - 1] = value
+
+    def put_by_hand(self, phase: str, name: str, place: int, value: Any) -> None:
+        """Put what was measured after a round, where the round itself measured nothing."""
+        if self.at(phase, name, place) is None or self._by_hand.get((phase, name)) == place:
+            self.put(phase, name, place, value)
+            self._by_hand[phase, name] = place
+
+    def at(self, phase: str, name: str, place: int) -> Any:
+        """The value at a round, None where there is none."""
+        values: list[Any] = self._by_phase.get(phase, {}).get(name, [])
+        if place < 1:
+            return self._before.get(phase, {}).get(name)
+        return values[place - 1] if place <= len(values) else None
+
+    def all(self, phase: str, name: str) -> list[Any]:
+        """The values by round; where no round has one, that of before the first."""
+        values: list[Any] = self._by_phase[phase][name]
+        before = self._before.get(phase, {})
+        return [before[name]] if not values and name in before else list(values)
 
     def of(self, phase: str, name: str, new: Callable[[], Any]) -> Any:
         """The series of a metric, to add to; ``new()`` makes it the first time."""
@@ -123,15 +176,22 @@ class Series(Mapping[str, Mapping[str, Any]]):
         return len(self._by_phase)
 
     def __repr__(self) -> str:
-        return f"Series({self._by_phase})"
+        return f"Series({', '.join(prefix_of(phase) + name for phase in self for name in self[phase])})"
 
 
 class Epochs(Mapping[str, list[float | None]]):
     """Epoch values of every metric, ``learner.history``.
 
     Keys are metric names with the prefix of their phase: none for ``training``, ``val_`` for ``validation``, else
-    the phase's name and ``_``. Values are lists with one float for each completed epoch of the phase, None for an
-    epoch without samples.
+    the phase's name and ``_``. Values are lists by round, up to the last one in which there was a value: entry 0 is
+    that of the first round, and None stands where a round has none. Rounds go on through several fits and checkpoints;
+    an epoch that a hand-written loop trains is one too. If a phase has several epochs in a round, the last one counts, and
+    `within` has all. One that was stopped has the mean of what it completed. Values of metrics that are no scalar are lists, by class for
+    instance.
+
+    What is measured by hand outside of rounds, as by ``learner.run_epoch(lc.ValidationPhase())`` after a fit, is
+    ``EpochInfo.metrics`` of that epoch. Here it stands at the round after which it was measured, where that has no
+    value of its own.
 
     Example:
         >>> import loopcore as lc
@@ -146,11 +206,44 @@ class Epochs(Mapping[str, list[float | None]]):
 
     def steps(self, key: str) -> list[float]:
         """The latest values of a metric by step, the newest last (bounded; all of them in a short run)."""
+        return [float(value) for value in self._ring(key).latest()]
+
+    def step_numbers(self, key: str) -> list[int]:
+        """The numbers of the steps of these values, among the completed ones of the phase, from 1.
+
+        Example:
+            >>> import loopcore as lc
+            >>> learner = lc.testing.toy_learner(steps=2)
+            >>> result = learner.fit(2)
+            >>> learner.history.step_numbers("loss")
+            [1, 2, 3, 4]
+        """
+        return [int(number) for number in self._ring(key).numbers()]
+
+    def _ring(self, key: str) -> Ring:
         phase, name = self._find(key, vars(self._shared).get("metrics_step") or Series())
-        return [float(value) for value in self._shared.metrics_step[phase][name].latest()]
+        ring: Ring = self._shared.metrics_step[phase][name]
+        return ring
+
+    def within(self, key: str) -> list[tuple[int, int, Any]]:
+        """What was measured within epochs of another phase: round, completed steps of that phase by then, and value.
+
+        Example:
+            >>> import loopcore as lc, numpy as np
+            >>> def validate(learner, phase):
+            ...     learner.run_epoch(lc.ValidationPhase())
+            >>> every = lc.FunctionCallback(validate, lc.StepEnd, lc.TrainingPhase)
+            >>> valid = [(np.ones((4, 1)), np.ones((4, 1)))]
+            >>> learner = lc.testing.toy_learner([every], data=(valid * 2, valid), phases=[lc.TrainingPhase()])
+            >>> result = learner.fit(1)
+            >>> [(round, step) for round, step, value in learner.history.within("val_loss")]
+            [(1, 1), (1, 2)]
+        """
+        phase, name = self._find(key, self._table())
+        return list(self._table().within.get(phase, {}).get(name, ()))
 
     def records(self) -> list[dict[str, Any]]:
-        """One dict for each epoch, from 1, with the value of each metric; None where there is none.
+        """One dict for each round, from 1, with the value of each metric; None where there is none.
 
         Example:
             >>> import loopcore as lc
@@ -159,7 +252,9 @@ class Epochs(Mapping[str, list[float | None]]):
             >>> learner.history.records()[0]
             {'epoch': 1, 'loss': 1.0}
         """
-        columns = dict(self)
+        columns: dict[str, list[Any]] = {
+            prefix_of(phase) + name: values for phase, series in self._table().items() for name, values in series.items()
+        }
         count = max(map(len, columns.values()), default=0)
         padded = {key: [*values, *[None] * (count - len(values))] for key, values in columns.items()}
         return [{"epoch": n + 1, **{key: values[n] for key, values in padded.items()}} for n in range(count)]
@@ -171,7 +266,8 @@ class Epochs(Mapping[str, list[float | None]]):
             MissingFrameworkError: pandas is not installed.
         """
         pandas = optional("pandas", "history.to_pandas()", "pandas")
-        return pandas.DataFrame(self.records(), columns=["epoch", *self]).set_index("epoch")
+        gaps = [{key: np.nan if value is None else value for key, value in row.items()} for row in self.records()]
+        return pandas.DataFrame(gaps, columns=["epoch", *self]).set_index("epoch")
 
     def plot(self) -> Any:
         """The metrics by epoch, one panel each with a curve for every phase, and below them what a `Scheduler` set.
@@ -210,7 +306,7 @@ class Epochs(Mapping[str, list[float | None]]):
     def __getitem__(self, key: str) -> list[float | None]:
         table = self._table()
         phase, name = self._find(key, table)
-        return list(table[phase][name])
+        return table.all(phase, name)
 
     def __iter__(self) -> Iterator[str]:
         return (prefix_of(phase) + name for phase, series in self._table().items() for name in series)
@@ -218,8 +314,20 @@ class Epochs(Mapping[str, list[float | None]]):
     def __len__(self) -> int:
         return sum(len(series) for series in self._table().values())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        there = vars(self._shared)  # a copy stands by itself: without the learner, and what it holds later
+        return _standing_alone, ({name: there[name] for name in _TABLES if name in there},)
+
     def __repr__(self) -> str:
-        return repr(dict(self))
+        rounds = max((len(values) for series in self._table().values() for values in series.values()), default=0)
+        return f"<history of {', '.join(self) or 'nothing'} in {rounds} rounds>"
+
+
+_TABLES = ("metrics_epoch", "metrics_step", "hyper_step")
+
+
+def _standing_alone(tables: dict[str, Series]) -> Epochs:
+    return Epochs(SimpleNamespace(**tables))
 
 
 def optional(module: str, what: str, package: str, install: str = "") -> Any:

@@ -233,6 +233,11 @@ class Learner:
         """Number of the running step among those begun in its phase, from 0; an input of a compiled step."""
         return self.runs.attempt
 
+    @property
+    def step_number(self) -> int:
+        """Number of the running step among the completed ones of its phase, from 1: its place on the axis of steps."""
+        return self.runs.step_number
+
     # -- drivers -----------------------------------------------------------------------------------------------
 
     def fit(self, epochs: int) -> FitResult:

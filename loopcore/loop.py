@@ -36,20 +36,48 @@ class EpochInfo:
         attempted, completed: steps so far.
         last: whether no other phase of the fit follows in this round.
         nested: whether it runs inside another epoch.
+        round: the round it belongs to, counted from 1 over all fits; None for predictions, and for what is measured
+            by hand outside of rounds.
+        after: the round at which its values stand: its own, else the last one there was, 0 before the first.
+        within: completed steps of the phase around it when it began; None for one that is not nested.
         outcome: how it ended; None while it runs.
+        over: whether it ended for good: completed, or by a `CancelEpochException`, and not since the fit was stopped.
+        metrics: what `Metrics` measured in it, by key of the history.
     """
 
-    __slots__ = ("attempted", "completed", "last", "length", "nested", "outcome", "pending", "phase")
+    __slots__ = (
+        *("after", "attempted", "completed", "last", "length", "metrics", "nested", "outcome", "over", "pending"),
+        *("phase", "round", "within"),
+    )
 
-    def __init__(self, phase: Phase, length: int | None, *, last: bool, nested: bool) -> None:
+    def __init__(
+        self,
+        phase: Phase,
+        length: int | None,
+        *,
+        last: bool,
+        nested: bool,
+        round: int | None = None,
+        after: int = 0,
+        within: int | None = None,
+    ) -> None:
         self.phase = phase
         self.length = length
         self.last = last
         self.nested = nested
+        self.round = round
+        self.after = after if round is None else round
+        self.within = within
+        self.over = False
+        self.metrics: dict[str, Any] = {}
         self.attempted = 0
         self.completed = 0
         self.outcome: Outcome | None = None
         self.pending: CancelException | None = None
+
+    def __repr__(self) -> str:
+        steps = self.completed if self.length is None else f"{self.completed} of {self.length}"
+        return f"EpochInfo({self.phase.name!r}, round={self.round}, steps={steps}, outcome={self.outcome!r})"
 
 
 def run_step(body: Body, learner: Learner, phase: Phase, /, *, reads: Any = (), **initial_state: Any) -> State:
@@ -138,6 +166,7 @@ def execute_step(
     except BaseException as caught:
         error = caught
         outcome = "failed" if not isinstance(caught, CancelException) else "cancelled" if begun else "skipped"
+        runs.missed[runner.name] = runs.missed.get(runner.name, 0) + 1
     if isinstance(error, CancelStepException):
         error = None
     state.outcome = outcome
@@ -247,6 +276,7 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         else:
             info.outcome = "failed"
         info.pending = None
+        info.over = error is None or isinstance(error, CancelEpochException)
         if isinstance(error, CancelEpochException):
             error = None
         runner.carry = self._carry if info.nested else None

@@ -74,6 +74,8 @@ class Metric:
             self.args, self.reads, self.phase = (), tuple(self.own.reads), phase or self.own.phase
         elif self.object is None and not self.value and not callable(fn):
             raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
+        elif self.object is None and not self.value:
+            _check_arguments(fn, self.name, keywords, self.args)
         ordered = given if self.args[:1] == ("ys",) else predictions_first(fn)  # who says the order gets it
         self.fn: Callable[..., Any] = by_keyword(given, keywords) if keywords else ordered
         if self.object is not None and keywords:
@@ -198,6 +200,42 @@ class Accumulator:
         self.reset = reset
 
 
+def plain_values(name: str, value: Any, to_host: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:
+    """The value of a metric as JSON has it: floats, and lists of them; a dict or a tuple has several.
+
+    Args:
+        name: of the metric.
+        value: what it returned.
+        to_host: makes NumPy arrays of those of the framework.
+
+    Raises:
+        LossError: it is no number and has none.
+
+    Example:
+        >>> import numpy as np
+        >>> from loopcore.metrics import plain_values
+        >>> plain_values("recall", np.array([0.5, 1.0]))
+        {'recall': [0.5, 1.0]}
+        >>> plain_values("curve", (np.array([0.0, 1.0]), np.array([0.5])))
+        {'curve_0': [0.0, 1.0], 'curve_1': [0.5]}
+    """
+    if value is None:
+        return {name: None}
+    if isinstance(value, Mapping):
+        return {one: v for key, part in value.items() for one, v in plain_values(str(key), part, to_host).items()}
+    if isinstance(value, (tuple, list)) and any(len(getattr(part, "shape", ())) for part in value):
+        parts = (plain_values(f"{name}_{number}", part, to_host) for number, part in enumerate(value))
+        return {one: v for part in parts for one, v in part.items()}
+    host = value if isinstance(value, str) else np.asarray(to_host(value))
+    if isinstance(host, str) or host.dtype.kind == "c" or not (host.dtype.kind in "biuf" or "float" in str(host.dtype)):
+        raise LossError(
+            f"metric {name!r} returned {type(value).__name__} {value!r:.40}: it is a number, an array, or a dict or "
+            "tuple of these"
+        )
+    numbers: Any = host.astype(np.float64).tolist()
+    return {name: numbers}
+
+
 def by_keyword(fn: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
     """A function of values in the order of these keywords."""
     return lambda *values: fn(**dict(zip(names, values, strict=True)))
@@ -211,6 +249,27 @@ def _keywords(fn: Any) -> tuple[str, ...]:
         return ()
     only = {name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
     return ("logits", "labels") if {"logits", "labels"} <= only else ()
+
+
+def _check_arguments(fn: Any, name: str, keywords: Sequence[str], args: Sequence[str]) -> None:
+    """Refuse a function that cannot be called with these step values.
+
+    Raises:
+        TypeError: says what to write.
+    """
+    if fn is top_k_accuracy:
+        raise TypeError("top_k_accuracy makes a metric for a number of entries: write lc.top_k_accuracy(5)")
+    try:
+        signature = inspect.signature(fn)
+    except (TypeError, ValueError):  # a builtin without one
+        return
+    try:
+        signature.bind(**dict.fromkeys(keywords)) if keywords else signature.bind(*args)
+    except TypeError:
+        raise TypeError(
+            f"metric {name!r} is called with the step values {', '.join(args)}, but takes {signature}: pass a function "
+            "of these, or say which it takes, Metric(fn, args=(...))"
+        ) from None
 
 
 def _is_own(fn: Any) -> bool:
@@ -287,17 +346,27 @@ def top_k_accuracy(k: int = 5) -> Callable[[Any, Any], Any]:
     if not is_whole(k, least=1):
         raise ValueError(f"top_k_accuracy({k!r}): a whole number, at least 1")
 
-    def top_k(y_pred: Any, ys: Any) -> Any:
+    return _TopK(k)
+
+
+class _TopK:
+    """What `top_k_accuracy` makes; a class, so that it can be pickled."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.__name__ = f"top_{k}_accuracy"
+
+    def __call__(self, y_pred: Any, ys: Any) -> Any:
         xp = namespace_of(y_pred).xp
-        labels = _labels(top_k.__name__, y_pred, ys, xp)
+        labels = _labels(self.__name__, y_pred, ys, xp)
         labels = xp.expand_dims(xp.astype(labels, xp.int32), axis=-1)
         own = xp.take_along_axis(y_pred, labels, axis=-1)
         classes = xp.arange(y_pred.shape[-1], dtype=xp.int32)
         behind = (y_pred < own) | ((y_pred == own) & (classes >= labels))  # a NaN is behind nobody
-        return xp.mean(xp.sum(xp.astype(~behind, xp.int32), axis=-1) < k)
+        return xp.mean(xp.sum(xp.astype(~behind, xp.int32), axis=-1) < self.k)
 
-    top_k.__name__ = f"top_{k}_accuracy"
-    return top_k
+    def __repr__(self) -> str:
+        return f"top_k_accuracy({self.k})"
 
 
 def _labels(name: str, y_pred: Any, ys: Any, xp: Any) -> Any:

@@ -12,23 +12,24 @@ from loopcore.text import clean
 
 
 def plot_history(
-    values: Mapping[str, Sequence[float | None]],
+    values: Mapping[str, Sequence[Any]],
     phases: Mapping[str, str],
     hyper: Mapping[str, Mapping[str, Any]],
 ) -> Any:
     """One panel for each metric, a curve for each phase; below, hyperparameters by step.
 
     Args:
-        values: of every epoch, by key of the history.
+        values: by round, by key of the history. Metrics that are no scalar are left out.
         phases: name of the phase of each key.
         hyper: for each phase series by name.
     """
     figures = optional("matplotlib.figure", "history.plot()", "matplotlib")
     ticker = optional("matplotlib.ticker", "history.plot()", "matplotlib")
     metrics: dict[str, list[str]] = {}
+    values = {key: numbers for key, numbers in values.items() if not any(isinstance(one, list) for one in numbers)}
     for key in values:
         metrics.setdefault(key.removeprefix(prefix_of(phases[key])), []).append(key)
-    series = {(phase, name): ring.latest() for phase, by_name in hyper.items() for name, ring in by_name.items()}
+    series = {(phase, name): ring for phase, by_name in hyper.items() for name, ring in by_name.items()}
     names = list(dict.fromkeys(name for _, name in series))
     rows = len(metrics) + len(names)
     figure = figures.Figure(figsize=(7, 2.6 * max(rows, 1)), layout="constrained")
@@ -38,15 +39,15 @@ def plot_history(
     for panel, (metric, keys) in zip(panels, metrics.items(), strict=False):
         for key in keys:
             numbers = [np.nan if value is None else value for value in values[key]]
-            marker = "o" if len(numbers) < 30 else None
+            marker = "o" if len(numbers) < 30 or None in values[key] else None  # a value between gaps has no line
             panel.plot(range(1, len(numbers) + 1), numbers, label=clean(phases[key]), marker=marker, markersize=3)
         _title(panel, metric)
         panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
         _finish(panel, "epoch")
     for panel, name in zip(panels[len(metrics) :], names, strict=True):
-        for (phase, own), numbers in series.items():
+        for (phase, own), ring in series.items():
             if own == name:
-                panel.plot(range(1, len(numbers) + 1), numbers, label=clean(phase), color="tab:gray")
+                panel.plot(ring.numbers(), ring.latest(), label=clean(phase), color="tab:gray")
         _title(panel, name)
         _finish(panel, "step")
     return figure

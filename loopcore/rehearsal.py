@@ -106,7 +106,7 @@ def _put_back(learner: Learner, phase: Phase, trains: bool) -> Iterator[None]:
     paths = [path for kind in ("params", "buffers") for part in backend.paths(kind).values() for path in part]
     weights, step = backend.snapshot(paths), runs.step
     shared._settle()
-    kept = [(values, dict(values)) for values in (vars(shared), runs.attempts, vars(phase))]
+    kept = [(values, dict(values)) for values in (vars(shared), runs.attempts, runs.missed, vars(phase))]
     undo = ExitStack()
     for part in (Optimizers(learner), Hyper(learner)) if trains else ():
         part.keep(undo)

@@ -12,7 +12,7 @@ from loopcore.dispatch import Handler, Table
 from loopcore.errors import DataError
 from loopcore.events import Event
 from loopcore.loop import EpochInfo
-from loopcore.phases import AbstractTrainingPhase, Phase
+from loopcore.phases import AbstractTrainingPhase, Phase, PredictionPhase
 from loopcore.plan import Runner, make_plan, step_names
 from loopcore.state import RESERVED, State
 
@@ -36,6 +36,8 @@ class Runs:
         ended: the epoch that ended last, nested or not.
         attempt: number of the running step among the steps begun in its phase, from 0; names the random draws.
         attempts: steps begun, by phase name.
+        missed: of these, the ones that were not completed.
+        rounds: how many there were, over all fits and hand-written loops; the axis of what is measured by epochs.
         outside: random draws outside of steps, by owner.
         gradient: how gradients are taken, by the backend or, while a step is compiled, by its trace.
         runners: by the id of their phase; made by `runner_of`.
@@ -49,6 +51,11 @@ class Runs:
         self.runner: Runner | None = None
         self.within = False
         self.attempts: dict[str, int] = {}
+        self.missed: dict[str, int] = {}
+        self.rounds = 0
+        self._round = 0  # the present one
+        self._first: EpochInfo | None = None  # the first epoch of the present round
+        self._by_hand: set[str] | None = None  # phases that a round of a hand-written loop had; None in one of a fit
         self.fitting = False
         self.ended: EpochInfo | None = None
         self.last = True
@@ -139,20 +146,83 @@ class Runs:
         else:
             self.close()
 
+    @property
+    def step_number(self) -> int:
+        """Number of the running step among the completed ones of its phase, from 1."""
+        assert self.runner is not None
+        return int(self.attempt) + 1 - self.missed.get(self.runner.name, 0)
+
+    def begin_round(self) -> None:
+        """The next round of a fit begins."""
+        self._round, self._first, self._by_hand = self.rounds + 1, None, None
+
+    def end_round(self) -> None:
+        """It is over, whatever became of its epochs."""
+        self.rounds = self._round
+
+    def rounds_to_keep(self) -> int:
+        """Rounds for a checkpoint: one whose first epoch was left in the middle goes on with the run."""
+        first = self._first
+        if first is None or first.round is None:
+            return self.rounds
+        return first.round if first.over else first.round - 1
+
+    def set_rounds(self, rounds: int) -> None:
+        """Go on from a number of rounds."""
+        self.rounds, self._round, self._first, self._by_hand = rounds, rounds, None, None
+
+    def _round_of(self, phase: Phase, nested: bool) -> int | None:
+        """The round that an epoch belongs to; None for predictions, and for what is measured by hand outside."""
+        if isinstance(phase, PredictionPhase):
+            return None
+        if nested:
+            return self.epoch.round if self.epoch is not None and self._open_epochs else None
+        if self.fitting:
+            return self._round
+        had, trains = self._by_hand, isinstance(phase, AbstractTrainingPhase)
+        goes_on = not trains or (self.epoch is not None and not self.epoch.last)
+        if had is not None and phase.name not in had and goes_on:
+            had.add(phase.name)
+            return self._round
+        if not trains:
+            return None
+        self.begin_round()
+        self._by_hand = {phase.name}
+        return self._round
+
+    def _steps_around(self) -> int:
+        """Completed steps of the phase around an epoch that begins within another one, or within a step."""
+        around = self.epoch if self._open_epochs else None
+        if around is not None and around.within is not None:
+            return around.within
+        name = around.phase.name if around is not None else self.runner.name if self.runner is not None else ""
+        runs = self.runner is not None and self.runner.name == name and self.step.outcome != "completed"
+        return self.attempts.get(name, 0) - self.missed.get(name, 0) - runs
+
     def open_epoch(self, phase: Phase, length: int | None) -> tuple[EpochInfo, tuple[Any, ...]]:
         """Begin an epoch. Returns it and what `close_epoch` puts back."""
         outer = (self.epoch, self.step)
         nested = self.runner is not None or self._open_epochs > 0
         known, self.length = self.length if length is None else length, None
+        number = self._round_of(phase, nested)
+        within = self._steps_around() if nested else None
         self.open()
         self._open_epochs += 1
-        self.epoch = EpochInfo(phase, known, last=self.last, nested=nested)
+        self.epoch = EpochInfo(
+            phase, known, last=self.last, nested=nested, round=number, after=self.rounds, within=within
+        )
+        if self._first is None and number is not None and not nested:
+            self._first = self.epoch
         return self.epoch, outer
 
     def close_epoch(self, outer: tuple[Any, ...]) -> None:
         """End an epoch. The outermost one stays readable as ``learner.epoch``."""
         epoch, step = outer
         self._open_epochs -= 1
+        ended = self.epoch
+        if ended is not None and not ended.nested and ended.round is not None:
+            if ended.completed or ended.outcome == "completed":  # also where the rest of the round is never run
+                self.rounds = max(self.rounds, ended.round)
         if self.epoch is not None and self.epoch.nested:
             self.epoch, self.step = epoch, step
         self.close()

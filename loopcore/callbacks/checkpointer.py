@@ -12,15 +12,15 @@ from loopcore.callback import Callback, on
 from loopcore.callbacks.monitor import Mode, check_mode, monitored, ranked, worst
 from loopcore.checkpoint import manifest_of
 from loopcore.errors import CallbackError, CheckpointError
-from loopcore.events import EpochEnd, FitEnd, StepEnd
+from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
 from loopcore.phases import AbstractTrainingPhase
 
 
 class Checkpointer(Callback):
-    """Save the learner when an epoch ends, and keep the best checkpoints.
+    """Save the learner when a round ends, and keep the best checkpoints.
 
-    Files are called ``<run>-epoch-000012.safetensors``; only files of its own run are ever deleted, and only after a
-    newer one is on the disk. `best` and `last` are found in the folder, so that a run that goes on knows the files of
+    Files are called ``<run>-epoch-000012.safetensors`` by their round; only files of its own run are ever deleted, and
+    only after a newer one is on the disk. `best` and `last` are found in the folder, so that a run that goes on knows the files of
     its beginning. Load one with ``learner.load(path)``. A run that goes on from an older file than its last is another
     run from there on, and leaves the files alone.
 
@@ -29,17 +29,22 @@ class Checkpointer(Callback):
     be the best by. A cancel is no rollback, and what is saved is what the learner goes on with. A fit that failed saves
     nothing: half of a step may be in its weights. That goes for Ctrl-C too.
 
+    What is monitored may be measured anywhere in the round: the checkpoint has all of it. A value that is measured
+    within an epoch, as by a validation every 100 steps, is saved with the weights it was measured with, as
+    ``<run>-epoch-000013-step-000100.safetensors``. Predictions, and measurements by hand outside of rounds, save
+    nothing.
+
     Of equal values the newer one is better, infinite ones count, and NaN is worse than any number.
 
     Reads: params, buffers, optimizer, hyper, shared.history, shared.metrics_epoch
-    Handles: StepEnd, EpochEnd, FitEnd
+    Handles: EpochBegin, StepEnd, EpochEnd, FitEnd
 
     Args:
         folder: where to; made when it is needed.
         monitor: key of the history that says which are the best; None keeps the latest.
         mode: what is better, ``"min"`` or ``"max"``.
         keep_top_k: how many are kept, at least 1; the latest one always is.
-        every: epochs between two checkpoints.
+        every: rounds between two checkpoints; of those with a value, if one is monitored.
 
     Raises:
         CallbackError: an argument is out of its range.
@@ -76,40 +81,66 @@ class Checkpointer(Callback):
         self.keep_top_k = keep_top_k
         self.every = every
         self.run = secrets.token_hex(4)
-        self._epochs = 0
+        self._coming = 0  # the present round
+        self._round = 0  # the last one in which something was trained or measured
+        self._count = 0  # rounds that could be saved
+        self._steps = 0  # training steps of the present round
+        self._value: float | None = None  # what it measured
         self._fresh = False  # whether something was trained since the last checkpoint
-        self._midway = False  # and since the last epoch that counts
+        self._midway = False  # whether a training epoch of the round is not over
 
     @on(StepEnd, AbstractTrainingPhase)
     def note(self, learner: Any, phase: Any, event: StepEnd) -> None:
         """Something was trained; a cancel may leave a part of a step."""
         if event.outcome != "skipped":
+            if self._coming != self._round:
+                self._enter(self._coming)
             self._fresh = self._midway = True
+            self._steps += 1
+
+    @on(EpochBegin)
+    def begin(self, learner: Any, phase: Any) -> None:
+        """Note which round it is."""
+        number = learner.epoch.round
+        self._coming = self._coming if number is None else number
+
+    def _enter(self, number: int) -> None:
+        self._round, self._steps, self._value, self._midway = number, 0, None, False
 
     @on(EpochEnd)
     def look(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Save, if it is time."""
-        value = None
-        if self.monitor is not None:
-            value = monitored(learner, phase, event, self.monitor)
-            if value is None:
-                return
-        elif not learner.epoch.last or event.outcome != "completed":
+        epoch = learner.epoch
+        if epoch.round is None:
             return
-        self._epochs += 1
-        self._midway = False
-        if self._epochs % self.every == 0:
-            self._save(learner, value)
+        value = None if self.monitor is None else monitored(learner, phase, event, self.monitor)
+        if epoch.round != self._round and (epoch.over or value is not None):
+            self._enter(epoch.round)
+        if epoch.nested:
+            if value is not None and self._midway:
+                self._save_if_due(learner, value, f"-step-{self._steps:06d}")
+                return
+        elif isinstance(phase, AbstractTrainingPhase) and epoch.over:
+            self._midway = False
+        self._value = self._value if value is None else value
+        over = epoch.last and not epoch.nested and epoch.over
+        if over and (self.monitor is None or self._value is not None):
+            self._save_if_due(learner, self._value)
+
+    def _save_if_due(self, learner: Any, value: float | None, part: str = "") -> None:
+        self._count += 1
+        if self._count % self.every == 0:
+            self._save(learner, value, part)
 
     @on(FitEnd)
     def end(self, learner: Any, phase: Any, event: FitEnd) -> None:
         """Save what was trained since the last checkpoint, unless the fit failed."""
         if self._fresh and event.outcome != "failed":
-            self._save(learner, None)
+            self._save(learner, None if self._midway else self._value)
 
-    def _save(self, learner: Any, value: float | None) -> None:
-        path = self.folder / self._name()
-        learner.save(path, run=self.run, epoch=self._epochs, monitor=self.monitor, value=value)
+    def _save(self, learner: Any, value: float | None, part: str = "") -> None:
+        path = self.folder / self._name(part)
+        learner.save(path, run=self.run, epoch=self._round, monitor=self.monitor, value=value)
         self._fresh = False
         paths = self.paths()
         for place in worst(self._values(paths), self.mode, self.keep_top_k):
@@ -118,9 +149,9 @@ class Checkpointer(Callback):
             except OSError as error:
                 raise CheckpointError(f"{paths[place]} is one too many, and could not be deleted: {error}") from error
 
-    def _name(self) -> str:
-        begun = "-begun" if self._midway else ""
-        return f"{self.run}-epoch-{self._epochs + self._midway:06d}{begun}.safetensors"
+    def _name(self, part: str = "") -> str:
+        part = part or ("-begun" if self._midway else "")
+        return f"{self.run}-epoch-{self._round:06d}{part}.safetensors"
 
     def paths(self) -> list[Path]:
         """The checkpoints of this run, the oldest first.
@@ -162,8 +193,9 @@ class Checkpointer(Callback):
         return [None if self.monitor is None else manifest_of(path).get("value") for path in paths]
 
     def state_dict(self) -> dict[str, Any]:
-        """The name of the run, and its epochs."""
-        return {"run": self.run, "epochs": self._epochs, "midway": self._midway}
+        """The name of the run, and where it is."""
+        state = {"run": self.run, "epochs": self._round, "midway": self._midway}
+        return {**state, "steps": self._steps, "count": self._count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the same run, or with another where the run went on already.
@@ -174,14 +206,20 @@ class Checkpointer(Callback):
         run = str(state["run"])
         if not re.fullmatch("[0-9a-f]{8}", run):  # it becomes part of paths, and says what may be deleted
             raise CheckpointError(f"{run!r} is no name of a run, which has eight hexadecimal digits")
-        self.run, self._epochs, self._midway = run, int(state["epochs"]), bool(state["midway"])
-        self._fresh = False
+        old = "count" not in state  # of an older version, whose count of epochs did not have one that was begun
+        self.run, self._midway = run, bool(state["midway"])
+        self._round = int(state["epochs"]) + (old and self._midway)
+        self._coming = self._round
+        self._count, self._steps = int(state.get("count", state["epochs"])), int(state.get("steps", 0))
+        self._fresh, self._value = False, None
         mine = _order(self._name(), run)
         if any((_order(path.name, run) or ()) > (mine or ()) for path in self.paths()):
             self.run = secrets.token_hex(4)
 
 
-def _order(name: str, run: str) -> tuple[int, bool] | None:
-    """Where a file stands among those of a run, by epoch and whether it was completed; None for others."""
-    found = re.fullmatch(rf"{run}-epoch-(\d+)(-begun)?\.safetensors", name)
-    return None if found is None else (int(found[1]), found[2] is None)
+def _order(name: str, run: str) -> tuple[int, int, int] | None:
+    """Where a file stands among those of a run: by round, steps within it, then one of its middle; None for others."""
+    found = re.fullmatch(rf"{run}-epoch-(\d+)(-begun)?(?:-step-(\d+))?\.safetensors", name)
+    if found is None:
+        return None
+    return int(found[1]), 0 if found[3] else 1 if found[2] else 2, int(found[3] or 0)

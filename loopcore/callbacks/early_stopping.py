@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import warnings
 from time import monotonic
 from typing import Any
 
 from loopcore.arguments import is_number, is_whole
 from loopcore.callback import Callback, on
-from loopcore.callbacks.monitor import Mode, check_mode, monitored
+from loopcore.callbacks.monitor import Mode, check_mode, monitored, unmeasured
 from loopcore.criteria import Criterion, NumberSinceBest
 from loopcore.errors import CallbackError, CancelFittingException
-from loopcore.events import EpochBegin, EpochEnd, FitBegin, StepEnd
+from loopcore.events import EpochBegin, EpochEnd, FitBegin, FitEnd, StepEnd
 from loopcore.phases import AbstractTrainingPhase
 
 
 class EarlyStopping(Callback):
     """Stop the fit when a metric gets no better.
 
-    It looks when an epoch of the metric's phase ends; what else listens to that event still runs. A new fit begins
-    anew, unless `load_state_dict` came before it.
+    It looks when an epoch of the metric's phase ends, and at nothing that is measured by hand outside of rounds; what
+    else listens to that event still runs. A new fit begins anew, unless `load_state_dict` came before it. A fit that
+    measured nothing of the metric warns when it ends.
 
     Reads: shared.metrics_epoch
-    Handles: FitBegin, EpochEnd
+    Handles: FitBegin, EpochEnd, FitEnd
 
     Args:
         patience: stop when the best value is so many epochs ago, at least 1.
@@ -34,7 +36,8 @@ class EarlyStopping(Callback):
     Raises:
         CallbackError: both or neither of ``patience`` and ``criterion``, an unknown mode, an argument out of its
             range, or ``min_delta`` beside a criterion.
-        UnknownMetricError: nobody measures that metric; found when the first round is over.
+        UnknownMetricError: nobody measures that metric; found when a round is over in which its phase, if there is one,
+            measured others.
 
     Example:
         >>> import loopcore as lc
@@ -69,6 +72,8 @@ class EarlyStopping(Callback):
         self.training = training
         self._epochs = 0
         self._resumed = False
+        self._rounds = False  # whether there was a round without a value, and none with one so far
+        self._looked = False  # whether there was a value
 
     @on(FitBegin)
     def begin(self, learner: Any, phase: Any) -> None:
@@ -77,6 +82,13 @@ class EarlyStopping(Callback):
             self.criterion.reset()
             self._epochs = 0
         self._resumed = False
+
+    @on(FitEnd)
+    def end(self, learner: Any, phase: Any, event: FitEnd) -> None:
+        """Say that there was nothing to look at."""
+        if event.outcome == "completed" and self._rounds and not self._looked:
+            self._looked = True  # said once
+            warnings.warn(unmeasured("EarlyStopping", self.monitor), stacklevel=2)
 
     @on(EpochEnd)
     def look(self, learner: Any, phase: Any, event: EpochEnd) -> None:
@@ -87,7 +99,9 @@ class EarlyStopping(Callback):
                 self.criterion.update_training(training)
         value = monitored(learner, phase, event, self.monitor)
         if value is None:
+            self._rounds |= learner.epoch.round is not None
             return
+        self._looked = True
         self._epochs += 1
         if self.criterion.update(value if self.mode == "min" else -value):
             raise CancelFittingException(

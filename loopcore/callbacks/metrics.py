@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -14,10 +13,10 @@ import numpy as np
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError, LossError
 from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
-from loopcore.history import Ring, Series
-from loopcore.metrics import Loss, Metric, SmoothLoss
+from loopcore.history import Ring, Series, prefix_of
+from loopcore.metrics import Loss, Metric, SmoothLoss, plain_values
 from loopcore.packing import fetched
-from loopcore.phases import PredictionPhase
+from loopcore.phases import AbstractTrainingPhase, PredictionPhase, ValidationPhase
 from loopcore.user_lines import HINT
 
 _FLUSH = 1024  # steps whose values stay on the device at most
@@ -31,7 +30,8 @@ class Metrics(Callback):
 
     Values stay on the device and are fetched in bulk, at least every 1,024 steps and when an epoch ends; only
     metrics with ``host=True`` and objects cost a transfer each step. A metric whose step values a phase does not
-    have is left out there. An epoch without samples has no value (None), never 0.
+    have is left out there. An epoch without samples has no value (None), never 0. One that was stopped has the means of
+    what it completed. Values of an epoch may be arrays, which are kept as lists, and several in a dict or a tuple.
 
     Reads: step.loss, step.weight and the step values of its metrics
     Writes: shared.metrics_epoch, shared.metrics_step
@@ -43,7 +43,8 @@ class Metrics(Callback):
             ``update/compute/reset``.
 
     Raises:
-        CallbackError: two metrics have one name.
+        CallbackError: two metrics have one name; in a Learner, one has the name that another phase's gets by its
+            prefix, such as ``val_loss``.
 
     Example:
         >>> import loopcore as lc
@@ -65,6 +66,7 @@ class Metrics(Callback):
         self._measured = [metric for metric in self.metrics if not metric.host]
         self._hosted = [metric for metric in self.metrics if metric.host]
         self._open: list[_Epoch] = []
+        self._without_loss = False  # whether a training phase without a loss was named
         self._seen: set[str] = set()
         self.reads = tuple(sorted({path for metric in self._hosted for path in metric.reads}))
         measured = {path for metric in self._measured for path in metric.reads}
@@ -76,10 +78,17 @@ class Metrics(Callback):
         """Start with empty series, unless there are some.
 
         Raises:
-            CallbackError: an object that accumulates belongs to another Metrics already.
+            CallbackError: an object that accumulates belongs to another Metrics already, or two metrics would have
+                one key in the history.
         """
         for metric in self.metrics:
             _claim(metric, self)
+        phases = {phase.name: phase for phase in (ValidationPhase(), *learner.phases)}
+        keys: dict[str, str] = {}
+        for phase in phases.values():
+            for metric in self.metrics:
+                if _is_for(metric, phase):
+                    _check_key(keys, phase.name, metric.name)
         if not hasattr(learner.shared, "metrics_epoch"):
             learner.shared.metrics_epoch = Series()
             learner.shared.metrics_step = Series()
@@ -124,32 +133,60 @@ class Metrics(Callback):
         epoch = self._open[-1] if self._open else None
         if event.outcome != "completed" or epoch is None or epoch.phase is not phase:
             return
-        epoch.rows.append((*learner.collect("metrics_names", "metrics_row"), learner.sample_weight))
+        number = learner.step_number
+        epoch.rows.append((*learner.collect("metrics_names", "metrics_row"), learner.sample_weight, number))
         for metric in self._hosted:
             if _is_for(metric, phase) and (args := _args(learner.step, metric)) is not None:
-                if metric.own is not None:
-                    self._ask(metric, learner, phase)
-                epoch.observe(metric, args, learner)
+                try:
+                    if metric.own is not None:
+                        self._ask(metric, learner, phase, number)
+                    epoch.observe(metric, args, learner)
+                except Exception as error:
+                    raise _named(error, metric)
         if len(epoch.rows) >= _FLUSH:
             self._flush(learner, epoch)
 
     @on(EpochEnd)
     def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
-        """Append the means of a completed epoch."""
+        """Keep the means of a completed epoch, and of what one that was stopped completed."""
         if not self._open or self._open[-1].phase is not phase:  # it did not hear the begin, as under throttle
             return
         epoch = self._open.pop()
+        heard = bool(epoch.rows or epoch.flushed)
         self._flush(learner, epoch)
-        values = epoch.means()
-        self._seen.update(name for name, value in values.items() if value is not None)
-        if event.outcome != "completed":
+        if event.outcome == "failed":
             return
+        values = epoch.means(learner)
+        self._seen.update(name for name, value in values.items() if value is not None)
+        if event.outcome == "completed" or (event.outcome == "cancelled" and heard):
+            self._keep(learner, phase, values)
+        trains = isinstance(phase, AbstractTrainingPhase)
+        if trains and heard and not self._without_loss and all(value is None for value in values.values()):
+            self._without_loss = True
+            warnings.warn(
+                f"{type(phase).__name__}.step sets no state.loss, so that nothing is measured in phase {phase.name!r}, "
+                "and nobody sees a loss that is NaN: write state.loss = ... where the objective computes it",
+                stacklevel=2,
+            )
+
+    def _keep(self, learner: Any, phase: Any, values: dict[str, Any]) -> None:
+        """Put the values of an epoch where they belong: at its round."""
         series: Series = learner.shared.metrics_epoch
-        there = series.get(phase.name, ())
+        epoch, there = learner.epoch, series.get(phase.name, {})
         for name in _in_order([metric.name for metric in self.metrics], values):
-            empty = name == self.metrics[0].name and not learner.epoch.completed
-            if values[name] is not None or name in there or empty:
-                series.of(phase.name, name, list).append(values[name])
+            value, empty = values[name], name == self.metrics[0].name and not epoch.completed
+            if value is None and name not in there and not empty:
+                continue
+            if name not in there:
+                _check_key({prefix_of(one) + other: one for one in series for other in series[one]}, phase.name, name)
+            epoch.metrics[prefix_of(phase.name) + name] = value
+            if epoch.round is not None:
+                if epoch.nested and value is not None:
+                    by_name = series.within.setdefault(phase.name, {})
+                    by_name.setdefault(name, []).append((epoch.round, epoch.within, value))
+                series.put(phase.name, name, epoch.round, value)
+            elif value is not None:
+                series.put_by_hand(phase.name, name, epoch.after, value)
 
     @on(FitEnd)
     def end_fit(self, learner: Any, phase: Any, event: FitEnd) -> None:
@@ -162,12 +199,14 @@ class Metrics(Callback):
     def _flush(self, learner: Any, epoch: _Epoch) -> None:
         """Fetch the pending rows in one go, add them up in float64, and put them into the series of steps."""
         rows, epoch.rows = epoch.rows, []
+        epoch.flushed |= bool(rows)
         series, phase = learner.shared.metrics_step, epoch.phase.name
         for names, group in groupby(rows, lambda row: row[0]):
             table = list(group)
-            values = fetched([row for _, row, _ in table]).reshape(len(table), len(names))
+            values = fetched([row for _, row, *_ in table]).reshape(len(table), len(names))
             weighted = _WEIGHT in names
-            weights = values[:, -1] if weighted else np.array([weight for *_, weight in table], np.float64)
+            weights = values[:, -1] if weighted else np.array([weight for *_, weight, _ in table], np.float64)
+            numbers = np.array([number for *_, number in table], np.int64)
             for name, column in zip(names, values.T, strict=True):
                 if name is not _WEIGHT:
                     metric = self._smooth.get(name)
@@ -175,15 +214,16 @@ class Metrics(Callback):
                         column = metric.smooth(phase, column)
                         epoch.last[name] = float(column[-1])
                     epoch.add(name, column, weights)
-                    series.of(phase, name, Ring).extend(column)
+                    series.of(phase, name, Ring).extend(column, numbers)
 
-    def _ask(self, metric: Metric, learner: Any, phase: Any) -> None:
+    def _ask(self, metric: Metric, learner: Any, phase: Any, number: int) -> None:
         """Let a metric that does everything itself look at the step."""
         assert metric.own is not None
         metric.own.step(learner, phase)
         value = getattr(metric.own, "step_value", lambda: None)()
         if value is not None:
-            learner.shared.metrics_step.of(phase.name, metric.name, Ring).extend(np.array([float(value)]))
+            ring: Ring = learner.shared.metrics_step.of(phase.name, metric.name, Ring)
+            ring.extend(np.array([float(value)]), np.array([number]))
 
     def state_dict(self) -> dict[str, Any]:
         """The exponential means."""
@@ -200,7 +240,8 @@ class _Epoch:
 
     def __init__(self, phase: Any, metrics: list[Metric]) -> None:
         self.phase = phase
-        self.rows: list[tuple[tuple[str, ...], Any, Any]] = []
+        self.rows: list[tuple[tuple[str, ...], Any, Any, int]] = []  # names, values, weight, number of the step
+        self.flushed = False  # whether there were rows before
         self.metrics = metrics
         self._observed: set[str] = set()
         self.last: dict[str, float] = {}  # of metrics whose epoch value is that of the last step
@@ -229,28 +270,32 @@ class _Epoch:
             self._everything.setdefault(metric.name, []).append(arrays)
         else:
             weights = _numbers(learner, [learner.sample_weight], "step.weight")
-            self.add(metric.name, np.array([float(metric.fn(*arrays))]), weights)
+            value = _scalar(metric.fn(*arrays), metric.name)
+            self.add(metric.name, np.array([float(value)]), weights)
 
-    def means(self) -> dict[str, float | None]:
-        found: dict[str, float | None] = {}
+    def means(self, learner: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for metric in self.metrics:
-            if metric.state is not None and metric.name not in self._observed:
-                found[metric.name] = None  # an object that was told nothing has a value all the same
-            elif metric.own is not None:
-                value = metric.own.epoch_value()
-                found[metric.name] = None if value is None else float(value)
-            elif metric.object is not None:
-                found.update(_as_floats(metric.name, metric.object.compute))
-            elif metric.over == "epoch":
-                parts = self._everything.get(metric.name)
-                args = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else None
-                found[metric.name] = None if args is None else float(metric.fn(*args))
-            elif metric.name in self.last:
-                found[metric.name] = self.last[metric.name]
-            else:
-                total, weight = self._sums.get(metric.name, (0.0, 0.0))
-                found[metric.name] = total / weight if weight else None
+            try:
+                found.update(plain_values(metric.name, self._mean(metric), learner.to_host))
+            except Exception as error:
+                raise _named(error, metric)
         return found
+
+    def _mean(self, metric: Metric) -> Any:
+        if metric.state is not None and metric.name not in self._observed:
+            return None  # an object that was told nothing has a value all the same
+        if metric.own is not None:
+            return metric.own.epoch_value()
+        if metric.object is not None:
+            return metric.object.compute()
+        if metric.over == "epoch":
+            parts = self._everything.get(metric.name)
+            return metric.fn(*(np.concatenate(column) for column in zip(*parts, strict=True))) if parts else None
+        if metric.name in self.last:
+            return self.last[metric.name]
+        total, weight = self._sums.get(metric.name, (0.0, 0.0))
+        return total / weight if weight else None
 
 
 _owners: weakref.WeakValueDictionary[int, Metrics] = weakref.WeakValueDictionary()  # by id of the object
@@ -282,7 +327,24 @@ def _is_for(metric: Metric, phase: Any) -> bool:
     return isinstance(phase, metric.phase)
 
 
-def _in_order(names: list[str], values: dict[str, float | None]) -> list[str]:
+def _check_key(keys: dict[str, str], phase: str, name: str) -> None:
+    """Refuse a second metric of one key; ``keys`` has the phase of each that is there."""
+    key = prefix_of(phase) + name
+    other = keys.setdefault(key, phase)
+    if other != phase:
+        raise CallbackError(
+            f"metric {name!r} of phase {phase!r} and metric {key.removeprefix(prefix_of(other))!r} of phase {other!r} "
+            f"would both be {key!r} in the history: give one another name, Metric(fn, name=...)"
+        )
+
+
+def _named(error: Exception, metric: Metric) -> Exception:
+    if f"metric {metric.name!r}" not in str(error):
+        error.add_note(f"raised by the metric {metric.name!r}")
+    return error
+
+
+def _in_order(names: list[str], values: dict[str, Any]) -> list[str]:
     return [name for name in names if name in values] + [name for name in values if name not in names]
 
 
@@ -312,7 +374,10 @@ def _value(metric: Metric, args: list[Any]) -> Any:
 def _scalar(value: Any, name: str) -> Any:
     shape = getattr(value, "shape", ())
     if len(shape):  # a shape of TensorFlow is true even if empty
-        raise LossError(f"metric {name!r} is a scalar for each step, but has the shape {tuple(shape)}: take its mean")
+        raise LossError(
+            f"metric {name!r} is a scalar for each step, but has the shape {tuple(shape)}: take its mean, or let it be "
+            'of a whole epoch, Metric(fn, over="epoch") or an object, which keep arrays as they are'
+        )
     return value
 
 
@@ -322,10 +387,3 @@ def _floats(learner: Any, row: list[Any]) -> list[Any]:
     arrays = [xp.full((), value) if type(value) in _NUMBERS else value for value in row]
     wide = next((array.dtype for array in arrays if "float64" in str(array.dtype)), xp.float32)
     return [xp.astype(array, wide) for array in arrays]
-
-
-def _as_floats(name: str, compute: Callable[[], Any]) -> dict[str, float | None]:
-    result = compute()
-    if isinstance(result, dict):
-        return {str(key): float(value) for key, value in result.items()}
-    return {name: float(result)}

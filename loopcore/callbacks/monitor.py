@@ -7,12 +7,15 @@ from math import isnan
 from typing import Any, Literal
 
 from loopcore.errors import CallbackError
+from loopcore.history import PREFIXES, prefix_of
 
 Mode = Literal["min", "max"]
 
 
 def monitored(learner: Any, phase: Any, event: Any, key: str) -> float | None:
     """The value of a metric for the epoch that ends, if it is one of the metric's phase and has a value.
+
+    Predictions, and what is measured by hand outside of rounds, have none.
 
     Args:
         learner: the view of a callback that reads ``shared.metrics_epoch``.
@@ -21,17 +24,41 @@ def monitored(learner: Any, phase: Any, event: Any, key: str) -> float | None:
         key: of the history, such as ``"val_loss"``.
 
     Raises:
-        UnknownMetricError: a round is over and nobody measured it; names what there is.
+        UnknownMetricError: a round is over, nobody measured it, and no phase that is still to come will; names what
+            there is.
+        CallbackError: its values are no numbers.
     """
-    if event.outcome != "completed":
+    epoch = learner.epoch
+    if event.outcome != "completed" or epoch.round is None:
         return None
     history = learner.history
     if key not in history:
-        if learner.epoch.last:
+        if epoch.last and not epoch.nested and not _may_come(learner, key):
             history.phase_of(key)  # raises
         return None
-    values: list[float | None] = history[key]
-    return values[-1] if history.phase_of(key) == phase.name and values else None
+    if history.phase_of(key) != phase.name:
+        return None
+    value = epoch.metrics.get(key)
+    if isinstance(value, list):
+        raise CallbackError(f"{key!r} has a list of values in each round, and none of them is better: monitor a number")
+    return None if value is None else float(value)
+
+
+def _may_come(learner: Any, key: str) -> bool:
+    """Whether the phase of a metric has measured nothing yet and may do so in a later round."""
+    measured = set(learner.shared.metrics_epoch)
+    known = {*(phase.name for phase in learner.phases), *PREFIXES, *measured}
+    phase = max((name for name in known if key.startswith(prefix_of(name))), key=lambda name: len(prefix_of(name)))
+    data = learner._learner.data  # only its keys: no callback has to declare that it reads data for a message
+    return phase not in measured and (phase in data or any(p.name == phase and not p.data_key for p in learner.phases))
+
+
+def unmeasured(who: str, key: str) -> str:
+    """What to say when a fit ends in which a metric had no value."""
+    return (
+        f"{who} watched {key!r}, which had no value in this fit: run the phase that measures it in a round, or watch "
+        "another metric"
+    )
 
 
 def ranked(values: Sequence[float | None], mode: Mode) -> list[int]:
