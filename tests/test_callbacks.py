@@ -417,8 +417,8 @@ def test_a_line_for_each_round_in_a_pipe() -> None:
     learner.run_epoch(lc.TrainingPhase())
     lines = re.sub(r"\d+\.\d s", "0.0 s", out.getvalue()).splitlines()
     both = "training 3 steps 0.0 s, validation 2 steps 0.0 s"
-    assert lines[:3] == [f"epoch 1: {both}", f"epoch 2: {both}", f"epoch 1: {both}"]
-    assert lines[3].endswith(": training 3 steps 0.0 s") and len(lines) == 4
+    assert lines[:3] == [f"epoch 1: {both}", f"epoch 2: {both}", f"epoch 3: {both}"]
+    assert lines[3] == "epoch 4: training 3 steps 0.0 s" and len(lines) == 4
 
 
 def test_the_line_of_a_round_comes_before_its_row() -> None:

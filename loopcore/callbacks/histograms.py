@@ -96,7 +96,7 @@ class LogHistograms(Logs, Sleeper):
         """Write one histogram for each parameter, and one for its gradient."""
         if event.outcome != "completed" or not isinstance(phase, AbstractTrainingPhase):
             return
-        epochs = learner.shared.history[phase].epochs
+        epochs = learner.epoch.after
         for name in learner.params.names:
             self._log(f"params/{name}", _histogram(learner, learner.params[name].value), epochs)
         if self.gradients and learner.epoch.completed:

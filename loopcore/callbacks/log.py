@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError, OptimizerError
-from loopcore.events import EpochEnd, FitBegin, FitEnd, StepEnd
+from loopcore.events import EpochEnd, FitBegin, FitEnd, StepBegin, StepEnd
 from loopcore.history import prefix_of
-from loopcore.loggers.base import Loggable, Logger
+from loopcore.loggers.base import Array, Loggable, Logger
 from loopcore.phases import AbstractTrainingPhase
+
+
+FLUSH = 1024  # steps after which values are written at the latest
 
 
 class Logs(Callback):
     """Base of what writes to loggers: holds them, flushes them when epochs end and when a fit does.
+
+    A logger that cannot write says so once, and the training goes on, unless it is ``strict``.
 
     Handles: EpochEnd, FitEnd
 
@@ -30,10 +37,17 @@ class Logs(Callback):
             name = type(self).__name__
             raise CallbackError(f"{name} takes loggers: write {name}(lc.loggers.CSVLogger())")
         self.loggers = loggers
+        self._heard = 0  # steps since the last flush
 
     def _log(self, name: str, value: Loggable | float, step: int) -> None:
         for logger in self.loggers:
-            logger.log(name, value, step)
+            with logger.trouble(name):
+                logger.log(name, value, step)
+
+    def _is_due(self) -> bool:
+        """Whether it is time to write what a running epoch measured so far; asked once a step."""
+        self._heard += 1
+        return self._heard >= FLUSH
 
     def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Log what there is when an epoch has ended."""
@@ -50,18 +64,23 @@ class Logs(Callback):
         self._flush()
 
     def _flush(self) -> None:
+        self._heard = 0
         for logger in self.loggers:
-            logger.flush()
+            with logger.trouble("flush"):
+                logger.flush()
 
 
 class LogMetrics(Logs):
-    """Log the metrics of every epoch, and those of every step.
+    """Log the metrics of every epoch by their rounds, and those of every step by the number of the step.
 
     Names are those of the history; by steps they begin with ``step/``, and count the completed steps of their phase.
-    Values of steps are written when an epoch ends, from what `Metrics` has fetched by then: it costs a step nothing.
+    Values of steps are written as `Metrics` fetches them, every 1,024 steps and when an epoch ends. What is measured
+    within an epoch of another phase, as by a validation every 100 steps, begins with ``within/`` and counts the
+    completed steps of that phase; the last of a round stands at the round. A metric with a list of values is logged as
+    an `Array`.
 
-    Reads: shared.metrics_epoch, shared.metrics_step, shared.history
-    Handles: EpochEnd, FitEnd
+    Reads: shared.metrics_epoch, shared.metrics_step
+    Handles: StepEnd, EpochEnd, FitEnd
 
     Args:
         *loggers: where to.
@@ -78,24 +97,54 @@ class LogMetrics(Logs):
         {'loss': 1, 'step/loss': 2}
     """
 
-    reads = ("shared.metrics_epoch", "shared.metrics_step", "shared.history")
+    reads = ("shared.metrics_epoch", "shared.metrics_step")
 
     def __init__(self, *loggers: Logger, steps: bool = True) -> None:
         super().__init__(*loggers)
         self.steps = steps
         self._written: dict[tuple[str, str], int] = {}
+        self._places: dict[str, int] = {}  # the last round that each metric was logged at
+        self._within: dict[str, Any] = {}  # the last value of those measured within the epoch that runs
+        if not steps:
+            self.listeners = tuple(one for one in self.listeners if one.method != "end_step")
+
+    @on(StepEnd)
+    def end_step(self, learner: Any, phase: Any) -> None:
+        """Write values of steps while the epoch runs, so that none is lost in a long one."""
+        if self._is_due():
+            self._write_steps(learner)
+            self._flush()
 
     def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write what the epoch measured."""
-        prefix, epochs = prefix_of(phase.name), learner.shared.history[phase].epochs
-        if event.outcome == "completed":
-            for name, values in learner.shared.metrics_epoch.get(phase.name, {}).items():
-                if values and values[-1] is not None:
-                    self._log(prefix + name, values[-1], epochs)
+        epoch = learner.epoch
+        measured = {key: value for key, value in epoch.metrics.items() if value is not None}
+        if epoch.nested and epoch.round is not None:
+            for key, value in measured.items():
+                self._log(f"within/{key}", _loggable(value), epoch.within)
+            self._within.update(measured)
+        else:
+            for key, value in {**measured, **self._within}.items():
+                if epoch.round is not None or self._is_in_history(learner, phase, key, epoch.after):
+                    self._places[key] = epoch.after
+                    self._log(key, _loggable(value), epoch.after)
+            self._within = {}
         if self.steps:
-            for name, ring in learner.shared.metrics_step.get(phase.name, {}).items():
-                for number, value in unwritten(self._written, (phase.name, name), ring.latest(), ring.count):
-                    self._log(f"step/{prefix}{name}", float(value), number)
+            self._write_steps(learner)
+
+    def _is_in_history(self, learner: Any, phase: Any, key: str, place: int) -> bool:
+        """Whether what was measured by hand has a place of its own on the axis."""
+        name = key.removeprefix(prefix_of(phase.name))
+        series = learner.shared.metrics_epoch
+        return self._places.get(key, -1) < place and series.at(phase.name, name, place) is learner.epoch.metrics[key]
+
+    def _write_steps(self, learner: Any) -> None:
+        for phase, series in learner.shared.metrics_step.items():
+            for name, ring in series.items():
+                if self._written.get((phase, name), 0) != ring.count:
+                    values, numbers = ring.latest(), ring.numbers()
+                    for number, value in unwritten(self._written, (phase, name), values, numbers, ring.count):
+                        self._log(f"step/{prefix_of(phase)}{name}", float(value), number)
 
     def state_dict(self) -> dict[str, Any]:
         """How many values of each series were written."""
@@ -107,12 +156,13 @@ class LogMetrics(Logs):
 
 
 class LogHyperParams(Logs):
-    """Log hyperparameters: all of them once, and then what changed, by completed training steps.
+    """Log hyperparameters: all of them once, and then what changed, by the number of the training step that used them.
 
-    Values of steps are written when an epoch ends.
+    They are written every 1,024 steps, and when an epoch ends. With several training phases the axis counts the steps
+    of all of them.
 
     Reads: hyper
-    Handles: FitBegin, StepEnd, EpochEnd, FitEnd
+    Handles: FitBegin, StepBegin, StepEnd, EpochEnd, FitEnd
 
     Args:
         *loggers: where to.
@@ -135,7 +185,12 @@ class LogHyperParams(Logs):
         super().__init__(*loggers)
         self._steps = 0
         self._last: dict[str, float] = {}
+        self._used: list[dict[str, float]] = []  # by the steps that run, the innermost last
         self._pending: list[tuple[str, float, int]] = []
+
+    def setup(self, learner: Any) -> None:
+        """Count on from the steps there were."""
+        self._steps = steps_before(learner)
 
     @on(FitBegin)
     def begin(self, learner: Any, phase: Any) -> None:
@@ -146,13 +201,22 @@ class LogHyperParams(Logs):
             except OptimizerError:  # a library keeps it where nobody can read it
                 continue
 
+    @on(StepBegin, AbstractTrainingPhase)
+    def begin_step(self, learner: Any, phase: Any) -> None:
+        """Look at what the step runs with: when it ends it may be set for the next one."""
+        self._used.append({name: learner.hyper[name] for name in self._last})
+
     @on(StepEnd, AbstractTrainingPhase)
     def step(self, learner: Any, phase: Any, event: StepEnd) -> None:
-        """Note what the step ran with, where that changed."""
+        """Note it, where it changed."""
+        used = self._used.pop() if self._used else {}
         if event.outcome == "completed":
             self._steps += 1
-            for name in self._last:
-                self._note(name, learner.hyper[name])
+            for name, value in used.items():
+                self._note(name, value)
+            if self._is_due():
+                self._write_pending()
+                self._flush()
 
     def _note(self, name: str, value: float) -> None:
         if self._last.get(name) != value:
@@ -161,9 +225,12 @@ class LogHyperParams(Logs):
 
     def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write what was noted."""
-        for name, value, step in self._pending:
+        self._write_pending()
+
+    def _write_pending(self) -> None:
+        pending, self._pending = self._pending, []
+        for name, value, step in pending:
             self._log(f"hyper/{name}", value, step)
-        self._pending.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps, and the last values."""
@@ -222,21 +289,37 @@ class LogVisualization(Logs):
     def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write what the function makes."""
         if isinstance(phase, self.phase) and event.outcome == "completed":
-            self._log(self.name, self.make(learner), learner.shared.history[phase].epochs)
+            self._log(self.name, self.make(learner), learner.epoch.after)
+
+
+def steps_before(learner: Any) -> int:
+    """Completed steps of the training phases of a learner so far."""
+    runs = learner._learner.runs
+    names = {phase.name for phase in learner.phases if isinstance(phase, AbstractTrainingPhase)}
+    return sum(runs.attempts.get(name, 0) - runs.missed.get(name, 0) for name in names)
+
+
+def _loggable(value: Any) -> Loggable | float:
+    return Array(np.array(value)) if isinstance(value, list) else float(value)
 
 
 def unwritten(
-    written: dict[tuple[str, str], int], key: tuple[str, str], latest: Sequence[Any], count: int
+    written: dict[tuple[str, str], int],
+    key: tuple[str, str],
+    latest: Sequence[Any],
+    numbers: Sequence[int],
+    count: int,
 ) -> Iterator[tuple[int, Any]]:
-    """What of a series is still to be written, each value with its number from 1; then all of it is.
+    """What of a series is still to be written, each value with its place on the axis; then all of it is.
 
     Args:
         written: how many values of each series were.
         key: of the series.
         latest: its last values; older ones may be gone.
+        numbers: their places.
         count: how many it had so far.
     """
     first = count - len(latest)
-    for number in range(max(written.get(key, 0), first), count):
-        yield number + 1, latest[number - first]
+    for number in range(max(written.get(key, 0), first) - first, len(latest)):
+        yield int(numbers[number]), latest[number]
     written[key] = count

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
 from loopcore.callback import Callback, on
@@ -18,10 +20,46 @@ if TYPE_CHECKING:
 _REDRAW = 0.1  # seconds: at most ten redraws, and so ten transfers of the loss, a second
 
 
-class ProgressPrinter(Callback):
+class Printer(Callback):
+    """Base of what prints: where there is nowhere to print to, that is said once, and the training goes on.
+
+    Args:
+        quiet: print nothing.
+        file: where to print. Default: standard output at the time of printing.
+    """
+
+    def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
+        self.quiet = quiet
+        self._file = file
+        self._mute = False  # it cannot be printed to
+
+    def _is_terminal(self) -> bool:
+        return not self._mute and bool(getattr(self._file or sys.stdout, "isatty", bool)())
+
+    def _say(self, line: str) -> None:
+        self._try(lambda: say(line, self._file))
+
+    def _try(self, show: Callable[[], None]) -> None:
+        """Print something, unless nothing can be printed."""
+        if self._mute:
+            return
+        try:
+            if (self._file or sys.stdout) is None:
+                raise OSError("there is no standard output")
+            show()
+        except OSError as error:  # a closed pipe, a full disk
+            self._mute = True
+            warnings.warn(
+                f"{type(self).__name__} cannot print: {error}. The training goes on without; "
+                f"{type(self).__name__}(quiet=True) does not try",
+                stacklevel=2,
+            )
+
+
+class ProgressPrinter(Printer):
     """A live bar for the running epoch on a terminal, one line a round in a pipe. Joins by default.
 
-    Redraws at most ten times a second. Nested epochs are not shown.
+    Redraws at most ten times a second. Nested epochs are not shown. Rounds go on through several fits.
 
     Reads: step.loss
     Handles: FitBegin, EpochBegin, StepEnd, EpochEnd, FitEnd
@@ -40,12 +78,11 @@ class ProgressPrinter(Callback):
     reads = ("step.loss",)
 
     def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
-        self.quiet = quiet
-        self._file = file
+        super().__init__(quiet, file)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._next = 0.0
-        self._round = 1
+        self._round = 0  # that of the parts
         self._began = 0.0
         self._parts: list[str] = []
         self._loss: Any = None
@@ -53,8 +90,7 @@ class ProgressPrinter(Callback):
 
     @on(FitBegin)
     def begin_fit(self, learner: Any, phase: Any) -> None:
-        """Count rounds from 1."""
-        self._round = 1
+        """A new row."""
         self._parts = []
 
     @on(EpochBegin)
@@ -65,9 +101,8 @@ class ProgressPrinter(Callback):
         self._began = time.monotonic()
         self._next = self._began + _REDRAW
         self._loss, self._shown = None, ""
-        out = self._file or sys.stdout
-        if out.isatty():
-            self._open_bar(out, clean(phase.name), learner.epoch.length)
+        if self._is_terminal():
+            self._try(lambda: self._open_bar(self._file or sys.stdout, clean(phase.name), learner.epoch.length))
 
     @on(StepEnd)
     def end_step(self, learner: Any, phase: Any) -> None:
@@ -81,7 +116,8 @@ class ProgressPrinter(Callback):
         if self._loss is not None and learner.is_ready(self._loss):  # that of the last redraw, which is ready by now
             self._shown = f"loss {float(learner.to_host(self._loss)):.4g}"
         self._loss = getattr(learner.step, "loss", None)
-        self._bar.update(self._task, completed=learner.epoch.attempted, loss=self._shown, refresh=True)
+        bar, task, done = self._bar, self._task, learner.epoch.attempted
+        self._try(lambda: bar.update(task, completed=done, loss=self._shown, refresh=True))
 
     @on(EpochEnd)
     def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
@@ -89,24 +125,25 @@ class ProgressPrinter(Callback):
         if self.quiet or learner.epoch.nested:
             return
         self._close_bar()
-        out = self._file or sys.stdout
-        if out.isatty() or isinstance(phase, PredictionPhase):
+        if self._mute or self._is_terminal() or isinstance(phase, PredictionPhase):
             return
         seconds = time.monotonic() - self._began
         ended = "" if event.outcome == "completed" else f" {event.outcome}"
         self._parts.append(f"{clean(phase.name)} {learner.epoch.completed} steps {seconds:.1f} s{ended}")
+        self._round = learner.epoch.after
         if learner.epoch.last or event.outcome == "failed":
-            say(f"epoch {self._round}: {', '.join(self._parts)}", out)
-            self._round += 1
-            self._parts = []
+            self._print_parts()
 
     @on(FitEnd)
     def end_fit(self, learner: Any, phase: Any) -> None:
         """Print what a stopped round had."""
         if self._parts and not self.quiet:
-            say(f"epoch {self._round}: {', '.join(self._parts)}", self._file)
-        self._parts = []
+            self._print_parts()
         self._close_bar()
+
+    def _print_parts(self) -> None:
+        self._say(f"epoch {self._round}: {', '.join(self._parts)}")
+        self._parts = []
 
     def _open_bar(self, out: IO[str], name: str, length: int | None) -> None:
         from rich.console import Console
@@ -120,15 +157,16 @@ class ProgressPrinter(Callback):
         self._bar.start()
 
     def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        self._bar = self._task = None
+        bar, self._bar, self._task = self._bar, None, None
+        if bar is not None:
+            self._try(bar.stop)
 
 
-class MetricsPrinter(Callback):
+class MetricsPrinter(Printer):
     """A row with the metrics of all phases after every round. Joins by default.
 
-    A metric without a value shows as ``-``.
+    A metric without a value shows as ``-``; one with a list of values is left out. What is measured by hand stands
+    beside the number of the round before it.
 
     Reads: shared.metrics_epoch
     Runs after: ProgressPrinter
@@ -151,17 +189,14 @@ class MetricsPrinter(Callback):
     run_after = (ProgressPrinter,)  # first the line that closes the round, then its row
 
     def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
-        self.quiet = quiet
-        self._file = file
+        super().__init__(quiet, file)
         self._columns: list[str] = []
-        self._round = 0
         self._values: dict[str, float | None] = {}
 
     @on(FitBegin)
     def begin_fit(self, learner: Any, phase: Any) -> None:
         """A new table."""
         self._columns = []
-        self._round = 0
         self._values = {}
 
     @on(EpochEnd)
@@ -169,15 +204,16 @@ class MetricsPrinter(Callback):
         """Collect the values of this phase; print when the round is over."""
         if self.quiet or learner.epoch.nested or isinstance(phase, PredictionPhase):
             return
-        if event.outcome == "completed":
-            series = learner.shared.metrics_epoch.get(phase.name, {})
-            self._values.update({prefix_of(phase.name) + name: values[-1] for name, values in series.items()})
-        if learner.epoch.last and event.outcome in ("completed", "cancelled"):
-            self._round += 1
-            self._print_row()
+        epoch = learner.epoch
+        if event.outcome in ("completed", "cancelled"):
+            absent = dict.fromkeys(prefix_of(phase.name) + name for name in learner.shared.metrics_epoch.get(phase.name, ()))
+            self._values.update(absent | epoch.metrics)
+        if epoch.last and event.outcome != "failed":
+            self._print_row(epoch.after)
             self._values = {}
 
-    def _print_row(self) -> None:
+    def _print_row(self, number: int) -> None:
+        self._values = {key: value for key, value in self._values.items() if not isinstance(value, list)}
         if not self._values:
             return
         columns = self._columns + [name for name in self._values if name not in self._columns]
@@ -185,9 +221,9 @@ class MetricsPrinter(Callback):
         if columns != self._columns:
             self._columns = columns
             names = " ".join(f"{clean(name):>{width}}" for name, width in zip(columns, widths, strict=True))
-            say(f"{'epoch':>6} {names}", self._file)
+            self._say(f"{'epoch':>6} {names}")
         cells = " ".join(f"{_shown(self._values.get(name)):>{w}}" for name, w in zip(columns, widths, strict=True))
-        say(f"{self._round:>6} {cells}", self._file)
+        self._say(f"{number:>6} {cells}")
 
 
 def _shown(value: float | None) -> str:

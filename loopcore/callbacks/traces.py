@@ -12,7 +12,7 @@ from loopcore.arguments import is_whole
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, Listener, Resolution, on
 from loopcore.callbacks.log import Logs, unwritten
 from loopcore.errors import CallbackError
-from loopcore.events import EpochEnd, Event, StepEnd
+from loopcore.events import EpochBegin, EpochEnd, Event, StepEnd
 from loopcore.history import Series, prefix_of
 from loopcore.loggers.base import Histogram, Loggable, Logger
 from loopcore.phases import AbstractTrainingPhase, Phase
@@ -23,20 +23,23 @@ class Noted:
 
     Attributes:
         values: the latest ones.
+        numbers: of the step, or of the round, at which each was noted.
         count: of all there ever were.
     """
 
     def __init__(self, size: int) -> None:
         self.values: deque[Any] = deque(maxlen=size)
+        self.numbers: deque[int] = deque(maxlen=size)
         self.count = 0
 
-    def add(self, value: Any) -> None:
+    def add(self, value: Any, number: int) -> None:
         """Add a value."""
         self.values.append(value)
+        self.numbers.append(number)
         self.count += 1
 
     def __repr__(self) -> str:
-        return f"Noted({list(self.values)})"
+        return f"Noted({self.count} values)"
 
 
 class Traces(Callback):
@@ -103,20 +106,23 @@ class Traces(Callback):
     def note(self, learner: Any, phase: Any, event: Event) -> None:
         """Note a value of each, unless what ends was not completed."""
         if getattr(event, "outcome", "completed") == "completed":
+            rounds = isinstance(event, (EpochBegin, EpochEnd))
+            number = learner.epoch.after if rounds else learner.step_number
             for name, fn in self.functions.items():
                 noted: Noted = learner.shared.traces.of(phase.name, name, lambda: Noted(self.size))
-                noted.add(fn(learner))
+                noted.add(fn(learner), number)
 
 
 class LogTraces(Logs):
-    """Log what `Traces` notes, when an epoch ends: ``trace/name`` of training, ``trace/val_name`` of validation.
+    """Log what `Traces` notes: ``trace/name`` of training, ``trace/val_name`` of validation.
 
-    The axis counts the values of the trace. What is no number is logged if it is an image, a text or another kind
+    They are written every 1,024 steps, and when an epoch ends. The axis is that of the completed steps of the phase; for
+    what is noted at events of epochs that of the rounds. What is no number is logged if it is an image, a text or another kind
     of `loopcore.loggers`; an array as a histogram.
 
     Reads: shared.traces
     Requires: Traces
-    Handles: EpochEnd, FitEnd
+    Handles: StepEnd, EpochEnd, FitEnd
 
     Args:
         *loggers: where to.
@@ -142,9 +148,21 @@ class LogTraces(Logs):
 
     def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write what was noted since the last time."""
-        for name, noted in learner.shared.traces.get(phase.name, {}).items():
-            for number, value in unwritten(self._written, (phase.name, name), noted.values, noted.count):
-                self._log(f"trace/{prefix_of(phase.name)}{name}", _loggable(learner, value), number)
+        self._write(learner)
+
+    @on(StepEnd)
+    def end_step(self, learner: Any, phase: Any) -> None:
+        """Write while the epoch runs, before the oldest values are gone."""
+        if self._is_due():
+            self._write(learner)
+            self._flush()
+
+    def _write(self, learner: Any) -> None:
+        for phase, series in learner.shared.traces.items():
+            for name, noted in series.items():
+                new = unwritten(self._written, (phase, name), noted.values, noted.numbers, noted.count)
+                for number, value in new:
+                    self._log(f"trace/{prefix_of(phase)}{name}", _loggable(learner, value), number)
 
 
 def _loggable(learner: Any, value: Any) -> Any:

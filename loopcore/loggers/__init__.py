@@ -3,7 +3,7 @@
 A logger takes ``log(name, value, step)``. Libraries are imported when a logger is made.
 """
 
-from loopcore.loggers.base import Figure, Histogram, Image, Logger, Text, Value
+from loopcore.loggers.base import Array, Figure, Histogram, Image, Logger, Text, Value
 from loopcore.loggers.csv import CSVLogger
 from loopcore.loggers.jsonl import JSONLinesLogger
 from loopcore.loggers.memory import MemoryLogger
@@ -13,6 +13,7 @@ from loopcore.loggers.trackio import TrackioLogger
 from loopcore.loggers.wandb import WandbLogger
 
 __all__ = [
+    "Array",
     "CSVLogger",
     "Figure",
     "Histogram",

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from loopcore.errors import LoopcoreError
 from loopcore.loggers.names import Names, sanitised
 from loopcore.text import clean
 
@@ -78,14 +79,39 @@ class Figure:
     figure: Any
 
 
-Loggable: TypeAlias = Value | Text | Image | Histogram | Figure
+@dataclass(frozen=True)
+class Array:
+    """Numbers of any shape as they are: a value for each class, a confusion matrix, a curve.
+
+    A logger that has no such kind writes the numbers of one that has at most 100 each by itself, ``name/0/2``.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> logger = lc.loggers.MemoryLogger()
+        >>> logger.log("recall", lc.loggers.Array(np.array([0.5, 1.0])), 1)
+        >>> logger.entries["recall"][0][1].tolist()
+        [0.5, 1.0]
+    """
+
+    values: np.ndarray[Any, Any]
+
+
+Loggable: TypeAlias = Value | Text | Image | Histogram | Figure | Array
+_MANY = 100  # numbers of an array that become values of their own
 
 
 class Logger:
     """Base of the loggers: says which kinds it takes, and writes one of them.
 
+    What the system or a library refuses, a full disk or a lost connection, does not end a training: callbacks say it
+    once and go on, and what a file logger could not write it writes later.
+
+    Args:
+        strict: raise such errors instead.
+
     Attributes:
         kinds: what it takes. Another kind is left out, which is said once.
+        strict: whether what it cannot write ends the training.
 
     Example:
         >>> import loopcore as lc
@@ -99,20 +125,30 @@ class Logger:
     """
 
     kinds: tuple[type[Any], ...] = (Value,)
+    strict: bool = False
     _said: frozenset[type[Any]] = frozenset()
+    _in_trouble = False
 
-    def log(self, name: str, value: Loggable | float, step: int) -> None:
+    def __init__(self, *, strict: bool = False) -> None:
+        self.strict = strict
+
+    def log(self, name: str, value: Loggable | float | Any, step: int) -> None:
         """Log a value.
 
         Args:
             name: parts are separated by ``/``; what file systems and libraries do not like becomes ``_``. If two
                 names become the same, the second one gets a number, which is said once.
-            value: a number, or one of the kinds.
+            value: a number, as Python's or as a 0-d array of any framework, or one of the kinds.
             step: where on the axis; does not go back for one name.
         """
-        value = Value(float(value)) if isinstance(value, (int, float, np.generic)) else value
+        inner = value.value if isinstance(value, Value) else value
+        if isinstance(inner, (int, float)) or (not isinstance(inner, (str, bytes)) and is_scalar(inner)):
+            value = Value(float(inner))
         if isinstance(value, self.kinds):
             self.write(self._names(name), value, step)
+        elif isinstance(value, Array) and value.values.size <= _MANY and Value in self.kinds:
+            for place, number in np.ndenumerate(value.values):
+                self.write(self._names("/".join(map(str, (name, *place)))), Value(float(number)), step)
         elif type(value) not in self._said:
             self._said |= {type(value)}
             left_out = f"{clean(name)} is left out"
@@ -135,3 +171,55 @@ class Logger:
 
     def close(self) -> None:
         """No value follows."""
+
+    def trouble(self, what: str) -> Trouble:
+        """A ``with`` block in which the system, or a library, may refuse: that is said once, or raised if ``strict``.
+
+        Args:
+            what: is done in it.
+        """
+        return Trouble(self, what)
+
+    def __repr__(self) -> str:
+        path = getattr(self, "path", None)
+        return f"{type(self).__name__}({'' if path is None else repr(str(path))})"
+
+
+class Trouble:
+    """What `Logger.trouble` returns.
+
+    Args:
+        logger: what is written by.
+        what: is done.
+    """
+
+    def __init__(self, logger: Logger, what: str) -> None:
+        self._logger = logger
+        self._what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> bool:
+        logger = self._logger
+        if error is None or logger.strict or not is_of_the_system(error):
+            return False
+        if not logger._in_trouble:
+            logger._in_trouble = True
+            warnings.warn(
+                f"{logger!r} could not write ({clean(self._what)}): {type(error).__name__}: {error}. The training goes "
+                f"on, this is said once; {type(logger).__name__}(..., strict=True) ends it instead",
+                stacklevel=3,
+            )
+        return True
+
+
+def is_of_the_system(error: BaseException) -> bool:
+    """Whether an error comes from the system or a library, and not from a mistake in a program."""
+    own = type(error).__module__ == "builtins" or isinstance(error, LoopcoreError)
+    return isinstance(error, Exception) and (isinstance(error, OSError) or not own)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether it is a number that a framework keeps as an array without dimensions."""
+    shape = getattr(value, "shape", None)
+    return shape is not None and not len(shape) and hasattr(value, "__float__")

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
-from loopcore.loggers.base import Logger, Value
+from loopcore.loggers.base import Value
+from loopcore.loggers.files import FileLogger
 from loopcore.loggers.names import run_folder
 
 
-class CSVLogger(Logger):
+class CSVLogger(FileLogger):
     """Writes ``step,name,value`` rows to ``values.csv`` in a new folder.
 
     Args:
         folder: holds one folder for each run.
         run: name of this run. Default: the time.
+        strict: let what cannot be written end the training.
 
     Example:
         >>> import loopcore as lc, tempfile
@@ -27,18 +30,16 @@ class CSVLogger(Logger):
         ['step,name,value', '1,loss,0.5']
     """
 
-    def __init__(self, folder: str | Path = "runs", run: str | None = None) -> None:
-        self.path = run_folder(folder, run) / "values.csv"
-        self._rows: list[tuple[Any, ...]] = [("step", "name", "value")]
+    def __init__(self, folder: str | Path = "runs", run: str | None = None, *, strict: bool = False) -> None:
+        super().__init__(run_folder(folder, run) / "values.csv", _row("step", "name", "value"), strict=strict)
 
     def write(self, name: str, value: Value, step: int) -> None:
         """Keep a row until it is flushed."""
-        self._rows.append((step, name, repr(value.value)))
+        self._lines.append(_row(step, name, repr(value.value)))
 
-    def flush(self) -> None:
-        """Everything is in the file."""
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(self._rows)
-        self._rows.clear()
 
-    close = flush
+def _row(*cells: Any) -> str:
+    """A line of the file."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(cells)
+    return text.getvalue()

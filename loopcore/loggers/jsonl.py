@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
-from loopcore.loggers.base import Logger, Text, Value
+from loopcore.loggers.base import Array, Text, Value
 from loopcore.loggers.conversions import encodable
+from loopcore.loggers.files import FileLogger
 from loopcore.loggers.names import run_folder
 
 
-class JSONLinesLogger(Logger):
+class JSONLinesLogger(FileLogger):
     """Writes ``{"step": 1, "name": "loss", "value": 0.5}`` lines to ``values.jsonl`` in a new folder.
 
     Numbers that JSON does not have are the texts ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``; a lone surrogate, which
@@ -20,6 +22,7 @@ class JSONLinesLogger(Logger):
     Args:
         folder: holds one folder for each run.
         run: name of this run. Default: the time.
+        strict: let what cannot be written end the training.
 
     Example:
         >>> import loopcore as lc, tempfile
@@ -31,23 +34,24 @@ class JSONLinesLogger(Logger):
         {"step": 1, "name": "loss", "value": 0.5}
     """
 
-    kinds = (Value, Text)
+    kinds = (Value, Text, Array)
 
-    def __init__(self, folder: str | Path = "runs", run: str | None = None) -> None:
-        self.path = run_folder(folder, run) / "values.jsonl"
-        self._lines: list[str] = []
+    def __init__(self, folder: str | Path = "runs", run: str | None = None, *, strict: bool = False) -> None:
+        super().__init__(run_folder(folder, run) / "values.jsonl", strict=strict)
 
-    def write(self, name: str, value: Value | Text, step: int) -> None:
+    def write(self, name: str, value: Value | Text | Array, step: int) -> None:
         """Keep a line until it is flushed."""
-        plain = value.value if isinstance(value, Value) else encodable(value.text)
-        if isinstance(plain, float) and not isfinite(plain):
-            plain = "NaN" if plain != plain else "Infinity" if plain > 0 else "-Infinity"
+        if isinstance(value, Text):
+            plain: Any = encodable(value.text)
+        else:
+            plain = _plain(value.value if isinstance(value, Value) else value.values.tolist())
         self._lines.append(json.dumps({"step": step, "name": name, "value": plain}) + "\n")
 
-    def flush(self) -> None:
-        """Everything is in the file."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(self._lines)
-        self._lines.clear()
 
-    close = flush
+def _plain(value: Any) -> Any:
+    """A number, or lists of numbers, as JSON has them."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, float) and not isfinite(value):
+        return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+    return value

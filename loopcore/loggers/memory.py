@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterator
 from typing import Any
 
-from loopcore.loggers.base import Figure, Histogram, Image, Logger, Text, Value
+from loopcore.loggers.base import Array, Figure, Histogram, Image, Logger, Text, Value
 
 
 class MemoryLogger(Logger):
-    """Keeps everything in lists.
-
-    Attributes:
-        entries: by name, pairs of step and value.
+    """Keeps everything; numbers take 12 bytes each.
 
     Example:
         >>> import loopcore as lc
@@ -21,12 +20,42 @@ class MemoryLogger(Logger):
         {'loss': [(1, 0.5)]}
     """
 
-    kinds = (Value, Text, Image, Histogram, Figure)
+    kinds = (Value, Text, Image, Histogram, Figure, Array)
 
     def __init__(self) -> None:
-        self.entries: dict[str, list[tuple[int, Any]]] = {}
+        super().__init__()
+        self._columns: dict[str, _Column] = {}
+
+    @property
+    def entries(self) -> dict[str, list[tuple[int, Any]]]:
+        """By name, pairs of step and value."""
+        return {name: list(column) for name, column in self._columns.items()}
 
     def write(self, name: str, value: Any, step: int) -> None:
-        """Keep a value; numbers and texts as they are."""
-        plain = value.value if isinstance(value, Value) else value.text if isinstance(value, Text) else value
-        self.entries.setdefault(name, []).append((step, plain))
+        """Keep a value; numbers, texts and arrays as they are."""
+        plain = value.text if isinstance(value, Text) else value.values if isinstance(value, Array) else value
+        self._columns.setdefault(name, _Column()).add(step, plain.value if isinstance(plain, Value) else plain)
+
+
+class _Column:
+    """Steps and values of one name."""
+
+    __slots__ = ("_steps", "_values")
+
+    def __init__(self) -> None:
+        self._steps: Any = array("i")
+        self._values: Any = array("d")
+
+    def add(self, step: int, value: Any) -> None:
+        if isinstance(self._values, array) and not isinstance(value, float):
+            self._values = list(self._values)
+        if isinstance(self._steps, array) and not -_INT32 <= step < _INT32:
+            self._steps = list(self._steps)
+        self._steps.append(step)
+        self._values.append(value)
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        return zip(self._steps, self._values, strict=True)
+
+
+_INT32 = 2**31

@@ -24,6 +24,7 @@ class MLflowLogger(Logger):
         run: name of this run. Default: MLflow makes one up.
         uri: where the runs are, such as ``"sqlite:///runs.db"`` or ``"http://localhost:5000"``. Default: what MLflow is
             set to, and else ``mlflow.db`` in the working folder.
+        strict: let what cannot be sent end the training.
 
     Attributes:
         run_id: MLflow's id of the run.
@@ -42,7 +43,10 @@ class MLflowLogger(Logger):
 
     kinds = (Value, Text, Image, Figure)
 
-    def __init__(self, experiment: str = "loopcore", run: str | None = None, uri: str | None = None) -> None:
+    def __init__(
+        self, experiment: str = "loopcore", run: str | None = None, uri: str | None = None, *, strict: bool = False
+    ) -> None:
+        super().__init__(strict=strict)
         mlflow = library("mlflow", "MLflowLogger", "mlflow")
         self._metric = mlflow.entities.Metric
         self._client: Any = mlflow.MlflowClient(tracking_uri=uri)

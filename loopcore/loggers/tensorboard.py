@@ -18,6 +18,7 @@ class TensorBoardLogger(Logger):
     Args:
         folder: holds one folder for each run.
         run: name of this run. Default: the time.
+        strict: let what cannot be written end the training.
 
     Raises:
         MissingFrameworkError: tensorboardX is not installed.
@@ -34,7 +35,8 @@ class TensorBoardLogger(Logger):
 
     kinds = (Value, Text, Image, Histogram, Figure)
 
-    def __init__(self, folder: str | Path = "runs", run: str | None = None) -> None:
+    def __init__(self, folder: str | Path = "runs", run: str | None = None, *, strict: bool = False) -> None:
+        super().__init__(strict=strict)
         writers = library("tensorboardX", "TensorBoardLogger", "tensorboard")
         self.path = run_folder(folder, run)
         self._writer: Any = writers.SummaryWriter(str(self.path))

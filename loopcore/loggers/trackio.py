@@ -20,6 +20,7 @@ class TrackioLogger(Logger):
     Args:
         project: name of the project.
         run: name of this run. Default: Trackio makes one up.
+        strict: let what cannot be sent end the training.
         **options: whatever else ``trackio.init`` takes, such as ``config``, ``group`` and ``space_id``.
 
     Attributes:
@@ -39,7 +40,10 @@ class TrackioLogger(Logger):
 
     kinds = (Value, Text, Image, Histogram, Figure)
 
-    def __init__(self, project: str = "loopcore", run: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, project: str = "loopcore", run: str | None = None, *, strict: bool = False, **options: Any
+    ) -> None:
+        super().__init__(strict=strict)
         self._trackio = library("trackio", "TrackioLogger", "trackio")
         given = {"resume": "never", "embed": False, **options}
         self.run: Any = self._trackio.init(project=project, name=None if run is None else run_name(run), **given)

@@ -24,6 +24,7 @@ class WandbLogger(Logger):
         run: name of this run. Default: W&B makes one up.
         folder: where its files go. Default: ``wandb`` in the working folder.
         mode: ``"offline"`` sends nothing, ``wandb sync`` does so later. Default: what W&B is set to.
+        strict: let what cannot be sent end the training.
         **options: whatever else ``wandb.init`` takes, such as ``entity``, ``tags``, ``config`` and ``settings``.
 
     Attributes:
@@ -50,8 +51,10 @@ class WandbLogger(Logger):
         *,
         folder: str | Path | None = None,
         mode: str | None = None,
+        strict: bool = False,
         **options: Any,
     ) -> None:
+        super().__init__(strict=strict)
         self._wandb = library("wandb", "WandbLogger", "wandb")
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)  # W&B takes another one if it is not there
