@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopcore.arguments import is_whole
 from loopcore.callback import Callback
+from loopcore.data.arrays import walked
 from loopcore.errors import (
     CallbackError,
     DataError,
@@ -69,7 +70,18 @@ def named_data(data: Any) -> dict[str, Any]:
 def _iterable(key: str, value: Any) -> Any:
     if isinstance(value, (str, bytes)) or not (hasattr(value, "__iter__") or hasattr(value, "__getitem__")):
         raise DataError(f"the {key} data is a {type(value).__name__} and cannot be iterated: pass batches")
+    if _is_dataset_of_samples(value):
+        raise DataError(
+            f"the {key} data is the Dataset {type(value).__name__}, which gives single samples, and a phase takes "
+            "batches: write DataLoader(dataset, batch_size=32), or batch_size=None if its items are batches already"
+        )
     return value
+
+
+def _is_dataset_of_samples(value: Any) -> bool:
+    """Whether it is one of PyTorch's, which only a DataLoader makes batches of."""
+    kinds = {(cls.__module__.partition(".")[0], cls.__name__) for cls in type(value).__mro__}
+    return ("torch", "Dataset") in kinds and not kinds & {("torch", "IterableDataset"), ("torch", "DataLoader")}
 
 
 def checked_phases(phases: Sequence[Phase] | None) -> tuple[Phase, ...]:
@@ -148,7 +160,7 @@ class Batches:
     def __iter__(self) -> Iterator[Any]:
         _, batches = self._begun.pop(id(self._data), (None, None))
         if batches is None:
-            batches = iter(self._data)
+            batches = walked(self._data)
         for first in batches:
             return chain((first,), batches)
         raise nothing_in(self._phase, self._data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopcore.errors import CallbackError, EventError
@@ -94,7 +94,7 @@ def on(event: type[Event], phase: type[Phase] | None = None, *, traced: bool = F
         raise CallbackError(f"{event.__name__} is not fired within a step, so its handlers cannot be traced")
 
     def mark(method: Method) -> Method:
-        mine = (Listener(event, phase, traced, method.__name__),)
+        mine = (Listener(event, phase, traced, ""),)  # the class knows what the method is called in it
         method.__dict__["_listeners"] = getattr(method, "_listeners", ()) + mine
         return method
 
@@ -143,11 +143,14 @@ class Callback:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         found: list[Listener] = []
+        seen: list[Any] = []
         for name in dir(cls):
-            marked: tuple[Listener, ...] = getattr(inspect.getattr_static(cls, name), "_listeners", ())
-            if marked:
+            method = inspect.getattr_static(cls, name)
+            marked: tuple[Listener, ...] = getattr(method, "_listeners", ())
+            if marked and not any(method is other for other in seen):  # one method may have two names
+                seen.append(method)
                 _check_signature(cls, name)
-            found += marked
+                found += [replace(listener, method=name) for listener in marked]
         cls.listeners = tuple(found)
 
     def setup(self, learner: Any) -> None:
@@ -164,6 +167,9 @@ class Callback:
             answers that contradict each other are an error.
         """
         return None
+
+    def __repr__(self) -> str:
+        return f"<{name_of(self)}>"
 
     def identity(self) -> Callback:
         """The callback this one stands for: itself, or what it wraps."""
@@ -216,9 +222,10 @@ def _check_signature(cls: type[Callback], name: str) -> None:
         try:
             inspect.signature(method).bind(None, None, None, None)
         except TypeError:
-            code = method.__code__
+            code = getattr(inspect.unwrap(method), "__code__", None)
+            place = "" if code is None else f" ({code.co_filename}:{code.co_firstlineno})"
             raise CallbackError(
-                f"{cls.__qualname__}.{name} ({code.co_filename}:{code.co_firstlineno}) cannot be a handler with the "
+                f"{cls.__qualname__}.{name}{place} cannot be a handler with the "
                 f"signature {inspect.signature(method)}: write def {name}(self, learner, phase), or add a fourth "
                 "parameter for the event"
             ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -69,6 +70,9 @@ class CallbackList:
 
     def __len__(self) -> int:
         return len(self.members)
+
+    def __repr__(self) -> str:
+        return f"CallbackList({', '.join(name_of(callback) for callback in self)})"
 
     def _present(self, callback: Callback) -> Callback:
         for known in self._given:
@@ -141,7 +145,32 @@ def _only_written_by(gone: Sequence[Callback], given: Sequence[Callback], shared
     return {name for name in shared if written(name, gone) and not written(name, present)}
 
 
+_HOOK = re.compile(
+    r"(?:on|before|after)_(?:(fit|train|training|val|validation|valid|test|predict|epoch|step|batch|loss|backward)_)?"
+    r"(?:(epoch|step|batch|loss|backward)_)?(begin|start|end)"
+)
+
+
+def _check_hooks(callback: Callback) -> None:
+    """Refuse a method with the name of a hook of another library: nobody would call it."""
+    heard = {listener.method for listener in callback.listeners}
+    for name in dir(type(callback)):
+        found = _HOOK.fullmatch(name)
+        if found and (found[1] or found[2]) and name not in heard and callable(getattr(callback, name, None)):
+            scope, inner, when = found.groups()
+            word = inner or scope
+            word = "step" if word == "batch" else word if word in ("epoch", "step", "loss", "backward") else "fit"
+            event = f"{word.capitalize()}{'End' if when == 'end' else 'Begin'}"
+            event = "BackwardBegin" if event == "LossEnd" else event
+            of = ", lc.AbstractValidationPhase" if scope in ("val", "validation", "valid", "test") and inner else ""
+            raise CallbackError(
+                f"{name_of(callback)}.{name} is heard by nobody, since a handler says its event: write "
+                f"@lc.on(lc.{event}{of}) above def {name}(self, learner, phase), or give it another name"
+            )
+
+
 def _check_listeners(callback: Callback) -> None:
+    _check_hooks(callback.identity())
     for listener in callback.listeners:
         if listener.phase is not None and issubclass(listener.event, (FitBegin, FitEnd)):
             raise CallbackError(

@@ -88,12 +88,28 @@ def _misfits(callbacks: Iterable[Any]) -> Iterator[CallbackError]:
             yield CallbackError(f"a callback is an instance: write {name}() instead of {name}")
         elif not isinstance(callback, Callback):
             what = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
-            yield CallbackError(f"{what} is no Callback: subclass Callback, or use FunctionCallback(fn, StepEnd)")
+            yield CallbackError(f"{what} is no Callback: {_instead(callback)}")
         elif id(callback.identity()) in seen:
             name = name_of(callback.identity())
             yield CallbackError(f"the same {name} is in the list twice: make two of them, or remove one")
         else:
             seen.add(id(callback.identity()))
+
+
+def _instead(value: Any) -> str:
+    """What to write for something that is no callback."""
+    kind: Any = value if isinstance(value, type) else type(value)
+    roots = {cls.__module__.partition(".")[0] for cls in kind.__mro__}
+    if callable(getattr(kind, "get_last_lr", None)) or kind.__name__ == "ReduceLROnPlateau":
+        return 'write lc.TorchScheduler(scheduler, "epoch"), or "step" if it counts steps'
+    if "keras" in roots and hasattr(kind, "set_model"):
+        known = {"EarlyStopping": "EarlyStopping", "ModelCheckpoint": "Checkpointer", "CSVLogger": "LogMetrics"}
+        known |= {"LearningRateScheduler": "Scheduler", "TensorBoard": "LogMetrics", "TerminateOnNaN": "StopOnNaNLoss"}
+        own = f"lc.{known[kind.__name__]} does this here" if kind.__name__ in known else "write it as a Callback"
+        return f"callbacks of Keras are called by its own fit alone; {own}, with handlers @lc.on(lc.EpochEnd)"
+    if callable(getattr(kind, "update", None)) and callable(getattr(kind, "compute", None)):
+        return f"a metric goes into lc.Metrics({kind.__name__}(...))"
+    return "subclass Callback, or use FunctionCallback(fn, StepEnd)"
 
 
 def _nodes(callbacks: Sequence[Callback]) -> list[Declared]:

@@ -766,13 +766,17 @@ class Learner:
 
     @property
     def sample_weight(self) -> Any:
-        """Weight of the running step in epoch means: ``state.weight`` if set, else the length of the batch."""
+        """Weight of the running step in epoch means: ``state.weight`` if set, else the samples of the batch.
+
+        Raises:
+            DataError: its arrays differ in length, and none is ``xs``: ``state.weight`` has to say it.
+        """
         state = self.runs.step
         if "weight" in state.__dict__:
             return state.weight
         size = state._size
         if size is None:
-            size = state._size = batch_length(state._batch)
+            size = state._size = batch_length(state._batch, self.backend.tree_leaves)
         return size
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ from loopcore.building import check_phase, data_of, nothing_in
 from loopcore.callback import Callback, on
 from loopcore.callback_list import make_member
 from loopcore.checkpoint_parts import Hyper, Optimizers
+from loopcore.data.arrays import walked
 from loopcore.errors import CallbackError
 from loopcore.events import StepBegin
 from loopcore.phases import AbstractTrainingPhase
@@ -29,7 +30,7 @@ def peek(learner: Learner, phase: Phase) -> Any:
     if data is None:
         return None
     begun = learner.runs.begun
-    state, batches = begun.get(id(data)) or (_state_of(data), iter(data))
+    state, batches = begun.get(id(data)) or (_state_of(data), walked(data))
     for first in batches:
         begun[id(data)] = state, chain((first,), batches)
         return first

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from loopcore.errors import DataError
 from loopcore.events import Outcome
 from loopcore.keys import frozen
 
@@ -121,23 +122,54 @@ def both(first: Any, second: Any) -> Any:
     return first if second is True or first is False else first & second
 
 
-def batch_length(values: Any) -> int:
-    """Length of the first array of a batch; 1 where there is none."""
-    for value in values.values() if isinstance(values, dict) else ():
-        shape: Any = getattr(value, "shape", ())
+def batch_length(values: Any, leaves: Callable[[Any], list[Any]]) -> int:
+    """Samples of a batch: the length of ``xs``, else the one that all of its arrays have; 1 for numbers alone.
+
+    Args:
+        values: the parts of the batch.
+        leaves: the leaves of a tree of the backend.
+
+    Raises:
+        DataError: the lengths differ, or it has an object that nobody can look into, and no array.
+    """
+    if isinstance(values, dict):
+        shape: Any = getattr(values.get("xs"), "shape", ())
         if len(shape):
             return int(shape[0])
-        break  # not the usual batch
-    length = _length(values)
-    return 1 if length is None else length
+    named = values if isinstance(values, Mapping) else {"": values}
+    lengths = {name: _lengths(part, leaves) for name, part in named.items()}
+    known = [length for part in lengths.values() for length in part if length is not None]
+    if lengths.get("xs") and lengths["xs"][0] is not None:
+        return lengths["xs"][0]
+    if known and len(set(known)) == 1:
+        return known[0]
+    if not any(lengths.values()):
+        return 1
+    each = ", ".join(f"{name} {_in_words(part)}" for name, part in lengths.items() if part)
+    raise DataError(
+        f"the mean of an epoch counts samples, and it is not known how many this batch has: {each}. Write state.weight "
+        '= their number in the step, or let unpack return it as "weight"'
+    )
 
 
-def _length(value: Any) -> int | None:
+def _lengths(value: Any, leaves: Callable[[Any], list[Any]]) -> list[int | None]:
+    """The lengths of the arrays in a part of a batch, in order; None for an object that nobody can look into."""
     shape = getattr(value, "shape", None)
     if shape is not None:
-        return int(shape[0]) if len(shape) else None
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    return next((length for length in map(_length, parts) if length is not None), None)
+        return [int(shape[0])] if len(shape) else []
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return []
+    if isinstance(value, (Mapping, list, tuple)):
+        parts = list(value.values() if isinstance(value, Mapping) else value)
+    else:
+        parts = [part for part in leaves(value) if part is not value]
+        if not parts:
+            return [None]
+    return [length for part in parts for length in _lengths(part, leaves)]
+
+
+def _in_words(lengths: list[int | None]) -> str:
+    return " and ".join(dict.fromkeys("?" if length is None else str(length) for length in lengths))
 
 
 class Shared:

@@ -20,6 +20,7 @@ from loopcore.phases import AbstractTrainingPhase
 Unit = Literal["step", "epoch", "update"]
 Key: TypeAlias = str | HyperParameter | type[Momentum]
 _UNITS = ("step", "epoch", "update")
+_FLUSH = 1024  # steps whose values wait at most
 _WINDOW = "step.window"  # of GradientAccumulation: whether the step begins and whether it ends one
 
 
@@ -31,16 +32,29 @@ class _ByStep(Callback):
 
     def __init__(self, names: Iterable[str]) -> None:
         self._pending: dict[str, list[float]] = {name: [] for name in names}
+        self._waiting = 0
+        self._first = 0  # the number of the step of the first pending values
 
     def setup(self, learner: Any) -> None:
         """Have a place for them."""
         if not hasattr(learner.shared, "hyper_step"):
             learner.shared.hyper_step = Series()
 
+    def _keep(self, learner: Any, phase: Any, values: Mapping[str, float]) -> None:
+        if not self._waiting:
+            self._first = learner.step_number
+        self._waiting += 1
+        for name, value in values.items():
+            self._pending[name].append(value)
+        if self._waiting == _FLUSH:
+            self._hand_on(learner, phase)
+
     def _hand_on(self, learner: Any, phase: Any) -> None:
         for name, values in self._pending.items():
-            learner.shared.hyper_step.of(phase.name, name, Ring).extend(np.array(values))
+            numbers = self._first + np.arange(len(values))
+            learner.shared.hyper_step.of(phase.name, name, Ring).extend(np.array(values), numbers)
             values.clear()
+        self._waiting = 0
         self._series = learner.shared.hyper_step
 
     def values(self, name: Key, phase: str = "training") -> list[float]:
@@ -148,8 +162,7 @@ class Scheduler(_ByStep):
         """Count the step if it was completed, and keep its values."""
         if event.outcome != "completed":
             return
-        for name, value in self._last.items():
-            self._pending[name].append(value)
+        self._keep(learner, phase, self._last)
         if self.unit == "step":
             self.count += _is_whole_step(learner)
         self._count_update(learner)
@@ -293,7 +306,7 @@ class TorchScheduler(_ByStep):
     def end_step(self, learner: Any, phase: Any, event: StepEnd) -> None:
         """Keep the rate that the step ran with; one step of the scheduler."""
         if event.outcome == "completed" and self._name in learner.hyper:
-            self._pending[self._name].append(learner.hyper[self._name])
+            self._keep(learner, phase, {self._name: learner.hyper[self._name]})
         if self.unit == "step" and event.outcome == "completed" and _is_whole_step(learner):
             self.scheduler.step()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -118,6 +119,29 @@ def check_iterable(what: str, loader: Any) -> None:
     """
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise TypeError(f"{what} is {type_of(loader)}, which cannot be iterated: pass an iterable of batches")
+
+
+def walked(data: Any) -> Iterator[Any]:
+    """One pass over data: what its ``iter()`` gives; of a sequence without one, as Keras has them, ``len()`` items.
+
+    Example:
+        >>> from loopcore.data.arrays import walked
+        >>> class Squares:
+        ...     def __len__(self):
+        ...         return 3
+        ...
+        ...     def __getitem__(self, index):
+        ...         return index**2
+        >>> list(walked(Squares()))
+        [0, 1, 4]
+    """
+    if hasattr(data, "__iter__") or not hasattr(data, "__len__"):
+        return iter(data)
+    try:
+        length = len(data)
+    except (TypeError, NotImplementedError):  # it has no end that it knows of
+        return iter(data)
+    return islice(iter(data), length)
 
 
 def type_of(value: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from loopcore.data.arrays import check_iterable, check_state, integer, type_of
+from loopcore.data.arrays import check_iterable, check_state, integer, type_of, walked
 from loopcore.errors import DataError, DataExhaustedError, EmptyDataError
 
 _END: Any = object()
@@ -97,7 +97,7 @@ class Combined:
 
     def _open(self) -> _Pass:
         position, self._resume_at = self._resume_at, None
-        iterators = {name: iter(loader) for name, loader in self._loaders.items()}
+        iterators = {name: walked(loader) for name, loader in self._loaders.items()}
         return _Pass(iterators, position or 0, loaded=position is not None)
 
     def _run(self, this: _Pass) -> Iterator[dict[str, Any]]:

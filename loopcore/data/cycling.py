@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from loopcore.data.arrays import check_iterable, check_state, type_of
+from loopcore.data.arrays import check_iterable, check_state, type_of, walked
 from loopcore.errors import DataError, DataExhaustedError, EmptyDataError
 
 _END: Any = object()
@@ -64,7 +64,7 @@ class Cycle:
         """Go on with the stream."""
         while True:
             if self._iterator is None:
-                self._iterator = iter(self._loader)
+                self._iterator = walked(self._loader)
             batch = next(self._iterator, _END)
             if batch is _END:
                 self._repeat()
