@@ -74,6 +74,9 @@ class Hyper:
     def __contains__(self, name: str) -> bool:
         return name in self._own or name in self._slots
 
+    def __repr__(self) -> str:
+        return f"Hyper({', '.join(self)})"
+
     def _known(self, name: str) -> str:
         if name not in self._slots:
             there = ", ".join(self) or "none"

@@ -31,7 +31,7 @@ from loopcore.callback import Callback
 from loopcore.callback_list import CallbackList
 from loopcore.checkpoint_parts import Optimizers
 from loopcore.defaults import with_defaults
-from loopcore.errors import BackendError, CallbackError, GradientError, UnpackError, WeightsError
+from loopcore.errors import BackendError, CallbackError, CheckpointError, GradientError, UnpackError, WeightsError
 from loopcore.events import BackwardEnd
 from loopcore.explain import explain
 from loopcore.fitting import FitResult, fit
@@ -280,7 +280,10 @@ class Learner:
         finally:
             runs.length, runs.last = None, True
         if runs.ended is None:
-            raise TypeError(f"{type(phase).__name__}.epoch opened no epoch: write with lc.run_epoch(learner, self)")
+            raise TypeError(
+                f"{type(phase).__name__}.epoch opened no epoch: write with lc.run_epoch(learner, self) around its steps. "
+                "To leave one out, raise lc.CancelEpochException in a callback at EpochBegin"
+            )
         return runs.ended
 
     def run_step(self, phase: Phase, batch: Any, *, reads: Sequence[str] = ()) -> State:
@@ -778,6 +781,13 @@ class Learner:
         if size is None:
             size = state._size = batch_length(state._batch, self.backend.tree_leaves)
         return size
+
+    def __reduce__(self) -> Any:
+        raise CheckpointError(
+            "a Learner can be neither pickled nor copied: it holds compiled programs, open iterators and objects of "
+            "yours. Make another one by the code that made this one, and let it go on from learner.save(path) by "
+            "load(path); learner.result and learner.history can be pickled and copied"
+        )
 
     def __repr__(self) -> str:
         models = ", ".join(name for name in self.backend.paths("params") if name) or "one model"

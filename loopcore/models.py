@@ -54,6 +54,9 @@ class Model:
         with running(learner):
             return self._backend.apply(self._name, leaves, args, kwargs, training=mode)
 
+    def __repr__(self) -> str:
+        return f"Model({type(self.native).__name__})" if not self._name else f"Model({self._name!r})"
+
     @property
     def native(self) -> Any:
         """The user's own model, with the present weights."""
@@ -74,6 +77,9 @@ class Models(Model):
             there = ", ".join(self._models) or "one unnamed model; learner.model.native is the user's own"
             raise AttributeError(f"there is no model {name!r}; there is: {there}", name=name, obj=self)
         return self._models[name]
+
+    def __repr__(self) -> str:
+        return f"Models({', '.join(self._models)})" if self._models else super().__repr__()
 
     def __getitem__(self, name: str) -> Model:
         return self.__getattr__(name)

@@ -51,6 +51,9 @@ class Phase:
         """The key of its counters and its history: ``data_key``, else the name of the class."""
         return self.data_key or type(self).__name__
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
     def unpack(self, batch: Any) -> Mapping[str, Any]:
         """Name the parts of a batch; they become values of the state. Runs on the host, before conversion.
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import wraps
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, ParamSpec, TypeAlias
 
 from loopcore.arguments import is_number
 
@@ -27,8 +28,41 @@ __all__ = [
 ]
 
 Schedule: TypeAlias = Callable[[float], float]
+P = ParamSpec("P")
 
 
+class _Made:
+    """A schedule that knows how it was made, so that it can be printed, pickled and copied."""
+
+    def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], value: Schedule) -> None:
+        self._made = name, args, kwargs
+        self._value = value._value if isinstance(value, _Made) else value
+
+    def __call__(self, step: float) -> float:
+        return self._value(step)
+
+    def __repr__(self) -> str:
+        name, args, kwargs = self._made
+        return f"{name}({', '.join([*map(repr, args), *(f'{key}={value!r}' for key, value in kwargs.items())])})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make, self._made
+
+
+def _make(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Schedule:
+    schedule: Schedule = globals()[name](*args, **kwargs)
+    return schedule
+
+
+def _printable(make: Callable[P, Schedule]) -> Callable[P, Schedule]:
+    @wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Schedule:
+        return _Made(make.__name__, args, kwargs, make(*args, **kwargs))
+
+    return made
+
+
+@_printable
 def constant(value: float) -> Schedule:
     """Always the same.
 
@@ -43,6 +77,7 @@ def constant(value: float) -> Schedule:
     return lambda step: value
 
 
+@_printable
 def linear(start: float, stop: float, length: float) -> Schedule:
     """A straight line from ``start`` at 0 to ``stop`` at ``length``.
 
@@ -62,6 +97,7 @@ def linear(start: float, stop: float, length: float) -> Schedule:
     return polynomial(start, stop, length, 1.0)
 
 
+@_printable
 def polynomial(start: float, stop: float, length: float, power: float) -> Schedule:
     """``stop + (start - stop) * (1 - step / length) ** power``.
 
@@ -83,6 +119,7 @@ def polynomial(start: float, stop: float, length: float, power: float) -> Schedu
     return lambda step: stop + (start - stop) * (1.0 - _share(step, length)) ** power
 
 
+@_printable
 def cosine(start: float, stop: float, length: float) -> Schedule:
     """Half a cosine from ``start`` at 0 to ``stop`` at ``length`` (Loshchilov and Hutter, 2017, arXiv:1608.03983).
 
@@ -103,6 +140,7 @@ def cosine(start: float, stop: float, length: float) -> Schedule:
     return lambda step: stop + (start - stop) * 0.5 * (1.0 + math.cos(math.pi * _share(step, length)))
 
 
+@_printable
 def exponential(start: float, factor: float, every: float = 1) -> Schedule:
     """``start * factor ** (step / every)``.
 
@@ -123,6 +161,7 @@ def exponential(start: float, factor: float, every: float = 1) -> Schedule:
     return lambda step: start * factor ** (step / every)
 
 
+@_printable
 def steps(start: float, factor: float, every: int | Sequence[int]) -> Schedule:
     """Multiplied by ``factor`` at each multiple of ``every``, or at each of these steps.
 
@@ -148,6 +187,7 @@ def steps(start: float, factor: float, every: int | Sequence[int]) -> Schedule:
     return lambda step: start * factor ** (step // every)
 
 
+@_printable
 def warmup(schedule: Schedule, length: float, start: float = 0.0) -> Schedule:
     """A straight line from ``start`` to the first value of a schedule, which begins when it is reached.
 
@@ -170,6 +210,7 @@ def warmup(schedule: Schedule, length: float, start: float = 0.0) -> Schedule:
     return sequence(linear(start, schedule(0), length), schedule, at=(length,))
 
 
+@_printable
 def one_cycle(
     peak: float,
     length: float,
@@ -205,6 +246,7 @@ def one_cycle(
     return sequence(cosine(first, peak, up), cosine(peak, last, length - up), at=(up,))
 
 
+@_printable
 def sequence(*schedules: Schedule, at: Sequence[float]) -> Schedule:
     """One schedule after the other; each counts from 0 when it begins.
 
@@ -234,6 +276,7 @@ def sequence(*schedules: Schedule, at: Sequence[float]) -> Schedule:
     return value
 
 
+@_printable
 def shift(schedule: Schedule, by: float) -> Schedule:
     """The same, ``by`` steps later; its first value until then.
 
@@ -254,6 +297,7 @@ def shift(schedule: Schedule, by: float) -> Schedule:
     return lambda step: schedule(max(0.0, step - by))
 
 
+@_printable
 def scale(schedule: Schedule, factor: float) -> Schedule:
     """Its values times a factor.
 

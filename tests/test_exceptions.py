@@ -375,6 +375,7 @@ class Model:
     attempts: dict[str, int] = field(default_factory=lambda: {"training": 0, "validation": 0})
     means: dict[str, list[float | None]] = field(default_factory=lambda: {"training": [], "validation": []})
     rounds: int = 0
+    number: int = 0  # of the round that runs
     weight: float = 0.0
 
     def fire(self, event: str, phase: str | None, outcome: str | None = None) -> str | None:
@@ -422,7 +423,9 @@ class Model:
         outcome = self.outcome(raised, begun)
         if outcome == "completed":
             self.epochs[phase] += 1
-            self.means[phase].append(sum(losses) / len(losses) if losses else None)
+        if outcome == "completed" or (outcome == "cancelled" and losses):
+            gap = [None] * (self.number - 1 - len(self.means[phase]))
+            self.means[phase] += [*gap, sum(losses) / len(losses) if losses else None]
         raised = self.merge(None if raised == "epoch" else raised, self.fire("EpochEnd", phase, outcome))
         raised = {"step": "error", "epoch": None}.get(raised or "", raised)
         return raised, outcome == "completed"
@@ -431,6 +434,7 @@ class Model:
         raised = self.misused(self.fire("FitBegin", None))
         for _ in range(epochs):
             completed = 0
+            self.number += 1
             for phase in ("training", "validation"):
                 if raised is None:
                     raised, whole = self.epoch(phase)

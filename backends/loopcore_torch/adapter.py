@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
-from loopcore.errors import BackendError
+from loopcore.errors import BackendError, GradientError
 from loopcore.pairs import recognises
 from loopcore_torch import arrays, binding, losses
 from loopcore_torch.containers import flatten, tree_map
@@ -247,6 +247,14 @@ class Backend:
         torch.set_grad_enabled(False)  # as a function: a third of the cost of a context manager
         try:
             call(*args)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise GradientError(
+                "a step body runs without gradients, so that there is no graph for backward(): write "
+                "learner.minimize(objective), where objective() computes state.loss and returns it, or take the "
+                "gradients yourself by learner.gradient(objective)"
+            ) from error
         finally:
             torch.set_grad_enabled(was)
             self._put_back(state)

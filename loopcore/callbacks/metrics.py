@@ -298,6 +298,49 @@ class _Epoch:
         return total / weight if weight else None
 
 
+def try_metric(metric: Metric, phase: Any, state: Any, learner: Any) -> None:
+    """Let a metric look at a step that no epoch counts; what it accumulates begins anew.
+
+    Args:
+        metric: is left out where it is not for the phase, or the step lacks its values.
+        phase: of the step.
+        state: of the step, with all its values.
+        learner: the view of a callback.
+
+    Raises:
+        Exception: whatever is wrong with it.
+    """
+    args = _args(state, metric) if _is_for(metric, phase) else None
+    if args is None:
+        return
+    arrays = [learner.to_host(arg) for arg in args] if metric.host else args
+    if metric.own is not None:
+        metric.own.reset()
+        metric.own.step(_Seen(learner, state), phase)
+        value = metric.own.epoch_value()
+        metric.own.reset()
+    elif metric.object is not None:
+        metric.object.reset()
+        metric.object.update(*args)
+        value = metric.object.compute()
+        metric.object.reset()
+    else:
+        value = metric.fn(*arrays) if metric.host else learner.number(_value(metric, args))
+        value = value if metric.over == "epoch" else _scalar(value, metric.name)
+    plain_values(metric.name, value, learner.to_host)
+
+
+class _Seen:
+    """A view of a learner that shows another step."""
+
+    def __init__(self, learner: Any, step: Any) -> None:
+        self.step = step
+        self._learner = learner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._learner, name)
+
+
 _owners: weakref.WeakValueDictionary[int, Metrics] = weakref.WeakValueDictionary()  # by id of the object
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import optree
 
 from loopcore.callback import Callback, on
+from loopcore.callbacks.metrics import Metrics, try_metric
 from loopcore.errors import SanityError
 from loopcore.events import FitBegin
 from loopcore.phases import Phase
@@ -16,8 +17,8 @@ from loopcore.phases import Phase
 class SanityCheck(Callback):
     """Before the first fit: take a batch of each phase, run a step on it, put both back, and say all that is wrong.
 
-    It looks for batches that are not finite or whose parts differ in length, for steps that fail, and for losses that
-    are not finite. Nothing is consumed and nothing is trained, see `Learner.peek` and `Learner.rehearse`. Phases
+    It looks for batches that are not finite or whose parts differ in length, for steps that fail, for losses that are
+    not finite, and for metrics that fail or whose values are neither numbers nor arrays. Nothing is consumed and nothing is trained, see `Learner.peek` and `Learner.rehearse`. Phases
     without data, and those with an ``epoch`` of their own, are left out. It costs one eager step a phase, once.
 
     Reads: data, model, params, buffers
@@ -60,13 +61,26 @@ class SanityCheck(Callback):
             batch = learner.peek(phase)
             problems += _problems_of(phase.unpack(batch), phase.name)
             doing = f"a step of phase {phase.name!r}"
-            loss = learner.rehearse(phase, batch).__dict__.get("loss")
+            state = learner.rehearse(phase, batch)
+            loss = state.__dict__.get("loss")
         except Exception as error:
             problems.append(f"{doing} fails: {type(error).__name__}: {error}")
             errors.append(error)
         else:
             if loss is not None and not np.all(np.isfinite(learner.to_host(loss))):
                 problems.append(f"the loss of the first step of phase {phase.name!r} is {learner.to_host(loss)}")
+            self._check_metrics(learner, phase, state, problems, errors)
+
+    def _check_metrics(
+        self, learner: Any, phase: Any, state: Any, problems: list[str], errors: list[Exception]
+    ) -> None:
+        measures = (one.identity() for one in learner._learner.callbacks)  # no callback may change another one; this
+        for metric in (metric for one in measures if isinstance(one, Metrics) for metric in one.metrics):  # only looks
+            try:
+                try_metric(metric, phase, state, learner)
+            except Exception as error:
+                problems.append(f"metric {metric.name!r} fails in phase {phase.name!r}: {type(error).__name__}: {error}")
+                errors.append(error)
 
 
 def _problems_of(parts: Any, phase: str) -> list[str]:
