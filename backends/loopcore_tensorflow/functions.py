@@ -233,7 +233,8 @@ def full_like(x: Array, /, fill_value: Array | Number, *, dtype: Any = None) -> 
 def scalar(value: Array | Number, dtype: Any) -> Array:
     """A number or an array in a dtype; a number is not rounded to float32 on the way."""
     if isinstance(value, (bool, int, float)):
-        return tf.constant(bool(value) if dtype == tf.bool else value, dtype)
+        kind = tf.as_dtype(dtype)  # a float in an integer dtype is cut, as everywhere else
+        return tf.constant(bool(value) if dtype == tf.bool else int(value) if kind.is_integer else value, dtype)
     return tf.cast(value, dtype)
 
 

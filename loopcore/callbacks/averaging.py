@@ -8,7 +8,7 @@ from loopcore.arguments import is_number, is_whole
 from loopcore.callback import Callback, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
 from loopcore.callbacks.clipping import GradientClipping
-from loopcore.callbacks.counting import counter, is_float
+from loopcore.callbacks.counting import counter, is_float, whole_counter
 from loopcore.callbacks.device import ToDevice
 from loopcore.events import EpochBegin, EpochEnd, StepEnd
 from loopcore.phases import AbstractTrainingPhase, AbstractValidationPhase
@@ -74,7 +74,7 @@ class AveragedWeights(Callback):
         shared = learner.shared
         if not hasattr(shared, "averaged_updates"):
             shared.averaged_params, shared.averaged_buffers = learner.params.value, learner.buffers.value
-            shared.averaged_updates = counter(learner)
+            shared.averaged_updates = whole_counter(learner)
 
     @on(StepEnd, AbstractTrainingPhase, traced=True)
     @on(StepEnd, AccumulatedUpdate, traced=True)
@@ -83,11 +83,12 @@ class AveragedWeights(Callback):
         shared, updated = learner.shared, learner.step.updated
         if updated is None or updated is False:
             return
-        count = shared.averaged_updates + 1.0
-        t = self._part(learner.xp, count - self.start)
+        count = shared.averaged_updates + 1
+        wide = counter(learner).dtype
+        t = self._part(learner.xp, learner.xp.astype(count - self.start, wide))
         if updated is not True:
-            made = learner.xp.astype(updated, count.dtype)
-            count, t = shared.averaged_updates + made, made * t
+            count = shared.averaged_updates + learner.xp.astype(updated, count.dtype)
+            t = learner.xp.astype(updated, wide) * t
         shared.averaged_params = learner.tree.lerp(shared.averaged_params, learner.params.value, t)
         buffers = learner.buffers.value
         if buffers:

@@ -14,3 +14,8 @@ def counter(learner: Any) -> Any:
     """A 0-d zero to count with: of the parameters' dtype, but of 32 bits at least."""
     zero = learner.xp.zeros(())
     return learner.xp.astype(zero, learner.xp.float32) if "16" in str(zero.dtype) else zero
+
+
+def whole_counter(learner: Any) -> Any:
+    """A 0-d zero of int32 for what may be counted beyond 2**24, where float32 stands still."""
+    return learner.xp.zeros((), dtype=learner.xp.int32)
