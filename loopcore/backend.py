@@ -340,6 +340,13 @@ class Extras(Protocol):
         """``a + t * (b - a)`` of two floating arrays of one shape, where the framework can do it in one pass."""
         ...
 
+    def is_bounded(self, leaves: Sequence[Array]) -> Any:
+        """Whether the sum of squares of floating arrays is finite; a bool where the host knows without waiting.
+
+        Of dtypes with less than 32 bits it is that of their values in float32.
+        """
+        ...
+
     @staticmethod
     def compilers() -> Sequence[str]:
         """What ``Learner(compile=...)`` may be besides ``"auto"``, True and False.

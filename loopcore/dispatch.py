@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from loopcore.callback import Callback, Listener, name_of, wants_event
 from loopcore.errors import CallbackError, CancelEpochException, CancelException, CancelFittingException, EventError
-from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd, StepBegin, StepEnd
+from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd, StepBegin, StepEnd, UpdateBegin
 
 if TYPE_CHECKING:
     from loopcore.loans import Loans
@@ -57,7 +57,7 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
             raise EventError(f"handle takes an event, not {written}: write handle(LossBegin()), with the brackets")
         if not self._scopes and issubclass(event, SCOPE_EVENTS):
             raise EventError(f"{event.__name__} is fired by the loop itself; handle takes the events within a step")
-        found = [handler for handler in self._handlers if issubclass(event, handler.listener.event)]
+        found = [handler for handler in self._handlers if _is_heard(event, handler.listener.event)]
         if issubclass(event, (StepBegin, StepEnd)):  # host handlers first when a step begins, traced ones when it ends
             found.sort(key=lambda handler: handler.traced is issubclass(event, StepBegin))
         self[event] = tuple(found)
@@ -69,8 +69,13 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
 
     def unfired(self) -> tuple[Handler, ...]:
         """Handlers of events within a step that no step has fired so far."""
-        fired = (*self, StepBegin, StepEnd, EpochBegin, EpochEnd, FitBegin, FitEnd)
+        fired = (*self, StepBegin, StepEnd, EpochBegin, EpochEnd, FitBegin, FitEnd, UpdateBegin)
         return tuple(h for h in self._handlers if not any(issubclass(event, h.listener.event) for event in fired))
+
+
+def _is_heard(event: type[Event], by: type[Event]) -> bool:
+    """Whether a handler of one event hears another; the one of the update is heard by those alone who name it."""
+    return issubclass(event, by) and (by is not Event or not issubclass(event, UpdateBegin))
 
 
 def _handlers(member: Member, phase: type[Phase] | None) -> list[Handler]:

@@ -6,7 +6,8 @@ the documentation and the tests are generated from it.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 Outcome = Literal["completed", "skipped", "cancelled", "failed"]
 
@@ -163,6 +164,38 @@ class BackwardEnd(Event):
     """
 
     __slots__ = ()
+
+
+class UpdateBegin(Event):
+    """Fired by ``learner.update`` itself before it applies gradients, whatever the body is and fires.
+
+    For who decides on updates: ``learner.step.apply = False`` withholds this one. It is no moment of a phase, so who
+    listens to all events does not hear it, and ``handle`` does not fire it.
+
+    Args:
+        grads: what would be applied, by path.
+        apply: whether it would be: a bool or a 0-d boolean array.
+
+    Example:
+        >>> import loopcore as lc
+        >>> from loopcore.events import UpdateBegin
+        >>> class Withhold(lc.Callback):
+        ...     writes = ("step.apply",)
+        ...
+        ...     @lc.on(UpdateBegin, lc.AbstractTrainingPhase, traced=True)
+        ...     def decide(self, learner, phase, event):
+        ...         learner.step.apply = learner.tree.global_norm(event.grads) < 1.9
+        >>> learner = lc.testing.toy_learner([Withhold()], steps=1)  # its gradient is -2
+        >>> result = learner.fit(1)
+        >>> learner.params.value
+        {'w': array([0.])}
+    """
+
+    __slots__ = ("apply", "grads")
+
+    def __init__(self, grads: Mapping[str, Any], apply: Any) -> None:
+        self.grads = grads
+        self.apply = apply
 
 
 class StepEnd(EndEvent):

@@ -32,7 +32,7 @@ from loopcore.callback_list import CallbackList
 from loopcore.checkpoint_parts import Optimizers
 from loopcore.defaults import with_defaults
 from loopcore.errors import BackendError, CallbackError, CheckpointError, GradientError, UnpackError, WeightsError
-from loopcore.events import BackwardEnd
+from loopcore.events import BackwardEnd, UpdateBegin
 from loopcore.explain import explain
 from loopcore.fitting import FitResult, fit
 from loopcore.history import Epochs
@@ -511,13 +511,15 @@ class Learner:
                 parameters, optimizer state and its counters stay. ``state.updated`` says what happened.
         """
         runs = self.runs
-        state = runs.step
+        state, runner = runs.step, runs.runner
         handle = self.params if params is None else params
-        apply = state._apply if runs.runner is not None else True  # that of a step that ended decides nothing more
-        apply = both(apply, when)
         leaves = handle._leaves(grads)
         if self.held:
             leaves = {path: grad for path, grad in leaves.items() if path not in self.held}
+        if runner is not None and runner.guarded:
+            runner.handle(UpdateBegin(leaves, both(state._apply, when)))
+        apply = state._apply if runner is not None else True  # that of a step that ended decides nothing more
+        apply = both(apply, when)
         state.updated = self.backend.update(leaves, apply) if leaves else False
 
     def minimize(self, objective: Callable[[], Any], wrt: Handle | None = None, at: Tree | None = None) -> None:
@@ -544,6 +546,8 @@ class Learner:
         if runner.inner[BackwardEnd]:
             runner.handle(_BACKWARD_END)
         if state.grads is grads and not (runner.changes_grads and params._flat is None):  # the tree need not be read
+            if runner.guarded:
+                runner.handle(UpdateBegin(leaves, state._apply))
             state.updated = self.backend.update(leaves, state._apply)
         else:
             self.update(state.grads)

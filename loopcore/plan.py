@@ -15,7 +15,7 @@ from loopcore.backend import DrawKey
 from loopcore.callback import Callback, Sleeper, name_of, only_looks
 from loopcore.carry import check_carry, check_started, detach_carry
 from loopcore.dispatch import SCOPE_EVENTS, Asleep, Handler, Member, Table, deliver, warn_unfired
-from loopcore.events import STEP_EVENTS, EpochBegin, Event, FitBegin, FitEnd, StepBegin, StepEnd
+from loopcore.events import STEP_EVENTS, EpochBegin, Event, FitBegin, FitEnd, StepBegin, StepEnd, UpdateBegin
 from loopcore.phases import AbstractTrainingPhase, Phase, PredictionPhase, TrainingPhase, ValidationPhase
 from loopcore.programs import Programs
 from loopcore.randomness import override
@@ -161,6 +161,7 @@ class Runner:
         begin, end = self.scopes[StepBegin], self.scopes[StepEnd]
         self.begin = tuple(handler for handler in begin if not handler.traced)
         self.end = tuple(handler for handler in end if not handler.traced)
+        self.guarded = bool(self.inner[UpdateBegin])  # whether somebody decides on each update
         self._begin_traced = tuple(handler for handler in begin if handler.traced)
         self._end_traced = tuple(handler for handler in end if handler.traced)
         self.kept = frozenset(plan.kept) | frozenset(phase.carries)

@@ -62,6 +62,30 @@ class TreeMath:
         xp = backend.xp
         return reduce(lambda x, y: x & y, [xp.all(xp.isfinite(x)) for x in backend.tree_leaves(tree)])
 
+    def is_bounded(self, tree: Tree) -> Any:
+        """Whether no number is NaN, infinite, or so large that the sum of squares is: at the cost of one look at each.
+
+        Args:
+            tree: of floating arrays; a list of them is the fastest.
+
+        Returns:
+            A bool where the host knows without waiting, else a 0-d boolean array.
+
+        Example:
+            >>> import loopcore as lc, numpy as np
+            >>> tree = lc.testing.toy_learner().tree
+            >>> tree.is_bounded({"a": np.ones(2)}), tree.is_bounded({"a": np.array([1.0, np.nan])})
+            (True, False)
+        """
+        backend = self._of(tree)
+        leaves = tree if type(tree) is list else backend.tree_leaves(tree)
+        quick = getattr(backend, "is_bounded", None)
+        if quick is not None:
+            return quick(leaves)
+        xp = backend.xp
+        wide = [xp.astype(x, xp.float32) if backend.signature(x)[1].itemsize < 4 else x for x in leaves]
+        return xp.isfinite(reduce(lambda x, y: x + y, [xp.sum(x * x) for x in wide]))
+
     def zeros_like(self, tree: Tree) -> Tree:
         """Zeros of the same shapes and dtypes."""
         return self.map(self._of(tree).xp.zeros_like, tree)

@@ -365,6 +365,10 @@ class Backend:
         """The values without the gradients they are part of."""
         return arrays.transform(arrays.primal, tree)
 
+    def is_bounded(self, leaves: Sequence[Array]) -> Any:
+        """Whether the sum of their squares is finite."""
+        return arrays.is_bounded(leaves)
+
     def to_host(self, tree: Tree) -> Tree:
         """NumPy copies of all arrays."""
         return arrays.transform(self._fetch, tree)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import is_
 from types import NoneType
 from typing import Any, TypeGuard, cast
@@ -179,3 +179,22 @@ def _as_numpy(leaf: Any) -> np.ndarray[Any, Any] | None:
         return None
     array = np.asarray(leaf) if hasattr(leaf, "__array__") else np.from_dlpack(leaf)
     return array if _is_numeric(array.dtype) else None
+
+
+def is_bounded(leaves: Sequence[Any]) -> Array:
+    """Whether all values are finite, and so are their squares, but for sums that are too large anyway.
+
+    Each value is multiplied by the root of the largest number there is, so that what is too large to be squared becomes
+    infinite, and matrices by a vector: of all ways to look at every number once, XLA does that fastest on a CPU.
+    """
+    totals: list[Any] = []
+    small: dict[Any, list[Any]] = {}
+    for leaf in map(primal, leaves):
+        one = leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf
+        root = float(np.sqrt(np.finfo(one.dtype).max))
+        if one.ndim > 1 and one.size:
+            totals.append(jnp.sum(one.reshape(-1, one.shape[-1]) @ jnp.full(one.shape[-1], root, one.dtype)))
+        else:
+            small.setdefault(one.dtype, []).append(one.reshape(-1) * root)
+    totals += [jnp.sum(jnp.concatenate(group)) for group in small.values()]
+    return jnp.isfinite(sum(totals))

@@ -373,6 +373,12 @@ class Backend:
         """Values without boxes, arrays as read-only views."""
         return trees.transform(trees.freeze, tree)
 
+    def is_bounded(self, leaves: Sequence[Array]) -> bool:
+        """Whether the sum of their squares is finite."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            flat = [np.ravel(getval(one)) for one in leaves]
+            return bool(np.isfinite(sum(np.dot(one, one) for one in flat)))
+
     def to_host(self, tree: Tree) -> Tree:
         """Copies of all arrays."""
         return trees.transform(self._copy_leaf, tree)

@@ -288,6 +288,10 @@ class Backend:
         alike = isinstance(a, Tensor) and isinstance(b, Tensor) and (a.dtype, a.shape) == (b.dtype, b.shape)
         return torch.lerp(a, b, t) if alike and a.is_floating_point() else a + t * (b - a)
 
+    def is_bounded(self, leaves: Sequence[Array]) -> Any:
+        """Whether the sum of their squares is finite: known at once on a CPU, a 0-d tensor on an accelerator."""
+        return arrays.is_bounded(leaves)
+
     def to_host(self, tree: Tree) -> Tree:
         """NumPy copies of all tensors and arrays; 0-d tensors that are fetched together count as one transfer."""
         found, copies = arrays.to_host(tree)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from math import isfinite
 from types import NoneType
 from typing import Any, TypeGuard
 
@@ -221,3 +222,22 @@ def _is_same_memory(old: Tensor, new: Tensor) -> bool:
         and old.storage_offset() == new.storage_offset()
         and old.untyped_storage().data_ptr() == new.untyped_storage().data_ptr()
     )
+
+
+def is_bounded(tensors: Sequence[Tensor]) -> bool | Tensor:
+    """Whether the sum of squares of all tensors is finite: a bool if they are on a CPU, else a 0-d tensor."""
+    if any([one.layout is not torch.strided for one in tensors]):
+        tensors = [one if one.layout is torch.strided else one.coalesce().values() for one in tensors]
+    norm = torch.linalg.vector_norm
+    if all([one.is_cpu for one in tensors]):
+        if isfinite(sum([norm(one).item() for one in tensors])):
+            return True
+        return isfinite(sum([norm(one, dtype=_WIDE.get(one.dtype)).item() for one in tensors]))
+    if any(one.dtype in _WIDE for one in tensors):
+        device = next(one.device for one in tensors if not one.is_cpu)
+        norms = [norm(one, dtype=_WIDE.get(one.dtype)).to(device, torch.float32) for one in tensors]
+        return torch.isfinite(torch.stack(norms).sum())
+    return torch.isfinite(torch.nn.utils.get_total_norm(tensors))
+
+
+_WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}

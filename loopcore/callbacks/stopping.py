@@ -6,27 +6,51 @@ from math import isfinite
 from time import monotonic
 from typing import Any
 
-from loopcore.callback import NO_CONFLICT, Callback, Resolution, on
-from loopcore.callbacks.accumulation import AccumulatedUpdate
+from loopcore.callback import NO_CONFLICT, Callback, Resolution, RunFirst, on
+from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
+from loopcore.callbacks.counting import is_float
+from loopcore.declarations import overlaps
 from loopcore.errors import CancelFittingException
-from loopcore.events import BackwardEnd, EpochEnd, FitBegin, StepBegin, StepEnd
+from loopcore.events import EpochEnd, FitBegin, StepBegin, StepEnd, UpdateBegin
 from loopcore.phases import AbstractTrainingPhase
+from loopcore.state import both
 
 _NONE = -1
 _LOOK = 0.1  # seconds between two looks that cost a transfer
+_LOSS, _GRADIENT, _LATER, _BUFFERS, _REST = range(5)  # what was not finite
+_WORDS = {
+    _LOSS: "the loss of phase {phase!r} is not finite at its step {step}",
+    _GRADIENT: "a gradient of phase {phase!r} is not finite, or too large to be squared, at its step {step}",
+    _LATER: (
+        "a gradient of phase {phase!r} is not finite, or too large to be squared, at its step {step}; the updates "
+        "before it in that step were made, and this one and what came after it were not"
+    ),
+    _BUFFERS: "buffers of a model, such as BatchNorm's statistics, became NaN or infinite in phase {phase!r} at its "
+    "step {step}; they are as they were before it",
+    _REST: "the mean gradient of what GradientAccumulation had left at the end of phase {phase!r} is not finite",
+}
 
 
 class StopOnNaNLoss(Callback):
-    """Stop the fit when the training loss is NaN or infinite, before it reaches a parameter. Joins by default.
+    """Stop the fit when the training loss, a gradient or a statistic is NaN or infinite. Joins by default.
 
-    The update of the first bad step is not applied, nor any later one, and the models keep the buffers (BatchNorm's
-    statistics) they had before it; a model with buffers pays for that with a copy of them a step. The guard works on
-    the device. Where a look costs a transfer, the host looks at most ten times a second and when an epoch ends, so the
-    fit may end some steps later. The reason names the first bad step, counted from 1 over all steps of its phase.
+    No such number reaches a parameter, the state of an optimizer or a buffer (BatchNorm's statistics). ``learner.update``
+    asks it each time, whatever the body is: once a loss was not finite, or a gradient that would be applied was not (or
+    so large that its square is not, which Adam keeps), neither that update happens nor any later one. The models keep
+    the buffers they had before the first bad step; a model with buffers pays for that with a copy of them a step. An
+    update that somebody else withholds, such as a loss scaling that skips a step, is none of its business. A body that
+    updates several times a step may have done so before a later gradient is bad, which the reason says. What an
+    optimizer itself makes of finite gradients, and what is assigned to ``params.value``, it does not see before the
+    next loss; `Checkpointer` saves no weights that are not finite.
 
-    Reads: step.loss, step.buffers_before
-    Writes: step.apply, step.buffers_before, shared.first_bad_step, buffers
-    Handles: FitBegin, StepBegin (traced), BackwardEnd (traced), StepEnd, EpochEnd
+    The guard works on the device. Where a look costs a transfer, the host looks at most ten times a second and when an
+    epoch ends, so the fit may end some steps later. The reason names the first bad step, counted from 1 over all steps
+    of its phase.
+
+    Reads: step.loss, step.updated, step.buffers_before
+    Writes: step.apply, step.buffers_before, shared.first_bad_step, shared.first_bad_cause, buffers
+    Runs after: GradientAccumulation
+    Handles: FitBegin, StepBegin (traced), UpdateBegin (traced), StepEnd (also traced), EpochEnd
 
     Example:
         >>> import loopcore as lc
@@ -38,66 +62,111 @@ class StopOnNaNLoss(Callback):
         array([0.])
     """
 
-    traced_reads = ("step.loss", "step.buffers_before")
-    writes = ("step.apply", "step.buffers_before", "shared.first_bad_step", "buffers")
-    carries = ("shared.first_bad_step",)
+    traced_reads = ("step.loss", "step.updated", "step.buffers_before")
+    writes = (
+        *("step.apply", "step.buffers_before", "shared.first_bad_step", "shared.first_bad_cause"),
+        "buffers",
+    )
+    carries = ("shared.first_bad_step", "shared.first_bad_cause")
+    run_after = (GradientAccumulation,)
 
     def setup(self, learner: Any) -> None:
         """Start with a good mark."""
         self._next = 0.0
         self._mark: Any = None  # what the host saw when it looked last, and could not know yet
-        learner.shared.first_bad_step = _NONE
+        learner.shared.first_bad_step, learner.shared.first_bad_cause = _NONE, _LOSS
+        self.watched = _finite_floats(learner)
         if not learner.buffers.value:  # nothing to remember
             self.listeners = tuple(one for one in type(self).listeners if one.event is not StepBegin)
 
-    def resolve_conflict(self, other: Callback) -> Resolution:
-        """None with anybody: it withholds updates, and puts buffers back only in a step that is void anyway."""
-        return NO_CONFLICT
+    def resolve_conflict(self, other: Callback) -> Resolution | RunFirst:
+        """Who writes the loss comes first. Nobody else matters: it withholds updates, and puts back void buffers."""
+        return RunFirst(other) if any(overlaps(path, "step.loss") for path in other.writes) else NO_CONFLICT
 
     @on(FitBegin)
     def begin(self, learner: Any, phase: Any) -> None:
         """A new fit gets a new chance."""
         self._mark = None
         learner.shared.first_bad_step = _NONE
+        self.watched = _finite_floats(learner)
 
     @on(StepBegin, AbstractTrainingPhase, traced=True)
     def remember(self, learner: Any, phase: Any) -> None:
         """Keep the buffers as they are before the forward pass."""
         learner.step.buffers_before = learner.buffers.value
 
-    @on(BackwardEnd, AbstractTrainingPhase, traced=True)
-    @on(BackwardEnd, AccumulatedUpdate, traced=True)
-    def guard(self, learner: Any, phase: Any) -> None:
-        """Let no update through once a loss was not finite."""
-        step, shared = learner.step, learner.shared
-        loss = getattr(step, "loss", None)
-        if loss is None:
-            step.apply = shared.first_bad_step < 0
-            return
-        loss, first = learner.number(loss), shared.first_bad_step
-        if type(loss) is float and type(first) is int:  # both known on the host, which is faster
-            if first < 0 and isfinite(loss):
-                return
-            first, good = (learner.attempt if first < 0 else first), False
+    @on(UpdateBegin, AbstractTrainingPhase, traced=True)
+    @on(UpdateBegin, AccumulatedUpdate, traced=True)
+    def guard(self, learner: Any, phase: Any, event: UpdateBegin) -> None:
+        """Let no update through once a loss or a gradient was not finite."""
+        applied = event.apply
+        bounded = True if applied is False else learner.tree.is_bounded([*event.grads.values()])
+        if bounded is not True and applied is not True:  # what is withheld anyway may be anything
+            bounded = not applied or bounded if type(applied) is bool is type(bounded) else ~applied | bounded
+        if bounded is True:
+            cause = _LOSS
+        elif isinstance(phase, AccumulatedUpdate):
+            cause = _REST
         else:
-            xp = learner.xp
-            first = xp.where((first < 0) & ~xp.isfinite(loss), learner.attempt, first)
-            good = first < 0
-        shared.first_bad_step, step.apply = first, good
-        if hasattr(step, "buffers_before"):
-            self._restore(learner, good)
+            cause = _GRADIENT if learner.step.updated is None else _LATER
+        good = self._judged(learner, bounded, cause)
+        if good is not True:
+            learner.step.apply = good
 
-    def _restore(self, learner: Any, good: Any) -> None:
-        buffers, before = learner.buffers, learner.step.buffers_before
+    @on(StepEnd, AbstractTrainingPhase, traced=True)
+    def settle(self, learner: Any, phase: Any) -> None:
+        """Put the buffers back once a step was bad, or if it is they that are; see to a body that updates nothing."""
+        step = learner.step
+        before = getattr(step, "buffers_before", None) if self.watched else None
+        if before is None and step.updated is not None:
+            return
+        good = self._judged(learner, self._are_sound(learner, before), _BUFFERS)
+        if good is True or before is None:
+            return
+        buffers = learner.buffers
         if good is False:
             buffers.value = before
         else:
             where = learner.xp.where
             buffers.value = learner.tree.map(lambda new, old: where(good, new, old), buffers.value, before)
 
+    def _judged(self, learner: Any, sound: Any, cause: int) -> Any:
+        """Note the step if its loss is not finite or it is not sound for another cause; whether none was bad so far."""
+        shared, xp = learner.shared, learner.xp
+        first, loss = shared.first_bad_step, learner.number(getattr(learner.step, "loss", 0.0))
+        known = type(first) is int
+        if known and first >= 0:
+            return False
+        finite = isfinite(loss) if isinstance(loss, (int, float)) else xp.all(xp.isfinite(loss))
+        good = both(finite, sound)
+        if good is True:
+            return True if known else first < 0
+        why = cause if finite is True else _LOSS if finite is False else xp.where(finite, cause, _LOSS)
+        if good is False and known:
+            shared.first_bad_step, shared.first_bad_cause = learner.attempt, why
+            return False
+        bad = ~good if known else (first < 0) & ~good
+        shared.first_bad_step = first = xp.where(bad, learner.attempt, first)
+        shared.first_bad_cause = xp.where(bad, why, shared.first_bad_cause)
+        return first < 0
+
+    def _are_sound(self, learner: Any, before: Any) -> Any:
+        """Whether no buffer that was finite when the fit began became something else."""
+        if before is None:
+            return True
+        tree = learner.tree
+        pairs = zip(self.watched, _leaves(tree, learner.buffers.value), _leaves(tree, before), strict=False)
+        changed = [new for watched, new, old in pairs if watched and new is not old]
+        if not changed or tree.is_bounded(changed) is True:
+            return True
+        return learner.number(tree.all_finite(changed))  # statistics may be large
+
     @on(StepEnd, AbstractTrainingPhase)
-    def look(self, learner: Any, phase: Any) -> None:
+    def look(self, learner: Any, phase: Any, event: StepEnd) -> None:
         """Stop once the host can see the mark without waiting."""
+        before = None if event.outcome == "completed" else getattr(learner.step, "buffers_before", None)
+        if before is not None and not bool(learner.to_host(self._are_sound(learner, before))):
+            learner.buffers.value = before  # the step did not come to its end
         if self._mark is not None:
             now = monotonic()
             if now < self._next or not learner.is_ready(self._mark):
@@ -119,4 +188,17 @@ class StopOnNaNLoss(Callback):
 def _stop(learner: Any, phase: Any, first: Any) -> None:
     bad = first if type(first) is int else int(learner.to_host(first))
     if bad >= 0:
-        raise CancelFittingException(f"the loss of phase {phase.name!r} is not finite at its step {bad + 1}")
+        why = int(learner.to_host(learner.shared.first_bad_cause))
+        raise CancelFittingException(_WORDS[why].format(phase=phase.name, step=bad + 1))
+
+
+def _finite_floats(learner: Any) -> tuple[bool, ...]:
+    """For each buffer whether it has floats, all of them finite: a mask of minus infinity is no sign of trouble."""
+    found = _leaves(learner.tree, learner.buffers.value)
+    return tuple(is_float(one) and bool(learner.to_host(learner.tree.all_finite([one]))) for one in found)
+
+
+def _leaves(tree: Any, values: Any) -> list[Any]:
+    found: list[Any] = []
+    tree.map(found.append, values)
+    return found
