@@ -347,6 +347,39 @@ class Extras(Protocol):
         """
         ...
 
+    def show(self) -> None:
+        """Let the user's own objects hold the present values, where the adapter trains copies of what they hold.
+
+        Called before every handler that may look. What ends with `Backend.scope` does the same.
+        """
+        ...
+
+    def take(self) -> None:
+        """Go on from what the user wrote into these objects since; called after such a handler."""
+        ...
+
+    def has_method(self, model: str, name: str) -> bool:
+        """Whether a model has a method of this name that `call_method` can call."""
+        ...
+
+    def call_method(
+        self,
+        model: str,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        training: bool,
+        update_state: bool,
+    ) -> Any:
+        """`Backend.forward` of another method than the one that a call of the model means."""
+        ...
+
+    @property
+    def takes_value(self) -> bool:
+        """Whether an optimizer needs the loss: then `Backend.update` takes it as a third argument."""
+        ...
+
     @staticmethod
     def compilers() -> Sequence[str]:
         """What ``Learner(compile=...)`` may be besides ``"auto"``, True and False.

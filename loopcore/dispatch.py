@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Asleep: TypeAlias = frozenset[tuple[int, type[Event]]]  # by the id of a callback, events it sleeps through in a step
 NOBODY: Asleep = frozenset()
+_TRAINED = frozenset({"model", "params", "buffers", "optimizer"})
 SCOPE_EVENTS = (FitBegin, FitEnd, EpochBegin, EpochEnd, StepBegin, StepEnd)
 
 
@@ -58,6 +59,7 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
         if not self._scopes and issubclass(event, SCOPE_EVENTS):
             raise EventError(f"{event.__name__} is fired by the loop itself; handle takes the events within a step")
         found = [handler for handler in self._handlers if _is_heard(event, handler.listener.event)]
+        found = [_shown(handler, event) for handler in found]
         if issubclass(event, (StepBegin, StepEnd)):  # host handlers first when a step begins, traced ones when it ends
             found.sort(key=lambda handler: handler.traced is issubclass(event, StepBegin))
         self[event] = tuple(found)
@@ -87,6 +89,30 @@ def _handlers(member: Member, phase: type[Phase] | None) -> list[Handler]:
             loans = () if listener.traced else view._loans
             found.append(Handler(call, view, member.callback, listener, wants_event(call), loans))
     return found
+
+
+def _shown(handler: Handler, event: type[Event]) -> Handler:
+    """The handler, which finds the present values in the user's own objects where it may look at them.
+
+    That is between steps, and within one if its callback reads what is trained.
+    """
+    backend: Any = handler.view._learner.backend
+    if handler.traced or not hasattr(backend, "show"):
+        return handler
+    declared = (*handler.callback.reads, *handler.callback.writes)
+    looks = any(path.partition(".")[0] in _TRAINED for path in declared)
+    if not looks and (issubclass(event, (StepBegin, StepEnd)) or not issubclass(event, SCOPE_EVENTS)):
+        return handler
+    call = handler.call
+
+    def showing(*args: Any) -> None:
+        backend.show()
+        try:
+            call(*args)
+        finally:
+            backend.take()
+
+    return handler._replace(call=showing)
 
 
 def warn_unfired(handlers: Iterable[Handler], phase: Phase) -> None:

@@ -69,8 +69,8 @@ def fit(learner: Learner, epochs: int) -> FitResult:
     rounds = phases_of_fit(learner, epochs)
     run = _Run()
     error: BaseException | None = None
-    runs.fitting = True
     runs.open()
+    runs.fitting = True
     try:
         deliver(runs.fit_handlers(FitBegin), None, FitBegin())
         for _ in range(epochs):

@@ -31,7 +31,15 @@ from loopcore.callback import Callback
 from loopcore.callback_list import CallbackList
 from loopcore.checkpoint_parts import Optimizers
 from loopcore.defaults import with_defaults
-from loopcore.errors import BackendError, CallbackError, CheckpointError, GradientError, UnpackError, WeightsError
+from loopcore.errors import (
+    BackendError,
+    CallbackError,
+    CheckpointError,
+    GradientError,
+    OptimizerError,
+    UnpackError,
+    WeightsError,
+)
 from loopcore.events import BackwardEnd, UpdateBegin
 from loopcore.explain import explain
 from loopcore.fitting import FitResult, fit
@@ -177,6 +185,7 @@ class Learner:
 
     def _attach_all(self) -> None:
         self.backend.attach([(self.optimizer[prefix], paths) for prefix, paths in self._attached])
+        self._takes_value = bool(getattr(self.backend, "takes_value", False))
 
     def _select(self) -> None:
         """Train what has an optimizer, and what the user did not freeze."""
@@ -450,6 +459,8 @@ class Learner:
         """For each scalar the gradients of one handle, by path."""
         if not handle._paths:
             raise _nothing_in(handle)
+        if self._takes_value:
+            objective = self._noting(objective, (handle,))
         try:
             return self._taken(objective, (handle._paths,), None if at is None else handle._leaves(at), scopes)
         except GradientError as error:
@@ -459,6 +470,8 @@ class Learner:
         empty = next((handle for handle in wrt if not handle._paths), None)
         if empty is not None:
             raise _nothing_in(empty)
+        if self._takes_value:
+            objective = self._noting(objective, wrt)
         pairs = () if at is None else zip(wrt, at, strict=True)
         leaves = {path: leaf for handle, tree in pairs for path, leaf in handle._leaves(tree).items()}
         try:
@@ -480,6 +493,17 @@ class Learner:
             [{path: zeros[path] if path in held else grads[path] for path in paths} for paths, grads in pairs]
             for pairs in (zip(wrt, row, strict=True) for row in found)
         ]
+
+    def _noting(self, objective: Callable[[], Any], wrt: tuple[Handle, ...]) -> Callable[[], Any]:
+        """An objective that leaves its value in the state, for optimizers that take it."""
+
+        def noting() -> Any:
+            result = objective()
+            if not isinstance(result, (tuple, list)):
+                self.runs.step.__dict__.update({_value_of(handle): result for handle in wrt})
+            return result
+
+        return noting
 
     def _explained(self, error: GradientError) -> GradientError:
         """The error, with the callbacks that made constants of values of this step."""
@@ -520,7 +544,26 @@ class Learner:
             runner.handle(UpdateBegin(leaves, both(state._apply, when)))
         apply = state._apply if runner is not None else True  # that of a step that ended decides nothing more
         apply = both(apply, when)
-        state.updated = self.backend.update(leaves, apply) if leaves else False
+        if self._takes_value and leaves:
+            state.updated = cast(Any, self.backend).update(leaves, apply, self._value(handle))
+        else:
+            state.updated = self.backend.update(leaves, apply) if leaves else False
+
+    def _value(self, handle: Handle) -> Any:
+        """The loss whose gradient an update applies.
+
+        Raises:
+            OptimizerError: nobody knows it.
+        """
+        state = self.runs.step
+        value = vars(state).get(_value_of(handle))
+        value = getattr(state, "loss", None) if value is None else value
+        if value is None:
+            raise OptimizerError(
+                "an optimizer takes the loss, value=, and this update has none: take the gradient of one scalar "
+                "in the same step, or set state.loss"
+            )
+        return value
 
     def minimize(self, objective: Callable[[], Any], wrt: Handle | None = None, at: Tree | None = None) -> None:
         """Take the gradient of an objective, fire BackwardEnd, and update.
@@ -532,7 +575,7 @@ class Learner:
         """
         runs = self.runs
         runner, state = runs.runner, runs.step
-        if wrt is not None or runner is None or self.held:
+        if wrt is not None or runner is None or self.held or self._takes_value:
             state.grads = self.gradient(objective, wrt, at)
             if runner is not None and runner.inner[BackwardEnd]:
                 runner.handle(_BACKWARD_END)
@@ -798,6 +841,11 @@ class Learner:
         return (
             f"Learner({models}, backend={self.backend.name!r}, callbacks={[type(c).__name__ for c in self.callbacks]})"
         )
+
+
+def _value_of(handle: Handle) -> str:
+    """What the state of a step calls the value of an objective; no attribute has such a name."""
+    return f"objective of {handle._paths[0]}"
 
 
 def _nothing_in(handle: Handle) -> GradientError:

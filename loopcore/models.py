@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 from loopcore.running import running
 
 if TYPE_CHECKING:
+    from loopcore.backend import Extras
     from loopcore.learner import Learner
 
 
 class Model:
-    """One model of a learner, called as its own users call it.
+    """One model of a learner, called as its own users call it: ``learner.model(x)``, ``learner.model.encode(x)``.
 
     Example:
         >>> import loopcore as lc, numpy as np
@@ -59,12 +61,38 @@ class Model:
 
     @property
     def native(self) -> Any:
-        """The user's own model, with the present weights."""
+        """The user's own model, with the present weights.
+
+        In a step body of a framework whose programs are functions of arrays, an object like it that is differentiated;
+        what a call changes in it, such as statistics, is lost there: call a method as ``learner.model.encode(x)``.
+        """
         return self._backend.native(self._name)
+
+    def __getattr__(self, name: str) -> Any:
+        """A method of the user's own model, called as the model itself is: in a mode, and its state is kept."""
+        method = None if name.startswith("_") else self._method(name)
+        if method is None:
+            raise AttributeError(f"the model {self._name!r} has no method {name!r}", name=name, obj=self)
+        return method
+
+    def _method(self, name: str) -> Callable[..., Any] | None:
+        backend = cast("Extras", self._backend)
+        if not hasattr(backend, "has_method") or not backend.has_method(self._name, name):
+            return None
+
+        def call(*args: Any, training: bool | None = None, update_state: bool = True, **kwargs: Any) -> Any:
+            mode = self._runs.training if training is None else training
+            with running(self._learner):
+                return backend.call_method(self._name, name, args, kwargs, training=mode, update_state=update_state)
+
+        return call
 
 
 class Models(Model):
-    """All models of a learner: calling it calls the first, ``learner.model.critic`` is a named one."""
+    """All models of a learner: calling it calls the first, ``learner.model.critic`` is a named one.
+
+    Other names are methods of the first, where no model has that name.
+    """
 
     __slots__ = ("_models",)
 
@@ -72,8 +100,13 @@ class Models(Model):
         super().__init__(learner, names[0])
         self._models = {name: Model(learner, name) for name in names if name}
 
-    def __getattr__(self, name: str) -> Model:
-        if name in Models.__slots__ or name not in self._models:
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if name not in self._models:
+            method = self._method(name)
+            if method is not None:
+                return method
             there = ", ".join(self._models) or "one unnamed model; learner.model.native is the user's own"
             raise AttributeError(f"there is no model {name!r}; there is: {there}", name=name, obj=self)
         return self._models[name]
@@ -81,5 +114,5 @@ class Models(Model):
     def __repr__(self) -> str:
         return f"Models({', '.join(self._models)})" if self._models else super().__repr__()
 
-    def __getitem__(self, name: str) -> Model:
+    def __getitem__(self, name: str) -> Any:
         return self.__getattr__(name)

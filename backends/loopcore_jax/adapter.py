@@ -32,8 +32,11 @@ class Backend:
 
     Models are modules of flax.nnx and equinox, ``(module, variables)`` of flax.linen, ``(transformed, params)`` of
     haiku, ``(apply_fn, params)``, these three with a state too, or a tree of arrays, which has no forward pass. Their
-    arrays are copied: what the user holds is never donated. A module of nnx gets copies of the present arrays whenever
-    an outermost run ends.
+    arrays are copied: what the user holds is never donated.
+
+    A module of nnx and an ``nnx.Optimizer`` hold arrays themselves. They get copies of the present ones whenever an
+    outermost run ends and before a handler that may look, see `show`; what the user writes into them counts as soon as
+    it has ended, or as the next run begins, see `take`.
 
     The same methods run op by op on arrays, and within a program on what stands for them while it is traced.
 
@@ -61,6 +64,7 @@ class Backend:
 
     def __init__(self, *, device: Any = None, compile: Any = "auto") -> None:
         self.transfers = 0
+        self._open = False
         self._present = Present()
         self._arrays = arrays.Arrays()
         self._arrays.device = _device(device)
@@ -112,8 +116,33 @@ class Backend:
         self.random = Random(self._arrays.dtype)
 
     def native(self, model: str) -> Any:
-        """The user's own module with the present arrays, or what the user gave with copies of them."""
+        """The user's own module with the present arrays, or what the user gave with copies of them.
+
+        In an objective and in a program it has what stands for them there, so that it is differentiated; a module that
+        holds arrays itself is copied then.
+        """
+        self._take_outside()
         return self._models.native(model)
+
+    def show(self) -> None:
+        """Let the user's own objects hold the present values; where these stand for arrays, they stay as they are."""
+        if not self._present.is_traced:
+            self._models.show()
+            self._optimizers.show()
+
+    def take(self) -> None:
+        """Go on from what the user wrote into his own objects."""
+        if not self._present.is_traced:
+            self._models.take()
+            self._optimizers.take()
+
+    def _take_outside(self) -> None:
+        if not self._open:
+            self.take()
+
+    def _show_outside(self) -> None:
+        if not self._open:
+            self.show()
 
     def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
         """For each model name the full paths of its arrays."""
@@ -130,7 +159,11 @@ class Backend:
         self._optimizers.attach(optimizers)
 
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
-        """None: a transformation of optax is made for no parameters in particular."""
+        """What the ``wrt`` of an ``nnx.Optimizer`` takes; None for a transformation, made for nothing in particular.
+
+        Raises:
+            OptimizerError: it takes nothing, or variables that are no parameters.
+        """
         return self._optimizers.native_paths(optimizer)
 
     def optimizer_name(self, optimizer: int) -> str:
@@ -147,15 +180,21 @@ class Backend:
         Raises:
             OptimizerError: optax keeps it where nobody can read it.
         """
+        self._take_outside()
         return self._optimizers.get_hyper(optimizer, name)
 
     def set_hyper(self, optimizer: int, name: str, value: float) -> None:
-        """Set it, for the next update, without recompiling.
+        """Set it, for the next update, without recompiling; all values of that name, if there are several.
 
         Raises:
             OptimizerError: optax keeps it where nobody can set it.
+
+        Warns:
+            UserWarning: there are several, and they differ.
         """
+        self._take_outside()
         self._optimizers.set_hyper(optimizer, name, value)
+        self._show_outside()
 
     def to_device(self, device: Any) -> None:
         """Move parameters, buffers and optimizer state.
@@ -163,12 +202,15 @@ class Backend:
         Raises:
             BackendError: JAX does not have the device.
         """
+        self._take_outside()
         self._arrays.device = self.xp.device = target = _device(device)
         if target is not None:
             self.put_carried(jax.device_put(self.carried(), target))
+        self._show_outside()
 
     def export_optimizers(self) -> dict[str, Any]:
         """The state of all optimizers, by name."""
+        self._take_outside()
         return self._optimizers.export()
 
     def import_optimizers(self, state: Mapping[str, Any]) -> None:
@@ -177,20 +219,25 @@ class Backend:
         Raises:
             ValueError: it is that of other optimizers.
         """
+        self._take_outside()
         self._optimizers.load(state)
+        self._show_outside()
 
     # -- weights -----------------------------------------------------------------------------------------------
 
     def get(self, paths: Iterable[str]) -> Leaves:
         """The present arrays; inside an objective those that stand in for parameters."""
+        self._take_outside()
         return {path: self._present.array(path) for path in paths}
 
     def set(self, leaves: Mapping[str, Any]) -> None:
         """Copy values in, in the dtype of what they replace."""
+        self._take_outside()
         store = self._present.store
         for path, value in leaves.items():
             held = store.params if path in store.params else store.buffers
             held[path] = self._arrays.like(value, held[path])
+        self._show_outside()
 
     def snapshot(self, paths: Iterable[str]) -> Leaves:
         """Copies; inside an objective and in a program what stands for the arrays, which nothing can change."""
@@ -212,27 +259,62 @@ class Backend:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """When it ends, modules that keep their own arrays get copies of the present ones."""
+        """A run goes on from what the user's own objects hold, and leaves the present values in them.
+
+        Raises:
+            BackendError: a module has other parts or settings than it had.
+        """
+        self._models.check()
+        self.take()
+        self._open = True
         try:
             yield
         finally:
-            self._models.write_back()
+            self._open = False
+            self.show()
 
     def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
         """Run a step body; the random keys of its models follow from ``key``."""
         with self._present.body(key):
             call(*args)
 
+    def has_method(self, model: str, name: str) -> bool:
+        """Whether `call_method` can call it."""
+        return self._models.has_method(model, name)
+
+    def call_method(
+        self,
+        model: str,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        training: bool,
+        update_state: bool,
+    ) -> Any:
+        """Call another method of a module of nnx, linen or equinox as `forward` calls its ``__call__``."""
+        self._take_outside()
+        options: dict[str, Any] = {"training": training, "update_state": update_state, "method": name}
+        result = self._models.forward(model, args, kwargs, **options)
+        self._show_outside()
+        return result
+
     def forward(
         self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
     ) -> Any:
         """Call a model with the present arrays and keep its new state."""
-        return self._models.forward(model, args, kwargs, training=training, update_state=update_state)
+        if self._open:
+            return self._models.forward(model, args, kwargs, training=training, update_state=update_state)
+        self.take()
+        result = self._models.forward(model, args, kwargs, training=training, update_state=update_state)
+        self.show()
+        return result
 
     def apply(
         self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
     ) -> Any:
         """Call a model with other parameters; its state stays."""
+        self._take_outside()
         return self._models.apply(model, leaves, args, kwargs, training=training)
 
     def gradient(
@@ -243,6 +325,8 @@ class Backend:
         scopes: Sequence[MutableMapping[str, Any]],
     ) -> list[list[Leaves]]:
         """Differentiate a closure, by ``jax.vjp``: one forward, one backward per scalar it returns."""
+        if not self._open:
+            self.take()
         return self._gradients.gradient(objective, wrt, at, scopes)
 
     def piece(
@@ -267,9 +351,19 @@ class Backend:
         """Gradient of a scalar function of trees of arrays."""
         return self._gradients.grad(fn, scopes)
 
-    def update(self, grads: Leaves, apply: Any) -> Any:
+    @property
+    def takes_value(self) -> bool:
+        """Whether an optimizer takes the loss, a third argument of `update`."""
+        return self._optimizers.takes_value
+
+    def update(self, grads: Leaves, apply: Any, value: Any = None) -> Any:
         """One step of every optimizer that trains one of these paths, or of none where an array decides so."""
-        return self._optimizers.update(grads, apply)
+        if self._open:
+            return self._optimizers.update(grads, apply, value)
+        self.take()
+        updated = self._optimizers.update(grads, apply, value)
+        self.show()
+        return updated
 
     def stop_gradient(self, tree: Tree) -> Tree:
         """The same values, constant for every gradient."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import isfunction
 from typing import Any
 
 import equinox as eqx
+import jax
 
 from loopcore.backend import Tree
 from loopcore.errors import UnknownModelError
@@ -31,11 +33,14 @@ class Equinox:
         self.params, static = eqx.partition(module, eqx.is_inexact_array)
         self.state: Tree = rest[0] if rest else ()
         self._static = static
-        self._modes = {training: eqx.nn.inference_mode(static, value=not training) for training in (True, False)}
+        self._modes = {True: _in_training(static), False: eqx.nn.inference_mode(static)}
         self._has_state = bool(rest)
-        _, named = keywords(type(module).__call__)
-        self.takes_key = "key" in named
-        if self._has_state and "state" not in named:
+        self.methods = type(module)
+        functions = {name: value for cls in type(module).__mro__ for name, value in vars(cls).items()}
+        self._named = {name: keywords(value)[1] for name, value in functions.items() if isfunction(value)}
+        self._named["__call__"] = keywords(type(module).__call__)[1]
+        self.takes_key = any("key" in named for name, named in self._named.items() if name != "__init__")
+        if self._has_state and "state" not in self._named["__call__"]:
             raise UnknownModelError(
                 f"{title} has a state, but {type(module).__name__}.__call__ does not take one: write "
                 "def __call__(self, x, state) and return (y, state)"
@@ -43,17 +48,36 @@ class Equinox:
         self._title = title
 
     def call(
-        self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
+        self,
+        params: Tree,
+        state: Tree,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        training: bool,
+        key: Any,
+        method: str = "__call__",
     ) -> tuple[Any, Tree]:
         """``module(*args, [state=, key=,] **kwargs)`` in training or inference mode."""
         module = eqx.combine(params, self._modes[training])
-        keyed = {"key": key} if self.takes_key else {}
-        if not self._has_state:
-            return module(*args, **{**keyed, **kwargs}), None
-        result = module(*args, **{"state": state, **keyed, **kwargs})
-        return two_parts(result, f"{self._title} has a state, so its __call__")
+        named = self._named[method] if method in self._named else keywords(getattr(self.methods, method))[1]
+        given = {"key": key, **kwargs} if "key" in named else kwargs
+        if not (self._has_state and "state" in named):
+            return getattr(module, method)(*args, **given), None
+        result = getattr(module, method)(*args, **{"state": state, **given})
+        return two_parts(result, f"{self._title} has a state, so its {method}")
 
     def native(self, params: Tree, state: Tree) -> Any:
         """The module, or the pair."""
         module = eqx.combine(params, self._static)
         return (module, state) if self._has_state else module
+
+
+def _in_training(module: Any) -> Any:
+    """The module in training mode, but for parts that the user put in inference mode; unless all are."""
+    parts = jax.tree_util.tree_leaves(module, is_leaf=_has_mode)
+    flags = [part.inference for part in parts if _has_mode(part) and isinstance(part.inference, bool)]
+    return eqx.nn.inference_mode(module, value=False) if all(flags) else module
+
+
+def _has_mode(part: Any) -> bool:
+    return hasattr(part, "inference")

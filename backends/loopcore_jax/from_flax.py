@@ -6,41 +6,57 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.core
+import flax.errors
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from loopcore.backend import Array, Tree
-from loopcore.errors import UnknownModelError
+from loopcore.errors import BackendError, OptimizerError, UnknownModelError
 from loopcore.pairs import keywords, mode_of
 
 
 class Nnx:
-    """An ``nnx.Module``: trained is what is an ``nnx.Param``, its random state follows the step's key."""
+    """An ``nnx.Module``: trained is what is an ``nnx.Param``, its random state follows the step's key.
+
+    Parts that are in eval mode when the learner takes it stay in it, unless all are.
+    """
 
     takes_key = keeps_arrays = True
     state_prefix = False
 
     def __init__(self, module: Any) -> None:
-        self._module = module
+        self.owner = self._module = module
+        self.methods = type(module)
         parts: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
         self._graph, params, rngs, rest = parts
         self._params = dict(nnx.to_flat_state(params))
         self._rngs = dict(nnx.to_flat_state(rngs))
         self._rest = dict(nnx.to_flat_state(rest))
-        self.params: Tree = _tree({path: variable.get_value() for path, variable in self._params.items()})
-        self.state: Tree = _tree({path: variable.get_value() for path, variable in self._rest.items()})
+        self.params, self.state = self.present()
+        self._resting = _resting(module)
+        self._known = nnx.graphdef(module)  # as the user left it when somebody looked last
 
     def call(
-        self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
+        self,
+        params: Tree,
+        state: Tree,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        training: bool,
+        key: Any,
+        method: str = "__call__",
     ) -> tuple[Any, Tree]:
         """Call a copy of the module in train or eval mode."""
-        parts = (_filled(self._params, params), self._seeded(key), _filled(self._rest, state))
-        module = nnx.merge(self._graph, *parts, copy=True)
-        module.train() if training else module.eval()
-        result = module(*args, **kwargs)
+        module = self._filled(params, state, self._seeded(key))
+        _set_mode(module, training, self._resting)
+        result = getattr(module, method)(*args, **kwargs)
         new = dict(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))))
         return result, _tree({path: new[path].get_value() if path in new else _at(state, path) for path in self._rest})
+
+    def _filled(self, params: Tree, state: Tree, rngs: Any) -> Any:
+        """A copy of the module with these arrays."""
+        return nnx.merge(self._graph, _filled(self._params, params), rngs, _filled(self._rest, state), copy=True)
 
     def _seeded(self, key: Array) -> Any:
         """The random state at the begin of a call: a key of its own for each stream, and counts of zero."""
@@ -58,6 +74,83 @@ class Nnx:
         """The user's module, with these arrays written into it."""
         nnx.update(self._module, _filled(self._params, params), _filled(self._rest, state))
         return self._module
+
+    def copy(self, params: Tree, state: Tree) -> Any:
+        """A copy of the module, for where no array can be written into the user's own."""
+        return self._filled(params, state, self._old())
+
+    def variables(self) -> tuple[Tree, Tree]:
+        """The variables of the user's module."""
+        return _tree(self._params), _tree(self._rest)
+
+    def present(self) -> tuple[Tree, Tree]:
+        """The arrays of the variables of the user's module."""
+        return tuple(  # type: ignore[return-value]
+            _tree({path: variable.get_value() for path, variable in variables.items()})
+            for variables in (self._params, self._rest)
+        )
+
+    def check(self) -> None:
+        """See that the user's module has the parts and settings it had; its mode may be another.
+
+        Raises:
+            BackendError: it has others.
+        """
+        graph = nnx.graphdef(self._module)
+        if graph == self._known:
+            return
+        now, before = (_in_train_mode(module) for module in (self._module, self._filled(*self.present(), self._old())))
+        if now != before:
+            raise BackendError(
+                "the module of flax.nnx has other parts or settings than when the learner took it, and compiled steps "
+                "would not know: call learner.set_model(module)"
+            )
+        self._known = graph
+
+    def _old(self) -> Any:
+        return nnx.from_flat_state(list(self._rngs.items()))
+
+    def trained_by(self, wrt: Any) -> tuple[tuple[str, ...], Any]:
+        """Paths of the parameters that a filter of nnx takes, and the state that holds these paths in their place.
+
+        Raises:
+            OptimizerError: it takes variables that are no parameters.
+        """
+        taken = dict(nnx.to_flat_state(nnx.state(self._module, wrt)))
+        others = [path for path in taken if path not in self._params]
+        if others:
+            names = ", ".join(".".join(map(str, path)) for path in others[:5])
+            raise OptimizerError(
+                f"wrt={wrt!r} of the nnx.Optimizer takes {names}, and only what is an nnx.Param is trained: make the "
+                "class of these variables a subclass of nnx.Param"
+            )
+        words = {path: ".".join(map(str, path)) for path in taken}
+        return tuple(words.values()), nnx.from_flat_state(list(words.items()))
+
+
+def _resting(module: Any) -> tuple[Any, ...]:
+    """Paths of the parts that the user put in eval mode; none where the whole module is."""
+    modes = {
+        path: flag
+        for path, part in nnx.iter_modules(module)
+        for flag in (getattr(part, "deterministic", None), getattr(part, "use_running_average", None))
+        if isinstance(flag, bool)
+    }
+    return tuple(path for path, resting in modes.items() if resting) if not all(modes.values()) else ()
+
+
+def _set_mode(module: Any, training: bool, resting: tuple[Any, ...]) -> None:
+    module.train() if training else module.eval()
+    if training and resting:
+        parts = dict(nnx.iter_modules(module))
+        for path in resting:
+            parts[path].eval()  # type: ignore[no-untyped-call]
+
+
+def _in_train_mode(module: Any) -> Any:
+    copy = nnx.clone(module)
+    copy.train()
+    return nnx.graphdef(copy)
 
 
 def _tree(leaves: Mapping[tuple[Any, ...], Any]) -> dict[Any, Any]:
@@ -94,26 +187,64 @@ class Linen:
                 f"{title} is a linen module, whose arrays are apart from it: write (module, variables), with "
                 'variables = module.init(key, x), a dict with the key "params"'
             )
+        if len(rest) == 2 and (isinstance(rest[1], (str, Mapping)) or not all(isinstance(n, str) for n in rest[1])):
+            raise UnknownModelError(
+                f"{title} is a tuple of three: the third part are the names of the random streams of the module, such "
+                'as (module, variables, ("dropout", "noise")); all collections belong into variables'
+            )
         variables: dict[str, Any] = flax.core.unfreeze(dict(rest[0]))
         self._streams: tuple[str, ...] = ("dropout",) if len(rest) == 1 else tuple(rest[1])
         self._extra = rest[1:]
         self._module = module
+        self.methods = type(module)
+        self._title = title
         self._mode, _ = keywords(type(module).__call__)
         self.params: Tree = variables["params"]
         self.state: Tree = {name: value for name, value in variables.items() if name != "params"}
 
     def call(
-        self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
+        self,
+        params: Tree,
+        state: Tree,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        training: bool,
+        key: Any,
+        method: Any = None,
     ) -> tuple[Any, Tree]:
-        """``module.apply(variables, *args, rngs=..., mutable=...)`` with the mode if its signature has it."""
-        given = {**mode_of(self._mode, training), **kwargs}
+        """``module.apply(variables, *args, rngs=..., mutable=...)`` with the mode if its signature has it.
+
+        A call may name a ``method=``, give some of the ``rngs=`` itself, and ask for more collections by ``mutable=``,
+        such as ``["intermediates"]``: then it returns ``(y, those collections)``, as in linen.
+        """
+        asked = dict(kwargs)
+        method = asked.pop("method", method)
+        mode = self._mode if method is None else keywords(_function(self._module, method))[0]
+        given = {**mode_of(mode, training), **asked, **({} if method is None else {"method": method})}
         rngs = {name: jax.random.fold_in(key, number) for number, name in enumerate(self._streams)}
-        variables = {"params": params, **state}
-        if not state:
-            return self._module.apply(variables, *args, rngs=rngs, **given), None
-        result, new = self._module.apply(variables, *args, rngs=rngs, mutable=list(state), **given)
-        return result, {name: flax.core.unfreeze(new)[name] if name in new else old for name, old in state.items()}
+        given["rngs"] = {**rngs, **(given.get("rngs") or {})}
+        wanted = given.pop("mutable", False)
+        names = (wanted,) if isinstance(wanted, str) else tuple(wanted) if wanted not in (True, False) else ()
+        variables, mutable = {"params": params, **state}, wanted is True or list(dict.fromkeys((*state, *names)))
+        try:
+            if not mutable:
+                return self._module.apply(variables, *args, **given), None
+            result, new = self._module.apply(variables, *args, mutable=mutable, **given)
+        except flax.errors.InvalidRngError as error:
+            error.add_note(
+                f"{self._title} has random streams for {', '.join(self._streams) or 'nothing'}: name all that it "
+                'uses, (module, variables, ("dropout", "noise"))'
+            )
+            raise
+        new = flax.core.unfreeze(new)
+        asked_for = {name: new[name] for name in new if wanted is True or name in names}
+        kept = {name: new.get(name, old) for name, old in state.items()}
+        return (result, asked_for) if wanted else result, kept
 
     def native(self, params: Tree, state: Tree) -> Any:
         """The tuple."""
         return (self._module, {"params": params, **state}, *self._extra)
+
+
+def _function(module: Any, method: Any) -> Any:
+    return getattr(type(module), method) if isinstance(method, str) else method

@@ -21,6 +21,7 @@ class Keras:
     state_prefix = False
 
     def __init__(self, layer: Any, title: str) -> None:
+        self.owner = layer
         self._model = KerasModel(layer, title)
         self.params: Tree = {path: variable.value for path, variable in self._model.params.items()}
         self.state: Tree = {path: variable.value for path, variable in self._model.buffers.items()}
@@ -37,6 +38,15 @@ class Keras:
         for path, value in {**params, **state}.items():
             self._model.arrays[path].assign(value)
         return self._model.layer
+
+    def variables(self) -> tuple[Tree, Tree]:
+        """The variables of the user's model."""
+        return dict(self._model.params), dict(self._model.buffers)
+
+    def present(self) -> tuple[Tree, Tree]:
+        """The arrays of the variables of the user's model."""
+        held = ({path: variable.value for path, variable in part.items()} for part in self.variables())
+        return tuple(held)  # type: ignore[return-value]
 
 
 class KerasRule:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
+from inspect import signature
 from typing import Any, Protocol
 
 from loopcore.backend import Tree
@@ -15,11 +17,13 @@ from loopcore.pairs import keywords, mode_of, two_parts
 class Library(Protocol):
     """One model, taken apart.
 
+    One with methods besides its forward pass has ``methods``, the class they are of, and its ``call`` takes ``method``.
+
     Attributes:
         params: its parameters, a tree of floating arrays.
         state: its other arrays, an empty tree without any.
         takes_key: whether a call gets a random key.
-        keeps_arrays: whether the user's object holds arrays that `native` writes.
+        keeps_arrays: whether the user's object holds arrays that `native` writes; then it is a `Keeper`.
         state_prefix: whether the paths of the state begin with ``state.``.
     """
 
@@ -37,6 +41,28 @@ class Library(Protocol):
 
     def native(self, params: Tree, state: Tree) -> Any:
         """What the user gave, with these arrays in it."""
+        ...
+
+
+class Keeper(Library, Protocol):
+    """A model whose user's object holds its arrays, and changes where it is.
+
+    Attributes:
+        owner: the user's object.
+    """
+
+    owner: Any
+
+    def variables(self) -> tuple[Tree, Tree]:
+        """What holds the arrays in the user's object, in the structure of ``params`` and of ``state``."""
+        ...
+
+    def present(self) -> tuple[Tree, Tree]:
+        """The arrays that the user's object holds now, as ``params`` and ``state``.
+
+        Raises:
+            BackendError: it has other parts than when the learner took it.
+        """
         ...
 
 
@@ -67,6 +93,10 @@ def library_of(model: Any, title: str) -> Library:
         from loopcore_jax.from_flax import Linen
 
         return Linen(first, rest, title)
+    if linen is not None and (module := _applied(first, linen, title)) is not None:
+        from loopcore_jax.from_flax import Linen
+
+        return Linen(module, rest, title)
     if equinox is not None and isinstance(first, equinox.Module) and len(rest) < 2:
         from loopcore_jax.from_equinox import Equinox
 
@@ -79,10 +109,16 @@ def library_of(model: Any, title: str) -> Library:
         return Haiku(first, rest, title)
     if isinstance(model, tuple) and any(map(callable, model)):
         if callable(first) and len(rest) in (1, 2):
+            _check_collections(rest[0], title)
             return Plain(first, *rest, title=title)
         raise UnknownModelError(
             f"{title} is a tuple of {len(model)} with a function in it: write (apply_fn, params) or "
             "(apply_fn, params, state), in this order"
+        )
+    if all(hasattr(model, name) for name in ("apply_fn", "params", "tx", "opt_state")):
+        raise UnknownModelError(
+            f"{title} is a {type(model).__name__}, which is a model and an optimizer: write Learner((state.apply_fn, "
+            '{"params": state.params}), ..., optimizer=state.tx); of flax.linen the model is (module, variables)'
         )
     if callable(model):
         hint = f": write {model.__name__}(...)" if isinstance(model, type) else ""
@@ -91,6 +127,38 @@ def library_of(model: Any, title: str) -> Library:
             "(module, variables) of flax.linen, (transformed, params) of haiku, (apply_fn, params), or a tree of arrays"
         )
     return Arrays(model, title)
+
+
+def _applied(apply_fn: Any, linen: Any, title: str) -> Any:
+    """The linen module of a bound ``module.apply``; None if it is none.
+
+    Raises:
+        UnknownModelError: arguments are bound too, which the learner would not know of.
+    """
+    inner = apply_fn.func if isinstance(apply_fn, partial) else apply_fn
+    module = getattr(inner, "__self__", None)
+    if not isinstance(module, linen.Module) or inner != module.apply:
+        return None
+    if inner is not apply_fn:
+        raise UnknownModelError(
+            f"{title} is a partial of module.apply: write (module, variables), whose mode, rngs= and mutable= the "
+            'learner gives; more names of rngs as (module, variables, ("dropout", "noise"))'
+        )
+    return module
+
+
+def _check_collections(params: Any, title: str) -> None:
+    """Refuse variables of linen in the place of parameters: all of them would be trained.
+
+    Raises:
+        UnknownModelError: says what to write.
+    """
+    if isinstance(params, Mapping) and {"params", "batch_stats"} <= params.keys():
+        raise UnknownModelError(
+            f"the parameters of {title} are all variables of a linen module, {', '.join(map(repr, params))}, and "
+            "statistics are not to be trained: write (module, variables), or (apply_fn, params, state) with an "
+            "apply_fn that takes both and returns (y, new_state)"
+        )
 
 
 class Arrays:
@@ -150,7 +218,6 @@ class Plain:
 class Haiku:
     """``(transformed, params[, state])`` of haiku."""
 
-    takes_key = True
     keeps_arrays = state_prefix = False
 
     def __init__(self, transformed: Any, rest: list[Any], title: str) -> None:
@@ -163,15 +230,18 @@ class Haiku:
         self.state: Tree = rest[1] if self._has_state else ()
         self._transformed = transformed
         self._mode, _ = keywords(transformed.apply)
+        names = list(signature(transformed.apply).parameters)
+        self.takes_key = names[1 + self._has_state : 2 + self._has_state] == ["rng"]  # not after without_apply_rng
 
     def call(
         self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
     ) -> tuple[Any, Tree]:
-        """``apply(params, [state,] rng, *args, **kwargs)`` with the mode if its signature has it."""
+        """``apply(params, [state,] [rng,] *args, **kwargs)`` with the mode if its signature has it."""
         given = {**mode_of(self._mode, training), **kwargs}
+        rng = (key,) if self.takes_key else ()
         if not self._has_state:
-            return self._transformed.apply(params, key, *args, **given), None
-        result, new = self._transformed.apply(params, state, key, *args, **given)
+            return self._transformed.apply(params, *rng, *args, **given), None
+        result, new = self._transformed.apply(params, state, *rng, *args, **given)
         return result, new
 
     def native(self, params: Tree, state: Tree) -> Any:

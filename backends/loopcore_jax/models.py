@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from loopcore.backend import Kind, Leaves, Tree
-from loopcore.errors import BackendError, UnknownModelError
+from loopcore.errors import BackendError, OptimizerError, UnknownModelError
 from loopcore.foreign import foreign
 from loopcore_jax.arrays import Arrays, copied, is_key, primal
-from loopcore_jax.libraries import Library, library_of
+from loopcore_jax.libraries import Keeper, Library, library_of
 from loopcore_jax.random import typed
-from loopcore_jax.store import Present
+from loopcore_jax.store import Mirror, Present
 
 
 class Part(NamedTuple):
@@ -67,6 +67,8 @@ class Models:
         self._present = present
         self._arrays = arrays
         self._bound: dict[str, Bound] = {}
+        self._mirror = Mirror()
+        self._twins: list[tuple[str, str]] = []
 
     def bind(self, models: Mapping[str, Any]) -> None:
         """Take the models; their arrays are copied. Sets the dtype of `Arrays` from the parameters."""
@@ -85,9 +87,14 @@ class Models:
             params |= self._copies(title, part.paths, weights, _parameter_problem)
             buffers |= self._copies(title, state.paths, values, _buffer_problem)
             bound[name] = Bound(title, library, part, state)
+        self._twins = _twins(bound)
         self._bound = bound
         store = self._present.store
         store.params, store.buffers = params, buffers
+        self._mirror = Mirror()
+        for one in self._keepers():
+            for path, theirs in _held(one).items():
+                self._mirror.agree(path, self._present.array(path), theirs)
         self._arrays.dtype = np.dtype(jnp.result_type(*(value.dtype for value in params.values())))
 
     def _copies(
@@ -107,18 +114,40 @@ class Models:
         """Paths of the arrays of each model."""
         return {name: one.part(kind).paths for name, one in self._bound.items()}
 
-    def whole(self, paths: Iterable[str]) -> str | None:
-        """The model of which these are all parameters."""
+    def whole(self, paths: Iterable[str]) -> Part | None:
+        """The parameters of the model of which these are all."""
         wanted = set(paths)
-        return next((name for name, one in self._bound.items() if set(one.params.paths) == wanted), None)
+        return next((one.params for one in self._bound.values() if set(one.params.paths) == wanted), None)
 
-    def build(self, model: str, leaves: Mapping[str, Any]) -> Tree:
-        """Parameters by full path -> the model's own tree."""
-        return self._bound[model].params.build(leaves)
+    def trained_by(self, wrt: Any) -> list[Part]:
+        """For each module of flax.nnx the parameters that a filter of nnx takes, as an ``nnx.State``.
 
-    def flatten(self, model: str, tree: Tree) -> Leaves:
-        """The inverse of `build`."""
-        return self._bound[model].params.flatten(tree)
+        Raises:
+            OptimizerError: it takes variables that are no parameters.
+        """
+        found: list[Part] = []
+        for one in self._bound.values():
+            if hasattr(one.library, "trained_by"):
+                _, words = one.library.trained_by(wrt)
+                leaves, spec = jax.tree_util.tree_flatten(words)
+                if leaves:
+                    found.append(Part(one.params.prefix, tuple(one.params.prefix + word for word in leaves), spec))
+        return found
+
+    def check_twins(self, trained: Iterable[str]) -> None:
+        """Refuse arrays that two models share and that would be trained as two.
+
+        Raises:
+            OptimizerError: says what to write.
+        """
+        trained = set(trained)
+        for first, second in self._twins:
+            if first in trained and second in trained:
+                raise OptimizerError(
+                    f"{first!r} and {second!r} are one array, in two models, and each would be trained on its own: give "
+                    "one of them copies if they are to be two, jax.tree.map(jnp.copy, params); leave one without an "
+                    "optimizer if it is to rest; or pass one model that holds both"
+                )
 
     def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
         """Leaves by relative path -> the model's own tree."""
@@ -135,26 +164,85 @@ class Models:
         return {path.removeprefix(part.prefix): leaf for path, leaf in part.flatten(tree).items()}
 
     def native(self, model: str) -> Any:
-        """The user's own object, with copies of the present arrays."""
-        one, store = self._bound[model], self._present.store
-        params = one.params.build({path: copied(store.params[path]) for path in one.params.paths})
-        state = one.state.build({path: copied(primal(store.buffers[path])) for path in one.state.paths})
-        return one.library.native(params, state)
+        """The user's own object, with the present arrays.
 
-    def write_back(self) -> None:
-        """Give modules that keep their own arrays copies of the present ones."""
-        for name, one in self._bound.items():
-            if one.library.keeps_arrays:
-                self.native(name)
+        Where they stand for arrays, in an objective or in a program that is traced, one that is differentiated: a
+        module that keeps its arrays cannot hold those, and is copied.
+        """
+        one, present = self._bound[model], self._present
+        if one.library.keeps_arrays and not present.is_traced:
+            self.show()
+            return _keeper(one).owner
+        trees = (part.build({path: copied(present.array(path)) for path in part.paths}) for part in one[2:])
+        make = getattr(one.library, "copy", one.library.native)
+        return make(*trees)
+
+    def _keepers(self) -> list[Bound]:
+        """Models whose user's objects hold their arrays."""
+        return [one for one in self._bound.values() if one.library.keeps_arrays]
+
+    def show(self) -> None:
+        """Write copies of the present arrays into what the user's objects hold, where these have other values."""
+        store = self._present.store
+        for one in self._keepers():
+            paths = (*one.params.paths, *one.state.paths)
+            present = {path: store.params[path] if path in store.params else store.buffers[path] for path in paths}
+            theirs = {path: self._mirror.theirs(path, array) for path, array in present.items()}
+            if all(value is not None for value in theirs.values()):
+                continue
+            values = {path: copied(array) if theirs[path] is None else theirs[path] for path, array in present.items()}
+            one.library.native(one.params.build(values), one.state.build(values))
+            for path, value in _held(one).items():
+                self._mirror.agree(path, present[path], value)
+
+    def take(self) -> None:
+        """Go on from what the user wrote into his objects since they were written last.
+
+        Raises:
+            BackendError: he gave an array another shape.
+        """
+        store = self._present.store
+        for one in self._keepers():
+            for path, theirs in _held(one).items():
+                if not self._mirror.is_theirs(path, theirs):
+                    held = store.params if path in store.params else store.buffers
+                    if np.shape(theirs) != held[path].shape:
+                        raise BackendError(
+                            f"{path!r} of {one.title} was {list(held[path].shape)} and is {list(np.shape(theirs))} "
+                            "now: a module that is another one is passed to learner.set_model(module)"
+                        )
+                    held[path] = self._arrays.like(theirs, held[path])
+                    self._mirror.agree(path, held[path], theirs)
+
+    def check(self) -> None:
+        """See that the user's objects have the parts they had.
+
+        Raises:
+            BackendError: one has others.
+        """
+        for one in self._keepers():
+            if hasattr(one.library, "check"):
+                one.library.check()
 
     # -- forward -----------------------------------------------------------------------------------------------
 
+    def has_method(self, model: str, name: str) -> bool:
+        """Whether a model has a method of this name besides its forward pass."""
+        return callable(getattr(getattr(self._bound[model].library, "methods", None), name, None))
+
     def forward(
-        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
+        self,
+        model: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        training: bool,
+        update_state: bool,
+        method: str | None = None,
     ) -> Any:
-        """Call a model with the present arrays and keep its new state."""
+        """Call a model, or a method of it, with the present arrays and keep its new state."""
         one, store = self._bound[model], self._present.store
-        result, state = self._call(one, self._params(one), args, kwargs, training)
+        result, state = self._call(one, self._params(one), args, kwargs, training, method)
         if update_state and state is not None and one.state.paths:
             store.buffers.update(self._new_state(one, state, store.buffers))
         return result
@@ -170,7 +258,13 @@ class Models:
         return {path: self._present.array(path) for path in one.params.paths}
 
     def _call(
-        self, one: Bound, params: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
+        self,
+        one: Bound,
+        params: Leaves,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        training: bool,
+        method: str | None = None,
     ) -> tuple[Any, Tree]:
         key = None
         if one.library.takes_key:
@@ -178,7 +272,8 @@ class Models:
             frame.calls += 1
             key = jax.random.fold_in(typed(frame.key), np.uint32(frame.calls))
         state = one.state.build(self._present.store.buffers)
-        return one.library.call(one.params.build(params), state, args, kwargs, training, key)
+        named = () if method is None else (method,)
+        return one.library.call(one.params.build(params), state, args, kwargs, training, key, *named)
 
     def _new_state(self, one: Bound, state: Tree, old: Leaves) -> Leaves:
         """What a call left, as new arrays in the dtype and shape of what there was."""
@@ -197,6 +292,43 @@ class Models:
             # A copy: what the model handed through may be the user's own array, which a program would use up.
             found[path] = value.copy() if is_key(before) else jnp.array(value, before.dtype)
         return found
+
+
+def _keeper(one: Bound) -> Keeper:
+    return cast(Keeper, one.library)
+
+
+def _held(one: Bound) -> Leaves:
+    """What the user's object holds, by path."""
+    params, state = _keeper(one).present()
+    return one.params.flatten(params) | one.state.flatten(state)
+
+
+def _twins(bound: Mapping[str, Bound]) -> list[tuple[str, str]]:
+    """Pairs of paths of two models that are one array.
+
+    Raises:
+        UnknownModelError: two models that keep their arrays share a variable, which copies would make two of.
+    """
+    seen: dict[int, tuple[str, str]] = {}
+    found: list[tuple[str, str]] = []
+    for name, one in bound.items():
+        keeps = one.library.keeps_arrays
+        trees = _keeper(one).variables() if keeps else (one.library.params, ())
+        spec: Any = jax.tree_util.tree_structure((one.library.params, one.library.state if keeps else ()))
+        paths = (*one.params.paths, *(one.state.paths if keeps else ()))
+        for path, leaf in zip(paths, spec.flatten_up_to(trees), strict=True):
+            other, first = seen.setdefault(id(leaf), (name, path))
+            if other == name:
+                continue
+            if keeps:
+                raise UnknownModelError(
+                    f"{first!r} and {path!r} are one variable, in two models, of which the learner would make two: "
+                    "pass one model that holds both parts, whose methods are called as learner.model.<method>(...); "
+                    "or, if they are to be two, a copy, such as nnx.clone(module)"
+                )
+            found.append((first, path))
+    return found
 
 
 def _described(tree: Tree, prefix: str, start: str, bare: str) -> tuple[Part, list[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,29 @@ class Store:
         )
 
 
+class Mirror:
+    """The present arrays beside those that the user's own object holds: which of both are others than they were.
+
+    Of a present array only the identity is kept, so that none lives longer for it.
+    """
+
+    def __init__(self) -> None:
+        self._agreed: dict[Any, tuple[weakref.ref[Any], Any]] = {}
+
+    def agree(self, name: Any, present: Array, theirs: Any) -> None:
+        """From now on these two have the same value."""
+        self._agreed[name] = weakref.ref(present), theirs
+
+    def theirs(self, name: Any, present: Array) -> Any:
+        """What the user's object holds for it, if that has its value; else None."""
+        reference, theirs = self._agreed.get(name, (None, None))
+        return theirs if reference is not None and reference() is present else None
+
+    def is_theirs(self, name: Any, value: Any) -> bool:
+        """Whether it is what the user's object held when both agreed."""
+        return name in self._agreed and self._agreed[name][1] is value
+
+
 class Frame(threading.local):
     """What one thread is in the middle of.
 
@@ -80,6 +104,11 @@ class Present:
         """That of the program being traced in this thread, else the learner's."""
         inner = self.frame.store
         return self._store if inner is None else inner
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether what this thread computes stands for arrays, in an objective or in a program that is traced."""
+        return self.frame.traced is not None or self.frame.store is not None
 
     @property
     def in_objective(self) -> bool:
