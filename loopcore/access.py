@@ -259,7 +259,8 @@ class _ModelView:
     def __getattr__(self, name: str) -> Any:
         names = self._access.names(self._path, self._access.reads)
         if "*" in names and name == "native":
-            return self._model.native
+            native = self._model.native
+            return self._concrete(native) if self._model._backend.is_differentiated(native) else native
         if "*" in names and name == "apply":
             return lambda *args, **kwargs: self._concrete(self._model.apply(*args, **kwargs))
         if not names & {"*", name}:

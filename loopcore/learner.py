@@ -146,6 +146,7 @@ class Learner:
         self.is_ready = self.backend.is_ready
         self.loss_fn: Callable[..., Any] = predictions_first(loss_fn) or no_loss
         self._attach(named_optimizers(optimizer), hyper or {})
+        self._takes_value = bool(getattr(self.backend, "takes_value", False))
         self.reads = checked_reads("Learner", reads)
         self.compile = compile
         self.shared: Any = Shared()

@@ -329,6 +329,10 @@ class Backend:
             self.take()
         return self._gradients.gradient(objective, wrt, at, scopes)
 
+    def unreached(self) -> tuple[str, ...]:
+        """Paths that gradients were taken by, and that no objective has reached so far."""
+        return self._gradients.unreached()
+
     def piece(
         self,
         objective: Callable[[], Any],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from itertools import chain
 from typing import Any, TypeAlias, cast
@@ -16,6 +17,7 @@ from loopcore_jax.store import Present
 
 Scopes: TypeAlias = Sequence[MutableMapping[str, Any]]
 Pullback: TypeAlias = Callable[[list[Array]], tuple[list[Array]]]
+_LOOKS = 16  # at what an objective reaches, which may be another thing at every eager step
 
 
 class Gradients:
@@ -24,6 +26,13 @@ class Gradients:
     def __init__(self, present: Present, arrays: Arrays) -> None:
         self._present = present
         self._arrays = arrays
+        self._reached: dict[str, bool] = {}  # by path of what gradients were taken by
+        self._looks: Counter[Any] = Counter()  # by objective
+
+    def unreached(self) -> tuple[str, ...]:
+        """Paths that gradients were taken by, and that no objective has reached."""
+        there = self._present.store.params
+        return tuple(path for path, reached in self._reached.items() if not reached and path in there)
 
     def gradient(
         self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves | None, scopes: Scopes
@@ -53,7 +62,8 @@ class Gradients:
             receive(traced[count:])
             return scalars(objective())
 
-        rows = self._differentiate(call, [*values, *inputs], paths, scopes)
+        known = (paths, getattr(objective, "__code__", None))
+        rows = self._differentiate(call, [*values, *inputs], paths, scopes, known)
         return [(_grouped(paths, row, wrt), row[count:]) for row in rows]
 
     @staticmethod
@@ -88,7 +98,12 @@ class Gradients:
         return gradients
 
     def _differentiate(
-        self, call: Callable[[list[Array]], list[Array]], values: list[Array], names: Sequence[str], scopes: Scopes
+        self,
+        call: Callable[[list[Array]], list[Array]],
+        values: list[Array],
+        names: Sequence[str],
+        scopes: Scopes,
+        known: Any = None,
     ) -> list[list[Array]]:
         """Gradients of each loss that ``call`` returns with respect to each of the values.
 
@@ -116,6 +131,8 @@ class Gradients:
 
         losses, pullback, plain = jax.vjp(fn, values, has_aux=True)
         _put_back(written, plain)
+        if known is not None and losses:
+            self._note_reached(names, pullback, losses, known)
         if raised:
             if isinstance(raised[0], CutError):
                 raised[0].leaves, raised[0].pullback = losses, pullback
@@ -126,6 +143,14 @@ class Gradients:
         if not any(reached) or (outer is not None and not _depends(pullback, losses)):
             raise GradientError(_unreached(len(losses), names))
         return [pullback(_unit(losses, number))[0] for number in range(len(losses))]
+
+    def _note_reached(self, paths: Sequence[str], pullback: Pullback, losses: list[Array], known: Any) -> None:
+        """Keep which parameters an objective reaches, as long as some are left that none has."""
+        if self._looks[known] >= _LOOKS or all(self._reached.get(path) for path in paths):
+            return
+        self._looks[known] += 1
+        for path, reached in zip(paths, _dependent(pullback, losses), strict=False):
+            self._reached[path] = self._reached.get(path, False) or reached
 
     def _argument(self, leaf: Any, name: str) -> Array:
         value = jnp.asarray(leaf, self._arrays.dtype) if type(leaf) is float else self._arrays.leaf(leaf)
@@ -196,12 +221,17 @@ def _put_back(scopes: Scopes, plain: list[Array]) -> None:
 
 def _depends(pullback: Pullback, losses: list[Array]) -> bool:
     """Whether a gradient depends on the losses at all; inside an objective a tracer may be that of the outer one."""
-    program = jax.make_jaxpr(pullback)(_unit(losses, 0)).jaxpr
+    return any(_dependent(pullback, losses))
+
+
+def _dependent(pullback: Pullback, losses: list[Array]) -> list[bool]:
+    """Which gradients depend on the losses."""
+    program = jax.make_jaxpr(pullback)([jnp.zeros_like(loss) for loss in losses]).jaxpr
     reached = {id(variable) for variable in program.invars}
     for equation in program.eqns:
         if any(id(variable) in reached for variable in equation.invars):
             reached |= {id(variable) for variable in equation.outvars}
-    return any(id(variable) in reached for variable in program.outvars)
+    return [id(variable) in reached for variable in program.outvars]
 
 
 def _unit(losses: list[Array], number: int) -> list[Array]:

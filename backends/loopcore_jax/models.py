@@ -12,7 +12,7 @@ import numpy as np
 from loopcore.backend import Kind, Leaves, Tree
 from loopcore.errors import BackendError, OptimizerError, UnknownModelError
 from loopcore.foreign import foreign
-from loopcore_jax.arrays import Arrays, copied, is_key, primal
+from loopcore_jax.arrays import Arrays, copied, is_key
 from loopcore_jax.libraries import Keeper, Library, library_of
 from loopcore_jax.random import typed
 from loopcore_jax.store import Mirror, Present
@@ -144,9 +144,9 @@ class Models:
         for first, second in self._twins:
             if first in trained and second in trained:
                 raise OptimizerError(
-                    f"{first!r} and {second!r} are one array, in two models, and each would be trained on its own: give "
-                    "one of them copies if they are to be two, jax.tree.map(jnp.copy, params); leave one without an "
-                    "optimizer if it is to rest; or pass one model that holds both"
+                    f"{first!r} and {second!r} are one array, in two models, and each would be trained on its own: "
+                    "give one of them copies if they are to be two, jax.tree.map(jnp.copy, params); leave one without "
+                    "an optimizer if it is to rest; or pass one model that holds both"
                 )
 
     def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:

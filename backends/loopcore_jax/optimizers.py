@@ -49,7 +49,7 @@ class Attached(NamedTuple):
     part: Part | None
     names: dict[str, str]
     fixed: dict[str, str]
-    places: dict[str, tuple[int, ...]] = {}
+    places: dict[str, tuple[int, ...]]
     valued: bool = False
     owner: Any = None
 
@@ -85,11 +85,10 @@ class Optimizers:
         for index, (given, paths) in enumerate(optimizers):
             if isinstance(given, OptimizerSpec):
                 make, values = _of_spec(given)
-                one = Attached(
-                    type(given).__name__, make(**values), make, paths, None, {name: name for name in values}, {}
-                )
+                own = {name: name for name in values}
+                one = Attached(type(given).__name__, make(**values), make, paths, None, own, {}, {})
             elif (rule := _keras_rule(given, {path: store.params[path] for path in paths})) is not None:
-                attached.append(Attached(rule.name, rule, None, paths, None, rule.names, rule.fixed))
+                attached.append(Attached(rule.name, rule, None, paths, None, rule.names, rule.fixed, {}))
                 states.append(rule.init())
                 if "learning_rate" not in rule.fixed:
                     hyper[f"{index}.learning_rate"] = rule.value("learning_rate")
@@ -117,7 +116,7 @@ class Optimizers:
         tx, params = _transformation(given), self._present.store.params
         owner = given if _is_of_nnx(given) else None
         part = self._models.whole(paths) if owner is None else self._part_of(owner, paths)
-        one = Attached(_name_of(tx), tx, None, paths, part, {}, {}, owner=owner)
+        one = Attached(_name_of(tx), tx, None, paths, part, {}, {}, {}, owner=owner)
         tree = self._tree(one, params)
         state = tx.init(tree)
         if owner is not None:
@@ -140,9 +139,9 @@ class Optimizers:
             if set(part.paths) == set(paths):
                 return part
         raise OptimizerError(
-            f"an nnx.Optimizer with wrt={owner.wrt!r} is made for other parameters than the ones it is to train here, "
-            f"{', '.join(paths[:5])}{', ...' if len(paths) > 5 else ''}: make its wrt such that it takes these, or pass "
-            "optimizer.tx, the transformation alone"
+            f"an nnx.Optimizer with wrt={owner.wrt!r} is made for other parameters than it is to train here, "
+            f"{', '.join(paths[:5])}{', ...' if len(paths) > 5 else ''}: make its wrt such that it takes these, or "
+            "pass optimizer.tx, the transformation alone"
         )
 
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
@@ -182,14 +181,17 @@ class Optimizers:
     def show(self) -> None:
         """Write copies of the present states into those of the user's objects, where these have other values."""
         for n in self._owners:
-            state, one = self._present.store.states[n], self._attached[n]
-            new = self._with_hyper(one, state.state, self._hyper_of(n))
-            if _settable(one, new) != _settable(one, state.state):
-                self._present.store.states[n] = state._replace(state=new)
+            hyper = self._hyper_of(n)
+            set_now = {place: hyper[key] for key, place in _slots(self._attached[n])}
             for place, (leaf, variable) in enumerate(self._pairs(n)):
-                if self._mirror.theirs((n, place), leaf) is None:
-                    variable.set_value(copied(leaf))
-                    self._mirror.agree((n, place), leaf, variable.get_value())
+                if place in set_now:  # the state has it after the next update
+                    value = jnp.asarray(set_now[place], leaf.dtype)
+                    same = float(value) == float(variable.get_value())
+                else:
+                    value, same = leaf, self._mirror.theirs((n, place), leaf) is not None
+                if not same:
+                    variable.set_value(copied(value))
+                self._mirror.agree((n, place), leaf, variable.get_value())
 
     def take(self) -> None:
         """Go on from what the user wrote into his objects since they were written last."""
@@ -296,7 +298,7 @@ class Optimizers:
         tree = jax.tree_util.tree_unflatten(spec, new)
         store.states = [tree[str(n)] for n in range(len(store.states))]
         for n, one in enumerate(self._attached):
-            for name, places in one.places.items():
+            for places in one.places.values():
                 if len(places) > 1:
                     self._take_hyper(n, _inner(store.states[n]), places)
 
