@@ -100,7 +100,8 @@ def _shown(handler: Handler, event: type[Event]) -> Handler:
     if handler.traced or not hasattr(backend, "show"):
         return handler
     declared = (*handler.callback.reads, *handler.callback.writes)
-    own = type(handler.callback.identity()).__module__.startswith("loopcore.callbacks.")  # which has none of these
+    module = type(handler.callback.identity()).__module__
+    own = module.startswith("loopcore.callbacks.") and not module.endswith(".function")  # which hold no such object
     looks = not own and any(path.partition(".")[0] in _TRAINED for path in declared)
     if not looks and (issubclass(event, (StepBegin, StepEnd)) or not issubclass(event, SCOPE_EVENTS)):
         return handler
