@@ -178,6 +178,13 @@ def test_a_module_that_is_another_one_is_refused_when_a_run_begins() -> None:
         learner.fit(1)
     learner.set_model(module)
     learner.fit(1)
+    module.out = nnx.Linear(4, 2, rngs=nnx.Rngs(5))  # a part like the one it was
+    learner.fit(1)
+    np.testing.assert_array_equal(module.out.kernel.get_value(), learner.export_weights()["out.kernel"])
+    module.extra = nnx.Linear(4, 2, rngs=nnx.Rngs(5))
+    with pytest.raises(BackendError, match=r"set_model\(module\)"):
+        learner.predict(X)
+    del module.extra
     module.out.kernel.set_value(jnp.ones((4, 5)))
     with pytest.raises(BackendError, match=r"'out\.kernel'.*was \[4, 2\] and is \[4, 5\]"):
         learner.fit(1)
@@ -290,6 +297,26 @@ def test_an_optimizer_of_nnx_goes_on_from_its_steps_and_gives_them_back(compile:
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=2e-6)
     learner.fit(1)
     assert int(optimizer.step[...]) == 4 * len(PAIRS)
+
+
+def test_a_checkpoint_goes_on_with_an_optimizer_of_nnx(tmp_path: Any) -> None:
+    def made() -> tuple[Any, Any, lc.Learner]:
+        module = Tuned(nnx.Rngs(0))
+        optimizer = nnx.Optimizer(module, optax.adam(0.05), wrt=nnx.Param)
+        return module, optimizer, learner_of(module, optimizer)
+
+    module, optimizer, learner = made()
+    learner.fit(1)
+    learner.save(tmp_path / "run")
+    other, own, second = made()
+    second.load(tmp_path / "run")
+    assert int(own.step[...]) == len(PAIRS)
+    np.testing.assert_array_equal(other.lora.lora_a.get_value(), module.lora.lora_a.get_value())
+    for one in (learner, second):
+        one.fit(1)
+    np.testing.assert_equal(second.export_weights(), learner.export_weights())
+    for ours, theirs in zip(jax.tree.leaves(own.opt_state), jax.tree.leaves(optimizer.opt_state), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_rate_in_the_state_of_an_optimizer_of_nnx_is_that_of_the_learner() -> None:
@@ -622,7 +649,9 @@ def test_a_part_that_two_modules_of_nnx_share_is_refused() -> None:
     learner_of({"online": first, "target": nnx.clone(first)}, {"online": lc.SGD(0.1)})
 
 
-@pytest.mark.parametrize("make", [lambda: (linear, arrays()), linen, lambda: eqx.nn.Linear(3, 2, key=jax.random.key(0))])
+@pytest.mark.parametrize(
+    "make", [lambda: (linear, arrays()), linen, lambda: eqx.nn.Linear(3, 2, key=jax.random.key(0))]
+)
 def test_arrays_that_two_models_share_are_not_trained_twice(make: Any) -> None:
     model = make()
     with pytest.raises(OptimizerError, match=r"are one array.*jnp\.copy"):

@@ -7,7 +7,6 @@ from typing import Any
 import equinox as eqx
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx

@@ -264,7 +264,6 @@ class Backend:
         Raises:
             BackendError: a module has other parts or settings than it had.
         """
-        self._models.check()
         self.take()
         self._open = True
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import is_
 from typing import Any
 
 import flax.core
@@ -26,7 +27,7 @@ class Nnx:
     state_prefix = False
 
     def __init__(self, module: Any) -> None:
-        self.owner = self._module = module
+        self.owner = module
         self.methods = type(module)
         parts: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
         self._graph, params, rngs, rest = parts
@@ -35,7 +36,7 @@ class Nnx:
         self._rest = dict(nnx.to_flat_state(rest))
         self.params, self.state = self.present()
         self._resting = _resting(module)
-        self._known = nnx.graphdef(module)  # as the user left it when somebody looked last
+        self._attributes = _attributes(module)
 
     def call(
         self,
@@ -72,8 +73,8 @@ class Nnx:
 
     def native(self, params: Tree, state: Tree) -> Any:
         """The user's module, with these arrays written into it."""
-        nnx.update(self._module, _filled(self._params, params), _filled(self._rest, state))
-        return self._module
+        nnx.update(self.owner, _filled(self._params, params), _filled(self._rest, state))
+        return self.owner
 
     def copy(self, params: Tree, state: Tree) -> Any:
         """A copy of the module, for where no array can be written into the user's own."""
@@ -91,21 +92,22 @@ class Nnx:
         )
 
     def check(self) -> None:
-        """See that the user's module has the parts and settings it had; its mode may be another.
+        """See that the user's module has the parts and settings it had; its mode and its variables may be others.
 
         Raises:
             BackendError: it has others.
         """
-        graph = nnx.graphdef(self._module)
-        if graph == self._known:
+        if all(len(now) == len(before) and _same(now, before) for now, before in self._attributes):
             return
-        now, before = (_in_train_mode(module) for module in (self._module, self._filled(*self.present(), self._old())))
-        if now != before:
+        new = Nnx(self.owner)
+        before = self._filled(*self.present(), self._old())
+        if [*new._params, *new._rest] != [*self._params, *self._rest] or _plain(self.owner) != _plain(before):
             raise BackendError(
                 "the module of flax.nnx has other parts or settings than when the learner took it, and compiled steps "
                 "would not know: call learner.set_model(module)"
             )
-        self._known = graph
+        self._params, self._rngs, self._rest = new._params, new._rngs, new._rest
+        self._attributes = new._attributes
 
     def _old(self) -> Any:
         return nnx.from_flat_state(list(self._rngs.items()))
@@ -116,7 +118,7 @@ class Nnx:
         Raises:
             OptimizerError: it takes variables that are no parameters.
         """
-        taken = dict(nnx.to_flat_state(nnx.state(self._module, wrt)))
+        taken = dict(nnx.to_flat_state(nnx.state(self.owner, wrt)))
         others = [path for path in taken if path not in self._params]
         if others:
             names = ", ".join(".".join(map(str, path)) for path in others[:5])
@@ -147,7 +149,18 @@ def _set_mode(module: Any, training: bool, resting: tuple[Any, ...]) -> None:
             parts[path].eval()  # type: ignore[no-untyped-call]
 
 
-def _in_train_mode(module: Any) -> Any:
+def _attributes(module: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The attributes of all parts of a module, as they are and as they were."""
+    parts = [vars(part) for _, part in nnx.iter_graph(module) if isinstance(part, nnx.Pytree)]
+    return [(part, dict(part)) for part in parts]
+
+
+def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:
+    return all(map(is_, now.values(), before.values()))
+
+
+def _plain(module: Any) -> Any:
+    """What a module is besides its arrays and its mode."""
     copy = nnx.clone(module)
     copy.train()
     return nnx.graphdef(copy)

@@ -199,10 +199,12 @@ class Models:
         """Go on from what the user wrote into his objects since they were written last.
 
         Raises:
-            BackendError: he gave an array another shape.
+            BackendError: one has other parts than it had, or he gave an array another shape.
         """
         store = self._present.store
         for one in self._keepers():
+            if hasattr(one.library, "check"):
+                one.library.check()
             for path, theirs in _held(one).items():
                 if not self._mirror.is_theirs(path, theirs):
                     held = store.params if path in store.params else store.buffers
@@ -213,16 +215,6 @@ class Models:
                         )
                     held[path] = self._arrays.like(theirs, held[path])
                     self._mirror.agree(path, held[path], theirs)
-
-    def check(self) -> None:
-        """See that the user's objects have the parts they had.
-
-        Raises:
-            BackendError: one has others.
-        """
-        for one in self._keepers():
-            if hasattr(one.library, "check"):
-                one.library.check()
 
     # -- forward -----------------------------------------------------------------------------------------------
 
