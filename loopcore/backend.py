@@ -301,6 +301,10 @@ class Backend(Protocol):
         """The leaves in canonical order."""
         ...
 
+    def tree_structure(self, tree: Tree) -> Any:
+        """A tree without its leaves; those of two trees are equal if `tree_map` takes them together."""
+        ...
+
 
 class Extras(Protocol):
     """What an adapter may have besides; the core asks whether it does."""

@@ -46,6 +46,8 @@ def check_carry(backend: Backend, phase: Phase, before: dict[str, Any], state: S
         old, new = backend.tree_leaves(before[name]), backend.tree_leaves(state.__dict__[name])
         if len(old) != len(new):
             raise CarryError(f"{where}, but it began the step with {len(old)} arrays and ended it with {len(new)}")
+        if backend.tree_structure(before[name]) != backend.tree_structure(state.__dict__[name]):
+            raise CarryError(f"{where}, but its structure changed within the step: a carried value keeps it")
         for index, (was, now) in enumerate(zip(old, new, strict=True)):
             if backend.is_array(was) and backend.signature(was) != backend.signature(now):
                 (shape, dtype), (shape_now, dtype_now) = backend.signature(was), backend.signature(now)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from loopcore.callback import Callback, name_of
 from loopcore.keys import global_names
 from loopcore.phases import Phase
+from loopcore.trees import is_container
 
 if TYPE_CHECKING:
+    from loopcore.backend import Backend
     from loopcore.learner import Learner
 
 _DEPTH = 4  # of containers in containers
@@ -37,7 +39,7 @@ def baked_in(learner: Learner, phase: Phase, callbacks: Iterable[Callback]) -> l
                     if not callable(held) or getattr(held, "__module__", None) == value.__module__:
                         note(f"{name} in {value.__qualname__}", held, _DEPTH)
         elif depth < _DEPTH:
-            for key, part in _parts(value):
+            for key, part in _parts(learner.backend, value):
                 note(f"{where}{key}", part, depth + 1)
 
     for method in _methods(phase):
@@ -64,14 +66,16 @@ def _methods(phase: Phase) -> Iterator[FunctionType]:
             yield from (value for value in vars(cls).values() if isinstance(value, FunctionType))
 
 
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a container, a dataclass or a metric holds."""
+def _parts(backend: Backend, value: Any) -> Iterator[tuple[str, Any]]:
+    """What a container, a dataclass, a tree of the framework or a metric holds."""
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", part) for key, part in value.items())
     elif isinstance(value, (list, tuple, set, frozenset)):
         yield from ((f"[{number}]", part) for number, part in enumerate(value))
     elif hasattr(type(value), "__dataclass_fields__") or hasattr(value, "fn"):
         yield from ((f".{name}", part) for name, part in getattr(value, "__dict__", {}).items())
+    elif is_container(backend, value):
+        yield from ((f" leaf {number}", part) for number, part in enumerate(backend.tree_leaves(value)))
 
 
 def _reached(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:

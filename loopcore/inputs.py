@@ -9,11 +9,10 @@ import numpy as np
 
 from loopcore.backend import CompilingBackend, Tree
 from loopcore.packing import Layout, Packed, Slot, add_slot, pack_on_host
+from loopcore.trees import is_container
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
-
-_CONTAINERS = (dict, list, tuple)
 
 
 class Seen:
@@ -21,7 +20,7 @@ class Seen:
 
     def __init__(self, values: Mapping[str, Any], backend: CompilingBackend) -> None:
         self.dynamic = tuple(n for n, v in values.items() if isinstance(v, float) or backend.is_array(v))
-        self.containers = tuple(n for n, v in values.items() if isinstance(v, _CONTAINERS))
+        self.containers = tuple(n for n, v in values.items() if is_container(backend, v))
         self.all_arrays = len(self.dynamic) == len(values)
 
 
@@ -153,7 +152,7 @@ def is_dynamic(backend: Any, value: Any) -> bool:
         return False
     if isinstance(value, float) or backend.is_array(value):
         return True
-    if not isinstance(value, (dict, list, tuple)) or not value:
+    if not is_container(backend, value):
         return False
     leaves = backend.tree_leaves(value)
     return bool(leaves) and all(backend.is_array(leaf) or isinstance(leaf, float) for leaf in leaves)

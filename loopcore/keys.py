@@ -8,9 +8,13 @@ from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from itertools import islice
 from types import CodeType, FunctionType, MethodType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from loopcore.errors import TraceError
+from loopcore.trees import is_container
+
+if TYPE_CHECKING:
+    from loopcore.backend import Backend
 
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
 _LOOK = 16  # parts of a container that are looked at for arrays
@@ -51,30 +55,30 @@ def same(value: Any) -> Hashable:
     return (type(value), value) if isinstance(value, _SCALARS) else Same(value)
 
 
-def body_key(body: Callable[..., Any], phase: Any, is_array: Callable[[Any], bool]) -> Hashable:
+def body_key(body: Callable[..., Any], phase: Any, backend: Backend) -> Hashable:
     """A key for a step body: its code, and the Python values it uses from outside.
 
     Args:
         body: a method of the phase, whose attributes are no part of this key; or any function, method or object.
         phase: whose step it is.
-        is_array: tells arrays from other values.
+        backend: tells arrays and trees of them from other values.
 
     Raises:
         TraceError: it uses an array from outside, which the program would keep as it is now.
     """
     if isinstance(body, FunctionType):
-        key = _function_key(body, is_array, (body,))
+        key = _function_key(body, backend, (body,))
         wrapped = getattr(body, "__wrapped__", None)
-        return key if wrapped is None else (key, body_key(wrapped, phase, is_array))
+        return key if wrapped is None else (key, body_key(wrapped, phase, backend))
     owner, method = (body.__self__, body.__name__) if isinstance(body, MethodType) else (body, "__call__")
     read = () if owner is phase else attributes_read(owner, (method,))
     return getattr(body, "__func__", None), Same(owner), tuple((name, same(getattr(owner, name))) for name in read)
 
 
-def _function_key(function: FunctionType, is_array: Callable[[Any], bool], within: tuple[Any, ...]) -> Hashable:
+def _function_key(function: FunctionType, backend: Backend, within: tuple[Any, ...]) -> Hashable:
     found: list[Hashable] = [function.__code__]
-    for name, value in _from_outside(function, is_array):
-        if _holds_array(value, is_array):
+    for name, value in _from_outside(function, backend):
+        if _holds_array(value, backend):
             code = function.__code__
             raise TraceError(
                 f"the body {function.__qualname__} ({code.co_filename}:{code.co_firstlineno}) uses the array {name!r} "
@@ -82,7 +86,7 @@ def _function_key(function: FunctionType, is_array: Callable[[Any], bool], withi
                 f"lc.run_step(body, learner, phase, {name}={name})"
             )
         if isinstance(value, FunctionType) and value not in within:
-            found.append((name, _function_key(value, is_array, (*within, value))))
+            found.append((name, _function_key(value, backend, (*within, value))))
         elif isinstance(value, MethodType):  # made anew at each access
             found.append((name, value.__func__, Same(value.__self__)))
         else:
@@ -90,7 +94,7 @@ def _function_key(function: FunctionType, is_array: Callable[[Any], bool], withi
     return tuple(found)
 
 
-def _from_outside(function: FunctionType, is_array: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
+def _from_outside(function: FunctionType, backend: Backend) -> Iterator[tuple[str, Any]]:
     """Variables of the functions around it, default arguments, and arrays and scalars among the globals it names."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
@@ -104,15 +108,17 @@ def _from_outside(function: FunctionType, is_array: Callable[[Any], bool]) -> It
     for name in global_names(function.__code__):
         if name in function.__globals__:
             value = function.__globals__[name]
-            if isinstance(value, _SCALARS) or _holds_array(value, is_array):
+            if isinstance(value, _SCALARS) or _holds_array(value, backend):
                 yield name, value
 
 
-def _holds_array(value: Any, is_array: Callable[[Any], bool]) -> bool:
+def _holds_array(value: Any, backend: Backend) -> bool:
     if isinstance(value, (dict, list, tuple)):
         parts = value.values() if isinstance(value, dict) else value
-        return any(_holds_array(part, is_array) for part in islice(parts, _LOOK))
-    return is_array(value)
+        return any(_holds_array(part, backend) for part in islice(parts, _LOOK))
+    if is_container(backend, value):
+        return any(map(backend.is_array, islice(backend.tree_leaves(value), _LOOK)))
+    return backend.is_array(value)
 
 
 @lru_cache(maxsize=1024)

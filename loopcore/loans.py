@@ -9,11 +9,12 @@ from __future__ import annotations
 from operator import is_
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import optree
+from loopcore.trees import Containers
 
 Key = tuple[str, str, int]
 
 if TYPE_CHECKING:
+    from loopcore.backend import Backend
     from loopcore.learner import Learner
     from loopcore.state import State
 
@@ -25,7 +26,7 @@ class Loan(NamedTuple):
         owner: the namespace that holds it, and its name there.
         value: what it is a copy of.
         copy: what the handler got.
-        leaves, spec: its content at that time.
+        leaves, structure: its content at that time.
         during: the step that ran then.
     """
 
@@ -34,13 +35,13 @@ class Loan(NamedTuple):
     value: Any
     copy: Any
     leaves: list[Any]
-    spec: optree.PyTreeSpec
+    structure: Any
     during: State
 
-    def changed(self) -> bool:
+    def changed(self, backend: Backend) -> bool:
         """Whether the handler put something else into it."""
-        leaves, spec = optree.tree_flatten(self.copy, none_is_leaf=True)
-        return spec != self.spec or not all(map(is_, leaves, self.leaves))
+        same = backend.tree_structure(self.copy) == self.structure
+        return not (same and all(map(is_, backend.tree_leaves(self.copy), self.leaves)))
 
 
 class Loans(dict[Key, Loan]):
@@ -51,12 +52,14 @@ class Loans(dict[Key, Loan]):
 
     Attributes:
         views: of ``step`` and ``shared``, by name; what a changed container goes back through.
+        containers: tells what is lent from what cannot be changed in place.
     """
 
     def __init__(self, learner: Learner) -> None:
         super().__init__()
         self._learner = learner
         self.views: dict[str, Any] = {}
+        self.containers = Containers(learner.backend)
 
     def lend(self, root: str, name: str, value: Any) -> Any:
         """A copy of a container without graph or tape; the same one until the handler ends or the value changes."""
@@ -67,7 +70,7 @@ class Loans(dict[Key, Loan]):
             return known.copy
         copy = backend.tree_map(lambda leaf: leaf, backend.concrete(value))
         owner = during if root == "step" else self._learner.shared
-        self[key] = Loan(owner, name, value, copy, *optree.tree_flatten(copy, none_is_leaf=True), during)
+        self[key] = Loan(owner, name, value, copy, backend.tree_leaves(copy), backend.tree_structure(copy), during)
         return copy
 
     def replaced(self, root: str, name: str, given: Any, kept: Any) -> None:
@@ -75,8 +78,9 @@ class Loans(dict[Key, Loan]):
         key = (root, name, id(self._learner.runs.step))
         loan = self.pop(key, None)
         if loan is not None and loan.copy is given:
-            leaves, spec = optree.tree_flatten(given, none_is_leaf=True)
-            self[key] = loan._replace(value=kept, leaves=leaves, spec=spec)
+            backend = self._learner.backend
+            leaves, structure = backend.tree_leaves(given), backend.tree_structure(given)
+            self[key] = loan._replace(value=kept, leaves=leaves, structure=structure)
 
     def settle(self) -> None:
         """Take back what was lent in this step, with the changes. Handlers around a nested step go on.
@@ -89,5 +93,5 @@ class Loans(dict[Key, Loan]):
         for key in due:
             del self[key]
         for (root, _, _), loan in due.items():
-            if loan.changed():
+            if loan.changed(self._learner.backend):
                 self.views[root]._take_back(loan.owner, loan.name, loan.copy)

@@ -117,10 +117,10 @@ def _reader(
         return None
     if root == "shared" and writes & {name, "*"}:
         return learner.backend.stop_gradient
-    concrete = learner.backend.concrete
+    concrete, is_container = learner.backend.concrete, loans.containers.has
 
     def read(value: Any) -> Any:
-        return loans.lend(root, name, value) if isinstance(value, (dict, list, tuple)) else concrete(value)
+        return loans.lend(root, name, value) if is_container(value) else concrete(value)
 
     return read
 

@@ -17,7 +17,8 @@ from loopcore.keys import Same, attributes_read, body_key, frozen, same
 from loopcore.packing import Packed
 from loopcore.recompiles import Recompiles
 from loopcore.state import State
-from loopcore.tracing import Cut, Left, Reached, Start, Trace, Wanted, with_leaves
+from loopcore.tracing import Cut, Left, Reached, Start, Trace, Wanted, fill, with_leaves
+from loopcore.trees import is_container
 from loopcore.user_lines import explained
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ class Programs:
         if static:
             trace.static = static
         outputs, reached = segment.run(first, start, lefts)
+        if reached.mixed or reached.looks:
+            fill(self._backend, outputs, reached)
         if static:
             trace.static = {}  # a program must not keep what it passes by
         if len(trace.shapes) > segment.told:
@@ -254,7 +257,7 @@ class Programs:
         attributes = {name: value for name, value in vars(phase).items() if name not in start.phase}
         layout = self._words.layout
         key = (
-            *(body_key(body, phase, self._backend.is_array), Same(self._learner.loss_fn)),
+            *(body_key(body, phase, self._backend), Same(self._learner.loss_fn)),
             frozen(attributes) if attributes else (),
             *(tuple(map(same, self._attributes())), tuple(static)),
             *(tuple(start.state), tuple(start.shared), wanted, self._learner.seed, apply),
@@ -280,7 +283,7 @@ class Programs:
         """State values that handlers replaced, and which leaf of the old one each of their leaves is."""
         for name, value in now.items():
             old = seen.get(name)
-            if old is not value or (isinstance(value, (dict, list, tuple)) and name in there):
+            if old is not value or (name in there and is_container(self._backend, value)):
                 sources = _sources(self._backend, old, value)
                 if sources != tuple(range(len(sources))):
                     yield name, sources

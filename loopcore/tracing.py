@@ -21,6 +21,7 @@ from loopcore.events import Event
 from loopcore.inputs import as_array, parted
 from loopcore.packing import Layout, add_slot
 from loopcore.state import State
+from loopcore.trees import is_container
 
 if TYPE_CHECKING:
     from loopcore.loop import Body
@@ -106,6 +107,16 @@ class Reached(NamedTuple):
     carried: tuple[int, ...] | None  # which parameters, buffers and optimizer states are handed back; None: all
     chain: Chain | None
     looks: tuple[Reached, ...] = ()  # earlier events that are only looked at
+    mixed: tuple[tuple[str, Tree], ...] = ()  # state values that hold arrays and something else, with their places
+
+
+class Place:
+    """Stands for an array in a value that has something else in it too."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 class _Cut(CutError):
@@ -408,6 +419,7 @@ class Trace:
         everything = "*" in kept
         found = {name: value for name, value in state.__dict__.items() if everything or name in names}
         arrays, others = parted(backend, found, floats=False)
+        mixed, within = self._mixed(others)
         shared = vars(self._learner.shared)
         changed = {
             name: value for name, value in shared.items() if name not in self._given or value is not self._given[name]
@@ -424,6 +436,7 @@ class Trace:
             "shared": {**carried, **moving, **({} if look else self._carried_words(shared))},
             "gradients": [] if last or look else self._computed,
             "step": step,
+            "mixed": within,
         }
         differentiated = frozenset(name for name in arrays if inside and backend.is_differentiated(arrays[name]))
         if inside:
@@ -448,7 +461,24 @@ class Trace:
             layout,
             places,
             None if look else self._chain(),
+            mixed=mixed,
         )
+
+    def _mixed(self, others: dict[str, Any]) -> tuple[tuple[tuple[str, Tree], ...], list[Any]]:
+        """Take the values that hold arrays of this trace and something else, with those arrays."""
+        backend, within = self._backend, list[Any]()
+        found: list[tuple[str, Tree]] = []
+
+        def place(leaf: Any) -> Any:
+            if not backend.is_array(leaf):
+                return leaf
+            within.append(leaf)
+            return Place(len(within) - 1)
+
+        for name, value in list(others.items()):
+            if is_container(backend, value) and any(map(backend.is_array, backend.tree_leaves(value))):
+                found.append((name, backend.tree_map(place, others.pop(name))))
+        return tuple(found), within
 
     def _changed(self) -> tuple[tuple[int, ...] | None, Tree]:
         """Parameters, buffers and optimizer states to hand back: all of them, or those that are others now."""
@@ -488,6 +518,17 @@ class Trace:
                     values.append(tree.pop(name))
         outputs["packed"] = backend.to_words(values)
         return layout
+
+
+def fill(backend: Any, outputs: dict[str, Tree], reached: Reached) -> None:
+    """Put the arrays back into the values that hold something else too."""
+    for look, looked in zip(reached.looks, outputs["looks"], strict=True) if reached.looks else ():
+        fill(backend, looked, look)
+    arrays = outputs["mixed"]
+    for name, value in reached.mixed:
+        outputs["state"][name] = backend.tree_map(
+            lambda leaf: arrays[leaf.number] if isinstance(leaf, Place) else leaf, value
+        )
 
 
 def with_leaves(backend: Any, tree: Tree, places: Sequence[int], leaves: Sequence[Any]) -> Tree:

@@ -91,6 +91,42 @@ class TreeMath:
         return self.map(self._of(tree).xp.zeros_like, tree)
 
 
+_CONTAINERS = (dict, list, tuple)
+_ATOMS = (bool, int, float, complex, str, bytes, type(None))
+
+
+def is_container(backend: Backend, value: Any) -> bool:
+    """Whether a value is a tree of others and no leaf: which it is, depends on its type alone.
+
+    Besides dicts, lists and tuples, these are the classes that the user registered with the framework.
+    """
+    if isinstance(value, _CONTAINERS):
+        return True
+    if isinstance(value, _ATOMS) or backend.is_array(value):
+        return False
+    leaves = backend.tree_leaves(value)
+    return len(leaves) != 1 or leaves[0] is not value
+
+
+class Containers(dict[type, bool]):
+    """`is_container`, asked once for each type, where a look-up is all that may be paid.
+
+    Args:
+        backend: knows its trees.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        super().__init__()
+        self._backend = backend
+
+    def has(self, value: Any) -> bool:
+        """Whether a value is a container."""
+        known = self.get(type(value))
+        if known is None:
+            known = self[type(value)] = is_container(self._backend, value)
+        return known
+
+
 def _fitting(xp: Any, factor: Any, x: Any) -> Any:
     """A factor in the dtype of what it is for, where that is floating: TensorFlow multiplies equal dtypes only."""
     wanted = getattr(x, "dtype", None)

@@ -501,6 +501,10 @@ class Backend:
         """The leaves; dict entries in the order of their keys."""
         return jax.tree_util.tree_leaves(tree)
 
+    def tree_structure(self, tree: Tree) -> Any:
+        """A tree without its leaves."""
+        return jax.tree_util.tree_structure(tree)
+
 
 def _device(device: Any) -> Any:
     if device is None or isinstance(device, jax.Device):

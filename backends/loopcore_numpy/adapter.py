@@ -414,6 +414,10 @@ class Backend:
         """The leaves in canonical order; None is a leaf."""
         return optree.tree_leaves(tree, none_is_leaf=True)
 
+    def tree_structure(self, tree: Tree) -> Any:
+        """A tree without its leaves."""
+        return optree.tree_structure(tree, none_is_leaf=True)
+
 
 def _sealed(value: Any) -> Array:
     """A parameter nobody can write in place: references to it stay what they were."""

@@ -363,6 +363,10 @@ class Backend:
         """The leaves; dict entries in the order of their keys."""
         return optree.tree_leaves(tree)
 
+    def tree_structure(self, tree: Tree) -> Any:
+        """A tree without its leaves."""
+        return optree.tree_structure(tree)
+
 
 def _mapped(fn: Callable[[Any], Any], tree: Tree) -> Tree:
     """Map over the leaves; a tree in which nothing changes is returned as it is."""

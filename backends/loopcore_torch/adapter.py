@@ -324,6 +324,10 @@ class Backend:
         """The leaves; dict entries in the order of their keys, and sparse gradients dense."""
         return flatten(arrays.dense(tree) if self._models.sparse else tree)[0]
 
+    def tree_structure(self, tree: Tree) -> Any:
+        """A tree without its leaves."""
+        return optree.tree_structure(tree, none_is_leaf=True)
+
 
 def _device(device: Any) -> torch.device:
     if device == "gpu":

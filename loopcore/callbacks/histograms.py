@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import numpy as np
-import optree
 
 from loopcore.callback import NO_CONFLICT, Callback, Resolution, RunFirst, Sleeper, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate
@@ -117,5 +116,6 @@ class LogHistograms(Logs, Sleeper):
 
 
 def _histogram(learner: Any, tree: Any) -> Histogram:
-    leaves = optree.tree_leaves(learner.to_host(tree))
+    leaves: list[Any] = []
+    learner.tree.map(leaves.append, learner.to_host(tree))
     return Histogram(np.concatenate([np.ravel(leaf) for leaf in leaves]))

@@ -59,7 +59,7 @@ class SanityCheck(Callback):
         doing = f"reading a batch of phase {phase.name!r}"
         try:
             batch = learner.peek(phase)
-            problems += _problems_of(phase.unpack(batch), phase.name)
+            problems += _problems_of(learner, phase.unpack(batch), phase.name)
             doing = f"a step of phase {phase.name!r}"
             state = learner.rehearse(phase, batch)
             loss = state.__dict__.get("loss")
@@ -83,13 +83,15 @@ class SanityCheck(Callback):
                 errors.append(error)
 
 
-def _problems_of(parts: Any, phase: str) -> list[str]:
+def _problems_of(learner: Any, parts: Any, phase: str) -> list[str]:
     found: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
     tree: Any = dict(parts)
     paths, leaves, _ = optree.tree_flatten_with_path(tree)
-    for path, leaf in zip(paths, leaves, strict=True):
-        name, shape = ".".join(map(str, path)), getattr(leaf, "shape", ())
+    named = [(".".join(map(str, path)), leaf) for path, leaf in zip(paths, leaves, strict=True)]
+    every = [pair for path, part in named for pair in _inner(learner, path, part)]
+    for name, leaf in every:
+        shape = getattr(leaf, "shape", ())
         if len(shape):
             shapes[name] = tuple(int(size) for size in shape)
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
@@ -98,3 +100,11 @@ def _problems_of(parts: Any, phase: str) -> list[str]:
         each = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         found.append(f"the parts of a batch of phase {phase!r} differ in length: {each}")
     return found
+
+
+def _inner(learner: Any, name: str, leaf: Any) -> list[tuple[str, Any]]:
+    """What is in a tree of a class that only the framework knows as one; anything else is itself."""
+    found: list[Any] = []
+    learner.tree.map(found.append, leaf)
+    whole = len(found) == 1 and found[0] is leaf
+    return [(name, leaf)] if whole else [(f"{name}.{number}", part) for number, part in enumerate(found)]
