@@ -392,6 +392,17 @@ class Extras(Protocol):
         """
         ...
 
+    def feed(self, tree: Tree) -> Tree:
+        """`convert` for a step that is one program: NumPy copies in the right dtype may stay, if programs take them.
+
+        What it left is made native by `place`, where somebody looks at it.
+        """
+        ...
+
+    def place(self, tree: Tree) -> Tree:
+        """Make native what `feed` left as NumPy arrays."""
+        ...
+
     def accelerator(self) -> Any:
         """The first accelerator, as `to_device` takes it; None if there is none."""
         ...

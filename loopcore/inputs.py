@@ -13,6 +13,7 @@ from loopcore.trees import is_container
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
+_KNOWN = 256  # lists of names and types
 
 
 class Seen:
@@ -30,19 +31,36 @@ class Kinds:
     Args:
         backend: knows its arrays.
         carried: names that are left out.
+        asked: the only names that matter; None: all.
     """
 
-    def __init__(self, backend: CompilingBackend, carried: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        backend: CompilingBackend,
+        carried: frozenset[str] = frozenset(),
+        asked: frozenset[str] | None = None,
+    ) -> None:
         self._backend = backend
         self._carried = carried
+        self._asked = asked
         self._seen: dict[tuple[Any, ...], Seen] = {}
+
+    def ask(self, name: str) -> None:
+        """Let one more name matter."""
+        self._asked = (self._asked or frozenset()) | {name}
+        self._seen.clear()
+
+    def _matters(self, name: str) -> bool:
+        return name not in self._carried and (self._asked is None or name in self._asked)
 
     def of(self, values: Mapping[str, Any]) -> Seen:
         """What is known of the names and types: the same object for the same ones."""
         key = (*values, *map(type, values.values()))
         found = self._seen.get(key)
         if found is None:
-            own = {name: value for name, value in values.items() if name not in self._carried}
+            if len(self._seen) > _KNOWN:  # names that come and go, which nobody reads
+                self._seen.clear()
+            own = {name: value for name, value in values.items() if self._matters(name)}
             kinds = (*own, *map(type, own.values()))  # whether a carried value is there at present does not matter
             found = self._seen[key] = self._seen.setdefault(kinds, Seen(own, self._backend))
         return found

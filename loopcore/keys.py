@@ -71,7 +71,9 @@ def body_key(body: Callable[..., Any], phase: Any, backend: Backend) -> Hashable
         wrapped = getattr(body, "__wrapped__", None)
         return key if wrapped is None else (key, body_key(wrapped, phase, backend))
     owner, method = (body.__self__, body.__name__) if isinstance(body, MethodType) else (body, "__call__")
-    read = () if owner is phase else attributes_read(owner, (method,))
+    if owner is phase:  # or an equal one
+        return getattr(body, "__func__", None), type(owner)
+    read = attributes_read(owner, (method,))
     return getattr(body, "__func__", None), Same(owner), tuple((name, same(getattr(owner, name))) for name in read)
 
 
@@ -137,13 +139,14 @@ def attributes_read(owner: Any, methods: tuple[str, ...]) -> tuple[str, ...]:
     Of loopcore's own callbacks only the public ones: what they keep for themselves, no program depends on.
     """
     cls = type(owner)
-    names, there = _names_read(cast(Any, cls), methods), getattr(owner, "__dict__", {})
+    names, there = names_read(cast(Any, cls), methods), getattr(owner, "__dict__", {})
     own = cls.__module__.startswith("loopcore.callbacks")
     return tuple(name for name in names if name in there and not (own and name.startswith("_")))
 
 
 @lru_cache(maxsize=1024)
-def _names_read(cls: type, methods: tuple[str, ...]) -> tuple[str, ...]:
+def names_read(cls: type, methods: tuple[str, ...]) -> tuple[str, ...]:
+    """The attributes, of whatever, that some methods of a class name, or methods of it that they name."""
     todo, found = list(methods), dict[str, None]()
     while todo:
         member: Any = getattr(cls, todo.pop(), None)

@@ -16,7 +16,7 @@ from loopcore.backend import DrawKey
 from loopcore.dispatch import NOBODY, Handler, deliver, merge
 from loopcore.errors import CancelEpochException, CancelException, CancelScopeError, CancelStepException
 from loopcore.events import EndEvent, EpochBegin, EpochEnd, Event, Outcome, StepBegin, StepEnd
-from loopcore.state import State
+from loopcore.state import State, place
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
@@ -176,11 +176,13 @@ def execute_step(
             error = None  # the step it would cancel is over
     if opened and runner.sleepers:
         runner.rest()
+    values = state.__dict__
     if not (runner.keeps_all or "*" in reads):
-        values = state.__dict__
         dropped = state._dropped = values.keys() - (runner.kept | reads if reads else runner.kept)
         for name in dropped:
             del values[name]
+    if runner.feeds and not values.keys().isdisjoint(initial):
+        place(runner.backend, state)
     runs.close_step(outer)
     if error is not None:
         try:

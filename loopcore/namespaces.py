@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from loopcore.callback import name_of
+from loopcore.state import seen
 
 if TYPE_CHECKING:
     from loopcore.access import Access
@@ -117,12 +118,17 @@ def _reader(
         return None
     if root == "shared" and writes & {name, "*"}:
         return learner.backend.stop_gradient
-    concrete, is_container = learner.backend.concrete, loans.containers.has
+    backend, runs, is_container = learner.backend, learner.runs, loans.containers.has
+    concrete = backend.concrete
 
     def read(value: Any) -> Any:
         return loans.lend(root, name, value) if is_container(value) else concrete(value)
 
-    return read
+    def read_step(value: Any) -> Any:
+        value = seen(backend, runs.step, name, value)
+        return loans.lend(root, name, value) if is_container(value) else concrete(value)
+
+    return read_step if root == "step" and hasattr(backend, "feed") else read
 
 
 def _adopting(learner: Learner, access: Access, loans: Loans) -> Callable[[Any, str, Any], Any]:

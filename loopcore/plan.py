@@ -6,7 +6,7 @@ the callbacks change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 from zlib import crc32
@@ -17,9 +17,9 @@ from loopcore.carry import check_carry, check_started, detach_carry
 from loopcore.dispatch import SCOPE_EVENTS, Asleep, Handler, Member, Table, deliver, warn_unfired
 from loopcore.events import STEP_EVENTS, EpochBegin, Event, FitBegin, FitEnd, StepBegin, StepEnd, UpdateBegin
 from loopcore.phases import AbstractTrainingPhase, Phase, PredictionPhase, TrainingPhase, ValidationPhase
-from loopcore.programs import Programs
+from loopcore.programs import Programs, programs_of
 from loopcore.randomness import override
-from loopcore.state import RESERVED
+from loopcore.state import RESERVED, place
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
@@ -146,9 +146,24 @@ def step_names(paths: Iterable[str]) -> Iterator[str]:
 
 
 class Runner:
-    """All that a step of one phase needs. Made once per phase and list of callbacks; called at every step."""
+    """All that a step of one phase needs. Made once per phase and list of callbacks; called at every step.
 
-    def __init__(self, learner: Learner, phase: Phase, plan: Plan, members: Sequence[Member], training: bool) -> None:
+    Args:
+        learner, phase, plan: whose steps, and how they run.
+        members: all callbacks with their views.
+        training: whether models are in training mode.
+        programs: of the phases that there were, by what they depend on; this one uses or adds to them.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        phase: Phase,
+        plan: Plan,
+        members: Sequence[Member],
+        training: bool,
+        programs: dict[Hashable, Programs] | None = None,
+    ) -> None:
         self.learner = learner
         self.backend = cast(Any, learner.backend)
         self.handle = self._fire  # fires an event within a step; while one is compiled, its trace does
@@ -168,11 +183,13 @@ class Runner:
         self.left = frozenset(plan.left)
         self.keeps_all = "*" in plan.kept
         self.carry: dict[str, Any] | None = None
-        self.unchecked = True  # until a step was completed
         own = [member.callback for member in members if _hears(member.callback, phase)]
         self.traced = [(one.identity(), _traced_methods(one.identity())) for one in own]
         self.changes_grads = any(path in ("step", "step.grads") for one in own for path in one.writes)
-        self.programs = None if plan.kind == "eager" else Programs(self)
+        self.programs = None if plan.kind == "eager" else programs_of(self, {} if programs is None else programs)
+        self.unchecked = self.programs is None or self.programs.first is self  # until a step was completed
+        self.feeds = self.programs is not None and hasattr(self.backend, "feed")
+        self.convert = self.backend.feed if self.feeds else self.backend.convert
         self._in_parts = bool(self.backend.compiles and not self.backend.replays)
         self.sleepers = tuple(one for one in own if isinstance(one, Sleeper) and one.sleeps)
         self._cutting = self.inner.within_steps()
@@ -217,11 +234,13 @@ class Runner:
         before = {name: state.__dict__[name] for name in carries if name in state.__dict__} if carries else {}
         try:
             if self.programs is None or override.get() is not None:  # draws of the host are no part of a program
+                if self.feeds:
+                    place(self.backend, state)
                 self.backend.run_body(self.call, key, body, state, self.handle)
             elif self._in_parts and self.cut_by(asleep, body):
                 self.backend.run_parts(self.call, key, body, state, self.handle)
             else:
-                self.programs.run(body, key, state, reads, asleep)
+                self.programs.run(self, body, key, state, reads, asleep)
         finally:
             if carries:
                 self.carry = detach_carry(self.backend, state, carries)
@@ -247,6 +266,8 @@ class Runner:
     def start_carry(self, state: State) -> None:
         """Give a step what the one before it left; the first of an epoch starts anew."""
         if self.carry is None:
+            if self.feeds:
+                place(self.backend, state)
             self.phase.start(self.learner, state)
             check_started(self.phase, state)
         else:

@@ -13,17 +13,20 @@ from loopcore.callback import name_of
 from loopcore.dispatch import Asleep, deliver
 from loopcore.errors import CallbackError
 from loopcore.inputs import Kinds, Scalars, Seen, Words, as_array, parted
-from loopcore.keys import Same, attributes_read, body_key, frozen, same
+from loopcore.keys import Same, attributes_read, body_key, frozen, names_read, same
 from loopcore.packing import Packed
 from loopcore.recompiles import Recompiles
-from loopcore.state import State
-from loopcore.tracing import Cut, Left, Reached, Start, Trace, Wanted, fill, with_leaves
+from loopcore.state import ABSENT, State, seen
+from loopcore.tracing import Cut, Left, Reached, Start, Trace, Unasked, Wanted, fill, with_leaves
 from loopcore.trees import is_container
 from loopcore.user_lines import explained
 
 if TYPE_CHECKING:
     from loopcore.loop import Body
     from loopcore.plan import Runner
+
+
+_KNOWN = 64  # phases
 
 
 @dataclass
@@ -47,10 +50,17 @@ class _Recent(NamedTuple):
 
 
 class Programs:
-    """The compiled steps of one runner."""
+    """The compiled steps of one phase, and of all that are equal to it.
+
+    Args:
+        runner: of the first of these phases.
+
+    Attributes:
+        first: that runner.
+    """
 
     def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+        self.first = self._runner = runner
         self._learner = runner.learner
         self._backend = cast(CompilingBackend, runner.backend)
         self._segments: dict[tuple[Hashable, ...], list[Segment]] = {}
@@ -59,26 +69,56 @@ class Programs:
         self._wanted: dict[frozenset[str], Wanted] = {}
         self._cutters: frozenset[int] | None = frozenset()  # see `Trace`
         names = [path.removeprefix("shared.") for path in runner.plan.carried if path.startswith("shared.")]
-        self._state_kinds, self._shared_kinds = Kinds(self._backend), Kinds(self._backend, frozenset(names))
+        self._state_kinds, self._shared_kinds = Kinds(self._backend), self._kinds_of_shared(names)
+        self._packed_by_others: tuple[str, ...] = ()  # values of shared that are read, and may be packed
         self._words = Words(self._backend, runner.learner, names)
         self._own, self._optimizers = Scalars(self._backend), Scalars(self._backend)
         self._watched = [(vars(one), attributes_read(one, methods)) for one, methods in runner.traced]
 
-    def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep) -> None:
-        """Run one step; between its segments the host handlers of the cuts."""
+    def _kinds_of_shared(self, carried: Sequence[str]) -> Kinds:
+        """Of the values that somebody declares or the code of the body names; a trace asks for others that it reads."""
+        phase = self._runner.phase
+        traced = [one for one, methods in self._runner.traced if methods]
+        paths = [*phase.reads, *(path for one in traced for path in (*one.reads, *one.traced_reads, *one.writes))]
+        declared = {path.removeprefix("shared.") for path in paths if path.startswith("shared.")}
+        return Kinds(self._backend, frozenset(carried), declared | set(names_read(type(phase), ("step",))))
+
+    def run(
+        self, runner: Runner, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep
+    ) -> None:
+        """Run one step of a phase; between its segments the host handlers of the cuts."""
+        before = self._runner
+        if runner is before:
+            return self._step(body, key, state, reads, asleep)
+        self._runner = runner
+        try:
+            self._step(body, key, state, reads, asleep)
+        finally:
+            self._runner = before
+
+    def _step(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep) -> None:
         seen = self._seen(state)
         start, static = self._start(state, key.step, *seen)
         wanted = self._wanted.get(reads) or self._wanted_with(reads)
         first = self._backend.carried()
         cuts: list[Cut] = []
         lefts: list[Left] = []
+        shared = vars(self._learner.shared)
+        there = [dict(shared)] if self._runner.plan.cuts else []  # of shared, when the step began and at each cut
         fixed = _fixed(state)
         segment = self._again(body, start, static, wanted, asleep, fixed, seen)
         if segment is None:
             segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
         while True:
             try:
-                outputs, reached = self._run(segment, first, start, lefts, static)
+                outputs, reached = self._run(segment, body, first, start, lefts, static)
+            except Unasked as read:
+                self._ask(read.name)
+                if not cuts:  # nothing has been run
+                    return self._step(body, key, state, reads, asleep)
+                start, lefts = self._with_asked(start, lefts, there)
+                segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
+                continue
             except Exception as error:
                 if segment.trace.looked and self._cutters is not None and not cuts:
                     return self._run_cut(body, key, state, reads, asleep)  # so that they hear what came before it
@@ -90,7 +130,7 @@ class Programs:
             if changed is not None:  # it was no mere look: from here on it is a cut
                 before = changed
                 segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
-                outputs, reached = self._run(segment, first, start, lefts, static)
+                outputs, reached = self._run(segment, body, first, start, lefts, static)
                 for name, value in (outputs["state"] | reached.state).items():
                     state.__dict__.setdefault(name, value)
                     before[0].setdefault(name, value)
@@ -104,14 +144,17 @@ class Programs:
                 lefts = [one._replace(chain=[], pullback=None) for one in lefts]
             cuts.append(cut)
             lefts.append(left)
+            there.append(dict(shared))
             found = self._next(segment, cut, static) or self._segment(body, start, static, wanted, asleep, cuts, fixed)
             segment.after = (cut, found)
             segment = found
 
     def _run(
-        self, segment: Segment, first: Tree, start: Start, lefts: list[Left], static: dict[str, Any]
+        self, segment: Segment, body: Body, first: Tree, start: Start, lefts: list[Left], static: dict[str, Any]
     ) -> tuple[dict[str, Tree], Reached]:
         trace = segment.trace
+        if trace.runner is not self._runner:
+            trace.take(self._runner, body)
         if static:
             trace.static = static
         outputs, reached = segment.run(first, start, lefts)
@@ -120,9 +163,11 @@ class Programs:
         if static:
             trace.static = {}  # a program must not keep what it passes by
         if len(trace.shapes) > segment.told:
+            if trace.shapes[-1] in trace.shapes[:-1]:  # no other shape: nothing is kept, as under jax.disable_jit
+                trace.shapes.pop()
+            elif not lefts:
+                self._recompiles.of_shape(trace.shapes[-2], trace.shapes[-1], len(trace.shapes))
             segment.told = len(trace.shapes)
-            if not lefts:
-                self._recompiles.of_shape(trace.shapes[-2], trace.shapes[-1], segment.told)
         return outputs, reached
 
     def _heard(self, state: State, reached: Reached) -> tuple[dict[str, Any], Tree]:
@@ -174,7 +219,7 @@ class Programs:
         """Run a step whose program fails with a cut at every event that somebody hears."""
         cutters, self._cutters = self._cutters, None
         try:
-            self.run(body, key, state, reads, asleep)
+            self._step(body, key, state, reads, asleep)
         finally:
             self._cutters = cutters
 
@@ -184,6 +229,23 @@ class Programs:
         wanted = Wanted(runner.kept | reads | {"weight"} | everything, runner.left - reads)
         self._wanted[reads] = wanted
         return wanted
+
+    def _ask(self, name: str) -> None:
+        """Make a value of ``shared`` an input of all programs that are made from now on."""
+        self._shared_kinds.ask(name)
+        if name in self._learner.shared._packed:
+            self._packed_by_others += (name,)
+
+    def _with_asked(
+        self, start: Start, lefts: list[Left], there: Sequence[Mapping[str, Any]]
+    ) -> tuple[Start, list[Left]]:
+        """What a step began with and the host left at its cuts, with the values that are asked for now."""
+        kinds = self._shared_kinds
+        first, *rest = [kinds.dynamic(values, kinds.of(values)) for values in there]
+        pairs = zip(lefts, rest, strict=True)
+        return start._replace(shared=start.shared | first), [
+            left._replace(shared=left.shared | values) for left, values in pairs
+        ]
 
     # -- inputs ------------------------------------------------------------------------------------------------
 
@@ -202,10 +264,15 @@ class Programs:
         return tuple.__new__(Start, inputs), static  # Start(...) takes twice as long
 
     def _seen(self, state: State) -> tuple[Seen, Seen]:
+        for name in self._packed_by_others:
+            getattr(self._learner.shared, name, None)
         return self._state_kinds.of(state.__dict__), self._shared_kinds.of(vars(self._learner.shared))
 
     def _parted(self, state: State, values: Seen) -> tuple[dict[str, Tree], dict[str, Any]]:
-        return (dict(state.__dict__), {}) if values.all_arrays else parted(self._backend, state.__dict__)
+        if values.all_arrays:
+            return dict(state.__dict__), {}
+        arrays, static = parted(self._backend, state.__dict__)
+        return arrays, {name: seen(self._backend, state, name, value) for name, value in static.items()}
 
     def _hyper(self) -> tuple[dict[str, Any], dict[str, Any]]:
         own = self._learner.hyper._own  # pyright: ignore[reportPrivateUsage]
@@ -308,7 +375,7 @@ class Programs:
             f"{root}.{name}"
             for root, now, noted in read
             for name, was in noted.items()
-            if name not in now or frozen(now[name]) != was
+            if (name in now if was is ABSENT else name not in now or frozen(now[name]) != was)
         ]
 
     # -- outputs -----------------------------------------------------------------------------------------------
@@ -382,6 +449,21 @@ def _fixed(state: State) -> bool | None:
 def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether nothing was replaced; what is new is no change: a packed value that was read."""
     return all(new.get(name, old) is value for name, value in old.items())
+
+
+def programs_of(runner: Runner, known: dict[Hashable, Programs]) -> Programs:
+    """The programs of a phase: those of an equal one, if there was one.
+
+    Equal are phases of one class, name and plan; what their attributes are, is part of the key of each program.
+    """
+    phase = runner.phase
+    whole = all(not vars(cls).get("__slots__") for cls in type(phase).__mro__)  # attributes in slots are not looked at
+    key = (type(phase) if whole else Same(phase), runner.name, frozen(runner.plan))
+    if key not in known:
+        if len(known) >= _KNOWN:
+            known.clear()
+        known[key] = Programs(runner)
+    return known[key]
 
 
 def _is_atom(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ class Runs:
         self._running: Learner | None = None  # the learner that ran when this one began
         self.outside: dict[str, int] = {}
         self.runners: dict[int, Runner] = {}
+        self._programs: dict[Hashable, Any] = {}  # of phases and those equal to them
         self.begun: dict[int, tuple[Any, Iterator[Any]]] = {}
         self._fit_table: Table | None = None
 
@@ -121,7 +122,8 @@ class Runs:
             raise DataError(f"a batch has a part named {names}, which the state of a step uses itself: rename it")
         state = State()
         state._apply, state._size = True, None  # pyright: ignore[reportPrivateUsage]
-        state._batch = batch = runner.backend.convert(initial)  # pyright: ignore[reportPrivateUsage]
+        state._batch = batch = runner.convert(initial)  # pyright: ignore[reportPrivateUsage]
+        state._fed = {} if runner.feeds else None  # pyright: ignore[reportPrivateUsage]
         state.__dict__.update(batch)
         outer = (self.step, self.training, self.runner, self.attempt, self.within)
         self.within = self.runner is not None
@@ -243,7 +245,8 @@ class Runs:
         why = f"the {backend.name} backend runs steps eagerly" if not backend.compiles else "compile=False"
         replays = compiles and bool(getattr(backend, "replays", False))
         plan = make_plan(list(learner.callbacks), phase, learner.reads, compiles=compiles, why=why, replays=replays)
-        runner = Runner(learner, phase, plan, learner.callbacks.members, isinstance(phase, AbstractTrainingPhase))
+        trains = isinstance(phase, AbstractTrainingPhase)
+        runner = Runner(learner, phase, plan, learner.callbacks.members, trains, self._programs)
         if len(self.runners) >= _MAX_RUNNERS:  # a new phase object every step must not fill the memory
             self.runners.clear()
         self.runners[id(phase)] = runner
@@ -252,6 +255,7 @@ class Runs:
     def forget_runners(self) -> None:
         """The callbacks changed: decide everything anew."""
         self.runners.clear()
+        self._programs.clear()
         self._fit_table = None
 
     def fit_handlers(self, event: type[Event]) -> tuple[Handler, ...]:

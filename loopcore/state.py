@@ -12,9 +12,10 @@ from loopcore.keys import frozen
 if TYPE_CHECKING:
     from loopcore.packing import Packed
 
+ABSENT = object()
 RESERVED = frozenset({"outcome", "apply", "updated"})
 _UNSET: dict[str, Any] = {"_apply": True, "_dropped": (), "_hidden": {}} | dict.fromkeys(
-    ("_batch", "_differentiated", "_draws", "_packed", "_replaced", "_size", "_updated", "outcome")
+    ("_batch", "_differentiated", "_draws", "_fed", "_packed", "_replaced", "_size", "_updated", "outcome")
 )
 
 
@@ -28,8 +29,8 @@ class State:
 
     __slots__ = (
         *("__dict__", "__weakref__", "outcome"),
-        *("_apply", "_batch", "_differentiated", "_draws", "_dropped", "_hidden", "_noted", "_packed", "_replaced"),
-        *("_size", "_updated"),
+        *("_apply", "_batch", "_differentiated", "_draws", "_dropped", "_fed", "_hidden", "_noted", "_packed"),
+        *("_replaced", "_size", "_updated"),
     )
 
     if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class State:
         _dropped: Iterable[str]
         _hidden: Mapping[str, Any]  # while a step is compiled: what is no array; a value that is read is noted
         _noted: dict[str, Any]
+        _fed: dict[str, Any] | None  # where the batch may be on the host: what was made native of it
         _differentiated: frozenset[str] | None  # at a cut within an objective: values that a gradient goes through
         _packed: Packed | None  # after a compiled step: values that nobody has read yet
         _replaced: dict[str, str] | None  # within an objective: value -> the callback that did
@@ -89,6 +91,23 @@ class State:
 
     def __repr__(self) -> str:
         return f"State({', '.join(self.__dict__)})"
+
+
+def seen(backend: Any, state: State, name: str, value: Any) -> Any:
+    """A value of a step as one looks at it: what its batch left on the host becomes native, once."""
+    placed, batch = state._fed, state._batch  # pyright: ignore[reportPrivateUsage]
+    if placed is None or batch is None or batch.get(name) is not value:
+        return value
+    if name not in placed:
+        placed[name] = backend.place(value)
+    return placed[name]
+
+
+def place(backend: Any, state: State) -> None:
+    """Make all values of a step native."""
+    values = state.__dict__
+    for name, value in values.items():
+        values[name] = seen(backend, state, name, value)
 
 
 def _condition(value: Any) -> Any:
@@ -175,33 +194,36 @@ def _in_words(lengths: list[int | None]) -> str:
 class Shared:
     """State between callbacks and phases, ``learner.shared``. Holds anything; has no public methods.
 
-    While a step is compiled, what is no array is hidden: a value that is read is noted, since the program is made for
-    it. Carried scalars may still be packed in what a compiled step returned.
+    While a step is compiled, what is no input of the program is hidden: whoever reads it is heard of, since the program
+    depends on it. Carried scalars may still be packed in what a compiled step returned.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_hidden", "_noted", "_packed")
+    __slots__ = ("__dict__", "__weakref__", "_hear", "_hidden", "_packed")
+    _hidden: dict[str, Any]
     _packed: dict[str, Packed]
 
     def __init__(self) -> None:
         object.__setattr__(self, "_packed", {})
         self._show()
 
-    def _hide(self, values: Mapping[str, Any], noted: dict[str, Any]) -> None:
+    def _hide(self, values: Mapping[str, Any], hear: Callable[[str, Any], None]) -> None:
+        """Hide values until `_show`; ``hear`` gets the name and value of each that is read, `ABSENT` where none is."""
         object.__setattr__(self, "_hidden", dict(values))
-        object.__setattr__(self, "_noted", noted)
+        object.__setattr__(self, "_hear", hear)
         for name in values:
             del self.__dict__[name]
 
     def _show(self) -> None:
         object.__setattr__(self, "_hidden", {})
-        object.__setattr__(self, "_noted", {})
+        object.__setattr__(self, "_hear", None)
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._hidden:
-            value = self._hidden[name]
-            self._noted[name] = frozen(value)
-            return value
-        if name in self._packed:
+        if self._hear is not None:
+            value = self._hidden.get(name, self._packed.get(name, ABSENT))
+            self._hear(name, value)
+            if name in self._hidden:
+                return value
+        elif name in self._packed:
             value = self.__dict__[name] = self._packed[name].get(f"shared.{name}")
             return value
         there = ", ".join(sorted({*self.__dict__, *self._packed})) or "nothing"

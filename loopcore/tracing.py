@@ -18,9 +18,10 @@ from loopcore.callback import only_looks
 from loopcore.dispatch import Asleep, Handler, deliver
 from loopcore.errors import CarryError, TraceError
 from loopcore.events import Event
-from loopcore.inputs import as_array, parted
-from loopcore.packing import Layout, add_slot
-from loopcore.state import State
+from loopcore.inputs import as_array, is_dynamic, parted
+from loopcore.keys import frozen
+from loopcore.packing import Layout, Packed, add_slot
+from loopcore.state import ABSENT, State
 from loopcore.trees import is_container
 
 if TYPE_CHECKING:
@@ -110,6 +111,18 @@ class Reached(NamedTuple):
     mixed: tuple[tuple[str, Tree], ...] = ()  # state values that hold arrays and something else, with their places
 
 
+class Unasked(BaseException):
+    """Leaves a trace that reads a value of ``shared`` which is no input yet, though it could be.
+
+    Args:
+        name: of the value.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
 class Place:
     """Stands for an array in a value that has something else in it too."""
 
@@ -142,6 +155,7 @@ class Trace:
         donated: whether the program uses up the parameters it gets, so that it has to return all of them.
 
     Attributes:
+        runner: as above, or that of an equal phase.
         static: state values that are no arrays, of the step that runs.
         shared_read, state_read: values that are no arrays and were read, as keys: a program is made for them.
         shapes: of the arrays of the state, for each time it was traced.
@@ -159,7 +173,7 @@ class Trace:
         cutters: frozenset[int] | None,
         donated: bool,
     ) -> None:
-        self._runner = runner
+        self.runner = runner
         self._learner = runner.learner
         self._backend = cast(CompilingBackend, runner.backend)
         self._body = body
@@ -175,6 +189,10 @@ class Trace:
         self.shared_read: dict[str, Any] = {}
         self.state_read: dict[str, Any] = {}
         self.shapes: list[dict[str, str]] = []
+
+    def take(self, runner: Runner, body: Body) -> None:
+        """Run this body the next time it is traced: of a phase that is equal to the one it was made for."""
+        self.runner, self._body = runner, body
 
     def __call__(self, carried: Tree, start: Start, lefts: list[Left]) -> tuple[Tree, Reached]:
         """What the adapter compiles."""
@@ -192,13 +210,16 @@ class Trace:
         try:
             with self._installed(carried, start) as state:
                 return self._run(state, start)
+        except Unasked:
+            self.shapes.pop()
+            raise
         finally:  # a program that is made must not keep the arrays or placeholders of its first step
             self._state, self._start, self._lefts, self._first = State(), None, [], None
             self._inputs, self._looks = [], []
             self._given, self._done, self._computed = {}, [], []
 
     def _run(self, state: State, start: Start) -> tuple[Tree, Reached]:
-        runner = self._runner
+        runner = self.runner
         key = DrawKey(self._learner.seed, runner.stream, self._attempt)
         try:
             self._backend.run_body(runner.call, key, self._body, state, self._handle)
@@ -212,7 +233,7 @@ class Trace:
 
     def _check_phase(self, start: Start) -> None:
         """Refuse arrays that the body left in attributes of the phase: they have no value once the trace is over."""
-        phase, given = self._runner.phase, start.phase
+        phase, given = self.runner.phase, start.phase
         left = [n for n, value in vars(phase).items() if self._backend.is_array(value) and value is not given.get(n)]
         if left:
             names = ", ".join(f"{type(phase).__name__}.{name}" for name in left)
@@ -223,9 +244,15 @@ class Trace:
                 "keep it in learner.shared, or in the state and declare it in carries, where it is handed on"
             )
 
+    def _hear(self, name: str, value: Any) -> None:
+        """A value of ``shared`` that is no input was read: the program is for this one, or has to have it as input."""
+        if value is not ABSENT and (isinstance(value, Packed) or is_dynamic(self._backend, value)):
+            raise Unasked(name)
+        self.shared_read[name] = ABSENT if value is ABSENT else frozen(value)
+
     def _put_back(self, before: Mapping[str, Any]) -> None:
         """Leave no placeholder in the phase, of its own arrays or where the body put one."""
-        attributes = vars(self._runner.phase)
+        attributes = vars(self.runner.phase)
         for name in [name for name, value in attributes.items() if self._backend.is_array(value)]:
             if name in before:
                 attributes[name] = before[name]
@@ -239,10 +266,10 @@ class Trace:
     @contextmanager
     def _installed(self, carried: Tree, start: Start) -> Iterator[State]:
         """Everything a body can reach is an input; afterwards it is as it was."""
-        backend, runs, learner, phase = self._backend, self._learner.runs, self._learner, self._runner.phase
+        backend, runs, learner, phase = self._backend, self._learner.runs, self._learner, self.runner.phase
         shared = vars(learner.shared)
         before = (backend.carried(), dict(backend.hyper_values()), dict(shared), learner.hyper._values())
-        outer = (runs.step, runs.attempt, runs.gradient, self._runner.handle)
+        outer = (runs.step, runs.attempt, runs.gradient, self.runner.handle)
         attributes = dict(vars(phase))
         words = {name: backend.from_words(start.words, *slot) for name, slot in self._layout.items()}
         self._attempt = words.pop("attempt")
@@ -254,18 +281,18 @@ class Trace:
         state.__dict__.update(start.state)
         try:
             runs.step, runs.attempt, runs.gradient = state, self._attempt, self._gradient
-            self._runner.handle = self._handle
+            self.runner.handle = self._handle
             vars(phase).update(start.phase)
             backend.put_carried(carried)
             backend.put_hyper_values(start.optimizers)
             learner.hyper._put_values(start.hyper)
             there = start.shared | carried_words
-            learner.shared._hide({name: shared[name] for name in shared if name not in there}, self.shared_read)
+            learner.shared._hide({name: shared[name] for name in shared if name not in there}, self._hear)
             shared.update(there)
             self._given = dict(shared)
             yield state
         finally:
-            runs.step, runs.attempt, runs.gradient, self._runner.handle = outer
+            runs.step, runs.attempt, runs.gradient, self.runner.handle = outer
             self._put_back(attributes)
             backend.put_carried(before[0])
             backend.put_hyper_values(before[1])
@@ -277,11 +304,11 @@ class Trace:
     # -- what the body calls -----------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
-        handlers = self._runner.awake(type(event), self._asleep)
+        handlers = self.runner.awake(type(event), self._asleep)
         for traced, group in groupby(handlers, lambda handler: handler.traced):
             members = tuple(group)
             if traced:
-                deliver(members, self._runner.phase, event)
+                deliver(members, self.runner.phase, event)
             elif self._only_look(members):
                 self._look(event, members)
             else:

@@ -450,6 +450,14 @@ class Backend:
         """A batch from any loader -> JAX arrays; NumPy leaves are copied on the host, since programs start later."""
         return self._arrays.convert(tree)
 
+    def feed(self, tree: Tree) -> Tree:
+        """A batch for a program: NumPy leaves are copied, and stay NumPy arrays."""
+        return self._arrays.feed(tree)
+
+    def place(self, tree: Tree) -> Tree:
+        """JAX arrays for what `feed` left."""
+        return self._arrays.place(tree)
+
     def adopt(self, old: Tree, new: Tree) -> Tree:
         """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
         return self._arrays.adopt(old, new)

@@ -56,9 +56,9 @@ class Programs:
         """``fn(*trees) -> (tree, static)`` as one program; ``static`` is what the trace that fits a call returned."""
 
         def traced(*trees: Tree) -> tuple[Tree, Recorded]:
-            self.traces += 1
             with self._present.tracing():
                 tree, static = fn(*trees)
+            self.traces += 1
             return tree, Recorded(static)
 
         program = jax.jit(traced, donate_argnums=donate)

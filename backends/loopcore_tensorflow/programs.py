@@ -78,7 +78,6 @@ class Programs:
         found: list[Any] = []
 
         def flat(*leaves: Any) -> list[Any]:
-            self.traces += 1
             try:
                 tree, recorded = fn(*optree.tree_unflatten(spec, leaves))
             except (TypeError, NotImplementedError, AttributeError) as error:
@@ -91,6 +90,7 @@ class Programs:
                 raise better from error
             results, structure = optree.tree_flatten(tree)
             found[:] = structure, recorded
+            self.traces += 1
             return [tf.convert_to_tensor(result) for result in results]
 
         function = tf.function(flat, autograph=False, jit_compile=self._xla)

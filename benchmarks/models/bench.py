@@ -34,11 +34,16 @@ class Size:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train: ``block`` runs it, ``close`` ends what it keeps open."""
+    """One way to train: ``block`` runs it, ``close`` ends what it keeps open.
+
+    Attributes:
+        against: the variant that it is divided by, where that is not the first one.
+    """
 
     name: str
     block: Block
     close: Callable[[], None] = _nothing
+    against: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,3 +54,10 @@ class Bench:
     variants: Sequence[Variant]
     absent: Sequence[str] = ()
     model: Callable[[], Any] | None = None
+
+
+def chosen(variants: Sequence[Variant], only: str) -> list[Variant]:
+    """Those whose name contains this, and what they are divided by."""
+    found = [variant for variant in variants if only in variant.name]
+    yardsticks = {variants[0].name, *(variant.against for variant in found)}
+    return [variant for variant in variants if variant in found or variant.name in yardsticks]

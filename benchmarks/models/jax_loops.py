@@ -13,20 +13,21 @@ import optax
 
 import loopcore as lc
 from benchmarks.models import loopcore_loops
-from benchmarks.models.bench import Bench, Size, Variant
+from benchmarks.models.bench import Bench, Size, Variant, chosen
 
 LEARNING_RATE = 1e-5  # so small that the work of a step stays the same however many steps have been run
 
 
 def bench(size: Size, threads: int, only: str) -> Bench:
     draw = np.random.default_rng(0)
-    batches = [
+    on_host = [
         (
-            jnp.asarray(draw.normal(size=(size.batch, size.widths[0])), jnp.float32),
-            jnp.asarray(draw.integers(size.widths[-1], size=size.batch), jnp.int32),
+            draw.normal(size=(size.batch, size.widths[0])).astype(np.float32),
+            draw.integers(size.widths[-1], size=size.batch, dtype=np.int32),
         )
         for _ in range(8)
     ]
+    batches = [(jnp.asarray(xs), jnp.asarray(ys)) for xs, ys in on_host]
 
     def params() -> list[dict[str, Any]]:
         weights = np.random.default_rng(1)
@@ -38,15 +39,23 @@ def bench(size: Size, threads: int, only: str) -> Bench:
     def model() -> tuple[Any, Any]:
         return apply, params()
 
+    neutral: Any = (model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE))
     found = [
         Variant("raw", RawLoop(params())),
         Variant("raw again", RawLoop(params())),
         Variant("raw + metrics", RawLoopWithMetrics(params())),
-        *loopcore_loops.variants(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE)),
-        *loopcore_loops.listeners(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE)),
-        *loopcore_loops.listeners(model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE), writes=True),
+        *loopcore_loops.variants(*neutral),
+        *loopcore_loops.fed(
+            on_host,
+            Variant("raw, NumPy batches", RawLoop(params())),
+            loopcore_loops.variants(
+                model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE), ", NumPy batches"
+            ),
+        ),
+        *loopcore_loops.listeners(*neutral),
+        *loopcore_loops.listeners(*neutral, writes=True),
     ]
-    return Bench(batches, [one for one in found if one.name == "raw" or only in one.name], model=model)
+    return Bench(batches, chosen(found, only), model=model)
 
 
 def apply(params: list[dict[str, Any]], x: Any) -> Any:

@@ -55,6 +55,24 @@ def listeners(
     return found
 
 
+def fed(batches: Sequence[Any], yardstick: Variant, others: Sequence[Variant]) -> list[Variant]:
+    """Variants that are fed other batches, and divided by one of them.
+
+    Args:
+        batches: what they get in turn.
+        yardstick: what the others are divided by.
+        others: with the same batches.
+    """
+
+    def block_of(variant: Variant) -> Block:
+        return lambda block: variant.block([batches[index % len(batches)] for index in range(len(block))])
+
+    return [
+        Variant(one.name, block_of(one), one.close, "" if one is yardstick else yardstick.name)
+        for one in (yardstick, *others)
+    ]
+
+
 def epoch_of(learner: lc.Learner) -> Block:
     """One epoch of training steps on a block of batches."""
     phase = lc.TrainingPhase()

@@ -289,3 +289,177 @@ def test_an_array_left_behind_in_an_attribute_is_named(compiling: Subject) -> No
     with pytest.raises(TraceError, match=r"test_depends\.py:\d+: Leaks\.last .*left behind"):
         learner.run_step(phase, {"xs": ONES})
     assert phase.last == "nothing yet"
+
+
+# -- no needless programs
+
+
+@pytest.mark.parametrize("kind", ["names", "int", "list", "shapes", "objects"])
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_what_no_body_reads_of_shared_makes_no_program(compiling: Subject, kind: str, cut: bool) -> None:
+    cuts = [lc.FunctionCallback(lambda learner, phase: None, lc.BackwardEnd, writes=("step.grads",))] * cut
+    learner, phase = make(compiling, callbacks=cuts), lc.TrainingPhase()
+    for number in range(10):
+        if kind == "names":
+            setattr(learner.shared, f"note_{number}", np.zeros(3))
+        else:
+            notes = {"int": number, "list": [np.zeros(3)] * number, "shapes": np.zeros(number), "objects": object()}
+            learner.shared.note = notes[kind]
+        learner.run_step(phase, (XS, YS))
+        if number == 0:
+            first = traces(learner)
+    assert traces(learner) == first
+
+
+def test_an_array_of_shared_that_a_body_reads_by_a_name_nobody_foresees(compiling: Subject) -> None:
+    class Named(lc.ValidationPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            name = "no" + "te"
+            state.loss = learner.xp.sum(getattr(learner.shared, name)) * learner.xp.mean(state.xs)
+
+    learner, phase = make(compiling), Named()
+    found: list[float] = []
+    for number in range(1, 5):
+        learner.shared.note = learner.xp.full((2,), float(number))
+        learner.shared.unread = learner.xp.zeros((number,))
+        found.append(float(learner.run_step(phase, {"xs": ONES}).loss))
+    assert found == [2, 4, 6, 8] and traces(learner) == 1
+
+
+def test_a_value_of_shared_that_a_body_missed(compiling: Subject) -> None:
+    class Asks(lc.ValidationPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            factor = getattr(learner.shared, "fac" + "tor", 1.0)
+            state.loss = factor * learner.xp.mean(state.xs)
+
+    learner, phase = make(compiling), Asks()
+    found = [float(learner.run_step(phase, {"xs": ONES}).loss)]
+    for factor in (2, learner.xp.full((), 3.0), 4.0):
+        learner.shared.factor = factor
+        found.append(float(learner.run_step(phase, {"xs": ONES}).loss))
+    del learner.shared.factor
+    found.append(float(learner.run_step(phase, {"xs": ONES}).loss))
+    assert found == [1, 2, 3, 4, 1]
+
+
+def test_an_array_of_shared_read_behind_a_cut_by_a_name_nobody_foresees(compiling: Subject) -> None:
+    class Named(lc.TrainingPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            super().step(learner, handle, state)
+            state.seen = getattr(learner.shared, "no" + "te") + 0.0
+
+    def write(learner: Any, phase: Any) -> None:
+        learner.shared.note = learner.shared.note + 1
+
+    cut = lc.FunctionCallback(write, lc.BackwardEnd, writes=("shared.note",))
+    learner, phase = make(compiling, callbacks=[cut], reads=("step.seen",)), Named()
+    learner.shared.note = learner.xp.zeros((2,))
+    found: list[list[float]] = []
+    for _ in range(3):
+        state = learner.run_step(phase, (XS, YS))
+        found.append(learner.to_host(state.seen).tolist())
+    assert found == [[1, 1], [2, 2], [3, 3]]
+
+
+def test_what_another_phase_carries_is_read_as_it_is_now(compiling: Subject) -> None:
+    class Counts(lc.Callback):
+        writes = carries = ("shared.counted",)
+
+        def setup(self, learner: Any) -> None:
+            learner.shared.counted = 0.0
+
+        @lc.on(lc.StepEnd, lc.AbstractTrainingPhase, traced=True)
+        def count(self, learner: Any, phase: Any) -> None:
+            learner.shared.counted = learner.shared.counted + 1.0
+
+    class Reads(lc.ValidationPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.loss = learner.shared.counted * learner.xp.mean(state.xs)
+
+    learner, training, validation = make(compiling, callbacks=[Counts()]), lc.TrainingPhase(), Reads()
+    found: list[float] = []
+    for _ in range(3):
+        learner.run_step(training, (XS, YS))
+        found.append(float(learner.run_step(validation, {"xs": ONES}).loss))
+    assert found == [1, 2, 3] and traces(learner) <= 3
+
+
+def test_equal_phases_share_their_programs(compiling: Subject) -> None:
+    learner = make(compiling, data=([(XS, YS)], None))
+    for _ in range(12):
+        learner.run_step(lc.TrainingPhase(), (XS, YS))
+    learner.fit(1)
+    assert traces(learner) == 1
+
+
+def test_phases_of_other_attributes_do_not(compiling: Subject) -> None:
+    class Scaled(lc.ValidationPhase):
+        def __init__(self, factor: Any, more: Any = ()) -> None:
+            self.factor, self.more = factor, more
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.loss = self.factor * learner.xp.mean(state.xs) + sum(self.more)
+
+    class Other(Scaled):
+        pass
+
+    learner = make(compiling)
+    phases = [Scaled(1), Scaled(2), Scaled(1), Scaled(1, [1]), Scaled(1, [2]), Other(5), Scaled(2), Scaled(1, [1])]
+    found = [float(learner.run_step(phase, {"xs": ONES}).loss) for phase in phases]
+    assert found == [1, 2, 1, 2, 3, 5, 2, 2] and traces(learner) == 5
+    first, second = Scaled(7), Scaled(7)
+    learner.run_step(first, {"xs": ONES})
+    first.factor = 8
+    assert float(learner.run_step(second, {"xs": np.ones((5, 1), "float32")}).loss) == 7, "another shape: traced again"
+    arrays = [Scaled(learner.xp.full((), float(k))) for k in range(3)]
+    before = traces(learner)
+    assert [float(learner.run_step(phase, {"xs": ONES}).loss) for phase in arrays] == [0, 1, 2]
+    assert traces(learner) == before + 1
+
+
+def test_phases_with_slots_are_not_taken_for_each_other(compiling: Subject) -> None:
+    class Scaled(lc.ValidationPhase):
+        __slots__ = ("factor",)
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.loss = self.factor * learner.xp.mean(state.xs)
+
+    learner = make(compiling)
+    found: list[float] = []
+    for factor in (1, 2):
+        phase = Scaled()
+        phase.factor = factor
+        found.append(float(learner.run_step(phase, {"xs": ONES}).loss))
+    assert found == [1, 2]
+
+
+def test_a_handler_hears_the_phase_that_runs(compiling: Subject) -> None:
+    heard: list[Any] = []
+
+    def hear(learner: Any, phase: Any) -> None:
+        heard.append(phase)
+
+    events = (lc.StepBegin, lc.BackwardEnd, lc.StepEnd)
+    cuts = [lc.FunctionCallback(hear, event, writes=(f"step.{event.__name__}",)) for event in events]
+    learner, phases = make(compiling, callbacks=cuts), [lc.TrainingPhase() for _ in range(3)]
+    for phase in phases:
+        learner.run_step(phase, (XS, YS))
+    assert list(map(id, heard)) == [id(phase) for phase in phases for _ in events]
+
+
+def test_equal_phases_within_each_other(compiling: Subject) -> None:
+    heard: list[Any] = []
+    inner = lc.TrainingPhase()
+
+    def nest(learner: Any, phase: Any) -> None:
+        heard.append(phase)
+        if phase is not inner:
+            made.run_step(inner, (XS, YS))
+            heard.append(phase)
+
+    cut = lc.FunctionCallback(nest, lc.BackwardEnd, writes=("step.grads", "model", "params", "optimizer"))
+    made = make(compiling, callbacks=[cut])
+    outer = lc.TrainingPhase()
+    for _ in range(2):
+        made.run_step(outer, (XS, YS))
+    assert list(map(id, heard)) == [id(outer), id(inner), id(outer)] * 2
