@@ -233,7 +233,7 @@ class Runner:
         carries = self.phase.carries
         before = {name: state.__dict__[name] for name in carries if name in state.__dict__} if carries else {}
         try:
-            if self.programs is None or override.get() is not None:  # draws of the host are no part of a program
+            if self.programs is None or (override.get() is not None and not self._draws_on_host(asleep, body)):
                 if self.feeds:
                     place(self.backend, state)
                 self.backend.run_body(self.call, key, body, state, self.handle)
@@ -246,6 +246,12 @@ class Runner:
                 self.carry = detach_carry(self.backend, state, carries)
         if carries:
             check_carry(self.backend, self.phase, before, state)
+
+    def _draws_on_host(self, asleep: Asleep, body: Body) -> bool:
+        """Whether a program may have what the host draws before it as inputs."""
+        return (
+            self.programs is not None and self.programs.drawable and not (self._in_parts and self.cut_by(asleep, body))
+        )
 
     def call(self, body: Body, state: State, handle: Callable[[Event], None]) -> None:
         """A step from its first traced handler to the last."""

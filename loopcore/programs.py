@@ -11,13 +11,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from loopcore.backend import CompilingBackend, DrawKey, Tree
 from loopcore.callback import name_of
 from loopcore.dispatch import Asleep, deliver
-from loopcore.errors import CallbackError
+from loopcore.errors import CallbackError, TraceError
 from loopcore.inputs import Kinds, Scalars, Seen, Words, as_array, parted
 from loopcore.keys import Same, attributes_read, body_key, frozen, names_read, same
 from loopcore.packing import Packed
+from loopcore.randomness import override
 from loopcore.recompiles import Recompiles
 from loopcore.state import ABSENT, State, seen
-from loopcore.tracing import Cut, Left, Reached, Start, Trace, Unasked, Wanted, fill, with_leaves
+from loopcore.tracing import (
+    Cut,
+    Draw,
+    Left,
+    Reached,
+    Start,
+    Trace,
+    Unasked,
+    Undrawable,
+    Undrawn,
+    Wanted,
+    fill,
+    with_leaves,
+)
 from loopcore.trees import is_container
 from loopcore.user_lines import explained
 
@@ -27,6 +41,11 @@ if TYPE_CHECKING:
 
 
 _KNOWN = 64  # phases
+_NO_DRAWS: dict[str, Any] = {}
+_UNDRAWABLE = (
+    "same_random draws on the host before a step runs, but an argument of a draw behind a cut is a value of the step: "
+    "make it a number, or set compile = False on the phase"
+)
 
 
 @dataclass
@@ -57,6 +76,7 @@ class Programs:
 
     Attributes:
         first: that runner.
+        drawable: whether, of what `same_random` has the host draw, all is known before a step runs.
     """
 
     def __init__(self, runner: Runner) -> None:
@@ -70,6 +90,8 @@ class Programs:
         self._cutters: frozenset[int] | None = frozenset()  # see `Trace`
         names = [path.removeprefix("shared.") for path in runner.plan.carried if path.startswith("shared.")]
         self._state_kinds, self._shared_kinds = Kinds(self._backend), self._kinds_of_shared(names)
+        self._draws: dict[str, Draw] = {}  # of the host, where they enter the programs
+        self.drawable = True  # whether the host can draw everything before a step
         self._packed_by_others: tuple[str, ...] = ()  # values of shared that are read, and may be packed
         self._words = Words(self._backend, runner.learner, names)
         self._own, self._optimizers = Scalars(self._backend), Scalars(self._backend)
@@ -112,7 +134,19 @@ class Programs:
         while True:
             try:
                 outputs, reached = self._run(segment, body, first, start, lefts, static)
+            except Undrawable:
+                if cuts:
+                    raise TraceError(_UNDRAWABLE) from None
+                self.drawable = False
+                return self._runner.run(body, key, state, reads, asleep)
+            except Undrawn as missing:
+                self._forget(segment)
+                self._draws[str(missing.stream)] = missing.draw
+                start = start._replace(draws=self._drawn(key.step))
+                segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
+                continue
             except Unasked as read:
+                self._forget(segment)
                 self._ask(read.name)
                 if not cuts:  # nothing has been run
                     return self._step(body, key, state, reads, asleep)
@@ -230,6 +264,12 @@ class Programs:
         self._wanted[reads] = wanted
         return wanted
 
+    def _forget(self, segment: Segment) -> None:
+        """Drop a program that was never made."""
+        self._recent = None
+        for there in () if segment.trace.shapes else self._segments.values():
+            there[:] = [one for one in there if one is not segment]
+
     def _ask(self, name: str) -> None:
         """Make a value of ``shared`` an input of all programs that are made from now on."""
         self._shared_kinds.ask(name)
@@ -260,7 +300,8 @@ class Programs:
         attributes = vars(self._runner.phase)
         phase = {name: value for name, value in attributes.items() if backend.is_array(value)} if attributes else {}
         apply = state._apply  # pyright: ignore[reportPrivateUsage]
-        inputs = (dynamic, passed, *self._hyper(), words, phase, () if isinstance(apply, bool) else apply)
+        draws = _NO_DRAWS if override.get() is None else self._drawn(attempt)
+        inputs = (dynamic, passed, *self._hyper(), words, phase, () if isinstance(apply, bool) else apply, draws)
         return tuple.__new__(Start, inputs), static  # Start(...) takes twice as long
 
     def _seen(self, state: State) -> tuple[Seen, Seen]:
@@ -273,6 +314,15 @@ class Programs:
             return dict(state.__dict__), {}
         arrays, static = parted(self._backend, state.__dict__)
         return arrays, {name: seen(self._backend, state, name, value) for name, value in static.items()}
+
+    def _drawn(self, attempt: int) -> dict[str, Any]:
+        """What the host draws for a step."""
+        host, seed = cast(Any, override.get()), self._learner.seed
+        drawn = {
+            stream: getattr(host, kind)(DrawKey(seed, int(stream), attempt), *args)
+            for stream, (kind, args) in self._draws.items()
+        }
+        return cast("dict[str, Any]", self._backend.convert(drawn))
 
     def _hyper(self) -> tuple[dict[str, Any], dict[str, Any]]:
         own = self._learner.hyper._own  # pyright: ignore[reportPrivateUsage]
@@ -294,17 +344,21 @@ class Programs:
         function = body.__func__ if isinstance(body, MethodType) and body.__self__ is self._runner.phase else None
         learner = self._learner
         known = (function, *seen, wanted, self._words.layout, learner.seed, self._cutters, learner.runs.within)
-        known += (learner.loss_fn, *self._attributes())
+        known += (learner.loss_fn, override.get(), *self._attributes())
         attributes = (*vars(self._runner.phase), *vars(self._runner.phase).values())
         recent = self._recent
         comparable = recent is not None and len(known) == len(recent.known) and len(attributes) == len(recent.phase)
         if recent is not None and comparable and all(map(is_, known, recent.known)):
             unchanged = all(map(is_, attributes, recent.phase)) and asleep == recent.asleep
-            if unchanged and fixed is recent.apply and not (static or start.phase or self._unlike(recent.segment, {})):
+            if (
+                unchanged
+                and fixed is recent.apply
+                and not (static or start.phase or start.draws or self._unlike(recent.segment, {}))
+            ):
                 return recent.segment
         self._recent = None
         hidden = any(one.containers for one in seen)
-        if function is None or static or start.phase or hidden or not all(map(_is_atom, attributes)):
+        if function is None or static or start.phase or start.draws or hidden or not all(map(_is_atom, attributes)):
             return None
         segment = self._segment(body, start, static, wanted, asleep, (), fixed)
         self._recent = _Recent(segment, known, attributes, fixed, asleep)
@@ -329,6 +383,7 @@ class Programs:
             *(tuple(map(same, self._attributes())), tuple(static)),
             *(tuple(start.state), tuple(start.shared), wanted, self._learner.seed, apply),
             *(tuple(layout.items()), asleep, self._cutters, self._learner.runs.within),
+            None if override.get() is None else tuple(self._draws.items()),
             frozen(tuple(cuts)) if cuts else (),
         )
         there = self._segments.setdefault(key, [])
@@ -339,7 +394,18 @@ class Programs:
             known: list[int] = [len(found) for other, found in self._segments.items() if not other[-1]]
             self._recompiles.of(key, sum(known), self._unlike(there[-1], static) if there else ())
         donate = () if self._runner.cut_by(asleep) or self._learner.runs.within else (0,)
-        trace = Trace(self._runner, body, tuple(cuts), wanted, apply, dict(layout), asleep, self._cutters, bool(donate))
+        trace = Trace(
+            self._runner,
+            body,
+            tuple(cuts),
+            wanted,
+            apply,
+            dict(layout),
+            asleep,
+            self._cutters,
+            bool(donate),
+            dict(self._draws),
+        )
         made = Segment(self._backend.compile(trace, donate), trace)
         there.append(made)
         return made

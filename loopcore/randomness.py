@@ -74,6 +74,9 @@ class Random:
         backend, other = self._learner.backend, override.get()
         if other is None:
             return getattr(backend.random, kind)(self._key(), *args)
+        drawn = self._learner.runs.drawn
+        if drawn is not None:  # a step is compiled: the host draws before it runs
+            return drawn(self._key().stream, kind, args)
         if kind == "categorical":
             args = (backend.to_host(*args),)
         return backend.convert(getattr(other, kind)(self._key(), *args))
@@ -118,7 +121,11 @@ class HostDraws:
     def categorical(self, key: DrawKey, logits: Any) -> Any:
         """An index along the last axis for each row."""
         rows = np.asarray(logits, dtype=np.float64)
-        return np.argmax(rows + _generator(key).gumbel(size=rows.shape), axis=-1)
+        return np.argmax(rows + self.gumbel(key, rows.shape), axis=-1)
+
+    def gumbel(self, key: DrawKey, shape: Sequence[int]) -> Any:
+        """What `categorical` adds to the logits."""
+        return _generator(key).gumbel(size=tuple(shape))
 
 
 def _generator(key: DrawKey) -> np.random.Generator:

@@ -12,7 +12,7 @@ _PARTS = (  # of the key of a program, in its order
     *("the body", "the loss", "an attribute of the phase", "an attribute of a callback"),
     *("the names of what is no array in the state", "the names of the state"),
     *("the names of shared", "what is read", "the seed", "state.apply", "what is carried", "who listens"),
-    *("who cuts", "the step around it", "the cuts"),
+    *("who cuts", "the step around it", "what is drawn", "the cuts"),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ class Runs:
         rounds: how many there were, over all fits and hand-written loops; the axis of what is measured by epochs.
         outside: random draws outside of steps, by owner.
         gradient: how gradients are taken, by the backend or, while a step is compiled, by its trace.
+        drawn: while a step is compiled, what gives the draws of the host (of `same_random`) for a stream; else None.
         runners: by the id of their phase; made by `runner_of`.
         begun: by the id of data somebody looked into: its state before the look, and what its next epoch iterates.
     """
@@ -63,6 +64,7 @@ class Runs:
         self._learner = learner
         self.attempt: Any = 0
         self.gradient = learner.backend.gradient
+        self.drawn: Callable[[int, str, tuple[Any, ...]], Any] | None = None
         self._depth = 0
         self._open_epochs = 0  # also counts one whose EpochEnd is being delivered
         self._scope: AbstractContextManager[Any] | None = None

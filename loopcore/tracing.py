@@ -32,6 +32,7 @@ _STEP = ("apply", "updated")
 
 
 Chain = tuple[tuple[str, int], ...]
+Draw = tuple[str, tuple[Any, ...]]  # a kind of random numbers, and its arguments
 
 
 class Wanted(NamedTuple):
@@ -51,6 +52,7 @@ class Start(NamedTuple):
     words: Any  # the number of the step, and carried scalars
     phase: dict[str, Tree]
     apply: Any  # a 0-d array, or () where it is a bool
+    draws: dict[str, Any] = {}  # noqa: RUF012 - what the host drew, by stream; nobody changes it
 
 
 class Cut(NamedTuple):
@@ -123,6 +125,23 @@ class Unasked(BaseException):
         self.name = name
 
 
+class Undrawn(BaseException):
+    """Leaves a trace that draws what the host did not draw yet.
+
+    Args:
+        stream: names the draw.
+        draw: its kind and arguments.
+    """
+
+    def __init__(self, stream: int, draw: Draw) -> None:
+        super().__init__(stream, draw)
+        self.stream, self.draw = stream, draw
+
+
+class Undrawable(BaseException):
+    """Leaves a trace in which an argument of a draw is a value of the step, which the host does not know before."""
+
+
 class Place:
     """Stands for an array in a value that has something else in it too."""
 
@@ -153,6 +172,7 @@ class Trace:
         asleep: handlers that do not hear this step.
         cutters: callbacks, by id, that cut although they declare no writes; None: all do.
         donated: whether the program uses up the parameters it gets, so that it has to return all of them.
+        draws: which draws of the host, by stream, are among its inputs.
 
     Attributes:
         runner: as above, or that of an equal phase.
@@ -172,7 +192,9 @@ class Trace:
         asleep: Asleep,
         cutters: frozenset[int] | None,
         donated: bool,
+        draws: Mapping[str, Draw],
     ) -> None:
+        self._draws = draws
         self.runner = runner
         self._learner = runner.learner
         self._backend = cast(CompilingBackend, runner.backend)
@@ -210,7 +232,7 @@ class Trace:
         try:
             with self._installed(carried, start) as state:
                 return self._run(state, start)
-        except Unasked:
+        except (Unasked, Undrawn, Undrawable):
             self.shapes.pop()
             raise
         finally:  # a program that is made must not keep the arrays or placeholders of its first step
@@ -250,6 +272,20 @@ class Trace:
             raise Unasked(name)
         self.shared_read[name] = ABSENT if value is ABSENT else frozen(value)
 
+    def _drawn(self, stream: int, kind: str, args: tuple[Any, ...]) -> Any:
+        """What the host drew for this step."""
+        backend = self._backend
+        if kind == "categorical":
+            (logits,) = args
+            noise = self._drawn(stream, "gumbel", (backend.signature(logits)[0],))
+            return backend.xp.astype(backend.xp.argmax(logits + noise, axis=-1), backend.xp.int32)
+        if any(map(backend.is_array, args)):
+            raise Undrawable
+        draw = kind, tuple(tuple(map(int, one)) if isinstance(one, Sequence) else one for one in args)
+        if self._draws.get(str(stream)) != draw or self._start is None:
+            raise Undrawn(stream, draw)
+        return self._start.draws[str(stream)]
+
     def _put_back(self, before: Mapping[str, Any]) -> None:
         """Leave no placeholder in the phase, of its own arrays or where the body put one."""
         attributes = vars(self.runner.phase)
@@ -269,7 +305,7 @@ class Trace:
         backend, runs, learner, phase = self._backend, self._learner.runs, self._learner, self.runner.phase
         shared = vars(learner.shared)
         before = (backend.carried(), dict(backend.hyper_values()), dict(shared), learner.hyper._values())
-        outer = (runs.step, runs.attempt, runs.gradient, self.runner.handle)
+        outer = (runs.step, runs.attempt, runs.gradient, runs.drawn, self.runner.handle)
         attributes = dict(vars(phase))
         words = {name: backend.from_words(start.words, *slot) for name, slot in self._layout.items()}
         self._attempt = words.pop("attempt")
@@ -280,7 +316,7 @@ class Trace:
         state._hidden, state._noted = self.static, self.state_read  # pyright: ignore[reportPrivateUsage]
         state.__dict__.update(start.state)
         try:
-            runs.step, runs.attempt, runs.gradient = state, self._attempt, self._gradient
+            runs.step, runs.attempt, runs.gradient, runs.drawn = state, self._attempt, self._gradient, self._drawn
             self.runner.handle = self._handle
             vars(phase).update(start.phase)
             backend.put_carried(carried)
@@ -292,7 +328,7 @@ class Trace:
             self._given = dict(shared)
             yield state
         finally:
-            runs.step, runs.attempt, runs.gradient, self.runner.handle = outer
+            runs.step, runs.attempt, runs.gradient, runs.drawn, self.runner.handle = outer
             self._put_back(attributes)
             backend.put_carried(before[0])
             backend.put_hyper_values(before[1])

@@ -12,6 +12,9 @@ from loopcore.randomness import HostDraws, override
 def same_random() -> Iterator[None]:
     """Within the block every ``learner.random`` draws with NumPy, so that all backends see the same numbers.
 
+    A step that is compiled gets them as inputs: the host draws them before it. Where an argument of a draw is itself a
+    value of the step, as in ``beta`` of a hyperparameter, it runs eagerly.
+
     Example:
         >>> import loopcore as lc
         >>> learner = lc.testing.toy_learner()

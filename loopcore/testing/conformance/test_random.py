@@ -241,3 +241,75 @@ def test_a_generator_for_host_code(backend: Subject) -> None:
     np.testing.assert_array_equal(first, again)
     assert (first[0] != first[1]).all()
     assert (first != other).all()
+
+
+# -- draws of the host
+
+
+class HostDrawn(lc.TrainingPhase):
+    """Draws numbers of all kinds, in and outside of its objective."""
+
+    reads = ("step.noise", "step.row", "step.order", "step.other")
+    ran = 0
+
+    def step(self, learner: Any, handle: Any, state: Any) -> None:
+        type(self).ran += 1
+        random, xp = learner.random, learner.xp
+        state.noise = random.normal(state.xs.shape)
+        state.order = random.permutation(state.xs.shape[0])
+        state.other = random.uniform((2,), -1.0, 1.0) + random.beta(2.0, 3.0, (2,)) + random.bernoulli(0.5, (2,))
+
+        def objective() -> Any:
+            state.row = random.categorical(xp.zeros((4, 5)))
+            y_pred = learner.model(state.xs + state.noise)
+            handle(lc.LossBegin())
+            return learner.loss_fn(y_pred, state.ys)
+
+        learner.minimize(objective)
+
+
+def linear(backend: Subject, **options: Any) -> Any:
+    model = backend.within("float32").linear({"weight": np.ones((3, 2)), "bias": np.zeros(2)})
+    return lc.Learner(model, lc.losses.mse, lc.SGD(0.1), default_callbacks=False, **options)
+
+
+@pytest.mark.parametrize("kind", ["fused", "split"])
+def test_draws_of_the_host_are_the_same_in_every_plan(backend: Subject, kind: str) -> None:
+    cut = lc.FunctionCallback(lambda learner, phase: None, lc.BackwardEnd, writes=("step.grads",))
+    found: list[list[Any]] = []
+    for callbacks, compile in (([], False), ([cut] * (kind == "split"), "auto")):
+        learner, phase, values = linear(backend, callbacks=callbacks, compile=compile), HostDrawn(), list[Any]()
+        with lc.testing.same_random():
+            for count in (6, 6, 5, 6):
+                xs, ys = np.ones((count, 3), "float32"), np.zeros((count, 2), "float32")
+                state = learner.run_step(phase, (xs, ys))
+                values += learner.to_host([state.noise, state.order, state.other, state.row])
+        found.append([*values, *learner.export_weights().values()])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_draws_of_the_host_enter_the_program(compiling: Subject) -> None:
+    learner, phase = linear(compiling), HostDrawn()
+    batch = np.ones((6, 3), "float32"), np.zeros((6, 2), "float32")
+    with lc.testing.same_random():
+        learner.run_step(phase, batch)
+        HostDrawn.ran = 0
+        for _ in range(5):
+            learner.run_step(phase, batch)
+    assert (learner.backend.traces, HostDrawn.ran) == (1, 0)
+    learner.run_step(phase, batch)
+    assert learner.backend.traces == 2
+
+
+def test_a_draw_of_the_host_by_a_value_of_the_step(backend: Subject) -> None:
+    class Beta(lc.ValidationPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.loss = learner.xp.mean(learner.random.beta(state.alpha, state.alpha, (4,)))
+
+    found: list[float] = []
+    for compile in (False, "auto"):
+        learner = linear(backend, compile=compile)
+        with lc.testing.same_random():
+            found += [float(learner.run_step(Beta(), {"alpha": np.float32(0.5)}).loss) for _ in range(2)]
+    assert found[:2] == pytest.approx(found[2:])
