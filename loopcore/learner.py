@@ -526,19 +526,19 @@ class Learner:
         """
         return self.backend.grad(fn, (vars(self.runs.step), vars(self.shared)))
 
-    def update(self, grads: Tree, params: Handle | None = None, when: Any = True) -> None:
+    def update(self, grads: Tree, params: Handle | tuple[Handle, ...] | None = None, when: Any = True) -> None:
         """Apply one optimizer step.
 
         Args:
             grads: in the structure of ``params.value``.
-            params: what the gradients belong to. Default ``learner.params``.
+            params: what the gradients belong to, a handle or a tuple of handles. Default ``learner.params``.
             when: a bool or a 0-d boolean array. It and, while a step runs, ``state.apply`` must be true; else
                 parameters, optimizer state and its counters stay. ``state.updated`` says what happened.
         """
         runs = self.runs
         state, runner = runs.step, runs.runner
         handle = self.params if params is None else params
-        leaves = handle._leaves(grads)
+        leaves = _leaves_of(handle, grads)
         if self.held:
             leaves = {path: grad for path, grad in leaves.items() if path not in self.held}
         if runner is not None and runner.guarded:
@@ -550,14 +550,14 @@ class Learner:
         else:
             state.updated = self.backend.update(leaves, apply) if leaves else False
 
-    def _value(self, handle: Handle) -> Any:
+    def _value(self, handle: Handle | tuple[Handle, ...]) -> Any:
         """The loss whose gradient an update applies.
 
         Raises:
             OptimizerError: nobody knows it.
         """
         state = self.runs.step
-        value = vars(state).get(_value_of(handle))
+        value = vars(state).get(_value_of(handle[0] if isinstance(handle, tuple) else handle))
         value = getattr(state, "loss", None) if value is None else value
         if value is None:
             raise OptimizerError(
@@ -566,12 +566,14 @@ class Learner:
             )
         return value
 
-    def minimize(self, objective: Callable[[], Any], wrt: Handle | None = None, at: Tree | None = None) -> None:
+    def minimize(
+        self, objective: Callable[[], Any], wrt: Handle | tuple[Handle, ...] | None = None, at: Tree | None = None
+    ) -> None:
         """Take the gradient of an objective, fire BackwardEnd, and update.
 
         Args:
             objective: returns a scalar.
-            wrt: what to update. Default ``learner.params``.
+            wrt: what to update, a handle or a tuple of handles. Default ``learner.params``.
             at: where to take the gradient, as in `gradient`; what is updated are the present values.
         """
         runs = self.runs
@@ -847,6 +849,14 @@ class Learner:
 def _value_of(handle: Handle) -> str:
     """What the state of a step calls the value of an objective; no attribute has such a name."""
     return f"objective of {handle._paths[0]}"
+
+
+def _leaves_of(params: Handle | tuple[Handle, ...], grads: Tree) -> dict[str, Any]:
+    if not isinstance(params, tuple):
+        return params._leaves(grads)
+    return {
+        path: leaf for handle, tree in zip(params, grads, strict=True) for path, leaf in handle._leaves(tree).items()
+    }
 
 
 def _nothing_in(handle: Handle) -> GradientError:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import loopcore as lc
 from loopcore import data
 from loopcore.errors import DataError, DataExhaustedError, EmptyDataError
 
@@ -558,3 +559,56 @@ def test_cycle_without_a_state_and_with_another_one() -> None:
 
 def test_reprs_show_what_is_inside() -> None:
     assert repr(data.combine({"a": data.cycle([1])})) == "combine({'a': cycle([1])})"
+
+
+# -- the seed of a learner ---------------------------------------------------------------------------------------------
+
+
+def flat(batch: Any) -> list[int]:
+    return [n for part in batch.values() for n in flat(part)] if isinstance(batch, dict) else batch.tolist()
+
+
+def order_with(seed: int, loader: Any, epochs: int = 1) -> list[list[int]]:
+    """The order in which a learner with this seed walks ``loader``."""
+    learner = lc.testing.toy_learner(data=(loader, None), seed=seed, default_callbacks=False)
+    seen: list[list[int]] = []
+
+    class Walk(lc.AbstractTrainingPhase):
+        data_key = "training"
+
+        def unpack(self, batch: Any) -> dict[str, Any]:
+            seen[-1] += flat(batch)
+            return {"xs": 1.0}
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.loss = state.xs
+
+    for _ in range(epochs):
+        seen.append([])
+        learner.run_epoch(Walk())
+    return seen
+
+
+def test_an_order_without_a_seed_follows_the_learner() -> None:
+    def make(**more: Any) -> Any:
+        return lc.data.batches(np.arange(20), 5, shuffle=True, **more)
+
+    assert order_with(1, make(), 2) == order_with(1, make(), 2) != order_with(2, make(), 2)
+    assert order_with(1, make(seed=4)) == order_with(2, make(seed=4)) == order_with(4, make())
+    assert order_with(0, make()) == [np.concatenate(list(make())).tolist()]
+    shared = make()
+    orders = [order_with(seed, shared, 2) for seed in (1, 2)]
+    assert orders == [order_with(1, make(), 2), order_with(2, make(), 4)[2:]]
+    for wrap in (lc.data.cycle, lambda loader: lc.data.combine({"a": loader})):
+        wrapped = [lc.data.combine({"x": wrap(make()), "y": make(seed=0)}) for _ in range(2)]
+        assert order_with(1, wrapped[0]) != order_with(2, wrapped[1])
+
+
+def test_an_order_that_follows_goes_on_from_a_state() -> None:
+    loader = lc.data.batches(np.arange(20), 5, shuffle=True)
+    loader.follow_seed(7)
+    walk = iter(loader)
+    next(walk)
+    resumed = lc.data.batches(np.arange(20), 5, shuffle=True)
+    resumed.load_state_dict(loader.state_dict())
+    assert [batch.tolist() for batch in resumed] == [batch.tolist() for batch in walk]

@@ -76,7 +76,7 @@ class Random:
     def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Array:
         """Numbers in [0, 1] of the Beta(a, b) distribution, from two of the Gamma distribution."""
         first, second = (
-            _random.stateless_gamma(tuple(shape), typed(key, call), alpha, dtype=tf.float64)
+            _random.stateless_gamma(tuple(shape), typed(key, call), tf.cast(alpha, tf.float64), dtype=tf.float64)
             for call, alpha in ((1, a), (2, b))
         )
         return tf.cast(first / (first + second), self._dtype)

@@ -70,7 +70,7 @@ class Random:
 
     def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Tensor:
         """Numbers in [0, 1] of the Beta(a, b) distribution, drawn by NumPy."""
-        draws = np.random.Generator(np.random.PCG64(mix(key))).beta(a, b, tuple(shape))
+        draws = np.random.Generator(np.random.PCG64(mix(key))).beta(float(a), float(b), tuple(shape))
         return torch.as_tensor(draws, **self._floating)
 
     def categorical(self, key: DrawKey, logits: Tensor) -> Tensor:

@@ -128,3 +128,24 @@ def test_names_that_there_are_not(backend: Subject) -> None:
         learner.hyper.learning_rte = 0.1
     with pytest.raises(TypeError, match="number"):
         learner.hyper["learning_rate"] = cast("Any", "fast")
+
+
+class Draws(lc.TrainingPhase):
+    """Draws whose parameters are scheduled, such as those of MixUp."""
+
+    def step(self, learner: Any, handle: Any, state: Any) -> None:
+        alpha, random = learner.hyper.alpha, learner.random
+        state.beta = random.beta(alpha, 2 * alpha, (100,))
+        state.bernoulli = random.bernoulli(alpha, (100,))
+        state.uniform = random.uniform((100,), alpha, 1 + alpha)
+        super().step(learner, handle, state)
+
+
+def test_draws_by_a_scheduled_number(backend: Subject) -> None:
+    learner = make_learner(backend.mlp(W), hyper={"alpha": 0.0})
+    for alpha in (0.25, 0.75):
+        learner.hyper.alpha = alpha
+        state = learner.to_host(vars(learner.run_step(Draws(), PAIRS[0])))
+        assert abs(state["beta"].mean() - 1 / 3) < 0.15 and 0 <= state["beta"].min() <= state["beta"].max() <= 1
+        assert abs(state["bernoulli"].mean() - alpha) < 0.15
+        assert alpha <= state["uniform"].min() < alpha + 0.1 and alpha + 0.9 < state["uniform"].max() <= alpha + 1

@@ -262,3 +262,30 @@ def test_gradients_for_other_parameters_are_an_error(backend: Subject) -> None:
     with pytest.raises(lc.errors.WeightsError, match="structure"):
         run(learner, body, xs=PAIRS[0][0])
     backend.close(backend.weights(learner), W)
+
+
+class Product(lc.TrainingPhase):
+    """Two models whose outputs are multiplied; ``wrt`` says how the parameters are named."""
+
+    def __init__(self, wrt: str) -> None:
+        self.wrt = wrt
+
+    def step(self, learner: Any, handle: Any, state: Any) -> None:
+        def objective() -> Any:
+            state.loss = lc.losses.mse(learner.model.a(state.xs) * learner.model.b(state.xs), state.ys)
+            return state.loss
+
+        params = learner.params
+        wrt = {"all": None, "two": (params.a, params.b), "parts": (params.b, params.a.out, params.a.hidden)}[self.wrt]
+        learner.minimize(objective, wrt)
+
+
+@pytest.mark.parametrize("wrt", ["two", "parts"])
+def test_several_handles_are_minimized_together(backend: Subject, wrt: str) -> None:
+    found: list[dict[str, Array]] = []
+    for way in ("all", wrt):
+        learner = make_learner({"a": backend.mlp(W), "b": backend.mlp(mlp_weights(3))}, optimizer=lc.Adam(0.01))
+        for pair in PAIRS:
+            learner.run_step(Product(way), pair)
+        found.append(backend.weights(learner))
+    backend.close(found[1], found[0])
