@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 
 FREE = frozenset(
     {"epoch", "losses", "loss_fn", "phases", "predict", "run_epoch", "run_step", "fit", "seed", "stop_gradient"}
-    | {"accelerator", "attempt", "is_ready", "number", "profile", "sample_weight", "step_number", "to_host", "tree", "xp"}
+    | {
+        "accelerator",
+        "attempt",
+        "is_ready",
+        "number",
+        "profile",
+        "sample_weight",
+        "step_number",
+        "to_host",
+        "tree",
+        "xp",
+    }
 )
 VERBS = {  # verb -> the declarations it needs
     "gradient": (("params",), ()),

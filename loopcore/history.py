@@ -253,7 +253,9 @@ class Epochs(Mapping[str, list[float | None]]):
             {'epoch': 1, 'loss': 1.0}
         """
         columns: dict[str, list[Any]] = {
-            prefix_of(phase) + name: values for phase, series in self._table().items() for name, values in series.items()
+            prefix_of(phase) + name: values
+            for phase, series in self._table().items()
+            for name, values in series.items()
         }
         count = max(map(len, columns.values()), default=0)
         padded = {key: [*values, *[None] * (count - len(values))] for key, values in columns.items()}

@@ -63,7 +63,11 @@ def test_flux_M2() -> None:
     assert list(learner.history) == ["loss", "Count", "val_loss", "val_total", "val_Count"]
     with lc.run_epoch(learner, lc.ValidationPhase()):
         pass
-    assert learner.epoch is not None and learner.epoch.metrics == {"val_loss": None, "val_total": None, "val_Count": None}
+    assert learner.epoch is not None and learner.epoch.metrics == {
+        "val_loss": None,
+        "val_total": None,
+        "val_Count": None,
+    }
     assert learner.history["val_total"] == [4.0] == learner.history["val_Count"], "a measurement by hand is no round"
 
 

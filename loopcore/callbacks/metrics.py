@@ -157,7 +157,7 @@ class Metrics(Callback):
         if event.outcome == "failed":
             return
         values = epoch.means(learner)
-        self._seen.update(name for name, value in values.items() if value is not None)
+        self._seen |= epoch.measured
         if event.outcome == "completed" or (event.outcome == "cancelled" and heard):
             self._keep(learner, phase, values)
         trains = isinstance(phase, AbstractTrainingPhase)
@@ -242,6 +242,7 @@ class _Epoch:
         self.phase = phase
         self.rows: list[tuple[tuple[str, ...], Any, Any, int]] = []  # names, values, weight, number of the step
         self.flushed = False  # whether there were rows before
+        self.measured: set[str] = set()  # metrics that had a value
         self.metrics = metrics
         self._observed: set[str] = set()
         self.last: dict[str, float] = {}  # of metrics whose epoch value is that of the last step
@@ -277,9 +278,12 @@ class _Epoch:
         found: dict[str, Any] = {}
         for metric in self.metrics:
             try:
-                found.update(plain_values(metric.name, self._mean(metric), learner.to_host))
+                values = plain_values(metric.name, self._mean(metric), learner.to_host)
             except Exception as error:
                 raise _named(error, metric)
+            found.update(values)
+            if any(value is not None for value in values.values()):
+                self.measured.add(metric.name)
         return found
 
     def _mean(self, metric: Metric) -> Any:

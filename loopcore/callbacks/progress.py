@@ -206,7 +206,9 @@ class MetricsPrinter(Printer):
             return
         epoch = learner.epoch
         if event.outcome in ("completed", "cancelled"):
-            absent = dict.fromkeys(prefix_of(phase.name) + name for name in learner.shared.metrics_epoch.get(phase.name, ()))
+            absent = dict.fromkeys(
+                prefix_of(phase.name) + name for name in learner.shared.metrics_epoch.get(phase.name, ())
+            )
             self._values.update(absent | epoch.metrics)
         if epoch.last and event.outcome != "failed":
             self._print_row(epoch.after)

@@ -79,7 +79,9 @@ class SanityCheck(Callback):
             try:
                 try_metric(metric, phase, state, learner)
             except Exception as error:
-                problems.append(f"metric {metric.name!r} fails in phase {phase.name!r}: {type(error).__name__}: {error}")
+                problems.append(
+                    f"metric {metric.name!r} fails in phase {phase.name!r}: {type(error).__name__}: {error}"
+                )
                 errors.append(error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from pathlib import Path
@@ -38,7 +39,7 @@ class FileLogger(Logger):
         del self._lines[:-_KEPT]
 
     def _append(self) -> None:
-        with self.path.open("ab", buffering=0) as file:
+        with open_file(self.path) as file:
             start = file.seek(0, os.SEEK_END)
             text = "".join(self._lines if start else (self._header, *self._lines))
             rest = memoryview(text.encode("utf-8"))
@@ -53,3 +54,8 @@ class FileLogger(Logger):
     def close(self) -> None:
         """Everything is in the file."""
         self.flush()
+
+
+def open_file(path: Path) -> io.FileIO:
+    """A file to append to, whose writes are seen by the system at once."""
+    return path.open("ab", buffering=0)
