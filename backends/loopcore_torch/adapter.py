@@ -326,7 +326,7 @@ class Backend:
 
     def tree_structure(self, tree: Tree) -> Any:
         """A tree without its leaves."""
-        return optree.tree_structure(tree, none_is_leaf=True)
+        return flatten(tree)[1]
 
 
 def _device(device: Any) -> torch.device:
