@@ -27,7 +27,8 @@ LoopcoreError
 ├── TraceError                   a step that cannot be compiled as it is written
 ├── CarryError                   a carried value changed its structure, shape or dtype
 ├── CancelScopeError             a cancel for a scope that is not open
-└── ReentrantFitError            fit called while the same learner is in fit
+├── ReentrantFitError            fit called while the same learner is in fit
+└── OtherThreadError             a learner used in one thread while it runs in another
 ```
 """
 
@@ -383,6 +384,29 @@ class ReentrantFitError(LoopcoreError, RuntimeError):
         >>> lc.testing.toy_learner([again]).fit(1)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         loopcore.errors.ReentrantFitError: fit was called while this learner is in fit: ...
+    """
+
+
+class OtherThreadError(LoopcoreError, RuntimeError):
+    """A step, an epoch or a fit of a learner was begun in one thread while the learner runs in another.
+
+    Both would write the same weights and counts.
+
+    Example:
+        >>> import loopcore as lc, threading
+        >>> learner, errors = lc.testing.toy_learner(steps=1), []
+        >>> def predict():
+        ...     try:
+        ...         learner.predict([1.0])
+        ...     except lc.errors.OtherThreadError as error:
+        ...         errors.append(error)
+        >>> def start(learner, phase):
+        ...     thread = threading.Thread(target=predict)
+        ...     thread.start()
+        ...     thread.join()
+        >>> learner.callbacks.add(lc.FunctionCallback(start, lc.StepEnd))
+        >>> learner.fit(1).status, len(errors)
+        ('completed', 1)
     """
 
 

@@ -69,23 +69,36 @@ def fit(learner: Learner, epochs: int) -> FitResult:
     rounds = phases_of_fit(learner, epochs)
     run = _Run()
     error: BaseException | None = None
-    runs.open()
-    runs.fitting = True
+    told = False
+    mark = runs.mark()
     try:
-        deliver(runs.fit_handlers(FitBegin), None, FitBegin())
-        for _ in range(epochs):
-            run.round(learner, rounds)
-    except BaseException as caught:
-        error = caught
-    error = _misused(error)
-    event = FitEnd(_outcome(error))
-    ended = _misused(close_scope(runs.fit_handlers(FitEnd), None, event, error))
-    if ended is error or not isinstance(ended, CancelFittingException):
-        error = ended  # else the fit it would cancel is over
-    del ended  # the frame must not keep the exception that keeps the frame
-    runs.close()
-    runs.fitting = False
-    learner.result = result = run.result(error, learner.history)
+        runs.claim()
+        runs.fitting = True
+        runs.open()
+        try:
+            deliver(runs.fit_handlers(FitBegin), None, FitBegin())
+            for _ in range(epochs):
+                run.round(learner, rounds)
+        except BaseException as caught:
+            error = caught
+        error = _misused(error)
+        event = FitEnd(_outcome(error))
+        handlers = runs.fit_handlers(FitEnd)
+        told = True
+        ended = _misused(close_scope(handlers, None, event, error))
+        if ended is error or not isinstance(ended, CancelFittingException):
+            error = ended  # else the fit it would cancel is over
+        del ended  # the frame must not keep the exception that keeps the frame
+        runs.rewind(mark)
+        learner.result = result = run.result(error, learner.history)
+    except BaseException as late:  # of the loop itself: an interrupt between two lines, or a handler that is not there
+        try:
+            if runs.fitting and not told:
+                deliver(runs.fit_handlers(FitEnd), None, FitEnd("failed"))
+        finally:
+            runs.rewind(mark)
+            learner.result = run.result(late, learner.history)
+        raise
     try:
         if error is not None and not isinstance(error, CancelFittingException):
             raise error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from math import isfinite
 from typing import Any
 
 from loopcore.backend import Backend
@@ -53,7 +54,10 @@ class Hyper:
         if name in self._own:
             self._own[name] = number
             return
-        for index, slot in self._slots[self._known(name)]:
+        slots = self._slots[self._known(name)]
+        if not isfinite(number):
+            raise ValueError(f"hyper {name!r} would be {number}, and with it every weight: an optimizer takes finite ones")
+        for index, slot in slots:
             self._backend.set_hyper(index, slot, number)
 
     def _values(self) -> dict[str, float]:

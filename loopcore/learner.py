@@ -284,10 +284,12 @@ class Learner:
         feed = data_of(self, phase, data)
         runs = self.runs
         runs.ended = None
-        runs.length, runs.last = (None if feed is None else length_of(feed)), last
+        mark = runs.mark()
         try:
+            runs.length, runs.last = (None if feed is None else length_of(feed)), last
             phase.epoch(self, None if feed is None else Batches(feed, phase, runs.begun))
         finally:
+            runs.rewind(mark)  # in case of an interrupt in the loop itself
             runs.length, runs.last = None, True
         if runs.ended is None:
             raise TypeError(

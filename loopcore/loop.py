@@ -21,6 +21,8 @@ from loopcore.state import State, place
 if TYPE_CHECKING:
     from loopcore.learner import Learner
     from loopcore.phases import Phase
+    from loopcore.plan import Runner
+    from loopcore.runs import Runs
 
 _STEP_BEGIN = StepBegin()
 _EPOCH_BEGIN = EpochBegin()
@@ -138,58 +140,77 @@ def execute_step(
     """Run one step from the parts of a batch."""
     runs = learner.runs
     runner = runs.runners.get(id(phase)) or runs.runner_of(phase)
-    state, outer = runs.open_step(runner, initial)
-    opened = begun = False
+    outer = runs.present()
+    state: State | None = None
+    opened = begun = ended = closed = False
     asleep = NOBODY
     error: BaseException | None = None
     outcome: Outcome
     try:
-        if phase.carries:
-            runner.start_carry(state)
-        if runner.sleepers:
-            asleep = runner.wake()
-        opened = True  # from here on somebody may have heard StepBegin
-        if runner.begin:
-            deliver(runner.begin, phase, _STEP_BEGIN)
-        begun = True
-        key = tuple.__new__(DrawKey, (learner.seed, runner.stream, runs.attempt))  # DrawKey(...) takes twice as long
-        if runner.plain:
-            runner.backend.run_body(body, key, learner, runner.handle, state)
-        else:
-            runner.run(body, key, state, reads, asleep)
-        outcome = "completed"
-        if runner.unchecked:
-            runner.check_events()
-        epoch = runs.epoch
-        if epoch is not None and epoch.outcome is None:
-            epoch.completed += 1
-    except BaseException as caught:
-        error = caught
-        outcome = "failed" if not isinstance(caught, CancelException) else "cancelled" if begun else "skipped"
-        runs.missed[runner.name] = runs.missed.get(runner.name, 0) + 1
-    if isinstance(error, CancelStepException):
-        error = None
-    state.outcome = outcome
-    if opened and runner.end:
-        error = close_scope(runner.end, phase, StepEnd(outcome), error)
+        state = runs.open_step(runner, initial)
+        try:
+            if phase.carries:
+                runner.start_carry(state)
+            if runner.sleepers:
+                asleep = runner.wake()
+            opened = True  # from here on somebody may have heard StepBegin
+            if runner.begin:
+                deliver(runner.begin, phase, _STEP_BEGIN)
+            begun = True
+            key = tuple.__new__(DrawKey, (learner.seed, runner.stream, runs.attempt))  # DrawKey(...): twice as long
+            if runner.plain:
+                runner.backend.run_body(body, key, learner, runner.handle, state)
+            else:
+                runner.run(body, key, state, reads, asleep)
+            outcome = "completed"
+            if runner.unchecked:
+                runner.check_events()
+            epoch = runs.epoch
+            if epoch is not None and epoch.outcome is None:
+                epoch.completed += 1
+        except BaseException as caught:
+            error = caught
+            outcome = "failed" if not isinstance(caught, CancelException) else "cancelled" if begun else "skipped"
+            runs.missed[runner.name] = runs.missed.get(runner.name, 0) + 1
         if isinstance(error, CancelStepException):
-            error = None  # the step it would cancel is over
-    if opened and runner.sleepers:
-        runner.rest()
-    values = state.__dict__
-    if not (runner.keeps_all or "*" in reads):
-        dropped = state._dropped = values.keys() - (runner.kept | reads if reads else runner.kept)
-        for name in dropped:
-            del values[name]
-    if runner.feeds and not values.keys().isdisjoint(initial):
-        place(runner.backend, state)
-    runs.close_step(outer)
+            error = None
+        state.outcome = outcome
+        ended = True
+        if opened and runner.end:
+            error = close_scope(runner.end, phase, StepEnd(outcome), error)
+            if isinstance(error, CancelStepException):
+                error = None  # the step it would cancel is over
+        if opened and runner.sleepers:
+            runner.rest()
+        values = state.__dict__
+        if not (runner.keeps_all or "*" in reads):
+            dropped = state._dropped = values.keys() - (runner.kept | reads if reads else runner.kept)
+            for name in dropped:
+                del values[name]
+        if runner.feeds and not values.keys().isdisjoint(initial):
+            place(runner.backend, state)
+        runs.close_step(outer, state)
+        closed = True
+    finally:
+        if not closed:  # it was refused, or an interrupt hit the loop itself
+            _give_up(runs, runner, phase, state if opened and not ended else None, outer)
     if error is not None:
         try:
             raise error
         finally:
             error = None  # the frame must not keep the exception that keeps the frame
     return state
+
+
+def _give_up(runs: Runs, runner: Runner, phase: Phase, state: State | None, outer: tuple[Any, ...]) -> None:
+    """Close a step that did not close itself; the one with a state has not told that it ended."""
+    try:
+        if state is not None:
+            state.outcome = "failed"
+            deliver(runner.end, phase, StepEnd("failed"))
+            runner.rest()
+    finally:
+        runs.close_step(outer, state)
 
 
 def close_scope(
@@ -232,32 +253,45 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         self._learner = learner
         self._phase = phase
         self._length = length
-        self._begun = False
+        self._begun = self._ended = False
 
     def __enter__(self) -> Callable[[Event], None]:
         """Fire EpochBegin; returns ``handle``, which fires events of your own."""
         runs, phase = self._learner.runs, self._phase
         self._runner = runner = runs.runner_of(phase)
-        self._info, self._outer = runs.open_epoch(phase, self._length)
-        self._carry, runner.carry = runner.carry, None
+        self._outer, self._carry = runs.outside_epoch(), runner.carry
+        entered = False
         try:
-            deliver(runner.scopes[EpochBegin], phase, _EPOCH_BEGIN)
-            self._learner.heed_frozen()
-            self._begun = True
-        except CancelEpochException as cancel:
-            self._info.pending = cancel
-        except BaseException as error:
-            going = self._close(error)
-            if going is error or going is None:
-                raise
-            raise going from error
+            self._info = runs.open_epoch(self, phase, self._length)
+            runner.carry = None
+            try:
+                deliver(runner.scopes[EpochBegin], phase, _EPOCH_BEGIN)
+                self._learner.heed_frozen()
+                self._begun = True
+            except CancelEpochException as cancel:
+                self._info.pending = cancel
+            except BaseException as error:
+                going = self._close(error)
+                if going is error or going is None:
+                    raise
+                raise going from error
+            entered = True
+        finally:
+            if not entered:
+                self.abandon()
         return runner.handle
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         """Fire EpochEnd with the outcome; absorb a CancelEpochException."""
-        going = self._close(error)
+        closed = False
+        try:
+            going = self._close(error)
+            closed = True
+        finally:
+            if not closed:
+                self.abandon()
         if going is None:
             return True
         if going is error:
@@ -282,6 +316,7 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         if isinstance(error, CancelEpochException):
             error = None
         runner.carry = self._carry if info.nested else None
+        self._ended = True
         error = close_scope(runner.scopes[EpochEnd], self._phase, EpochEnd(info.outcome), error)
         self._learner.runs.ended = info
         self._learner.runs.close_epoch(self._outer)
@@ -290,6 +325,17 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         if isinstance(error, CancelStepException):
             return no_scope(error, "step")
         return None if isinstance(error, CancelEpochException) else error
+
+    def abandon(self) -> None:
+        """Close what is open of it still, where an interrupt hit the loop itself."""
+        runs, info = self._learner.runs, getattr(self, "_info", None)
+        try:
+            if info is not None and not self._ended:
+                self._ended = True
+                info.outcome, info.pending, self._runner.carry = "failed", None, self._carry if info.nested else None
+                deliver(self._runner.scopes[EpochEnd], self._phase, EpochEnd("failed"))
+        finally:
+            runs.close_epoch(self._outer)
 
 
 def no_scope(cancel: CancelException, scope: str) -> CancelScopeError:

@@ -93,12 +93,13 @@ def aside(
     check_phase(phase)
     if learner.runs.runner is not None:
         raise CallbackError("a step is running: try things out between two steps, for instance when a fit begins")
-    learner.runs.open()  # what an adapter hands to the user's own objects when a run ends are the values of before
+    mark = learner.runs.mark()
     try:
+        learner.runs.open()  # what an adapter hands to the user's own objects when a run ends are the values of before
         with _put_back(learner, phase, trains), _heard_by(learner, phase, callbacks, compiles):
             yield
     finally:
-        learner.runs.close()
+        learner.runs.rewind(mark)
 
 
 @contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from loopcore import running
 from loopcore.building import check_phase, checked_reads
 from loopcore.dispatch import Handler, Table
-from loopcore.errors import DataError
+from loopcore.errors import DataError, OtherThreadError
 from loopcore.events import Event
 from loopcore.loop import EpochInfo
 from loopcore.phases import AbstractTrainingPhase, Phase, PredictionPhase
@@ -18,6 +19,7 @@ from loopcore.state import RESERVED, State
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
+    from loopcore.loop import run_epoch
 
 _MAX_RUNNERS = 64
 
@@ -66,7 +68,8 @@ class Runs:
         self.gradient = learner.backend.gradient
         self.drawn: Callable[[int, str, tuple[Any, ...]], Any] | None = None
         self._depth = 0
-        self._open_epochs = 0  # also counts one whose EpochEnd is being delivered
+        self._owner: int | None = None  # the thread in which a step or a fit runs
+        self.epochs: list[run_epoch] = []  # the open ones, also one whose EpochEnd is being delivered
         self._scope: AbstractContextManager[Any] | None = None
         self._running: Learner | None = None  # the learner that ran when this one began
         self.outside: dict[str, int] = {}
@@ -95,25 +98,68 @@ class Runs:
         """Whether an epoch or a step is running."""
         return self._open_epochs > 0 or self.runner is not None
 
+    @property
+    def _open_epochs(self) -> int:
+        return len(self.epochs)
+
     def open(self) -> None:
         """Enter a scope; the outermost one also enters that of the backend."""
         if self._depth == 0:
-            scope = self._scope = self._learner.backend.scope()
+            scope = self._learner.backend.scope()
             scope.__enter__()
-            self._running = running.enter(self._learner)
+            self._scope = scope
+            self._running = running.current()
+            running.enter(self._learner)
         self._depth += 1
 
     def close(self) -> None:
         """Leave a scope."""
-        self._depth -= 1
-        if self._depth == 0 and self._scope is not None:
-            running.enter(self._running)
-            self._running = None
-            self._scope.__exit__(None, None, None)
-            self._scope = None
+        self._close_to(self._depth - 1)
 
-    def open_step(self, runner: Runner, initial: Mapping[str, Any]) -> tuple[State, tuple[Any, ...]]:
-        """Begin a step: its state from the parts of the batch. Returns it and what `close_step` puts back."""
+    def _close_to(self, depth: int) -> None:
+        """Leave all scopes but so many, which may be none."""
+        if depth == 0 and self._scope is not None:
+            if running.current() is self._learner:
+                running.enter(self._running)
+            scope, self._scope = self._scope, None
+            scope.__exit__(None, None, None)
+        self._depth = depth
+
+    def mark(self) -> tuple[Any, ...]:
+        """What is open, for `rewind`."""
+        inner = (self.runner, self.training, self.attempt, self.within)
+        return (self._open_epochs, self._depth, self.fitting, self._owner, *inner)
+
+    def rewind(self, mark: tuple[Any, ...]) -> None:
+        """Close what was opened since a `mark` and is open still, as an interrupt of the loop itself leaves it."""
+        epochs, depth, self.fitting, self._owner, *inner = mark
+        try:
+            while self._open_epochs > epochs:
+                self.epochs[-1].abandon()
+        finally:
+            del self.epochs[epochs:]
+            self.runner, self.training, self.attempt, self.within = inner
+            self._close_to(depth)
+
+    def claim(self) -> None:
+        """Let this thread run the learner.
+
+        Raises:
+            OtherThreadError: it runs in another one.
+        """
+        me = get_ident()
+        if self._owner is None:
+            self._owner = me
+        elif self._owner != me:
+            raise _other_thread()
+
+    def present(self) -> tuple[Any, ...]:
+        """What a step that begins puts out of its place, for `close_step`."""
+        return (self.step, self.training, self.runner, self.attempt, self.within, self._owner, self._depth)
+
+    def open_step(self, runner: Runner, initial: Mapping[str, Any]) -> State:
+        """Begin a step: its state from the parts of the batch."""
+        self.claim()
         epoch = self.epoch
         if epoch is not None and epoch.outcome is None:
             if epoch.pending is not None:
@@ -127,7 +173,6 @@ class Runs:
         state._batch = batch = runner.convert(initial)  # pyright: ignore[reportPrivateUsage]
         state._fed = {} if runner.feeds else None  # pyright: ignore[reportPrivateUsage]
         state.__dict__.update(batch)
-        outer = (self.step, self.training, self.runner, self.attempt, self.within)
         self.within = self.runner is not None
         if self._depth:
             self._depth += 1
@@ -137,18 +182,19 @@ class Runs:
         name, attempts = runner.name, self.attempts
         self.attempt = attempts.get(name, 0)
         attempts[name] = self.attempt + 1
-        return state, outer
+        return state
 
-    def close_step(self, outer: tuple[Any, ...]) -> None:
-        """End a step. The outermost one stays readable as ``learner.step``."""
-        self.step._batch = None  # pyright: ignore[reportPrivateUsage]
-        step, self.training, self.runner, self.attempt, self.within = outer
+    def close_step(self, outer: tuple[Any, ...], state: State | None) -> None:
+        """End a step, however much of it was opened. The outermost one stays readable as ``learner.step``."""
+        if state is not None:
+            state._batch = None  # pyright: ignore[reportPrivateUsage]
+        step, self.training, self.runner, self.attempt, self.within, self._owner, depth = outer
         if self.runner is not None:
             self.step = step
-        if self._depth > 1:
-            self._depth -= 1
+        if depth:
+            self._depth = depth
         else:
-            self.close()
+            self._close_to(0)
 
     @property
     def step_number(self) -> int:
@@ -203,33 +249,38 @@ class Runs:
         runs = self.runner is not None and self.runner.name == name and self.step.outcome != "completed"
         return self.attempts.get(name, 0) - self.missed.get(name, 0) - runs
 
-    def open_epoch(self, phase: Phase, length: int | None) -> tuple[EpochInfo, tuple[Any, ...]]:
-        """Begin an epoch. Returns it and what `close_epoch` puts back."""
-        outer = (self.epoch, self.step)
-        nested = self.runner is not None or self._open_epochs > 0
+    def open_epoch(self, one: run_epoch, phase: Phase, length: int | None) -> EpochInfo:
+        """Begin an epoch."""
+        if self._owner is not None and self._owner != get_ident():
+            raise _other_thread()
+        nested = self.is_open
         known, self.length = self.length if length is None else length, None
         number = self._round_of(phase, nested)
         within = self._steps_around() if nested else None
+        self.epochs.append(one)
         self.open()
-        self._open_epochs += 1
-        self.epoch = EpochInfo(
+        self.epoch = info = EpochInfo(
             phase, known, last=self.last, nested=nested, round=number, after=self.rounds, within=within
         )
         if self._first is None and number is not None and not nested:
-            self._first = self.epoch
-        return self.epoch, outer
+            self._first = info
+        return info
 
     def close_epoch(self, outer: tuple[Any, ...]) -> None:
-        """End an epoch. The outermost one stays readable as ``learner.epoch``."""
-        epoch, step = outer
-        self._open_epochs -= 1
+        """End an epoch, however much of it was opened. The outermost one stays readable as ``learner.epoch``."""
+        epoch, step, depth, epochs = outer
         ended = self.epoch
         if ended is not None and not ended.nested and ended.round is not None:
-            if ended.completed or ended.outcome == "completed":  # also where the rest of the round is never run
-                self.rounds = max(self.rounds, ended.round)
+            counts = ended.completed or ended.outcome == "completed"  # also where the rest of the round is never run
+            self.rounds = max(self.rounds, ended.round) if counts else self.rounds
         if self.epoch is not None and self.epoch.nested:
             self.epoch, self.step = epoch, step
-        self.close()
+        del self.epochs[epochs:]
+        self._close_to(depth)
+
+    def outside_epoch(self) -> tuple[Any, ...]:
+        """What an epoch that begins puts out of its place, for `close_epoch`."""
+        return (self.epoch, self.step, self._depth, self._open_epochs)
 
     def names_of(self, reads: Sequence[str]) -> frozenset[str]:
         """The step values that the caller of ``run_step`` wants kept."""
@@ -274,3 +325,10 @@ class Runs:
         if state._draws is None:  # pyright: ignore[reportPrivateUsage]
             state._draws = {}  # pyright: ignore[reportPrivateUsage]
         return self.runner.name, self.attempt, state._draws  # pyright: ignore[reportPrivateUsage]
+
+
+def _other_thread() -> OtherThreadError:
+    return OtherThreadError(
+        "this learner is running in another thread, and both would write the same weights and counts: wait until it is "
+        "done, or make a Learner for each thread"
+    )

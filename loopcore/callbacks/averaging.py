@@ -10,7 +10,8 @@ from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulat
 from loopcore.callbacks.clipping import GradientClipping
 from loopcore.callbacks.counting import counter, is_float, whole_counter
 from loopcore.callbacks.device import ToDevice
-from loopcore.events import EpochBegin, EpochEnd, StepEnd
+from loopcore.callbacks.stopping import StopOnNaNLoss
+from loopcore.events import EpochBegin, EpochEnd, FitBegin, FitEnd, StepBegin, StepEnd
 from loopcore.phases import AbstractTrainingPhase, AbstractValidationPhase
 
 
@@ -20,16 +21,18 @@ class AveragedWeights(Callback):
     After each update, and only then, the average moves towards the new weights: by ``1 - decay`` (an exponential
     average, EMA), or with ``decay=None`` so that all updates count alike (stochastic weight averaging, SWA). Buffers,
     such as BatchNorm's statistics, are averaged with the parameters; integers among them are the present ones. Only
-    what is trained is averaged. Every epoch of an AbstractValidationPhase runs with the average in the place of the
-    weights, which come back when it ends, however it ends; who saves the model at EpochEnd sees the weights.
+    what is trained is averaged. It begins with the weights of the first training step that it hears, so that what was
+    loaded before counts, and is kept in float32 where the weights have 16 bits. Every epoch of an
+    AbstractValidationPhase runs with the average in the place of the weights, which come back when it ends, however it
+    ends; who saves the model at EpochEnd sees the weights.
 
     After a fit, ``learner.shared.averaged_params`` and ``learner.shared.averaged_buffers`` are the average:
     ``learner.params.value = learner.shared.averaged_params`` makes it the model.
 
     Reads: step.updated
     Writes: shared.averaged_params, shared.averaged_buffers, shared.averaged_updates, params, buffers
-    Runs after: ToDevice, GradientAccumulation, GradientClipping
-    Handles: StepEnd (traced), EpochBegin, EpochEnd
+    Runs after: ToDevice, GradientAccumulation, GradientClipping, StopOnNaNLoss
+    Handles: FitBegin, StepBegin, StepEnd (traced), EpochBegin, EpochEnd, FitEnd
 
     Args:
         decay: what an update leaves of the average, in [0, 1); None for the mean of all updates.
@@ -55,7 +58,7 @@ class AveragedWeights(Callback):
         *("params", "buffers"),
     )
     carries = ("shared.averaged_params", "shared.averaged_buffers", "shared.averaged_updates")
-    run_after = (ToDevice, GradientAccumulation, GradientClipping)
+    run_after = (ToDevice, GradientAccumulation, GradientClipping, StopOnNaNLoss)
 
     def __init__(
         self, decay: float | None = 0.999, *, warmup: bool = False, debias: bool = False, start: int = 0
@@ -67,14 +70,29 @@ class AveragedWeights(Callback):
         if not is_whole(start, least=0):
             raise ValueError(f"AveragedWeights starts after a whole number of updates, at least 0, not {start!r}")
         self.decay, self.warmup, self.debias, self.start = decay, warmup, debias, start
+        self._begun = False  # whether it heard a step
         self._weights: list[tuple[Any, Any, Any]] = []  # phase, and what comes back when it ends; the innermost last
 
     def setup(self, learner: Any) -> None:
-        """Start with the present weights, unless there is an average."""
+        """Make room for the average, unless there is one."""
+        if not hasattr(learner.shared, "averaged_updates"):
+            learner.shared.averaged_updates = whole_counter(learner)
+            self._begin(learner)
+        self._begun = False
+
+    def _begin(self, learner: Any) -> None:
+        """Begin with the present weights, unless a checkpoint brought an average."""
         shared = learner.shared
-        if not hasattr(shared, "averaged_updates"):
-            shared.averaged_params, shared.averaged_buffers = learner.params.value, learner.buffers.value
-            shared.averaged_updates = whole_counter(learner)
+        if float(learner.to_host(shared.averaged_updates)) == 0:
+            shared.averaged_params = _wide(learner, learner.params.value)
+            shared.averaged_buffers = _wide(learner, learner.buffers.value)
+
+    @on(StepBegin, AbstractTrainingPhase)
+    def start_with(self, learner: Any, phase: Any) -> None:
+        """The average begins with the weights of the first step."""
+        if not self._begun:
+            self._begun = True
+            self._begin(learner)
 
     @on(StepEnd, AbstractTrainingPhase, traced=True)
     @on(StepEnd, AccumulatedUpdate, traced=True)
@@ -89,8 +107,8 @@ class AveragedWeights(Callback):
         if updated is not True:
             count = shared.averaged_updates + learner.xp.astype(updated, count.dtype)
             t = learner.xp.astype(updated, wide) * t
-        shared.averaged_params = learner.tree.lerp(shared.averaged_params, learner.params.value, t)
-        buffers = learner.buffers.value
+        shared.averaged_params = learner.tree.lerp(shared.averaged_params, _wide(learner, learner.params.value), t)
+        buffers = _wide(learner, learner.buffers.value)
         if buffers:
             mean = learner.tree.lerp(shared.averaged_buffers, buffers, t)
             shared.averaged_buffers = learner.tree.map(lambda a, b: a if is_float(b) else b, mean, buffers)
@@ -109,6 +127,8 @@ class AveragedWeights(Callback):
     @on(EpochBegin, AbstractValidationPhase)
     def use(self, learner: Any, phase: Any) -> None:
         """Put the average in the place of the weights."""
+        if not self._begun:
+            self._begin(learner)
         self._weights.append((phase, learner.params.value, learner.buffers.value))
         learner.params.value, learner.buffers.value = learner.shared.averaged_params, learner.shared.averaged_buffers
 
@@ -116,4 +136,21 @@ class AveragedWeights(Callback):
     def bring_back(self, learner: Any, phase: Any) -> None:
         """Put the weights back."""
         if self._weights and self._weights[-1][0] is phase:  # else it did not hear the begin, as under throttle
-            _, learner.params.value, learner.buffers.value = self._weights.pop()
+            self._put_back(learner)
+
+    @on(FitBegin)
+    @on(FitEnd)
+    def bring_all_back(self, learner: Any, phase: Any) -> None:
+        """Put the weights back that an interrupt kept from coming back."""
+        while self._weights:
+            self._put_back(learner)
+
+    def _put_back(self, learner: Any) -> None:
+        _, learner.params.value, learner.buffers.value = self._weights[-1]
+        self._weights.pop()
+
+
+def _wide(learner: Any, tree: Any) -> Any:
+    """Floats of 16 bits in float32: in less an average stands still, as soon as its steps are below half a digit."""
+    xp = learner.xp
+    return learner.tree.map(lambda x: xp.astype(x, xp.float32) if "float16" in str(x.dtype) else x, tree)
