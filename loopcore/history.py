@@ -107,11 +107,13 @@ class Ring:
 
     def latest(self) -> np.ndarray[Any, Any]:
         """The kept values in order, the newest last."""
-        return self._values[self._kept()]
+        kept: np.ndarray[Any, Any] = self._values[self._kept()]
+        return kept
 
     def numbers(self) -> np.ndarray[Any, Any]:
         """The numbers of the steps of the kept values."""
-        return self._numbers[self._kept()]
+        kept: np.ndarray[Any, Any] = self._numbers[self._kept()]
+        return kept
 
     def _kept(self) -> np.ndarray[Any, Any]:
         size = len(self._values)
@@ -185,9 +187,9 @@ class Epochs(Mapping[str, list[float | None]]):
     Keys are metric names with the prefix of their phase: none for ``training``, ``val_`` for ``validation``, else
     the phase's name and ``_``. Values are lists by round, up to the last one in which there was a value: entry 0 is
     that of the first round, and None stands where a round has none. Rounds go on through several fits and checkpoints;
-    an epoch that a hand-written loop trains is one too. If a phase has several epochs in a round, the last one counts, and
-    `within` has all. One that was stopped has the mean of what it completed. Values of metrics that are no scalar are lists, by class for
-    instance.
+    an epoch that a hand-written loop trains is one too. If a phase has several epochs in a round, the last one counts,
+    and `within` has all. One that was stopped has the mean of what it completed. Values of metrics that are no scalar
+    are lists, by class for instance.
 
     What is measured by hand outside of rounds, as by ``learner.run_epoch(lc.ValidationPhase())`` after a fit, is
     ``EpochInfo.metrics`` of that epoch. Here it stands at the round after which it was measured, where that has no

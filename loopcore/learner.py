@@ -273,13 +273,17 @@ class Learner:
     def run_epoch(self, phase: Phase, data: Iterable[Any] | None = None, *, last: bool = True) -> EpochInfo:
         """Run one epoch of a phase.
 
+        Outside of ``fit``, one of a training phase begins a round of a hand-written loop, and those of other phases
+        that follow belong to it, each once. Any other is a measurement by hand: no round, by which nothing is saved,
+        stopped or counted.
+
         Args:
             phase: what a step is.
             data: batches; default ``learner.data[phase.data_key]``.
             last: whether it ends a round, so that printers show the round.
 
         Returns:
-            The epoch, with its outcome and counts.
+            The epoch, with its outcome, its counts and, in ``metrics``, what was measured in it.
         """
         feed = data_of(self, phase, data)
         runs = self.runs
@@ -293,8 +297,8 @@ class Learner:
             runs.length, runs.last = None, True
         if runs.ended is None:
             raise TypeError(
-                f"{type(phase).__name__}.epoch opened no epoch: write with lc.run_epoch(learner, self) around its steps. "
-                "To leave one out, raise lc.CancelEpochException in a callback at EpochBegin"
+                f"{type(phase).__name__}.epoch opened no epoch: write with lc.run_epoch(learner, self) around its "
+                "steps. To leave one out, raise lc.CancelEpochException in a callback at EpochBegin"
             )
         return runs.ended
 

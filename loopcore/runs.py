@@ -270,9 +270,9 @@ class Runs:
         """End an epoch, however much of it was opened. The outermost one stays readable as ``learner.epoch``."""
         epoch, step, depth, epochs = outer
         ended = self.epoch
-        if ended is not None and not ended.nested and ended.round is not None:
-            counts = ended.completed or ended.outcome == "completed"  # also where the rest of the round is never run
-            self.rounds = max(self.rounds, ended.round) if counts else self.rounds
+        had = ended is not None and (ended.completed > 0 or ended.outcome == "completed")
+        if had and ended is not None and not ended.nested and ended.round is not None:
+            self.rounds = max(self.rounds, ended.round)  # also where the rest of the round is never run
         if self.epoch is not None and self.epoch.nested:
             self.epoch, self.step = epoch, step
         del self.epochs[epochs:]

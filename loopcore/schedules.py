@@ -36,7 +36,7 @@ class _Made:
 
     def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], value: Schedule) -> None:
         self._made = name, args, kwargs
-        self._value = value._value if isinstance(value, _Made) else value
+        self._value: Schedule = value._value if isinstance(value, _Made) else value
 
     def __call__(self, step: float) -> float:
         return self._value(step)

@@ -76,7 +76,7 @@ def test_a_hand_written_loop_has_rounds_too(tmp_path: Path) -> None:
 class Other(lc.TrainingPhase):
     """A second training phase."""
 
-    data_key = None
+    data_key = None  # type: ignore[assignment]
 
     def epoch(self, learner: Any, data: Any) -> None:
         super().epoch(learner, DATA[0])
@@ -282,7 +282,8 @@ def test_results_and_histories_can_be_pickled_and_copied() -> None:
     known = dict(learner.history)
     for other in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result)):
         assert dict(other.history) == known and (other.status, other.epochs) == ("completed", 2)
-        assert other.history.steps("loss") == learner.history.steps("loss")
+        history: Any = other.history
+        assert history.steps("loss") == learner.history.steps("loss")
     kept = copy.copy(learner.history)
     learner.fit(1)
     assert len(learner.history["loss"]) == 3 and len(repr(result)) < 120

@@ -226,8 +226,9 @@ def test_arrays_are_kept_and_logged_as_they_are(tmp_path: Path) -> None:
     out = io.StringIO()
     learner = toy_learner([metrics, lc.LogMetrics(memory, lines, rows), lc.MetricsPrinter(file=out)])
     learner.fit(2)
-    assert learner.history["by_class"] == [[0.25, 0.5, 1.0]] * 2
-    assert learner.history["matrix"] == [[[0.0, 1.0], [2.0, 3.0]]] * 2 and learner.history["curve_1"] == [[0.5]] * 2
+    history: Any = learner.history
+    assert history["by_class"] == [[0.25, 0.5, 1.0]] * 2
+    assert history["matrix"] == [[[0.0, 1.0], [2.0, 3.0]]] * 2 and history["curve_1"] == [[0.5]] * 2
     assert json.loads(json.dumps(dict(learner.history))) == dict(learner.history)
     assert memory.entries["matrix"][0][1].shape == (2, 2)
     assert '"value": [0.25, 0.5, 1.0]' in lines.path.read_text() and "1,matrix/1/0,2.0" in rows.path.read_text()
@@ -370,11 +371,12 @@ def test_a_sequence_is_walked_to_its_length() -> None:
         def __getitem__(self, index: int) -> Any:
             return BATCH  # never an IndexError
 
-    learner = toy_learner(data=(Sequence(), None))
+    sequence: Any = Sequence()
+    learner = toy_learner(data=(sequence, None))
     learner.peek(learner.phases[0])
     learner.fit(2)
     assert learner.shared.history["training"].steps == 4
-    assert len(list(lc.data.combine({"one": Sequence()}))) == 2
+    assert len(list(lc.data.combine({"one": sequence}))) == 2
 
 
 # -- handlers are found by the attribute
@@ -397,7 +399,7 @@ def test_a_handler_is_what_the_class_calls_so() -> None:
         again = second
 
     for number, event in enumerate((lc.StepBegin, lc.StepEnd)):
-        setattr(Made, f"loop_{number}", lc.on(event)(counted(lambda self, n=number: self.heard.append(str(n)))))  # type: ignore[misc]
+        setattr(Made, f"loop_{number}", lc.on(event)(counted(lambda self, n=number: self.heard.append(str(n)))))
 
     class Made2(Made):
         """A class made from one to which handlers were added."""

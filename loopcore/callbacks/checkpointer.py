@@ -20,9 +20,9 @@ class Checkpointer(Callback):
     """Save the learner when a round ends, and keep the best checkpoints.
 
     Files are called ``<run>-epoch-000012.safetensors`` by their round; only files of its own run are ever deleted, and
-    only after a newer one is on the disk. `best` and `last` are found in the folder, so that a run that goes on knows the files of
-    its beginning. Load one with ``learner.load(path)``. A run that goes on from an older file than its last is another
-    run from there on, and leaves the files alone.
+    only after a newer one is on the disk. `best` and `last` are found in the folder, so that a run that goes on knows
+    the files of its beginning. Load one with ``learner.load(path)``. A run that goes on from an older file than its
+    last is another run from there on, and leaves the files alone.
 
     A fit that is completed, or stopped by a `CancelFittingException`, also saves at its end what was trained since the
     last checkpoint; in the middle of the 13th epoch as ``<run>-epoch-000013-begun.safetensors``, which has no value to

@@ -14,7 +14,6 @@ from loopcore.history import prefix_of
 from loopcore.loggers.base import Array, Loggable, Logger
 from loopcore.phases import AbstractTrainingPhase
 
-
 FLUSH = 1024  # steps after which values are written at the latest
 
 

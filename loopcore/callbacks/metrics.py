@@ -142,7 +142,8 @@ class Metrics(Callback):
                         self._ask(metric, learner, phase, number)
                     epoch.observe(metric, args, learner)
                 except Exception as error:
-                    raise _named(error, metric)
+                    _name(error, metric)
+                    raise
         if len(epoch.rows) >= _FLUSH:
             self._flush(learner, epoch)
 
@@ -280,7 +281,8 @@ class _Epoch:
             try:
                 values = plain_values(metric.name, self._mean(metric), learner.to_host)
             except Exception as error:
-                raise _named(error, metric)
+                _name(error, metric)
+                raise
             found.update(values)
             if any(value is not None for value in values.values()):
                 self.measured.add(metric.name)
@@ -385,10 +387,10 @@ def _check_key(keys: dict[str, str], phase: str, name: str) -> None:
         )
 
 
-def _named(error: Exception, metric: Metric) -> Exception:
+def _name(error: Exception, metric: Metric) -> None:
+    """Let an error say which metric it is about."""
     if f"metric {metric.name!r}" not in str(error):
         error.add_note(f"raised by the metric {metric.name!r}")
-    return error
 
 
 def _in_order(names: list[str], values: dict[str, Any]) -> list[str]:

@@ -18,8 +18,9 @@ class SanityCheck(Callback):
     """Before the first fit: take a batch of each phase, run a step on it, put both back, and say all that is wrong.
 
     It looks for batches that are not finite or whose parts differ in length, for steps that fail, for losses that are
-    not finite, and for metrics that fail or whose values are neither numbers nor arrays. Nothing is consumed and nothing is trained, see `Learner.peek` and `Learner.rehearse`. Phases
-    without data, and those with an ``epoch`` of their own, are left out. It costs one eager step a phase, once.
+    not finite, and for metrics that fail or whose values are neither numbers nor arrays. Nothing is consumed and
+    nothing is trained, see `Learner.peek` and `Learner.rehearse`. Phases without data, and those with an ``epoch`` of
+    their own, are left out. It costs one eager step a phase, once.
 
     Reads: data, model, params, buffers
     Handles: FitBegin

@@ -116,9 +116,9 @@ class Traces(Callback):
 class LogTraces(Logs):
     """Log what `Traces` notes: ``trace/name`` of training, ``trace/val_name`` of validation.
 
-    They are written every 1,024 steps, and when an epoch ends. The axis is that of the completed steps of the phase; for
-    what is noted at events of epochs that of the rounds. What is no number is logged if it is an image, a text or another kind
-    of `loopcore.loggers`; an array as a histogram.
+    They are written every 1,024 steps, and when an epoch ends. The axis is that of the completed steps of the phase;
+    for what is noted at events of epochs that of the rounds. What is no number is logged if it is an image, a text or
+    another kind of `loopcore.loggers`; an array as a histogram.
 
     Reads: shared.traces
     Requires: Traces

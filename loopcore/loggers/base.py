@@ -141,7 +141,7 @@ class Logger:
             value: a number, as Python's or as a 0-d array of any framework, or one of the kinds.
             step: where on the axis; does not go back for one name.
         """
-        inner = value.value if isinstance(value, Value) else value
+        inner: Any = value.value if isinstance(value, Value) else value
         if isinstance(inner, (int, float)) or (not isinstance(inner, (str, bytes)) and is_scalar(inner)):
             value = Value(float(inner))
         if isinstance(value, self.kinds):
