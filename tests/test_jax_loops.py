@@ -47,12 +47,13 @@ class Cnn(nnx.Module):
         self.out = nnx.Linear(16 * 2 * 2, CLASSES, rngs=rngs)
 
     def __call__(self, x: Any) -> Any:
-        x = nnx.avg_pool(nnx.relu(self.norm(self.conv1(x))), (2, 2), (2, 2))
-        x = nnx.avg_pool(nnx.relu(self.conv2(x)), (2, 2), (2, 2))
+        pool: Any = nnx.avg_pool
+        x = pool(nnx.relu(self.norm(self.conv1(x))), (2, 2), (2, 2))
+        x = pool(nnx.relu(self.conv2(x)), (2, 2), (2, 2))
         return self.out(x.reshape(x.shape[0], -1))
 
 
-def cnn_and_optimizer() -> tuple[Cnn, Any]:
+def cnn_and_optimizer() -> tuple[Any, Any]:
     model = Cnn(nnx.Rngs(0))
     schedule = optax.cosine_decay_schedule(3e-3, len(BATCHES) * EPOCHS)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=1e-2))
@@ -107,7 +108,8 @@ class ResNet(nn.Module):
 
 
 def test_a_residual_network_of_linen() -> None:
-    model, tx = ResNet(), optax.sgd(0.05, momentum=0.9, nesterov=True)
+    model: Any = ResNet()
+    tx = optax.sgd(0.05, momentum=0.9, nesterov=True)
     variables = model.init(jax.random.key(0), IMAGES[:1])
 
     @jax.jit
@@ -170,13 +172,15 @@ class Transformer(eqx.Module):
 
 
 def test_a_transformer_of_equinox() -> None:
-    start, tx = Transformer(jax.random.key(0)), optax.adamw(1e-2)
+    make: Any = Transformer
+    start = make(jax.random.key(0))
+    tx = optax.adamw(1e-2)
     model, state = start, tx.init(eqx.filter(start, eqx.is_inexact_array))
 
     @eqx.filter_jit
     def step(model: Any, state: Any, x: Any, y: Any) -> Any:
-        grads = eqx.filter_grad(lambda model: cross_entropy(model(x), y))(model)
-        updates, state = tx.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
+        gradient: Any = eqx.filter_grad(lambda model: cross_entropy(model(x), y))
+        updates, state = tx.update(gradient(model), state, eqx.filter(model, eqx.is_inexact_array))
         return eqx.apply_updates(model, updates), state
 
     for x, y in TEXTS * EPOCHS:

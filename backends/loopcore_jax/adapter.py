@@ -277,6 +277,10 @@ class Backend:
         with self._present.body(key):
             call(*args)
 
+    def eval_parts(self) -> tuple[str, ...]:
+        """Parts of modules that were in evaluation mode when others were not, and stay in it."""
+        return self._models.eval_parts()
+
     def has_method(self, model: str, name: str) -> bool:
         """Whether `call_method` can call it."""
         return self._models.has_method(model, name)

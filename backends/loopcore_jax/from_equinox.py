@@ -33,7 +33,9 @@ class Equinox:
         self.params, static = eqx.partition(module, eqx.is_inexact_array)
         self.state: Tree = rest[0] if rest else ()
         self._static = static
-        self._modes = {True: _in_training(static), False: eqx.nn.inference_mode(static)}
+        self.eval_parts = _resting(static)
+        training = static if self.eval_parts else eqx.nn.inference_mode(static, value=False)
+        self._modes = {True: training, False: eqx.nn.inference_mode(static)}
         self._has_state = bool(rest)
         self.methods = type(module)
         functions = {name: value for cls in type(module).__mro__ for name, value in vars(cls).items()}
@@ -72,11 +74,12 @@ class Equinox:
         return (module, state) if self._has_state else module
 
 
-def _in_training(module: Any) -> Any:
-    """The module in training mode, but for parts that the user put in inference mode; unless all are."""
-    parts = jax.tree_util.tree_leaves(module, is_leaf=_has_mode)
-    flags = [part.inference for part in parts if _has_mode(part) and isinstance(part.inference, bool)]
-    return eqx.nn.inference_mode(module, value=False) if all(flags) else module
+def _resting(module: Any) -> list[str]:
+    """Paths of the parts that the user put in inference mode; none where all are."""
+    parts, _ = jax.tree_util.tree_flatten_with_path(module, is_leaf=_has_mode)
+    modes = {path: part.inference for path, part in parts if _has_mode(part) and isinstance(part.inference, bool)}
+    resting = [path for path, inference in modes.items() if inference]
+    return [] if len(resting) == len(modes) else [jax.tree_util.keystr(p, simple=True, separator=".") for p in resting]
 
 
 def _has_mode(part: Any) -> bool:

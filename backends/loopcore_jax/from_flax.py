@@ -36,6 +36,7 @@ class Nnx:
         self._rest = dict(nnx.to_flat_state(rest))
         self.params, self.state = self.present()
         self._resting = _resting(module)
+        self.eval_parts = [".".join(map(str, path)) for path in self._resting]
         self._attributes = _attributes(module)
 
     def call(

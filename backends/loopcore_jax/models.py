@@ -218,6 +218,12 @@ class Models:
 
     # -- forward -----------------------------------------------------------------------------------------------
 
+    def eval_parts(self) -> tuple[str, ...]:
+        """Parts that stay in evaluation mode, as the user left them."""
+        return tuple(
+            one.params.prefix + path for one in self._bound.values() for path in getattr(one.library, "eval_parts", ())
+        )
+
     def has_method(self, model: str, name: str) -> bool:
         """Whether a model has a method of this name besides its forward pass."""
         return callable(getattr(getattr(self._bound[model].library, "methods", None), name, None))
