@@ -16,6 +16,7 @@ import optax
 import optax.contrib
 import pytest
 from flax import nnx
+from jax.core import Tracer
 
 import loopcore as lc
 from loopcore.errors import BackendError, OptimizerError, UnknownModelError
@@ -345,7 +346,7 @@ def test_a_rate_in_the_state_of_an_optimizer_of_nnx_is_that_of_the_learner() -> 
 
 def two_rates() -> Any:
     rate = optax.inject_hyperparams(optax.sgd)
-    parts = {"slow": rate(learning_rate=0.001), "fast": rate(learning_rate=0.1)}
+    parts: Any = {"slow": rate(learning_rate=0.001), "fast": rate(learning_rate=0.1)}
     return optax.multi_transform(parts, {"w": "slow", "b": "fast"})
 
 
@@ -416,10 +417,15 @@ def test_each_optimizer_gets_the_loss_of_its_own_gradient() -> None:
     learner = learner_of(models, {"a": optax.polyak_sgd(), "b": optax.polyak_sgd()}, phases=[Both()])
     learner.fit(1)
     for name, target in (("a", 0.0), ("b", 3.0)):
-        tx, params = optax.polyak_sgd(), arrays()
+        tx = optax.polyak_sgd()
+        params: Any = arrays()
         state = tx.init(params)
         for x, _ in PAIRS:
-            value, grads = jax.value_and_grad(lambda p, x=x, t=target: jnp.mean((linear(p, x) - t) ** 2))(params)
+
+            def loss(p: Any, x: Any = x, target: float = target) -> Any:
+                return jnp.mean((linear(p, x) - target) ** 2)
+
+            value, grads = jax.value_and_grad(loss)(params)
             updates, state = tx.update(grads, state, params, value=value)
             params = optax.apply_updates(params, updates)
         same({path: learner.export_weights()[f"{name}.{path}"] for path in params}, params)
@@ -636,7 +642,7 @@ def test_a_handler_in_an_objective_sees_the_native_model_with_values() -> None:
         learner_of(model, callbacks=[look], compile=False).fit(1)
     for native in seen:
         leaves = jax.tree.leaves(native)
-        assert not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+        assert not any(isinstance(leaf, Tracer) for leaf in leaves)
 
 
 # -- two models, one array --------------------------------------------------------------------------------------------

@@ -179,8 +179,12 @@ def test_a_transformer_of_equinox() -> None:
 
     @eqx.filter_jit
     def step(model: Any, state: Any, x: Any, y: Any) -> Any:
-        gradient: Any = eqx.filter_grad(lambda model: cross_entropy(model(x), y))
-        updates, state = tx.update(gradient(model), state, eqx.filter(model, eqx.is_inexact_array))
+        def loss(model: Any) -> Any:
+            return cross_entropy(model(x), y)
+
+        gradient: Any = eqx.filter_grad(loss)
+        grads = gradient(model)
+        updates, state = tx.update(grads, state, eqx.filter(model, eqx.is_inexact_array))
         return eqx.apply_updates(model, updates), state
 
     for x, y in TEXTS * EPOCHS:

@@ -113,8 +113,8 @@ class Nnx:
     def _old(self) -> Any:
         return nnx.from_flat_state(list(self._rngs.items()))
 
-    def trained_by(self, wrt: Any) -> tuple[tuple[str, ...], Any]:
-        """Paths of the parameters that a filter of nnx takes, and the state that holds these paths in their place.
+    def trained_by(self, wrt: Any) -> Any:
+        """The state of the parameters that a filter of nnx takes, with their paths in their place.
 
         Raises:
             OptimizerError: it takes variables that are no parameters.
@@ -127,8 +127,7 @@ class Nnx:
                 f"wrt={wrt!r} of the nnx.Optimizer takes {names}, and only what is an nnx.Param is trained: make the "
                 "class of these variables a subclass of nnx.Param"
             )
-        words = {path: ".".join(map(str, path)) for path in taken}
-        return tuple(words.values()), nnx.from_flat_state(list(words.items()))
+        return nnx.from_flat_state([(path, ".".join(map(str, path))) for path in taken])
 
 
 def _resting(module: Any) -> tuple[Any, ...]:

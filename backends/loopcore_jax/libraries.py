@@ -136,7 +136,7 @@ def _applied(apply_fn: Any, linen: Any, title: str) -> Any:
         UnknownModelError: arguments are bound too, which the learner would not know of.
     """
     inner = apply_fn.func if isinstance(apply_fn, partial) else apply_fn
-    module = getattr(inner, "__self__", None)
+    module: Any = getattr(inner, "__self__", None)
     if not isinstance(module, linen.Module) or inner != module.apply:
         return None
     if inner is not apply_fn:

@@ -127,8 +127,9 @@ class Models:
         """
         found: list[Part] = []
         for one in self._bound.values():
-            if hasattr(one.library, "trained_by"):
-                _, words = one.library.trained_by(wrt)
+            trained_by: Any = getattr(one.library, "trained_by", None)
+            if trained_by is not None:
+                words = trained_by(wrt)
                 leaves, spec = jax.tree_util.tree_flatten(words)
                 if leaves:
                     found.append(Part(one.params.prefix, tuple(one.params.prefix + word for word in leaves), spec))
@@ -203,8 +204,9 @@ class Models:
         """
         store = self._present.store
         for one in self._keepers():
-            if hasattr(one.library, "check"):
-                one.library.check()
+            check: Any = getattr(one.library, "check", None)
+            if check is not None:
+                check()
             for path, theirs in _held(one).items():
                 if not self._mirror.is_theirs(path, theirs):
                     held = store.params if path in store.params else store.buffers
