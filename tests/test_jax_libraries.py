@@ -141,14 +141,18 @@ def test_what_the_user_writes_into_his_module_counts(compile: bool, how: str) ->
     np.testing.assert_array_equal(kernel(module), weights["hidden.kernel"])
 
 
-def test_what_a_handler_writes_into_the_module_counts() -> None:
-    module = Dense(nnx.Rngs(0))
+@COMPILE
+def test_what_a_handler_writes_into_the_module_counts(compile: bool) -> None:
+    module, clipped = Dense(nnx.Rngs(0)), list[int]()
 
     def clip(learner: Any, phase: Any) -> None:
-        module.hidden.kernel[...] = jnp.clip(module.hidden.kernel[...], -0.01, 0.01)
+        if not clipped:
+            module.hidden.kernel[...] = jnp.clip(module.hidden.kernel[...], -0.01, 0.01)
+        clipped.append(1)
 
-    learner = learner_of(module, callbacks=[at(lc.StepEnd, clip, writes=("params",))])
+    learner = learner_of(module, lc.SGD(0.0), callbacks=[at(lc.StepEnd, clip, writes=("params",))], compile=compile)
     learner.fit(1)
+    assert len(clipped) == len(PAIRS)
     assert abs(learner.export_weights()["hidden.kernel"]).max() <= 0.01
 
 
