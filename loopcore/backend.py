@@ -403,6 +403,10 @@ class Extras(Protocol):
         """Make native what `feed` left as NumPy arrays."""
         ...
 
+    def restore(self, host: np.ndarray[Any, Any], old: Any) -> Any:
+        """What `to_host` made of an array, again as what that array was, where `convert` cannot know."""
+        ...
+
     def accelerator(self) -> Any:
         """The first accelerator, as `to_device` takes it; None if there is none."""
         ...

@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
+from importlib import import_module
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ from loopcore.errors import CheckpointError
 
 VERSION = 1
 Arrays = dict[str, np.ndarray[Any, Any]]
+_PLAIN = frozenset(  # dtypes that the format has, and NumPy (with ml_dtypes) reads
+    (
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64", "bfloat16", "complex64"),
+    )
+)
 _FLOAT = "$float"  # {"$float": "nan"} is a float that JSON does not have
 
 
@@ -28,8 +35,8 @@ def write(path: str | Path, arrays: Mapping[str, Any], manifest: Mapping[str, An
     """Write a file; when this returns it is on the disk under its name.
 
     Raises:
-        CheckpointError: the system refused, or the manifest is not made of JSON values; there is no new file, and an
-            older one of this name is as it was.
+        CheckpointError: the system refused, an array is of a dtype that no file can keep, or the manifest is not made
+            of JSON values; there is no new file, and an older one of this name is as it was.
     """
     from safetensors.numpy import save_file  # here, so that importing the package loads nothing that few need
 
@@ -37,10 +44,14 @@ def write(path: str | Path, arrays: Mapping[str, Any], manifest: Mapping[str, An
     draft: Path | None = None
     try:
         text = json.dumps(encoded(manifest), allow_nan=False)
-        whole = {name: np.array(value, order="C") for name, value in arrays.items()}
+        whole = {name: _native(name, value) for name, value in arrays.items()}
+        dtypes = {name: array.dtype.name for name, array in whole.items() if array.dtype.name not in _PLAIN}
+        stored = {name: _bytes_of(array) if name in dtypes else array for name, array in whole.items()}
+        metadata = {"loopcore": text, **({"dtypes": json.dumps(dtypes)} if dtypes else {})}
+        metadata["digest"] = _digest(whole, metadata)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(whole, draft, metadata={"loopcore": text, "digest": _digest(whole, text)})
+        save_file(stored, draft, metadata=metadata)
         _sync(draft)
         os.replace(draft, path)
     except BaseException as error:
@@ -54,6 +65,47 @@ def write(path: str | Path, arrays: Mapping[str, Any], manifest: Mapping[str, An
     return path
 
 
+def _native(name: str, value: Any) -> np.ndarray[Any, Any]:
+    """A copy in the byte order of this machine.
+
+    Raises:
+        TypeError: it holds what no file can keep.
+    """
+    array: np.ndarray[Any, Any] = np.asarray(value)
+    if not _is_kept(array.dtype):
+        raise TypeError(f"{name} is an array of {array.dtype}: keep it in an array of numbers or bools")
+    return np.array(array, array.dtype.newbyteorder("="), order="C")
+
+
+def _is_kept(dtype: np.dtype[Any]) -> bool:
+    if dtype.name in _PLAIN or dtype.kind == "c":
+        return dtype.itemsize <= 16  # what is longer has another layout on another machine
+    try:  # those of ml_dtypes
+        return dtype.kind not in "OUSMmg" and dtype.fields is None and _dtype(dtype.name) == dtype
+    except (AttributeError, ImportError, TypeError):
+        return False
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name in _PLAIN - {"bfloat16"} or name.startswith("complex"):
+        return np.dtype(name)
+    return np.dtype(getattr(import_module("ml_dtypes"), name))
+
+
+def _bytes_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The bytes of an array of a dtype that the format, or its reader, does not have, along one more axis."""
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return flat.reshape(*array.shape, array.dtype.itemsize)
+
+
+def _from_bytes(stored: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+    try:
+        dtype = _dtype(name)
+    except (AttributeError, ImportError, TypeError):
+        raise ValueError(f"it has arrays of {name}: install ml_dtypes, or a later one") from None
+    return np.ascontiguousarray(stored).reshape(-1).view(dtype).reshape(stored.shape[:-1])
+
+
 def read(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
     """The arrays and the manifest of a file.
 
@@ -61,7 +113,7 @@ def read(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
         CheckpointError: there is none, it is no checkpoint, damaged, or of a later version.
     """
     arrays, metadata = _content(path, with_arrays=True)
-    if metadata["digest"] != _digest(arrays, metadata["loopcore"]):
+    if metadata["digest"] != _digest(arrays, metadata):
         raise CheckpointError(f"{path} is damaged: it is not what was written")
     return arrays, _manifest(path, metadata["loopcore"])
 
@@ -130,6 +182,8 @@ def _content(path: str | Path, *, with_arrays: bool) -> tuple[Arrays, dict[str, 
             metadata = dict(file.metadata() or {})
             if with_arrays:
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        for name, dtype in json.loads(metadata.get("dtypes", "{}")).items() if with_arrays else ():
+            arrays[name] = _from_bytes(arrays[name], dtype)
     except CheckpointError:
         raise
     except Exception as error:  # safetensors has errors of its own, NumPy others for what it cannot hold
@@ -154,8 +208,8 @@ def _sync_name(path: Path) -> None:
         raise CheckpointError(f"{path} was written, but may not survive a power cut: {error}") from error
 
 
-def _digest(arrays: Arrays, text: str) -> str:
-    found = hashlib.sha256(text.encode())
+def _digest(arrays: Arrays, metadata: Mapping[str, str]) -> str:
+    found = hashlib.sha256((metadata["loopcore"] + metadata.get("dtypes", "")).encode())
     for name in sorted(arrays):
         found.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         found.update(np.ascontiguousarray(arrays[name]).view(np.uint8).reshape(-1).data if arrays[name].size else b"")

@@ -11,7 +11,6 @@ import numpy as np
 from loopcore.backend import Tree
 from loopcore.checkpoint_file import Arrays
 from loopcore.errors import OptimizerError
-from loopcore.inputs import as_array
 from loopcore.weights import differences
 
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ class Carried(Part):
     def _arrays(self) -> Arrays:
         backend, found = self.learner.backend, Arrays()
         for name, tree in self._trees().items():
-            leaves = [np.asarray(backend.to_host(as_array(leaf))) for leaf in backend.tree_leaves(tree)]
+            leaves = [np.asarray(backend.to_host(leaf)) for leaf in backend.tree_leaves(tree)]
             found.update(zip(self._keys(name, tree), leaves, strict=True))
         return found
 
@@ -202,7 +201,10 @@ class Carried(Part):
 
         def leaf(old: Any) -> Any:
             new = next(rest)
-            return type(old)(new) if isinstance(old, (bool, int, float)) else backend.convert(new)
+            if isinstance(old, (bool, int, float, complex)):
+                return type(old)(new)
+            restore = getattr(backend, "restore", None)
+            return backend.convert(new) if restore is None else restore(new, old)
 
         return backend.tree_map(leaf, tree)
 

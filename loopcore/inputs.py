@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loopcore.backend import CompilingBackend, Tree
+from loopcore.errors import CarryError
 from loopcore.packing import Layout, Packed, Slot, add_slot, pack_on_host
 from loopcore.trees import is_container
 
@@ -150,7 +151,12 @@ def as_array(value: Any) -> Any:
     if isinstance(value, bool):
         return np.bool_(value)
     if isinstance(value, int):
-        return np.int32(value)
+        try:
+            return np.int32(value)
+        except OverflowError:
+            raise CarryError(
+                f"a carried int is an int32, which {value} does not fit: carry a float or an array"
+            ) from None
     return np.float32(value) if isinstance(value, float) else value
 
 

@@ -219,7 +219,7 @@ def mismatches(backend: Backend, leaves: Mapping[str, Any]) -> list[str]:
         (shape, dtype), (new_shape, new_dtype) = backend.signature(present[path]), backend.signature(leaf)
         if shape != new_shape:
             problems.append(f"  {path}: the model has shape {list(shape)}, the value {list(new_shape)}")
-        elif new_dtype.kind not in {"b": "b", "i": "iu", "u": "iu"}.get(dtype.kind, "fiuV"):
+        elif new_dtype.kind not in {"b": "b", "i": "iu", "u": "iu", "c": "fiuVc"}.get(dtype.kind, "fiuV"):
             problems.append(f"  {path}: the model has dtype {dtype}, the value {new_dtype}")
     return problems
 
@@ -232,7 +232,7 @@ def differences(present: Mapping[str, Any], given: Mapping[str, Any], *, dtypes:
         (shape, dtype), (new_shape, new_dtype) = _kind(present[name]), _kind(given[name])
         if new_shape != shape:
             found.append(f"{name}: shape {list(new_shape)}, not {list(shape)}")
-        if dtypes and new_dtype != dtype:
+        if dtypes and new_dtype.newbyteorder("=") != dtype.newbyteorder("="):
             found.append(f"{name}: dtype {new_dtype}, not {dtype}")
     return found
 

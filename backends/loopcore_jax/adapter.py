@@ -462,6 +462,10 @@ class Backend:
         """JAX arrays for what `feed` left."""
         return self._arrays.place(tree)
 
+    def restore(self, host: np.ndarray[Any, Any], old: Any) -> Any:
+        """Random keys from their data; anything else as a batch is."""
+        return self._arrays.like(host, old) if arrays.is_key(old) else self._arrays.convert(host)
+
     def adopt(self, old: Tree, new: Tree) -> Tree:
         """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
         return self._arrays.adopt(old, new)

@@ -100,7 +100,7 @@ class Arrays:
     def like(self, value: Any, old: Array) -> Array:
         """A copy of a value, in the dtype of another array."""
         if is_key(old):
-            return value.copy() if is_key(value) else jax.random.wrap_key_data(jnp.array(value, jnp.uint32))
+            return value.copy() if is_key(value) else as_key(value, old)
         value = primal(value) if isinstance(value, jax.Array) else np.asarray(value)
         array = jnp.array(value, old.dtype)
         return array if self.device is None or is_traced(array) else jax.device_put(array, self.device)
@@ -181,6 +181,11 @@ def is_key(array: Any) -> bool:
     if not isinstance(array, jax.Array) or isinstance(array.dtype, np.dtype):  # which is quicker than to ask JAX
         return False
     return bool(jnp.issubdtype(array.dtype, jax.dtypes.prng_key))
+
+
+def as_key(data: Any, old: Array) -> Array:
+    """Random keys of the kind of others, from their data."""
+    return jax.random.wrap_key_data(jnp.array(data, jnp.uint32), impl=jax.random.key_impl(old))
 
 
 def to_numpy(leaf: Any) -> Any:

@@ -17,7 +17,7 @@ from loopcore.backend import Array, Leaves, Tree
 from loopcore.errors import OptimizerError
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
 from loopcore.weights import check_state
-from loopcore_jax.arrays import copied, is_traced, primal, to_numpy, transform
+from loopcore_jax.arrays import as_key, copied, is_key, is_traced, primal, to_numpy, transform
 from loopcore_jax.models import Models, Part
 from loopcore_jax.selection import selected
 from loopcore_jax.store import Mirror, Present
@@ -294,7 +294,10 @@ class Optimizers:
         store = self._present.store
         leaves, spec = jax.tree_util.tree_flatten_with_path({str(n): one for n, one in enumerate(store.states)})
         names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-        new = [jnp.array(state[name], leaf.dtype) for name, (_, leaf) in zip(names, leaves, strict=True)]
+        new = [
+            as_key(state[name], leaf) if is_key(leaf) else jnp.array(state[name], leaf.dtype)
+            for name, (_, leaf) in zip(names, leaves, strict=True)
+        ]
         tree = jax.tree_util.tree_unflatten(spec, new)
         store.states = [tree[str(n)] for n in range(len(store.states))]
         for n, one in enumerate(self._attached):
