@@ -89,7 +89,8 @@ def _is_kept(dtype: np.dtype[Any]) -> bool:
 def _dtype(name: str) -> np.dtype[Any]:
     if name in _PLAIN - {"bfloat16"} or name.startswith("complex"):
         return np.dtype(name)
-    return np.dtype(getattr(import_module("ml_dtypes"), name))
+    found: np.dtype[Any] = np.dtype(getattr(import_module("ml_dtypes"), name))
+    return found
 
 
 def _bytes_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -102,8 +102,8 @@ class Programs:
         phase = self._runner.phase
         traced = [one for one, methods in self._runner.traced if methods]
         paths = [*phase.reads, *(path for one in traced for path in (*one.reads, *one.traced_reads, *one.writes))]
-        declared = {path.removeprefix("shared.") for path in paths if path.startswith("shared.")}
-        return Kinds(self._backend, frozenset(carried), declared | set(names_read(type(phase), ("step",))))
+        declared = frozenset(path.removeprefix("shared.") for path in paths if path.startswith("shared."))
+        return Kinds(self._backend, frozenset(carried), declared.union(names_read(cast(Any, type(phase)), ("step",))))
 
     def run(
         self, runner: Runner, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep
@@ -343,7 +343,15 @@ class Programs:
         """The first segment of the last step, if nothing that it depends on is another thing now."""
         function = body.__func__ if isinstance(body, MethodType) and body.__self__ is self._runner.phase else None
         learner = self._learner
-        known = (function, *seen, wanted, self._words.layout, learner.seed, self._cutters, learner.runs.within)
+        known: tuple[Any, ...] = (
+            function,
+            *seen,
+            wanted,
+            self._words.layout,
+            learner.seed,
+            self._cutters,
+            learner.runs.within,
+        )
         known += (learner.loss_fn, override.get(), *self._attributes())
         attributes = (*vars(self._runner.phase), *vars(self._runner.phase).values())
         recent = self._recent

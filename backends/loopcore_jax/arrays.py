@@ -78,7 +78,7 @@ class Arrays:
 
     def _kept(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Floats get the parameters' dtype; without ``jax_enable_x64`` int64 becomes int32, as everywhere in JAX."""
-        key = dtype, self.dtype, jax.config.jax_enable_x64
+        key = dtype, self.dtype, jax.config.jax_enable_x64  # type: ignore[attr-defined]
         found = self._dtypes.get(key)
         if found is None:
             found = self.dtype if jnp.issubdtype(dtype, jnp.floating) else canonical(dtype)

@@ -420,6 +420,7 @@ def test_phases_of_other_attributes_do_not(compiling: Subject) -> None:
 def test_phases_with_slots_are_not_taken_for_each_other(compiling: Subject) -> None:
     class Scaled(lc.ValidationPhase):
         __slots__ = ("factor",)
+        factor: int
 
         def step(self, learner: Any, handle: Any, state: Any) -> None:
             state.loss = self.factor * learner.xp.mean(state.xs)
