@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.core import Tracer
 
 import loopcore as lc
 from loopcore.errors import AccessError, CarryError, TraceError
@@ -108,7 +109,7 @@ PLAIN = weights_of(make())
 def check(learner: lc.Learner, first: Any = PLAIN, programs: int = 1) -> None:
     np.testing.assert_allclose(weights_of(learner), first, rtol=1e-5)
     kept = [vars(learner.shared), vars(learner.step)]
-    assert not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(kept))
+    assert not any(isinstance(leaf, Tracer) for leaf in jax.tree_util.tree_leaves(kept))
     if learner.compile != False:  # noqa: E712 - "auto"
         cuts = getattr(learner.shared, "cuts", 0) and 2
         assert learner.backend.traces <= programs * (1 + cuts)  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from jax.core import Tracer
 
 from loopcore.backend import Array, Tree
 
+_CONFIG: Any = jax.config  # its attributes have no types
 ATOMS: frozenset[type] = frozenset({str, bytes, bool, int, float, complex, NoneType})
 
 
@@ -78,7 +79,7 @@ class Arrays:
 
     def _kept(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Floats get the parameters' dtype; without ``jax_enable_x64`` int64 becomes int32, as everywhere in JAX."""
-        key = dtype, self.dtype, jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        key = dtype, self.dtype, _CONFIG.jax_enable_x64
         found = self._dtypes.get(key)
         if found is None:
             found = self.dtype if jnp.issubdtype(dtype, jnp.floating) else canonical(dtype)

@@ -39,7 +39,8 @@ class Arrays:
         self.device = device
         self.one = torch.ones((), dtype=dtype, device=device)
         self._fitting = _KEPT | {dtype}
-        self._as_it_is = frozenset(map(np.dtype, [*"?bBhilq", *([_FLOATS[dtype]] if dtype in _FLOATS else [])]))
+        kept: list[Any] = [*"?bBhilq", *([_FLOATS[dtype]] if dtype in _FLOATS else [])]
+        self._as_it_is = frozenset(np.dtype(one) for one in kept)
         self._on_cpu = device.type == "cpu"
 
     def convert(self, tree: Any) -> Any:

@@ -298,7 +298,7 @@ def test_an_array_left_behind_in_an_attribute_is_named(compiling: Subject) -> No
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
 def test_what_no_body_reads_of_shared_makes_no_program(compiling: Subject, kind: str, cut: bool) -> None:
     cuts = [lc.FunctionCallback(lambda learner, phase: None, lc.BackwardEnd, writes=("step.grads",))] * cut
-    learner, phase = make(compiling, callbacks=cuts), lc.TrainingPhase()
+    learner, phase, first = make(compiling, callbacks=cuts), lc.TrainingPhase(), 0
     for number in range(10):
         if kind == "names":
             setattr(learner.shared, f"note_{number}", np.zeros(3))
