@@ -131,7 +131,7 @@ class Learner:
         name = choice.resolve(backend) if backend else registry.infer(models, neutral=choice.name)
         device = choice.device_of(name) if device is None else device
         self.backend = registry.make(name, device=device, compile=compile)
-        self.data = named_data(data)
+        self.data = data
         self.phases = checked_phases(phases)
         self.runs = Runs(self)
         rehearsal.build(self, models)
@@ -227,6 +227,15 @@ class Learner:
         return covered if held is None else tuple(path for path in covered if path in held)
 
     # -- what is running ---------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Data by key; a pair ``(train, valid)`` may be assigned too."""
+        return self._data
+
+    @data.setter
+    def data(self, data: Any) -> None:
+        self._data = named_data(data)
 
     @property
     def step(self) -> Any:

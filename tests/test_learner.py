@@ -165,3 +165,17 @@ def test_a_model_without_an_optimizer_is_no_part_of_the_parameters() -> None:
     learner = lc.Learner({"student": model(), "teacher": model()}, optimizer={"student": lc.SGD(0.1)})
     assert list(learner.params.value) == ["student"] and learner.frozen == ("teacher.w",)
     assert learner.params.teacher.value["w"].shape == (2, 2), "by its name it is there"
+
+
+def test_data_is_assigned_as_it_is_given() -> None:
+    learner = lc.testing.toy_learner(steps=2)
+    pairs = list(learner.data["training"])
+    learner.data = (pairs, None)
+    assert learner.data == {"training": pairs} and learner.fit(1).status == "completed"
+    with pytest.raises(lc.errors.DataError, match="is ambiguous"):
+        learner.data = pairs
+
+
+def test_no_seed_draws_one() -> None:
+    seeds = {lc.testing.toy_learner(seed=None).seed for _ in range(3)}
+    assert len(seeds) == 3 and all(0 <= seed < 2**31 for seed in seeds)
