@@ -128,7 +128,7 @@ class Learner:
     ) -> None:
         check_options(callbacks, loss_fn, hyper, seed)
         models = named_models(model)
-        name = choice.resolve(backend) if backend else registry.infer(models, neutral=choice.name)
+        name = registry.infer(models, neutral=choice.name) if backend is None else choice.resolve(backend)
         device = choice.device_of(name) if device is None else device
         self.backend = registry.make(name, device=device, compile=compile)
         self.data = data

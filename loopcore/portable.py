@@ -120,7 +120,7 @@ def _dispatching(name: str, inside: str) -> Callable[..., Any]:
         try:
             backend = creating() if name in CREATION else backend_of(args)
         except BackendError as error:
-            raise BackendError(f"xp.{title}: {error}") from None
+            raise type(error)(f"xp.{title}: {error}") from None
         if "dtype" in kwargs:
             kwargs["dtype"] = _native_dtype(backend, kwargs["dtype"])
         elif name == "astype" and len(args) == 2:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import loopcore as lc
+from examples import convnet, transformer
 from tests import one_script
 from tests.conftest import ROOT
 from tests.frameworks import BACKENDS, keras
@@ -80,6 +81,31 @@ def test_the_weights_of_each_load_on_each(results: dict[str, Any], backend: str)
         learner.load_model(result["checkpoint"])
         for name, value in learner.export_weights().items():
             np.testing.assert_array_equal(value, np.asarray(result["weights"][name], "float32"))
+
+
+# -- two networks with layers, noise and statistics
+
+NETWORKS: dict[str, Callable[..., lc.Learner]] = {
+    "transformer": lambda **options: transformer.make(batch_size=16, width=32, **options),
+    "convnet": lambda **options: convnet.make(batch_size=16, **options),
+}
+
+
+def neutral_losses(network: str, backend: str, steps: int) -> list[float]:
+    """The losses of the first steps of an example, whose dropout draws the same numbers on every backend."""
+    losses = one_script.Losses()
+    callbacks = [losses, lc.Recorder(), lc.MaxSteps(steps)]
+    with lc.using(backend), lc.testing.same_random():
+        NETWORKS[network](callbacks=callbacks, default_callbacks=False).fit(steps)
+    return losses.values
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_networks_of_the_examples_have_the_same_losses(network: str) -> None:
+    expected = neutral_losses(network, "numpy", 20)
+    assert len(expected) == 20 and expected[-1] < 0.9 * expected[0]
+    for backend in BACKENDS[1:]:
+        np.testing.assert_allclose(neutral_losses(network, backend, 20), expected, rtol=1e-5, err_msg=backend)
 
 
 # -- what was chosen, and what a type decides
