@@ -66,7 +66,7 @@ def make(*, batch_size: int = 32, **options: Any) -> lc.Learner:
 
 
 def main() -> None:
-    options = common.arguments(__doc__, epochs=8)
+    options = common.arguments(__doc__, epochs=16)
     lc.use(options.backend)
     learner = make(seed=options.seed)
     learner.fit(options.epochs)

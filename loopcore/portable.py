@@ -15,6 +15,7 @@ from typing import Any, cast
 import optree
 
 from loopcore import choice
+from loopcore.arguments import is_whole
 from loopcore.array_namespace import mixture
 from loopcore.backend import Backend, DrawKey, Tree
 from loopcore.dispatch import deliver
@@ -133,7 +134,13 @@ def _dispatching(name: str, inside: str) -> Callable[..., Any]:
 
 
 def _native_dtype(backend: Backend, dtype: Any) -> Any:
-    """A dtype of any framework as the backend calls it."""
+    """A dtype of any framework as the backend calls it.
+
+    Raises:
+        BackendError: a word that is not portable.
+    """
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise BackendError(f"dtype={dtype!r} is none that every backend knows, which are {', '.join(DTYPES)}")
     name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype).rpartition(".")[2]
     return getattr(backend.xp, name) if name in DTYPES else dtype
 
@@ -150,6 +157,9 @@ class AnyTree(TreeMath):
     __slots__ = ()
 
     def __init__(self) -> None: ...
+
+    def __repr__(self) -> str:
+        return "<loopcore.tree: arithmetic on trees of arrays>"
 
     def _of(self, tree: Tree) -> Backend:
         return backend_of(optree.tree_leaves(tree, none_is_leaf=True))
@@ -180,9 +190,17 @@ class AnyRandom(Random):
         """Begin the draws outside a learner anew.
 
         Args:
-            seed: at least 0. Without a call it is 0.
+            seed: a whole number, at least 0. Without a call it is 0.
+
+        Raises:
+            ValueError: it is none.
         """
+        if not is_whole(seed, least=0):
+            raise ValueError(f"seed is a whole number, at least 0, not {seed!r}")
         self._seed, self._numbers = int(seed), count()
+
+    def __repr__(self) -> str:
+        return "<loopcore.random: draws of the running learner, else of a seed>"
 
     def _draw(self, kind: str, *args: Any) -> Any:
         running = _of_running_learner()

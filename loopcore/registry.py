@@ -81,7 +81,7 @@ def check_name(backend: str, where: str = "") -> None:
     Raises:
         UnknownModelError: says which there are.
     """
-    if backend not in known():
+    if not isinstance(backend, str) or backend not in known():
         raise UnknownModelError(f"{where}there is no backend {backend!r}; known are {', '.join(sorted(known()))}")
 
 

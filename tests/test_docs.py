@@ -18,16 +18,21 @@ from loopcore.backend import Backend
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = ("carrying-weights.md",)  # test_frameworks_agree.py runs it: it needs several frameworks
 PAGES = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in ELSEWHERE)]
-BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(python|text)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def run(text: str, name: str) -> int:
-    """Execute the Python blocks of a page in one namespace; returns how many. A text block is the output before it."""
+def run(text: str, name: str, frameworks: tuple[str, ...] = ()) -> int:
+    """Execute the Python blocks of a page in one namespace; returns how many. A text block is the output before it.
+
+    A block that says `python torch` runs where that framework is among those asked for.
+    """
     namespace: dict[str, Any] = {"__name__": "__main__"}
     printed, count = "", 0
     for block in BLOCK.finditer(text):
-        language, content = block.groups()
-        line = text.count("\n", 0, block.start(2))
+        language, framework, content = block.groups()
+        if framework and framework not in frameworks:
+            continue
+        line = text.count("\n", 0, block.start(3))
         if language == "text":
             assert matches(content, printed), f"{name}:{line} shows\n{content}\nbut this was printed:\n{printed}"
             continue
@@ -58,6 +63,9 @@ def test_a_wrong_output_is_noticed() -> None:
         run("```python\nprint(1)\n```\n\n```text\n2\n```\n", "page")
     with pytest.raises(ZeroDivisionError):
         run("```python\n1 / 0\n```\n", "page")
+    assert run("```python torch\n1 / 0\n```\n\n```text torch\n2\n```\n", "page") == 0
+    with pytest.raises(ZeroDivisionError):
+        run("```python torch\n1 / 0\n```\n", "page", frameworks=("torch",))
     assert run("```python\nprint('epoch 1: 0.3 s')\n```\n\n```text\nepoch 1: 0.1 s\n```\n", "page") == 1
 
 

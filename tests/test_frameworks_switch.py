@@ -18,6 +18,7 @@ from examples import convnet, transformer
 from tests import one_script
 from tests.conftest import ROOT
 from tests.frameworks import BACKENDS, keras
+from tests.test_docs import run as run_page
 
 import jax.numpy as jnp  # isort: skip
 import tensorflow as typed_tf  # isort: skip
@@ -81,6 +82,14 @@ def test_the_weights_of_each_load_on_each(results: dict[str, Any], backend: str)
         learner.load_model(result["checkpoint"])
         for name, value in learner.export_weights().items():
             np.testing.assert_array_equal(value, np.asarray(result["weights"][name], "float32"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.filterwarnings("ignore:Keras is imported already")
+def test_the_page_prints_the_same_on_every_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOPCORE_BACKEND", backend)
+    path = ROOT / "docs" / "pick-a-backend.md"
+    assert run_page(path.read_text(encoding="utf-8"), str(path), frameworks=("torch",)) > 15
 
 
 # -- two networks with layers, noise and statistics

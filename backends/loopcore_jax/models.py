@@ -287,7 +287,8 @@ class Models:
             before = old[path]
             if jnp.shape(value) != before.shape:
                 raise BackendError(
-                    f"{one.title} changed the shape of its state {path!r} from {before.shape} to {jnp.shape(value)}"
+                    f"{one.title} changed the shape of its state {path!r} from {before.shape} to {jnp.shape(value)}: a "
+                    "state keeps its shapes, so that the next step can take it"
                 )
             # A copy: what the model handed through may be the user's own array, which a program would use up.
             found[path] = value.copy() if is_key(before) else jnp.array(value, before.dtype)
