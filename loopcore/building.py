@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +164,17 @@ class Batches:
         for first in batches:
             return chain((first,), batches)
         raise nothing_in(self._phase, self._data)
+
+
+def epoch_hooks(data: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """What data wants to have called before and after each of its epochs, as ``keras.utils.PyDataset`` does."""
+    names = ("on_epoch_begin", "on_epoch_end")
+    begin, end = (hook if callable(hook := getattr(data, name, None)) else _nothing for name in names)
+    return begin, end
+
+
+def _nothing() -> None:
+    """Stand for a hook that data lacks."""
 
 
 def nothing_in(phase: Phase, data: Any) -> EmptyDataError:

@@ -12,9 +12,14 @@ def predictions_first(fn: Any) -> Any:
 
     Keras losses and scikit-learn metrics take the labels first, and so does what names them ``(y_true, y_pred)``.
     """
-    if roots(fn) & {"keras", "sklearn"} or _parameters(fn)[:2] == ("y_true", "y_pred"):
+    if takes_labels_first(fn):
         return lambda y_pred, ys, *args, **kwargs: fn(ys, y_pred, *args, **kwargs)
     return fn
+
+
+def takes_labels_first(fn: Any) -> bool:
+    """Whether a function is called as ``fn(ys, y_pred)``."""
+    return bool(roots(fn) & {"keras", "sklearn"}) or _parameters(fn)[:2] == ("y_true", "y_pred")
 
 
 def roots(fn: Any) -> set[str]:

@@ -20,6 +20,7 @@ from loopcore.building import (
     checked_phases,
     checked_reads,
     data_of,
+    epoch_hooks,
     iterable_batches,
     length_of,
     named_data,
@@ -209,15 +210,14 @@ class Learner:
         frozen = self._asked()
         if frozen == self._frozen_by_user or self.runs.runner is not None:
             return
-        self._frozen_by_user = frozen
         attached = [
             (prefix, tuple(path for path in covered if path in before or path not in frozen))
             for (prefix, covered), (_, before) in zip(self._covered, self._attached, strict=True)
         ]
         if attached != self._attached:
-            self._attached = attached
             with Optimizers(self).going_on():
-                self._attach_all()
+                self.backend.attach([(self.optimizer[prefix], paths) for prefix, paths in attached])
+        self._attached, self._frozen_by_user = attached, frozen  # not before: an optimizer may refuse more parameters
         self._select()
         self.runs.forget_runners()
 
@@ -288,7 +288,8 @@ class Learner:
 
         Args:
             phase: what a step is.
-            data: batches; default ``learner.data[phase.data_key]``.
+            data: batches; default ``learner.data[phase.data_key]``. Where they have methods ``on_epoch_begin`` and
+                ``on_epoch_end``, as ``keras.utils.PyDataset``, these are called around it.
             last: whether it ends a round, so that printers show the round.
 
         Returns:
@@ -298,6 +299,8 @@ class Learner:
         runs = self.runs
         runs.ended = None
         mark = runs.mark()
+        begin, end = epoch_hooks(feed)
+        begin()
         try:
             runs.length, runs.last = (None if feed is None else length_of(feed)), last
             phase.epoch(self, None if feed is None else Batches(feed, phase, runs.begun))
@@ -309,6 +312,7 @@ class Learner:
                 f"{type(phase).__name__}.epoch opened no epoch: write with lc.run_epoch(learner, self) around its "
                 "steps. To leave one out, raise lc.CancelEpochException in a callback at EpochBegin"
             )
+        end()
         return runs.ended
 
     def run_step(self, phase: Phase, batch: Any, *, reads: Sequence[str] = ()) -> State:
@@ -354,11 +358,14 @@ class Learner:
         phase = PredictionPhase()
         found: list[Any] = []
         feed = data_of(self, phase, iterable_batches(data))
+        begin, end = epoch_hooks(feed)
+        begin()
         with run_epoch(self, phase, length=length_of(feed)):
             for batch in Batches(feed, phase):
                 if isinstance(batch, Mapping) and "xs" not in batch and phase.names is None:
                     phase.names = names_taken(self.model.native, batch)
                 found.append(self.to_host(self.run_step(phase, batch).y_pred))
+        end()
         return self.backend.tree_map(lambda *parts: joined(parts), *found)
 
     def peek(self, phase: Phase) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from loopcore.arguments import is_number, is_whole
 from loopcore.errors import LossError
-from loopcore.label_order import predictions_first, roots
+from loopcore.label_order import predictions_first, roots, takes_labels_first
 from loopcore.registry import namespace_of
 
 
@@ -31,7 +31,8 @@ class Metric:
             concatenated as NumPy arrays, for metrics that are no mean (AUROC).
         host: call ``fn`` with NumPy arrays outside the compiled step. It costs a transfer each step. Functions of
             scikit-learn and those over an epoch are called so anyway. Objects are fed outside the compiled step too,
-            but with native arrays: what they do with them is their affair.
+            but with native arrays: what they do with them is their affair. Those of Keras are part of the compiled
+            step unless ``host=True`` says otherwise; they hold their numbers again when the epoch ends.
 
     Raises:
         TypeError: ``fn`` is none of these.
@@ -80,7 +81,22 @@ class Metric:
         self.fn: Callable[..., Any] = by_keyword(given, keywords) if keywords else ordered
         if self.object is not None and keywords:
             self.object.update = by_keyword(getattr(given, "update", None) or given.update_state, keywords)
+        self._keywords = keywords
+        self.in_program = self.object is not None and over == "step" and not host and _keeps_arrays(given)
         self.host = host or over == "epoch" or bool(self.object or self.own) or _is_numpy_only(fn)
+
+    @property
+    def variables(self) -> list[Any]:
+        """What an object keeps its numbers in, with ``value`` and ``assign``, where a compiled step may have them."""
+        return list(self.state.variables) if self.in_program else []
+
+    def updated(self, arrays: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+        """The numbers of such an object after one more step, of what they were; the object stays as it is."""
+        metric = self.state
+        if self._keywords:
+            return list(metric.stateless_update_state(arrays, **dict(zip(self._keywords, args, strict=True))))
+        swapped = [args[1], args[0], *args[2:]] if takes_labels_first(metric.update_state) else args
+        return list(metric.stateless_update_state(arrays, *swapped))
 
     @property
     def state(self) -> Any:
@@ -281,6 +297,14 @@ def _accumulator(fn: Any) -> Accumulator | None:
         if all(callable(getattr(fn, verb, None)) for verb in (update, compute, reset)):
             return Accumulator(fn, getattr(fn, update), getattr(fn, compute), getattr(fn, reset))
     return None
+
+
+def _keeps_arrays(metric: Any) -> bool:
+    """Whether its numbers are arrays of a framework that compiles steps, and it can tell new ones from them (Keras)."""
+    if not (hasattr(metric, "stateless_update_state") and hasattr(metric, "variables")):
+        return False
+    values = [variable.value for variable in metric.variables]  # none yet, where the first batch makes them
+    return bool(values) and bool(namespace_of(values[0]).compiles)
 
 
 def _is_numpy_only(fn: Any) -> bool:

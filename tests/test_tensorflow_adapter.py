@@ -102,6 +102,38 @@ def test_a_module_with_other_values() -> None:
         assert found[path][index] == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
+class Bounded(tf.Module):  # type: ignore[misc]
+    """One variable that is trained within bounds, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernel = tf.Variable(tf.ones((3, 1)), constraint=lambda value: tf.clip_by_value(value, -0.5, 0.5))
+        self.scale = tf.Variable(2.0, trainable=False)
+
+    def __call__(self, x: Any) -> Any:
+        return self.scale * (x @ self.kernel)
+
+
+@pytest.mark.parametrize("kind", ["spec", "keras"])
+def test_a_variable_of_tensorflow_keeps_its_constraint_and_its_flag(kind: str) -> None:
+    module = Bounded()
+    optimizer = lc.SGD(0.1) if kind == "spec" else keras.optimizers.SGD(0.1)
+    learner = learner_of(module, optimizer, data=([(X, X[:, :1])], None))
+    learner.fit(1)
+    assert learner.params.names == ("kernel",)
+    assert float(module.scale) == 2.0 and float(tf.reduce_max(tf.abs(module.kernel))) <= 0.5
+
+
+def test_a_layer_of_keras_within_a_module_is_refused() -> None:
+    class Mixed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = keras.layers.Dense(1)
+
+    with pytest.raises(UnknownModelError, match=r"head is a layer of Keras within a tf\.Module"):
+        learner_of(Mixed())
+
+
 def test_models_that_cannot_be_used() -> None:
     class Empty(tf.Module):  # type: ignore[misc]
         pass

@@ -7,3 +7,4 @@ import os
 os.environ["KERAS_BACKEND"] = "torch"
 
 from tests.keras_models import *  # noqa: F403 - the same tests for each framework
+from tests.keras_whole import *  # noqa: F403

@@ -34,9 +34,9 @@ class Backend:
     haiku, ``(apply_fn, params)``, these three with a state too, or a tree of arrays, which has no forward pass. Their
     arrays are copied: what the user holds is never donated.
 
-    A module of nnx and an ``nnx.Optimizer`` hold arrays themselves. They get copies of the present ones whenever an
-    outermost run ends and before a handler that may look, see `show`; what the user writes into them counts as soon as
-    it has ended, or as the next run begins, see `take`.
+    A module of nnx, an ``nnx.Optimizer``, and models and optimizers of Keras hold arrays themselves. They get copies of
+    the present ones whenever an outermost run ends and before a handler that may look, see `show`; what the user writes
+    into them counts as soon as it has ended, or as the next run begins, see `take`.
 
     The same methods run op by op on arrays, and within a program on what stands for them while it is traced.
 
@@ -111,6 +111,7 @@ class Backend:
             UnknownModelError: one is of no kind that JAX's users know; names the leaf that does not fit.
         """
         self._models.bind(models)
+        self.compiles = not self._models.eager()
         self._optimizers.attach(())
         self.xp.dtype = self._arrays.dtype
         self.random = Random(self._arrays.dtype)
@@ -157,6 +158,10 @@ class Backend:
             OptimizerError: one of another framework.
         """
         self._optimizers.attach(optimizers)
+
+    def frozen_by_user(self) -> frozenset[str]:
+        """What is frozen by ``layer.trainable = False`` of Keras."""
+        return self._models.frozen()
 
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
         """What the ``wrt`` of an ``nnx.Optimizer`` takes; None for a transformation, made for nothing in particular.

@@ -9,13 +9,22 @@ import jax
 import keras
 import numpy as np
 
-from loopcore.backend import Leaves, Tree
-from loopcore_keras.models import KerasModel
-from loopcore_keras.optimizers import fixed_reasons, own_names
+from loopcore.backend import Array, Leaves, Tree
+from loopcore.errors import BackendError
+from loopcore_jax.arrays import copied
+from loopcore_jax.store import Mirror
+from loopcore_keras.models import KerasModel, constraints
+from loopcore_keras.optimizers import fixed_reasons, own_names, prepare
 
 
 class Keras:
-    """A model or layer: trained are its trainable variables, its state are its other weights, both by path."""
+    """A model or layer: trained are its trainable variables, its state are its other weights, both by path.
+
+    Attributes:
+        owner: the user's model.
+        keras_variables: what holds its parameters and its state, by path.
+        constraints: what becomes of a parameter after an update, by path.
+    """
 
     takes_key = keeps_arrays = True
     state_prefix = False
@@ -25,6 +34,22 @@ class Keras:
         self._model = KerasModel(layer, title)
         self.params: Tree = {path: variable.value for path, variable in self._model.params.items()}
         self.state: Tree = {path: variable.value for path, variable in self._model.buffers.items()}
+        self.keras_variables: dict[str, Any] = self._model.arrays
+        self.constraints = constraints(self._model.params)
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Paths of what the user froze by now."""
+        return self._model.frozen
+
+    @property
+    def eager(self) -> bool:
+        """Whether the user asked for steps without a program."""
+        return self._model.eager
+
+    def check_trained(self) -> None:
+        """Refuse to train what needs a loss that is scaled."""
+        self._model.check_trained()
 
     def call(
         self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
@@ -39,6 +64,13 @@ class Keras:
             self._model.arrays[path].assign(value)
         return self._model.layer
 
+    def copy(self, params: Tree, state: Tree) -> Any:
+        """There is none, and the user's own variables hold no tracers."""
+        raise BackendError(
+            "learner.model.native of a Keras model on JAX, in an objective or a compiled step, would have the weights "
+            "of before: call learner.model(x), learner.model.apply(params, x), or read learner.params.value"
+        )
+
     def variables(self) -> tuple[Tree, Tree]:
         """The variables of the user's model."""
         return dict(self._model.params), dict(self._model.buffers)
@@ -50,11 +82,12 @@ class Keras:
 
 
 class KerasRule:
-    """An optimizer of Keras as a function of its state; the user's own object is not touched.
+    """An optimizer of Keras as a function of its state, which the user's own object shows.
 
     Args:
         optimizer: the user's.
         params: what it trains, by path.
+        variables: of a model of Keras its variables, by path.
 
     Attributes:
         name: of its class.
@@ -62,24 +95,52 @@ class KerasRule:
         fixed: why a hyperparameter cannot be set, by its name.
     """
 
-    def __init__(self, optimizer: Any, params: Leaves) -> None:
+    def __init__(self, optimizer: Any, params: Leaves, variables: Mapping[str, Any]) -> None:
         self.name = type(optimizer).__name__
-        self._paths = tuple(params)
-        self._optimizer = type(optimizer).from_config(optimizer.get_config())
-        stand_ins = [keras.Variable(np.zeros(p.shape, p.dtype), name=f"p{n}") for n, p in enumerate(params.values())]
-        self._optimizer.build(stand_ins)
-        self.names = own_names(self._optimizer)
-        self.fixed = fixed_reasons(self._optimizer, self.names)
-        self._variables = list(self._optimizer.variables)
-        self._rate = next((n for n, v in enumerate(self._variables) if v is self._optimizer.learning_rate), None)
+        self._optimizer = optimizer
+        self._trained = {
+            path: variables[path] if path in variables else _stand_in(path, array) for path, array in params.items()
+        }
+        prepare(optimizer, self._trained)
+        self.names = own_names(optimizer)
+        self.fixed = fixed_reasons(optimizer, self.names)
+        self._variables = list(optimizer.variables)
+        self._rate = next((n for n, v in enumerate(self._variables) if v is optimizer.learning_rate), None)
+        self._mirror = Mirror()
 
     def init(self) -> list[Any]:
-        """Its first state."""
-        return [jax.numpy.array(variable.value) for variable in self._variables]
+        """The state it has by now."""
+        state = [copied(variable.value) for variable in self._variables]
+        for number, (array, variable) in enumerate(zip(state, self._variables, strict=True)):
+            self._mirror.agree(number, array, variable.value)
+        return state
 
     def value(self, name: str) -> float:
         """A hyperparameter as the user gave it."""
         return float(getattr(self._optimizer, self.names[name]))
+
+    def show(self, state: list[Any], hyper: Mapping[str, Any]) -> None:
+        """Let the user's own object have this state, and the present learning rate."""
+        for number, (array, variable) in enumerate(zip(state, self._variables, strict=True)):
+            if number == self._rate and "learning_rate" in hyper:  # the state has it after the next update
+                rate = np.asarray(hyper["learning_rate"], array.dtype)
+                if rate != np.asarray(variable.value):
+                    variable.assign(jax.numpy.asarray(rate))
+            elif self._mirror.theirs(number, array) is None:
+                variable.assign(copied(array))
+            self._mirror.agree(number, array, variable.value)
+
+    def take(self, state: list[Any]) -> tuple[list[Any], dict[str, float]]:
+        """The state, and hyperparameters, with what the user wrote into his own object since it was shown last."""
+        found, hyper = list(state), dict[str, float]()
+        for number, variable in enumerate(self._variables):
+            value = variable.value
+            if not self._mirror.is_theirs(number, value):
+                found[number] = copied(value)
+                self._mirror.agree(number, found[number], value)
+                if number == self._rate:
+                    hyper["learning_rate"] = float(value)
+        return found, hyper
 
     def step(
         self, grads: Leaves, state: list[Any], params: Leaves, hyper: Mapping[str, Any]
@@ -88,9 +149,15 @@ class KerasRule:
         if self._rate is not None and "learning_rate" in hyper:
             rate = jax.numpy.asarray(hyper["learning_rate"], state[self._rate].dtype)
             state = [rate if number == self._rate else value for number, value in enumerate(state)]
-        given = [grads[path] if path in grads else jax.numpy.zeros_like(params[path]) for path in self._paths]
-        moved, after = self._optimizer.stateless_apply(state, given, [params[path] for path in self._paths])
-        found = {path: value for path, value in zip(self._paths, moved, strict=True) if path in grads}
-        idle = tuple(f"/p{number}_" for number, path in enumerate(self._paths) if path not in grads)
-        kept = [any(mark in variable.path for mark in idle) for variable in self._variables]
-        return found, [old if keep else new for keep, old, new in zip(kept, state, after, strict=True)]
+        present = [(variable, params[path]) for path, variable in self._trained.items()]
+        mapping = [*present, *zip(self._variables, state, strict=True)]
+        trained = {path: variable for path, variable in self._trained.items() if path in grads}
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            self._optimizer.apply([grads[path] for path in trained], list(trained.values()))
+        found = {path: scope.get_current_value(variable) for path, variable in trained.items()}
+        return found, [scope.get_current_value(variable) for variable in self._variables]
+
+
+def _stand_in(path: str, array: Array) -> Any:
+    """A variable of Keras for a parameter of another library."""
+    return keras.Variable(np.zeros(array.shape, array.dtype), name=path.replace("/", "."))

@@ -218,6 +218,42 @@ class Models:
                     held[path] = self._arrays.like(theirs, held[path])
                     self._mirror.agree(path, held[path], theirs)
 
+    def keras_variables(self) -> dict[str, Any]:
+        """The variables of all models of Keras, by full path."""
+        return {
+            f"{one.params.prefix}{path}": variable
+            for one in self._bound.values()
+            for path, variable in getattr(one.library, "keras_variables", {}).items()
+        }
+
+    def constraints(self) -> dict[str, Callable[[Any], Any]]:
+        """What becomes of parameters after an update, by full path."""
+        return {
+            f"{one.params.prefix}{path}": constraint
+            for one in self._bound.values()
+            for path, constraint in getattr(one.library, "constraints", {}).items()
+        }
+
+    def frozen(self) -> frozenset[str]:
+        """Full paths of what the user froze by the means of the model's own library."""
+        found = ((one.params.prefix, getattr(one.library, "frozen", ())) for one in self._bound.values())
+        return frozenset(f"{prefix}{path}" for prefix, paths in found for path in paths)
+
+    def eager(self) -> bool:
+        """Whether the user asked by a model for steps without a program."""
+        return any(getattr(one.library, "eager", False) for one in self._bound.values())
+
+    def check_trained(self, paths: Iterable[str]) -> None:
+        """Refuse to train a model that cannot be trained here.
+
+        Raises:
+            OptimizerError: says what to write.
+        """
+        wanted = set(paths)
+        for one in self._bound.values():
+            if hasattr(one.library, "check_trained") and not wanted.isdisjoint(one.params.paths):
+                one.library.check_trained()
+
     # -- forward -----------------------------------------------------------------------------------------------
 
     def eval_parts(self) -> tuple[str, ...]:

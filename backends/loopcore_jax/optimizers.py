@@ -68,8 +68,10 @@ class Optimizers:
         self._models = models
         self._present = present
         self._attached: list[Attached] = []
+        self._constraints: dict[str, Callable[[Any], Any]] = {}
         self._mirror = Mirror()
         self._owners: list[int] = []
+        self._rules: list[int] = []  # those of Keras
         self.takes_value = False
 
     def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
@@ -82,12 +84,14 @@ class Optimizers:
         attached: list[Attached] = []
         states: list[Tree] = []
         hyper: dict[str, Any] = {}
+        self._constraints = self._models.constraints()
         for index, (given, paths) in enumerate(optimizers):
+            self._models.check_trained(paths)
             if isinstance(given, OptimizerSpec):
                 make, values = _of_spec(given)
                 own = {name: name for name in values}
                 one = Attached(type(given).__name__, make(**values), make, paths, None, own, {}, {})
-            elif (rule := _keras_rule(given, {path: store.params[path] for path in paths})) is not None:
+            elif (rule := self._keras_rule(given, paths)) is not None:
                 attached.append(Attached(rule.name, rule, None, paths, None, rule.names, rule.fixed, {}))
                 states.append(rule.init())
                 if "learning_rate" not in rule.fixed:
@@ -107,6 +111,7 @@ class Optimizers:
         self.takes_value = any(one.valued for one in attached)
         self._mirror = Mirror()
         self._owners = [n for n, one in enumerate(attached) if one.owner is not None]
+        self._rules = [n for n, one in enumerate(attached) if not hasattr(one.tx, "update")]
         for n in self._owners:
             for place, (leaf, variable) in enumerate(self._pairs(n)):
                 self._mirror.agree((n, place), leaf, variable.get_value())
@@ -143,6 +148,16 @@ class Optimizers:
             f"{', '.join(paths[:5])}{', ...' if len(paths) > 5 else ''}: make its wrt such that it takes these, or "
             "pass optimizer.tx, the transformation alone"
         )
+
+    def _keras_rule(self, given: Any, paths: tuple[str, ...]) -> Any:
+        """The rule of an optimizer of Keras; None for another one."""
+        keras = sys.modules.get("keras")
+        if keras is None or not isinstance(given, keras.optimizers.Optimizer):
+            return None
+        from loopcore_jax.from_keras import KerasRule
+
+        params = self._present.store.params
+        return KerasRule(given, {path: params[path] for path in paths}, self._models.keras_variables())
 
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
         """What the ``wrt`` of an ``nnx.Optimizer`` takes; None: a transformation is made for nothing in particular."""
@@ -192,10 +207,16 @@ class Optimizers:
                 if not same:
                     variable.set_value(copied(value))
                 self._mirror.agree((n, place), leaf, variable.get_value())
+        for n in self._rules:
+            self._attached[n].tx.show(self._present.store.states[n], self._hyper_of(n))
 
     def take(self) -> None:
         """Go on from what the user wrote into his objects since they were written last."""
         store = self._present.store
+        for n in self._rules:
+            changed, hyper = self._attached[n].tx.take(store.states[n])
+            store.states[n] = changed
+            store.hyper = {**store.hyper, **{f"{n}.{name}": value for name, value in hyper.items()}}
         for n in self._owners:
             leaves, spec = jax.tree_util.tree_flatten(store.states[n])
             theirs = [variable.get_value() for _, variable in self._pairs(n)]
@@ -360,11 +381,16 @@ class Optimizers:
             extra = {"value": value} if one.valued else {}
             updates, new = tx.update(self._tree(one, given), state, tree, **extra)
             found = self._leaves(one, optax.apply_updates(tree, updates))
-            moved.update({path: found[path] for path in one.paths if path in grads})
+            moved.update({path: self._constrained(path, found[path]) for path in one.paths if path in grads})
             whole = all(path in grads for path in one.paths)
             new = new if whole else self._partly(one, grads, new, state)
             after[place] = new if counted is None else Counted(new, counted.step + 1)
         return moved, after
+
+    def _constrained(self, path: str, array: Array) -> Array:
+        """A parameter after an update, within what its model allows."""
+        constraint = self._constraints.get(path)
+        return array if constraint is None else jnp.asarray(constraint(array), array.dtype)
 
     def _present_of(self, index: int, state: Tree, values: Mapping[str, Any]) -> tuple[Attached, Any, Tree]:
         """An optimizer, its transformation and its state, with the present hyperparameters."""
@@ -395,16 +421,6 @@ class Optimizers:
         )
         kept = {path for path in one.paths if path not in grads}
         return jax.tree.map(lambda path, a, b: b if path in kept else a, of_leaf, new, old)
-
-
-def _keras_rule(given: Any, params: Leaves) -> Any:
-    """The rule of an optimizer of Keras; None for another one."""
-    keras = sys.modules.get("keras")
-    if keras is None or not isinstance(given, keras.optimizers.Optimizer):
-        return None
-    from loopcore_jax.from_keras import KerasRule
-
-    return KerasRule(given, params)
 
 
 def _is_of_nnx(optimizer: Any) -> bool:

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 
 from loopcore.backend import Leaves
-from loopcore.errors import UnknownModelError
-from loopcore_keras.names import paths_of
-from loopcore_keras.penalties import regularizers, warn_of
+from loopcore.errors import OptimizerError, UnknownModelError
+from loopcore_keras.names import paths_of, within
+from loopcore_keras.penalties import regularizers, warn_of, warn_of_mask
 
 
 def is_model(value: Any) -> bool:
@@ -26,6 +26,9 @@ def build(layer: Any, batch: Callable[[], Any]) -> None:
             layer(keras.tree.map_structure(keras.ops.convert_to_tensor, xs), training=False)
 
 
+_STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics")  # what fit of Keras calls
+
+
 class KerasModel:
     """What an adapter knows of a model or layer.
 
@@ -35,15 +38,17 @@ class KerasModel:
 
     Attributes:
         layer: the user's.
-        params: its trainable variables by path, without the numbers that Keras gives to layers as they come.
+        params: by path, without the numbers that Keras gives to layers as they come, the variables that are trained
+            unless the user freezes them.
         buffers: its other weights.
         seeds: the states of its random layers, which every call seeds anew.
 
     Raises:
-        UnknownModelError: it is not built yet.
+        UnknownModelError: it is not built yet, or overrides what only fit of Keras would call.
 
     Warns:
-        UserWarning: it has regularizers, or calls ``add_loss``: nobody adds these to the loss.
+        UserWarning: it has regularizers, or calls ``add_loss``: nobody adds these to the loss. Or its output has a
+            mask, which not everybody sees.
     """
 
     def __init__(self, layer: Any, title: str) -> None:
@@ -52,25 +57,57 @@ class KerasModel:
                 f"{title} has no weights yet, and no data to build it on: begin it with keras.Input(shape), call it "
                 "once on a batch, or pass Learner(data=...)"
             )
+        _check_steps(layer, title)
         self.layer = layer
         names = paths_of(layer)
-        self.params: dict[str, Any] = {names[id(v)]: v for v in layer.trainable_variables}
+        trainable = _trainable(layer)
+        self.params: dict[str, Any] = {names[id(v)]: v for v in trainable}
         weights = {id(variable) for variable in layer.weights}
-        others = layer.non_trainable_variables
+        known = {id(variable) for variable in trainable}
+        others = [variable for variable in layer.variables if id(variable) not in known]
         self.buffers: dict[str, Any] = {names[id(v)]: v for v in others if id(v) in weights}
         self.seeds: list[Any] = [v for v in others if id(v) not in weights and v.path.endswith("seed_generator_state")]
         self.arrays: dict[str, Any] = {**self.params, **self.buffers}
         self._title = title
         penalties = regularizers(layer, self.params)
         self._looked = bool(penalties)  # whether there is nothing more to say about penalties
+        self._unmasked = False  # whether there is nothing more to say about masks
+        self._look_for_mask(getattr(layer, "outputs", ()), last=False)  # a tracer of JAX does not show its mask
         if penalties:
             warn_of(title, " and ".join(penalties))
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """What the user froze by now, with ``layer.trainable = False``."""
+        open_ids = {id(variable) for variable in self.layer.trainable_variables}
+        return frozenset(path for path, variable in self.params.items() if id(variable) not in open_ids)
+
+    @property
+    def eager(self) -> bool:
+        """Whether the user asked for steps without a program, by ``model.run_eagerly = True``."""
+        return bool(getattr(self.layer, "run_eagerly", False))
+
+    def check_trained(self) -> None:
+        """Refuse to train what loses small gradients without a loss that is scaled.
+
+        Raises:
+            OptimizerError: it computes in float16, for which fit of Keras scales the loss.
+        """
+        half = next((one for one in within(self.layer) if one.dtype_policy.name == "mixed_float16"), None)
+        if half is not None:
+            raise OptimizerError(
+                f"{self._title} computes in float16 (the dtype policy of its layer {half.name!r} is mixed_float16), "
+                "for which fit of Keras scales the loss, and loopcore does not: build it under the policy "
+                '"mixed_bfloat16", which needs no scaling, or "float32"'
+            )
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Any:
         """The forward pass; assigns to its buffers and seeds."""
         result = self.layer(*args, **{"training": training, **kwargs})
         if training and not self._looked:
             self._look()
+        if not self._unmasked:
+            self._look_for_mask(result, last=True)
         return result
 
     def _look(self) -> None:
@@ -78,6 +115,13 @@ class KerasModel:
         self._looked = True
         if self.layer.losses:
             warn_of(self._title, "terms of add_loss")
+
+    def _look_for_mask(self, result: Any, last: bool) -> None:
+        """Whether what a call returns carries a mask; ``last`` where nothing else could tell."""
+        found = any(getattr(leaf, "_keras_mask", None) is not None for leaf in keras.tree.flatten(result))
+        self._unmasked = found or last
+        if found:
+            warn_of_mask(self._title)
 
     def call_apart(
         self,
@@ -98,3 +142,39 @@ class KerasModel:
             result = self.call(args, kwargs, training)
         now = {path: scope.get_current_value(variable) for path, variable in self.buffers.items()}
         return result, {path: value for path, value in now.items() if value is not None}
+
+
+def constraints(variables: Mapping[str, Any]) -> dict[str, Callable[[Any], Any]]:
+    """What Keras makes of a variable after every update, by path."""
+    found = {path: getattr(variable, "constraint", None) for path, variable in variables.items()}
+    return {path: constraint for path, constraint in found.items() if constraint is not None}
+
+
+def _trainable(layer: Any) -> list[Any]:
+    """The variables of a layer that are trained where nothing is frozen.
+
+    Keras tells them apart from the state of a layer, such as BatchNormalization's statistics, only while nothing is.
+    """
+    layers = sorted(within(layer), key=lambda part: -sum(1 for _ in within(part)))  # an outer one sets those within
+    flags = [(part, part.trainable) for part in (*layers, *layer.variables)]
+    layer.trainable = False  # on TensorFlow what does not change a layer reaches none within it
+    layer.trainable = True
+    try:
+        return list(layer.trainable_variables)
+    finally:
+        for part, flag in flags:
+            part.trainable = flag
+
+
+def _check_steps(layer: Any, title: str) -> None:
+    """Refuse a model with steps of its own, which nobody would run."""
+    if not isinstance(layer, keras.Model):
+        return
+    kind = type(layer).__name__
+    for name in _STEPS:
+        if name in vars(layer) or getattr(type(layer), name) is not getattr(keras.Model, name):
+            raise UnknownModelError(
+                f"{title} is a {kind} with a {name} of its own, which only Keras itself calls: a step is that of the "
+                f"phase here. Write what it does as the step of a phase, lc.AbstractTrainingPhase, and leave {name} "
+                f"out of the model, for instance by class Plain({kind}): {name} = keras.Model.{name}"
+            )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 
 from loopcore.backend import Leaves
+from loopcore.errors import OptimizerError
 
 OWN_NAMES = {"learning_rate": ("learning_rate",), "momentum": ("momentum", "beta_1"), "weight_decay": ("weight_decay",)}
 
@@ -32,8 +33,7 @@ class KerasOptimizer:
     def __init__(self, optimizer: Any, variables: Mapping[str, Any]) -> None:
         self.optimizer = optimizer
         self._variables = dict(variables)
-        if not optimizer.built:
-            optimizer.build(list(variables.values()))
+        prepare(optimizer, variables)
         self._own = own_names(optimizer)
         self.fixed = fixed_reasons(optimizer, self._own)
 
@@ -66,6 +66,61 @@ class KerasOptimizer:
     def state(self) -> dict[str, Any]:
         """All variables it keeps but the learning rate, by name; what is kept for a variable by the variable's path."""
         return {f"{number}": variable for number, variable in enumerate(self.optimizer.variables)}
+
+
+def prepare(optimizer: Any, variables: Mapping[str, Any]) -> None:
+    """Build an optimizer for what it trains, unless it was.
+
+    Args:
+        optimizer: the user's.
+        variables: Keras variables, or the framework's own, by path.
+
+    Raises:
+        OptimizerError: it does more than a step on gradients, or was built for other variables.
+    """
+    kind = type(optimizer).__name__
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        raise OptimizerError(
+            f"{kind} holds several optimizers, whose hyperparameters nobody could reach: write them as a dict from "
+            'path prefix to optimizer, optimizer={"": keras.optimizers.Adam(1e-3), "head": keras.optimizers.SGD(0.1)}'
+        )
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise OptimizerError(
+            f"{kind} needs a loss that is scaled, and loopcore takes the gradient of the loss itself: pass the "
+            'optimizer within it, and build the model under the policy "mixed_bfloat16", which needs no scaling'
+        )
+    if optimizer.loss_scale_factor is not None:
+        raise OptimizerError(
+            f"{kind} divides gradients by loss_scale_factor={optimizer.loss_scale_factor}, and loopcore takes the "
+            "gradient of the loss itself: leave loss_scale_factor out"
+        )
+    if optimizer.use_ema:
+        raise OptimizerError(
+            f"{kind} averages the weights (use_ema=True), which become the model only when fit of Keras ends: leave "
+            f"use_ema out, and pass Learner(callbacks=[lc.AveragedWeights({optimizer.ema_momentum})])"
+        )
+    if not optimizer.built:
+        optimizer.build(list(variables.values()))
+        return
+    unknown = [path for path, variable in variables.items() if not _knows(optimizer, variable)]
+    if unknown:
+        raise OptimizerError(
+            f"this {kind} was built for other variables, and Keras cannot add {_some(unknown)} to it: make a new one, "
+            f"keras.optimizers.{kind}(...), for a new Learner, as Keras itself asks for another compile"
+        )
+
+
+def _knows(optimizer: Any, variable: Any) -> bool:
+    """Whether an optimizer was built for a variable; without a gradient ``apply`` looks for it, and changes nothing."""
+    try:
+        optimizer.apply([None], [variable])
+    except ValueError as error:
+        return "Unknown variable" not in str(error)
+    return True
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def own_names(optimizer: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What Keras's own fit adds to the loss: regularizers and the terms of ``add_loss``. loopcore's loss lacks them."""
+"""What Keras's own fit adds to the loss, or leaves out of it, and loopcore's loss does not: penalties and masks."""
 
 from __future__ import annotations
 
@@ -21,5 +21,15 @@ def warn_of(title: str, what: str) -> None:
     warnings.warn(
         f"{title} has {what}, which fit of Keras adds to the loss and loopcore does not: add the penalty to the loss "
         "in the objective of the phase, from learner.params.value or from what the model returns",
+        stacklevel=2,
+    )
+
+
+def warn_of_mask(title: str) -> None:
+    """Say who does not see the mask of an output."""
+    warnings.warn(
+        f"{title} masks its output (as Embedding(mask_zero=True) does): a loss of Keras leaves out what is masked, but "
+        "lc.losses, losses of your own and metrics do not see the mask: multiply by it in the step of a phase, and "
+        "set state.weight to the number of values that count",
         stacklevel=2,
     )

@@ -97,6 +97,7 @@ class Backend:
             UnknownModelError: one is of no kind that TensorFlow's users know, or has no variables yet.
         """
         self._models.bind(models)
+        self.compiles = not self._models.eager()
         self._optimizers.attach(())
         self._place()
 
@@ -115,6 +116,10 @@ class Backend:
             OptimizerError: one of another framework.
         """
         self._optimizers.attach(optimizers)
+
+    def frozen_by_user(self) -> frozenset[str]:
+        """What is frozen by ``layer.trainable = False`` of Keras."""
+        return self._models.frozen()
 
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
         """None: an optimizer of Keras is made for no variables in particular."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,6 +62,28 @@ class Models:
     def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
         """Full paths of the variables of each model."""
         return {name: tuple(_full(name, one, path) for path in _part(one, kind)) for name, one in self._bound.items()}
+
+    def frozen(self) -> frozenset[str]:
+        """Full paths of what the user froze with ``layer.trainable = False`` of Keras."""
+        return frozenset(_full(name, one, path) for name, one in self._keras() for path in one.frozen)
+
+    def eager(self) -> bool:
+        """Whether the user asked for steps without a program, by ``run_eagerly`` of a Keras model or of TensorFlow."""
+        return tf.config.functions_run_eagerly() or any(one.eager for _, one in self._keras())
+
+    def check_trained(self, paths: Iterable[str]) -> None:
+        """Refuse to train a model that cannot be trained here.
+
+        Raises:
+            OptimizerError: says what to write.
+        """
+        wanted = set(paths)
+        for name, one in self._keras():
+            if not wanted.isdisjoint(_full(name, one, path) for path in one.params):
+                one.check_trained()
+
+    def _keras(self) -> list[tuple[str, KerasModel]]:
+        return [(name, one) for name, one in self._bound.items() if isinstance(one, KerasModel)]
 
     # -- weights -----------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from loopcore.backend import Leaves
 from loopcore.errors import BackendError, UnknownModelError
+from loopcore_keras.models import is_model
 
 
 class Module:
@@ -95,6 +96,12 @@ def _variables(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any
                 yield name, value, key, part
         elif isinstance(part, (tf.Module, Mapping, list, tuple)):
             yield from _variables(part, name, seen)
+        elif is_model(part):
+            raise UnknownModelError(
+                f"{name} is a layer of Keras within a tf.Module, which does not know its variables, so that nobody "
+                "would train it: write the whole as a keras.Model, or pass both to the Learner, "
+                '{"own": module, "layer": layer}'
+            )
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:

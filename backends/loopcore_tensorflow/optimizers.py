@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -11,6 +11,7 @@ from loopcore.backend import Array, Leaves
 from loopcore.errors import OptimizerError
 from loopcore.optimizers import OptimizerSpec
 from loopcore.weights import check_state
+from loopcore_keras.models import constraints
 from loopcore_keras.optimizers import KerasOptimizer, is_optimizer
 from loopcore_tensorflow.arrays import Arrays, is_symbolic, to_numpy
 from loopcore_tensorflow.frame import Frame
@@ -27,14 +28,18 @@ class Kernels:
     Args:
         spec: of the user.
         variables: what it trains, by path.
+        constraints: what becomes of a variable after its update, by path.
     """
 
     fixed: Mapping[str, str] = {}
 
-    def __init__(self, spec: OptimizerSpec, variables: Mapping[str, Any]) -> None:
+    def __init__(
+        self, spec: OptimizerSpec, variables: Mapping[str, Any], constraints: Mapping[str, Callable[[Any], Any]]
+    ) -> None:
         self.name = type(spec).__name__
         self._rule = rule_of(spec)
         self._variables = dict(variables)
+        self._constraints = constraints
         dtype = next(iter(variables.values())).dtype
         self._hyper = {name: tf.Variable(tf.constant(value, dtype)) for name, value in self._rule.hyper.items()}
         self._slots = {
@@ -67,6 +72,8 @@ class Kernels:
             count = tf.cast(self._counts[path].assign_add(1), variable.dtype) if self._counts else tf.constant(0.0)
             own = {name: tf.cast(value, variable.dtype) for name, value in hyper.items()}
             self._rule.apply(variable, self._slots[path], grad, own, count)
+            if path in self._constraints:
+                variable.assign(self._constraints[path](variable))
 
     def state(self) -> dict[str, Any]:
         """All variables it keeps, by name."""
@@ -93,13 +100,16 @@ class Optimizers:
         Raises:
             OptimizerError: one of another framework.
         """
+        for _, paths in optimizers:
+            self._models.check_trained(paths)
         self._attached = [(self._made(given, paths), paths) for given, paths in optimizers]
         self._parts.clear()
         self._owner = {path: number for number, (_, paths) in enumerate(self._attached) for path in paths}
 
     def _made(self, given: Any, paths: tuple[str, ...]) -> Any:
         if isinstance(given, OptimizerSpec):
-            return Kernels(given, {path: self._models.variable(path) for path in paths})
+            variables = {path: self._models.variable(path) for path in paths}
+            return Kernels(given, variables, constraints({path: self._models.params[path] for path in paths}))
         if is_optimizer(given):
             return KerasOptimizer(given, {path: self._models.params[path] for path in paths})
         kind = type(given)

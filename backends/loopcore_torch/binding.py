@@ -94,6 +94,9 @@ class Bound:
         """Paths of the parameters whose gradients are sparse."""
         return []
 
+    def check_trained(self) -> None:
+        """Refuse to train what cannot be trained here."""
+
     @cached_property
     def relative(self) -> dict[Kind, dict[str, str]]:
         """For each kind name relative to the model -> path."""

@@ -50,6 +50,14 @@ class BoundKeras(Bound):
         """The user's model."""
         return self._keras.layer
 
+    def frozen_by_user(self) -> list[str]:
+        """Paths of what the user froze with ``layer.trainable = False``."""
+        return [f"{self._prefix}{path}" for path in self._keras.frozen]
+
+    def check_trained(self) -> None:
+        """Refuse to train what needs a loss that is scaled."""
+        self._keras.check_trained()
+
     def buffer(self, path: str) -> Tensor:
         """The present buffer."""
         found: Tensor = self.keras_variables[path].value

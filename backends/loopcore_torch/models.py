@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -140,6 +140,22 @@ class Models:
         """The variables of Keras models among these paths."""
         found = {path: v for one in self._bound.values() for path, v in one.keras_variables.items()}
         return {path: found[path] for path in paths if path in found}
+
+    def constraints(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What becomes of parameters of Keras models after an update, by path."""
+        found = {path: getattr(v, "constraint", None) for path, v in self.keras_variables(self.params).items()}
+        return {path: constraint for path, constraint in found.items() if constraint is not None}
+
+    def check_trained(self, paths: Iterable[str]) -> None:
+        """Refuse to train a model that cannot be trained here.
+
+        Raises:
+            OptimizerError: says what to write.
+        """
+        wanted = set(paths)
+        for one in self._bound.values():
+            if not wanted.isdisjoint(one.params):
+                one.check_trained()
 
     def _own(self, path: str) -> Tensor:
         found = self.params.get(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -37,7 +37,8 @@ class Plan(NamedTuple):
     """What an update with certain paths does.
 
     Parameters that get a gradient, those that get none, who steps, whether one does with a fused kernel, and whether a
-    gradient may be sparse.
+    gradient may be sparse. ``constrained`` are parameters that their model keeps within bounds after an update, and
+    how; an optimizer of Keras does that itself.
     """
 
     params: tuple[nn.Parameter, ...]
@@ -45,6 +46,7 @@ class Plan(NamedTuple):
     optimizers: tuple[Optimizer, ...]
     fused: bool
     sparse: bool
+    constrained: tuple[tuple[nn.Parameter, Callable[[Tensor], Tensor]], ...]
 
 
 class Optimizers:
@@ -63,6 +65,8 @@ class Optimizers:
         Raises:
             OptimizerError: one of another framework, or one whose parameters are not those of its paths.
         """
+        for _, paths in optimizers:
+            self._models.check_trained(paths)
         attached = [self._attach(given, paths) for given, paths in optimizers]
         self._attached = attached
         self._given = [given for given, _ in optimizers]
@@ -213,7 +217,7 @@ class Optimizers:
             return False
         if self._models.autocast is not None:
             return self._without_autocast(self._models.autocast, grads)
-        params, idle, optimizers, fused, sparse = self._plans.get(tuple(grads)) or self._plan(tuple(grads))
+        params, idle, optimizers, fused, sparse, constrained = self._plans.get(tuple(grads)) or self._plan(tuple(grads))
         if self._models.reach.since:
             grads = self._of_reached(grads)
         if sparse:
@@ -225,6 +229,8 @@ class Optimizers:
                 parameter.grad = _laid_out(grad, parameter) if fused and grad is not None else grad
             for optimizer in optimizers:
                 optimizer.step()
+            if constrained:
+                _constrain(constrained)
         finally:
             for parameter in params:
                 parameter.grad = None
@@ -273,7 +279,11 @@ class Optimizers:
         idle = tuple(tensor for one in stepping for tensor in one.held if id(tensor) not in given)
         optimizers = tuple(one.optimizer for one in stepping)
         fused = any(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups)
-        plan = self._plans[paths] = Plan(params, idle, optimizers, fused, not self._models.sparse.isdisjoint(paths))
+        constraints = self._models.constraints()
+        theirs = [path for path in paths if isinstance(self._attached[self._of_path[path]].optimizer, Optimizer)]
+        constrained = tuple((self._models.params[p], constraints[p]) for p in theirs if p in constraints)
+        sparse = not self._models.sparse.isdisjoint(paths)
+        plan = self._plans[paths] = Plan(params, idle, optimizers, fused, sparse, constrained)
         return plan
 
     # -- state -------------------------------------------------------------------------------------------------
@@ -367,6 +377,12 @@ def move_state(optimizer: Optimizer, device: torch.device) -> None:
             for key, value in state.items():
                 if isinstance(value, Tensor) and (key != "step" or on_device):
                     state[key] = value.to(device)
+
+
+@torch.no_grad()
+def _constrain(constrained: tuple[tuple[nn.Parameter, Callable[[Tensor], Tensor]], ...]) -> None:
+    for parameter, constraint in constrained:
+        parameter.copy_(constraint(parameter))
 
 
 def _laid_out(grad: Tensor, parameter: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from loopcore.history import Ring, Series, prefix_of
 from loopcore.metrics import Loss, Metric, SmoothLoss, plain_values
 from loopcore.packing import fetched
 from loopcore.phases import AbstractTrainingPhase, PredictionPhase, ValidationPhase
+from loopcore.registry import namespace_of
 from loopcore.user_lines import HINT
 
 _FLUSH = 1024  # steps whose values stay on the device at most
@@ -71,7 +72,14 @@ class Metrics(Callback):
         self.reads = tuple(sorted({path for metric in self._hosted for path in metric.reads}))
         measured = {path for metric in self._measured for path in metric.reads}
         self.traced_reads = (*sorted(measured), "step.weight")
-        self.writes = ("shared.metrics_epoch", "shared.metrics_step")
+        counted = ((metric, index) for metric in self._hosted for index in range(len(metric.variables)))
+        self._arrays: dict[str, list[str]] = {}  # names in shared of what objects keep, by name of the metric
+        for number, (metric, _) in enumerate(counted):
+            self._arrays.setdefault(metric.name, []).append(f"metrics_array_{number}")
+        self._programmed: list[Metric] = []  # objects whose numbers are those of the compiled step
+        self.carries = tuple(f"shared.{name}" for names in self._arrays.values() for name in names)
+        self.traced_reads += tuple(path for metric in self._hosted if metric.variables for path in metric.reads)
+        self.writes = ("shared.metrics_epoch", "shared.metrics_step", *self.carries)
         self.leaves = _ROW
 
     def setup(self, learner: Any) -> None:
@@ -92,6 +100,17 @@ class Metrics(Callback):
         if not hasattr(learner.shared, "metrics_epoch"):
             learner.shared.metrics_epoch = Series()
             learner.shared.metrics_step = Series()
+        self._programmed = [metric for metric in self._hosted if metric.variables and _is_of(metric, learner)]
+        self._hosted = [metric for metric in self._hosted if metric not in self._programmed]
+        self.reads = tuple(sorted({path for metric in self._hosted for path in metric.reads}))
+        for metric in (*self._programmed, *self._hosted):
+            self._put(metric, learner)
+
+    def _put(self, metric: Metric, learner: Any) -> None:
+        """Let the next step go on from the numbers that an object has; those of one that is fed apart are not asked."""
+        for name, variable in zip(self._arrays.get(metric.name, ()), metric.variables, strict=False):
+            programmed = metric in self._programmed
+            setattr(learner.shared, name, np.array(variable.value) if programmed else 0.0)
 
     @on(EpochBegin)
     def begin_epoch(self, learner: Any, phase: Any) -> None:
@@ -107,6 +126,9 @@ class Metrics(Callback):
                     f"{phase.name!r} begins one of its own: give each its object, Metric(..., phase=...)"
                 )
         self._open.append(_Epoch(phase, [metric for metric in self.metrics if _is_for(metric, phase)]))
+        for metric in self._programmed:
+            if _is_for(metric, phase):
+                self._put(metric, learner)
 
     @on(StepEnd, traced=True)
     def compute(self, learner: Any, phase: Any) -> None:
@@ -118,6 +140,9 @@ class Metrics(Callback):
             if _is_for(metric, phase) and (args := _args(step, metric)) is not None:
                 names.append(metric.name)
                 row.append(_scalar(number(_value(metric, args)), metric.name))
+        for metric in self._programmed:
+            if _is_for(metric, phase) and (args := _args(step, metric)) is not None:
+                self._advance(metric, args, learner.shared)
         weight = learner.sample_weight
         if type(weight) is not int:
             names.append(_WEIGHT)
@@ -126,6 +151,17 @@ class Metrics(Callback):
         step.metrics_row = (
             tuple(row) if _NUMBERS.issuperset(map(type, row)) else learner.xp.stack(_floats(learner, row))
         )
+
+    def _advance(self, metric: Metric, args: list[Any], shared: Any) -> None:
+        """Count a step in the numbers of an object."""
+        names = self._arrays[metric.name]
+        try:
+            arrays = metric.updated([getattr(shared, name) for name in names], args)
+        except Exception as error:
+            error.add_note(f"{HINT}the metric {metric.name!r}: Metric(..., host=True) feeds it outside compiled steps")
+            raise
+        for name, array in zip(names, arrays, strict=True):
+            setattr(shared, name, array)
 
     @on(StepEnd)
     def record(self, learner: Any, phase: Any, event: StepEnd) -> None:
@@ -144,6 +180,9 @@ class Metrics(Callback):
                 except Exception as error:
                     _name(error, metric)
                     raise
+        for metric in self._programmed:
+            if _is_for(metric, phase) and _args(learner.step, metric) is not None:
+                epoch.seen(metric)
         if len(epoch.rows) >= _FLUSH:
             self._flush(learner, epoch)
 
@@ -157,6 +196,7 @@ class Metrics(Callback):
         self._flush(learner, epoch)
         if event.outcome == "failed":
             return
+        self._give_back(learner, phase)
         values = epoch.means(learner)
         self._seen |= epoch.measured
         if event.outcome == "completed" or (event.outcome == "cancelled" and heard):
@@ -169,6 +209,14 @@ class Metrics(Callback):
                 "and nobody sees a loss that is NaN: write state.loss = ... where the objective computes it",
                 stacklevel=2,
             )
+
+    def _give_back(self, learner: Any, phase: Any) -> None:
+        """Let objects have the numbers of the steps again."""
+        for metric in self._programmed:
+            if _is_for(metric, phase):
+                values = learner.to_host([getattr(learner.shared, name) for name in self._arrays[metric.name]])
+                for variable, value in zip(metric.variables, values, strict=True):
+                    variable.assign(value)
 
     def _keep(self, learner: Any, phase: Any, values: dict[str, Any]) -> None:
         """Put the values of an epoch where they belong: at its round."""
@@ -258,6 +306,10 @@ class _Epoch:
         total, weight = self._sums.get(name, (0.0, 0.0))
         counted = weights != 0  # a batch without samples has a loss that is NaN
         self._sums[name] = (total + float(values[counted] @ weights[counted]), weight + float(weights.sum()))
+
+    def seen(self, metric: Metric) -> None:
+        """A step counted in the numbers of an object."""
+        self._observed.add(metric.name)
 
     def observe(self, metric: Metric, args: list[Any], learner: Any) -> None:
         """Feed a metric that lives on the host."""
@@ -391,6 +443,11 @@ def _name(error: Exception, metric: Metric) -> None:
     """Let an error say which metric it is about."""
     if f"metric {metric.name!r}" not in str(error):
         error.add_note(f"raised by the metric {metric.name!r}")
+
+
+def _is_of(metric: Metric, learner: Any) -> bool:
+    """Whether an object computes with the arrays of the learner."""
+    return isinstance(learner.xp, type(namespace_of(metric.variables[0].value).xp))
 
 
 def _in_order(names: list[str], values: dict[str, Any]) -> list[str]:
