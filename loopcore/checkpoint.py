@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from loopcore.checkpoint_file import VERSION, Arrays, manifest_of, read, write
 from loopcore.checkpoint_history import Counts, Values
 from loopcore.checkpoint_parts import Carried, File, Hyper, Optimizers, Part, Weights
 from loopcore.checkpoint_states import Callbacks, Loaders
-from loopcore.errors import CheckpointError
+from loopcore.errors import CheckpointError, NotFiniteError
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
@@ -23,7 +24,7 @@ __all__ = ["load", "load_weights", "manifest_of", "read", "save", "save_weights"
 _PARTS: tuple[type[Part], ...] = (Weights, Optimizers, Hyper, Carried, Counts, Values, Callbacks, Loaders)
 
 
-def save(learner: Learner, path: str | Path, **more: Any) -> Path:
+def save(learner: Learner, path: str | Path, *, only_finite: bool = False, **more: Any) -> Path:
     """Write everything that a run goes on from; see `Learner.save`."""
     if learner.runs.runner is not None:
         raise CheckpointError(
@@ -36,7 +37,29 @@ def save(learner: Learner, path: str | Path, **more: Any) -> Path:
     taken = ", ".join(sorted(manifest.keys() & more))
     if taken:
         raise CheckpointError(f"{path} was not written: a checkpoint itself has {taken}, call yours something else")
+    bad = _not_finite(arrays, frozenset(learner.buffers.names))
+    if bad:
+        what = f"NaN or infinite numbers in {', '.join(bad[:5])}{' and others' if bad[5:] else ''}"
+        if only_finite:
+            raise NotFiniteError(f"{path} was not written: {what}")
+        warnings.warn(f"{path} has {what}: a run cannot go on from it", stacklevel=3)
     return write(path, arrays, {**manifest, **more})
+
+
+def _not_finite(arrays: Arrays, buffers: frozenset[str]) -> list[str]:
+    """Names of weights and of states of optimizers that no run should go on with.
+
+    Minus infinity in a buffer is a mask, and a 0-d infinity of an optimizer the best value that it has not seen yet.
+    """
+    found: list[str] = []
+    for name, array in arrays.items():
+        root, _, path = name.partition("/")
+        if root not in ("weights", "optimizer") or array.dtype.kind in "biuSUO" or np.isfinite(array).all():
+            continue
+        spared = path in buffers or (root == "optimizer" and not array.ndim)
+        if not spared or np.isnan(array).any() or (root == "weights" and (array > 0)[np.isinf(array)].any()):
+            found.append(name)
+    return found
 
 
 def load(learner: Learner, path: str | Path) -> None:

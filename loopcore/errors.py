@@ -24,6 +24,7 @@ LoopcoreError
 ├── UnknownMetricError           the history has no metric of a name (also a KeyError)
 ├── WeightsError                 weights that do not fit the model
 ├── CheckpointError              a checkpoint that cannot be written or read, or does not fit
+│   └── NotFiniteError           weights that are NaN or infinite, where only good ones are to be saved
 ├── TraceError                   a step that cannot be compiled as it is written
 ├── CarryError                   a carried value changed its structure, shape or dtype
 ├── CancelScopeError             a cancel for a scope that is not open
@@ -336,6 +337,19 @@ class CheckpointError(LoopcoreError):
         >>> lc.testing.toy_learner().load("gone.safetensors")
         Traceback (most recent call last):
         loopcore.errors.CheckpointError: gone.safetensors cannot be read as a checkpoint: there is no such file
+    """
+
+
+class NotFiniteError(CheckpointError):
+    """Weights, or what an optimizer keeps, are NaN or infinite, and ``save(..., only_finite=True)`` was asked for.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> learner = lc.testing.toy_learner()
+        >>> learner.params.value = {"w": np.array([np.nan])}
+        >>> learner.save("run.safetensors", only_finite=True)
+        Traceback (most recent call last):
+        loopcore.errors.NotFiniteError: run.safetensors was not written: NaN or infinite numbers in weights/w
     """
 
 

@@ -56,7 +56,9 @@ class Hyper:
             return
         slots = self._slots[self._known(name)]
         if not isfinite(number):
-            raise ValueError(f"hyper {name!r} would be {number}, and with it every weight: an optimizer takes finite ones")
+            raise ValueError(
+                f"hyper {name!r} would be {number}, and with it every weight: an optimizer takes finite ones"
+            )
         for index, slot in slots:
             self._backend.set_hyper(index, slot, number)
 

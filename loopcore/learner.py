@@ -666,7 +666,7 @@ class Learner:
             raise WeightsError("the weights do not fit the model, nothing was loaded:\n" + "\n".join(problems))
         self.backend.set(known)
 
-    def save(self, path: str | Path, **more: Any) -> Path:
+    def save(self, path: str | Path, *, only_finite: bool = False, **more: Any) -> Path:
         """Write a checkpoint: all that a run goes on from with the bits it would have had. Saving changes nothing.
 
         That is the weights, the state and the hyperparameters of every optimizer, ``hyper``, the seed and the counts
@@ -682,6 +682,7 @@ class Learner:
 
         Args:
             path: of the file.
+            only_finite: raise, where weights or what an optimizer keeps are NaN or infinite; else it is a warning.
             **more: JSON values for the manifest, under names that it does not have.
 
         Returns:
@@ -689,6 +690,7 @@ class Learner:
 
         Raises:
             CheckpointError: the system refused, a value is no JSON, or a step is running; an older file is as it was.
+            NotFiniteError: see ``only_finite``.
 
         Example:
             >>> import loopcore as lc, tempfile
@@ -701,7 +703,7 @@ class Learner:
             >>> other.params.value == learner.params.value, other.history == learner.history
             (True, True)
         """
-        return checkpoint.save(self, path, **more)
+        return checkpoint.save(self, path, only_finite=only_finite, **more)
 
     def load(self, path: str | Path) -> None:
         """Go on from what `save` wrote for a learner of the same models, optimizers, callbacks and backend.

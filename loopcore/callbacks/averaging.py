@@ -79,6 +79,10 @@ class AveragedWeights(Callback):
             learner.shared.averaged_updates = whole_counter(learner)
             self._begin(learner)
         self._begun = False
+        dtypes: list[str] = []
+        for tree in (learner.params.value, learner.buffers.value):
+            learner.tree.map(lambda x: dtypes.append(str(x.dtype)), tree)
+        self.narrow = any("float16" in dtype for dtype in dtypes)
 
     def _begin(self, learner: Any) -> None:
         """Begin with the present weights, unless a checkpoint brought an average."""
@@ -107,8 +111,10 @@ class AveragedWeights(Callback):
         if updated is not True:
             count = shared.averaged_updates + learner.xp.astype(updated, count.dtype)
             t = learner.xp.astype(updated, wide) * t
-        shared.averaged_params = learner.tree.lerp(shared.averaged_params, _wide(learner, learner.params.value), t)
-        buffers = _wide(learner, learner.buffers.value)
+        params, buffers = learner.params.value, learner.buffers.value
+        if self.narrow:
+            params, buffers = _wide(learner, params), _wide(learner, buffers)
+        shared.averaged_params = learner.tree.lerp(shared.averaged_params, params, t)
         if buffers:
             mean = learner.tree.lerp(shared.averaged_buffers, buffers, t)
             shared.averaged_buffers = learner.tree.map(lambda a, b: a if is_float(b) else b, mean, buffers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from loopcore.arguments import is_whole
 from loopcore.callback import Callback, on
 from loopcore.callbacks.monitor import Mode, check_mode, monitored, ranked, worst
 from loopcore.checkpoint import manifest_of
-from loopcore.errors import CallbackError, CheckpointError
+from loopcore.errors import CallbackError, CheckpointError, NotFiniteError
 from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
 from loopcore.phases import AbstractTrainingPhase
 
@@ -33,6 +34,8 @@ class Checkpointer(Callback):
     within an epoch, as by a validation every 100 steps, is saved with the weights it was measured with, as
     ``<run>-epoch-000013-step-000100.safetensors``. Predictions, and measurements by hand outside of rounds, save
     nothing.
+
+    Weights that are NaN or infinite are not saved, which a warning says, and never take the place of good ones.
 
     Of equal values the newer one is better, infinite ones count, and NaN is worse than any number.
 
@@ -140,7 +143,12 @@ class Checkpointer(Callback):
 
     def _save(self, learner: Any, value: float | None, part: str = "") -> None:
         path = self.folder / self._name(part)
-        learner.save(path, run=self.run, epoch=self._round, monitor=self.monitor, value=value)
+        about = {"run": self.run, "epoch": self._round, "monitor": self.monitor, "value": value}
+        try:
+            learner.save(path, only_finite=True, **about)
+        except NotFiniteError as error:
+            warnings.warn(f"{error}; the checkpoints of before stay", stacklevel=2)
+            return
         self._fresh = False
         paths = self.paths()
         for place in worst(self._values(paths), self.mode, self.keep_top_k):

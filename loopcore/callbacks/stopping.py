@@ -34,14 +34,14 @@ _WORDS = {
 class StopOnNaNLoss(Callback):
     """Stop the fit when the training loss, a gradient or a statistic is NaN or infinite. Joins by default.
 
-    No such number reaches a parameter, the state of an optimizer or a buffer (BatchNorm's statistics). ``learner.update``
-    asks it each time, whatever the body is: once a loss was not finite, or a gradient that would be applied was not (or
-    so large that its square is not, which Adam keeps), neither that update happens nor any later one. The models keep
-    the buffers they had before the first bad step; a model with buffers pays for that with a copy of them a step. An
-    update that somebody else withholds, such as a loss scaling that skips a step, is none of its business. A body that
-    updates several times a step may have done so before a later gradient is bad, which the reason says. What an
-    optimizer itself makes of finite gradients, and what is assigned to ``params.value``, it does not see before the
-    next loss; `Checkpointer` saves no weights that are not finite.
+    No such number reaches a parameter, the state of an optimizer or a buffer (BatchNorm's statistics). Every
+    ``learner.update`` asks it, whatever the body is: once a loss was not finite, or a gradient that would be applied
+    was not (or so large that its square is not, which Adam keeps), neither that update happens nor any later one. The
+    models keep the buffers they had before the first bad step; a model with buffers pays for that with a copy of them
+    a step. An update that somebody else withholds, such as a loss scaling that skips a step, is none of its business.
+    A body that updates several times a step may have done so before a later gradient is bad, which the reason says.
+    What an optimizer itself makes of finite gradients, and what is assigned to ``params.value``, it does not see before
+    the next loss; `Checkpointer` saves no weights that are not finite.
 
     The guard works on the device. Where a look costs a transfer, the host looks at most ten times a second and when an
     epoch ends, so the fit may end some steps later. The reason names the first bad step, counted from 1 over all steps
@@ -138,7 +138,7 @@ class StopOnNaNLoss(Callback):
         if known and first >= 0:
             return False
         finite = isfinite(loss) if isinstance(loss, (int, float)) else xp.all(xp.isfinite(loss))
-        good = both(finite, sound)
+        good = both(finite, sound) if isinstance(finite, bool) else finite & sound
         if good is True:
             return True if known else first < 0
         why = cause if finite is True else _LOSS if finite is False else xp.where(finite, cause, _LOSS)
