@@ -310,7 +310,8 @@ def test_a_container_changed_in_place_warns_like_an_assignment() -> None:
                 y = learner.model(state.xs)
                 state.parts = {"a": y, "b": y}
                 handle(lc.LossBegin())
-                return learner.xp.sum(state.parts["a"]) + learner.xp.sum(state.parts["b"])
+                state.loss = learner.xp.sum(state.parts["a"]) + learner.xp.sum(state.parts["b"])
+                return state.loss
 
             learner.minimize(objective)
 

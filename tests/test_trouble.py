@@ -42,11 +42,11 @@ def test_an_endless_epoch_logs_while_it_runs_and_keeps_no_list() -> None:
                 sizes.append(tracemalloc.get_traced_memory()[0])
             if learner.attempt == 1_100:
                 for name in ("step/loss", "hyper/learning_rate", "trace/one"):
-                    assert logger.entries[name][-1][0] == 1_024, name
+                    assert 1_000 < logger.entries[name][-1][0] <= 1_101, name
 
     rates = lc.Scheduler({lc.LearningRate: lambda step: 1e-3 / (1 + step)})
     logs = [lc.LogMetrics(logger), lc.LogHyperParams(logger), lc.LogTraces(logger)]
-    trace = lc.Traces({"one": lambda learner: 1.0}, size=1_000)
+    trace = lc.Traces({"one": lambda learner: 1.0}, size=100)
     learner = toy_learner([*logs, rates, trace, Watch(), lc.MaxSteps(3_650)], data=(Endless(), None))
     tracemalloc.start()
     learner.fit(1)

@@ -37,6 +37,7 @@ class Logs(Callback):
             raise CallbackError(f"{name} takes loggers: write {name}(lc.loggers.CSVLogger())")
         self.loggers = loggers
         self._heard = 0  # steps since the last flush
+        self._limit = FLUSH  # after which values are written
 
     def _log(self, name: str, value: Loggable | float, step: int) -> None:
         for logger in self.loggers:
@@ -46,7 +47,7 @@ class Logs(Callback):
     def _is_due(self) -> bool:
         """Whether it is time to write what a running epoch measured so far; asked once a step."""
         self._heard += 1
-        return self._heard >= FLUSH
+        return self._heard >= self._limit
 
     def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Log what there is when an epoch has ended."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from loopcore.arguments import is_whole
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, Listener, Resolution, on
-from loopcore.callbacks.log import Logs, unwritten
+from loopcore.callbacks.log import FLUSH, Logs, unwritten
 from loopcore.errors import CallbackError
 from loopcore.events import EpochBegin, EpochEnd, Event, StepEnd
 from loopcore.history import Series, prefix_of
@@ -24,10 +24,12 @@ class Noted:
     Attributes:
         values: the latest ones.
         numbers: of the step, or of the round, at which each was noted.
+        size: how many are kept.
         count: of all there ever were.
     """
 
     def __init__(self, size: int) -> None:
+        self.size = size
         self.values: deque[Any] = deque(maxlen=size)
         self.numbers: deque[int] = deque(maxlen=size)
         self.count = 0
@@ -116,9 +118,9 @@ class Traces(Callback):
 class LogTraces(Logs):
     """Log what `Traces` notes: ``trace/name`` of training, ``trace/val_name`` of validation.
 
-    They are written every 1,024 steps, and when an epoch ends. The axis is that of the completed steps of the phase;
-    for what is noted at events of epochs that of the rounds. What is no number is logged if it is an image, a text or
-    another kind of `loopcore.loggers`; an array as a histogram.
+    They are written every 1,024 steps, or before a trace that keeps fewer forgets one, and when an epoch ends. The axis
+    is that of the completed steps of the phase; for what is noted at events of epochs that of the rounds. What is no
+    number is logged if it is an image, a text or another kind of `loopcore.loggers`; an array as a histogram.
 
     Reads: shared.traces
     Requires: Traces
@@ -145,6 +147,7 @@ class LogTraces(Logs):
     def __init__(self, *loggers: Logger) -> None:
         super().__init__(*loggers)
         self._written: dict[tuple[str, str], int] = {}
+        self._limit = 1  # what the traces keep is known after a step
 
     def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Write what was noted since the last time."""
@@ -158,11 +161,14 @@ class LogTraces(Logs):
             self._flush()
 
     def _write(self, learner: Any) -> None:
+        fewest = 2 * FLUSH
         for phase, series in learner.shared.traces.items():
             for name, noted in series.items():
+                fewest = min(fewest, noted.size)
                 new = unwritten(self._written, (phase, name), noted.values, noted.numbers, noted.count)
                 for number, value in new:
                     self._log(f"trace/{prefix_of(phase)}{name}", _loggable(learner, value), number)
+        self._limit = max(1, fewest // 2)  # an event may be fired twice in a step
 
 
 def _loggable(learner: Any, value: Any) -> Any:
