@@ -203,10 +203,8 @@ class Models:
             BackendError: one has other parts than it had, or he gave an array another shape.
         """
         store = self._present.store
+        self.check()
         for one in self._keepers():
-            check: Any = getattr(one.library, "check", None)
-            if check is not None:
-                check()
             for path, theirs in _held(one).items():
                 if not self._mirror.is_theirs(path, theirs):
                     held = store.params if path in store.params else store.buffers
@@ -217,6 +215,17 @@ class Models:
                         )
                     held[path] = self._arrays.like(theirs, held[path])
                     self._mirror.agree(path, held[path], theirs)
+
+    def check(self) -> None:
+        """See that the user's objects have the parts they had.
+
+        Raises:
+            BackendError: one has others.
+        """
+        for one in self._keepers():
+            check: Any = getattr(one.library, "check", None)
+            if check is not None:
+                check()
 
     def keras_variables(self) -> dict[str, Any]:
         """The variables of all models of Keras, by full path."""
