@@ -568,18 +568,19 @@ class Learner:
         apply = state._apply if runner is not None else True  # that of a step that ended decides nothing more
         apply = both(apply, when)
         if self._takes_value and leaves:
-            state.updated = cast(Any, self.backend).update(leaves, apply, self._value(handle))
+            state.updated = cast(Any, self.backend).update(leaves, apply, self._value(params))
         else:
             state.updated = self.backend.update(leaves, apply) if leaves else False
 
-    def _value(self, handle: Handle | tuple[Handle, ...]) -> Any:
-        """The loss whose gradient an update applies.
+    def _value(self, params: Any) -> Any:
+        """The loss whose gradient an update applies, by the handle or handles that it is of.
 
         Raises:
             OptimizerError: nobody knows it.
         """
         state = self.runs.step
-        value = vars(state).get(_value_of(handle[0] if isinstance(handle, tuple) else handle))
+        handle = self.params if params is None else params[0] if isinstance(params, tuple) else params
+        value = vars(state).get(_value_of(handle))
         value = getattr(state, "loss", None) if value is None else value
         if value is None:
             raise OptimizerError(
