@@ -35,7 +35,7 @@ class BoundKeras(Bound):
 
     def __init__(self, name: str, layer: Any) -> None:
         super().__init__(name, layer, self._call)
-        self.module = Mode()
+        self.module = self.moded = Mode()
         self._keras = KerasModel(layer, f"the model {name!r}" if name else "the model")
         for own, variable in self._keras.arrays.items():
             path = f"{self._prefix}{own}"

@@ -120,7 +120,11 @@ class Batches:
             yield optree.tree_unflatten(self._spec, leaves)
 
     def follow_seed(self, seed: int) -> None:
-        """Take the seed of a learner from the next epoch on, where none was given."""
+        """Take the seed of a learner from the next epoch on, where none was given.
+
+        Args:
+            seed: at least 0.
+        """
         if self._follows:
             self._seed = seed
 

@@ -116,7 +116,11 @@ class Combined:
             raise _nothing(ended[0], self._loaders[ended[0]])
 
     def follow_seed(self, seed: int) -> None:
-        """Hand the seed of a learner to the loaders that take it."""
+        """Hand the seed of a learner to the loaders that take it.
+
+        Args:
+            seed: at least 0.
+        """
         for loader in self._loaders.values():
             if hasattr(loader, "follow_seed"):
                 cast(Any, loader).follow_seed(seed)

@@ -85,7 +85,11 @@ class Cycle:
         self._repeated = True
 
     def follow_seed(self, seed: int) -> None:
-        """Hand the seed of a learner to the loader, if it takes it."""
+        """Hand the seed of a learner to the loader, if it takes it.
+
+        Args:
+            seed: at least 0.
+        """
         if hasattr(self._loader, "follow_seed"):
             cast(Any, self._loader).follow_seed(seed)
 
