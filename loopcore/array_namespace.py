@@ -30,6 +30,7 @@ class ArrayNamespace:
     """
 
     __slots__ = ()
+    _title = "xp"
 
     def __dir__(self) -> list[str]:
         names = (name for name in super().__dir__() if not name.startswith("_"))
@@ -39,7 +40,9 @@ class ArrayNamespace:
         if name.startswith("__"):  # Python itself asks, as dir() does for __dict__
             raise AttributeError(name, name=name, obj=self)
         raise AttributeError(
-            f"xp has no {name!r}. It holds what works on every backend: {', '.join(dir(self))}", name=name, obj=self
+            f"{self._title} has no {name!r}. It holds what works on every backend: {', '.join(dir(self))}",
+            name=name,
+            obj=self,
         )
 
 
@@ -60,33 +63,52 @@ def taking_constants(backend: str, *, converts: bool = False) -> Callable[[_Clas
 
     def decorated(cls: _Class) -> _Class:
         for name, member in list(vars(cls).items()):
-            if isinstance(member, staticmethod) and not name.startswith("_"):
-                function = refusing(name, member.__func__, backend) if converts else member.__func__
-                setattr(cls, name, _taking(name, function, backend))
+            if isinstance(member, staticmethod):
+                title = f"{cast(Any, cls)._title}.{name.lstrip('_')}"
+                function = refusing(title, member.__func__, backend) if converts else member.__func__
+                setattr(cls, name, _taking(title, function, backend))
         return cls
 
     return decorated
 
 
-def _taking(name: str, function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+class LinalgNamespace(ArrayNamespace):
+    """Base of the class of ``learner.xp.linalg``.
+
+    Args:
+        xp: whose it is.
+    """
+
+    __slots__ = ("_xp",)
+    _title = "xp.linalg"
+
+    def __init__(self, xp: ArrayNamespace) -> None:
+        self._xp = xp
+
+
+def _taking(title: str, function: Callable[..., Any], backend: str) -> Callable[..., Any]:
     @wraps(function, assigned=("__name__", "__doc__"), updated=())
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            return function(*_native(self, name, backend, args, error), **kwargs)
+            xp = self._xp if isinstance(self, LinalgNamespace) else self
+            return function(*_native(xp, title, backend, args, error), **kwargs)
 
     return call
 
 
-def _native(xp: Any, name: str, backend: str, args: tuple[Any, ...], error: Exception) -> tuple[Any, ...]:
+def _native(xp: Any, title: str, backend: str, args: tuple[Any, ...], error: Exception) -> tuple[Any, ...]:
     """The arguments with NumPy's arrays made native, and a number in the place of the array."""
     owners = owners_of(args)
     if owners - {backend, "numpy"}:
-        raise BackendError(f"xp.{name}: {mixture({backend, *owners})}") from error
-    if not owners and args and isinstance(args[0], (int, float)):
-        return (xp.asarray(args[0]), *args[1:])
+        raise BackendError(f"{title}: {mixture({backend, *owners})}") from error
+    number = bool(args) and isinstance(args[0], (int, float))  # as the condition of where is on the host
+    if number:
+        args = (xp.asarray(args[0]), *args[1:])
     if "numpy" not in owners:
+        if number:
+            return args
         raise error
 
     def native(value: Any) -> Any:
@@ -97,14 +119,14 @@ def _native(xp: Any, name: str, backend: str, args: tuple[Any, ...], error: Exce
     return tuple(map(native, args))
 
 
-def refusing(name: str, function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+def refusing(title: str, function: Callable[..., Any], backend: str) -> Callable[..., Any]:
     """A function that names arrays of other frameworks, NumPy's apart."""
 
     @wraps(function, assigned=("__name__", "__doc__"), updated=())
     def call(*args: Any, **kwargs: Any) -> Any:
         owners = owners_of(args)
         if owners - {backend, "numpy"}:
-            raise BackendError(f"xp.{name}: {mixture({backend, *owners})}")
+            raise BackendError(f"{title}: {mixture({backend, *owners})}")
         return function(*args, **kwargs)
 
     return call
@@ -149,6 +171,21 @@ def host_array(value: Any, is_native: Callable[[Any], bool], integers: Any = np.
     if array.dtype.kind != "i" or array.dtype == integers:
         return array
     return np.array(array.tolist(), integers)  # from Python's integers, which raise where they do not fit
+
+
+def only_axis(title: str, ndim: int, axis: int | None) -> int:
+    """An axis counted from the front; the only one if none is named.
+
+    Raises:
+        ValueError: there are several.
+
+    Example:
+        >>> only_axis("cumulative_sum", 1, None), only_axis("cumulative_sum", 3, -1)
+        (0, 2)
+    """
+    if axis is None and ndim != 1:
+        raise ValueError(f"{title} of an array with {ndim} axes needs axis=")
+    return (axis or 0) % ndim
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:

@@ -384,6 +384,10 @@ class Extras(Protocol):
         """Whether an optimizer needs the loss: then `Backend.update` takes it as a third argument."""
         ...
 
+    def tree_names(self, tree: Tree) -> list[str]:
+        """What the leaves of a tree of the framework's own kinds are called in exported weights, in their order."""
+        ...
+
     @staticmethod
     def compilers() -> Sequence[str]:
         """What ``Learner(compile=...)`` may be besides ``"auto"``, True and False.

@@ -7,7 +7,7 @@ chose, else it makes NumPy's.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from types import FrameType
 from typing import Any, cast
@@ -35,9 +35,10 @@ FUNCTIONS = (
     "permute_dims", "expand_dims", "squeeze", "broadcast_to", "flip", "take", "take_along_axis", "matmul", "einsum",
     "zeros_like", "ones_like", "full_like", "astype", "isfinite", "relu", "sigmoid", "softplus", "softmax",
     "log_softmax", "logsumexp", "one_hot", "gelu", "silu", "layer_norm", "conv", "avg_pool", "max_pool",
+    "matrix_transpose", "logaddexp", "cumulative_sum", "sort", "argsort", "top_k", "segment_sum", "scan", "vmap",
 )
 # fmt: on
-LINALG = ("vector_norm",)
+LINALG = ("vector_norm", "solve", "slogdet", "inv")
 
 
 def backend_of(values: Iterable[Any]) -> Backend:
@@ -97,8 +98,11 @@ class Functions:
             return getattr(creating().xp, name)
         if name.startswith("_"):
             raise AttributeError(name)
+        title = f"xp.{self._inside}" if self._inside else "xp"
         raise AttributeError(
-            f"xp has no {name!r}. It holds what works on every backend: {', '.join(dir(self))}", name=name, obj=self
+            f"{title} has no {name!r}. It holds what works on every backend: {', '.join(dir(self))}",
+            name=name,
+            obj=self,
         )
 
     def __dir__(self) -> list[str]:
@@ -114,12 +118,16 @@ def _dispatching(name: str, inside: str) -> Callable[..., Any]:
     def function_of(backend: Backend) -> Any:
         return getattr(getattr(backend.xp, inside) if inside else backend.xp, name)
 
+    if name == "vmap":
+        return _vmap
+
     def call(*args: Any, **kwargs: Any) -> Any:
         learner = current()
         if learner is not None and len(args) == 1 and not kwargs and owner_of(args[0]) == learner.backend.name:
             return function_of(learner.backend)(args[0])  # what most calls are, in a third of the time
         try:
-            backend = creating() if name in CREATION else backend_of(args)
+            leaves = args[1:] if name == "scan" else ()  # trees
+            backend = creating() if name in CREATION else backend_of([*args, *optree.tree_leaves(leaves)])
         except BackendError as error:
             raise type(error)(f"xp.{title}: {error}") from None
         if "dtype" in kwargs:
@@ -131,6 +139,15 @@ def _dispatching(name: str, inside: str) -> Callable[..., Any]:
     call.__name__ = call.__qualname__ = name
     call.__doc__ = f"``learner.xp.{title}``, on the backend whose arrays it gets."
     return call
+
+
+def _vmap(fn: Callable[..., Any], in_axes: int | Sequence[int | None] | None = 0) -> Callable[..., Any]:
+    """``learner.xp.vmap``, on the backend whose arrays the function gets."""
+
+    def mapped(*args: Any) -> Any:
+        return backend_of(optree.tree_leaves(args)).xp.vmap(fn, in_axes)(*args)
+
+    return mapped
 
 
 def _native_dtype(backend: Backend, dtype: Any) -> Any:

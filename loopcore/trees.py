@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, cast
+
+import optree
 
 from loopcore.backend import Backend, Tree
 
@@ -32,14 +34,31 @@ class TreeMath:
         """Apply ``fn`` to the leaves at the same place of every tree."""
         return self._of(tree).tree_map(fn, tree, *rest)
 
+    def map_with_path(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+        """Apply ``fn(path, leaf, *others)``; the path is what ``export_weights`` calls it, ``"layer.weight"``.
+
+        Example:
+            >>> import loopcore as lc
+            >>> tree = lc.testing.toy_learner().tree
+            >>> tree.map_with_path(lambda path, x: 0.0 if path.endswith("bias") else x, {"out": {"bias": 1.0}})
+            {'out': {'bias': 0.0}}
+        """
+        backend = self._of(tree)
+        names = iter(_paths(backend, tree))
+        return backend.tree_map(lambda *leaves: fn(next(names), *leaves), tree, *rest)
+
     def add(self, a: Tree, b: Tree) -> Tree:
         """``a + b``."""
         return self.map(lambda x, y: x + y, a, b)
 
+    def sub(self, a: Tree, b: Tree) -> Tree:
+        """``a - b``."""
+        return self.map(lambda x, y: x - y, a, b)
+
     def scale(self, tree: Tree, factor: Any) -> Tree:
-        """``factor * tree``, with a number or a 0-d array."""
-        xp = self._of(tree).xp
-        return self.map(lambda x: x * _fitting(xp, factor, x), tree)
+        """``factor * tree``, with a number or a 0-d array; integers, such as counters, stay integers (rounded)."""
+        backend = self._of(tree)
+        return self.map(lambda x: _scaled(backend, x, factor), tree)
 
     def lerp(self, a: Tree, b: Tree, t: Any) -> Tree:
         """``a + t * (b - a)``; integers, such as counters among buffers, stay integers (rounded down)."""
@@ -125,6 +144,31 @@ class Containers(dict[type, bool]):
         if known is None:
             known = self[type(value)] = is_container(self._backend, value)
         return known
+
+
+def _paths(backend: Backend, tree: Tree) -> list[str]:
+    """Names of the leaves, in their order."""
+    named = getattr(backend, "tree_names", None)
+    if named is not None:
+        return cast("list[str]", named(tree))
+    count = len(backend.tree_leaves(tree))
+    paths = optree.tree_paths(tree, none_is_leaf=True)
+    if len(paths) != count:
+        paths = optree.tree_paths(tree)
+    return [".".join(map(str, path)) for path in paths]
+
+
+def _scaled(backend: Backend, x: Any, factor: Any) -> Any:
+    xp = backend.xp
+    if "int" not in str(getattr(x, "dtype", "")):
+        return x * _fitting(xp, factor, x)
+    if isinstance(factor, int):
+        return x * factor
+    if backend.is_array(factor) and backend.signature(factor)[1].kind in "iub":
+        return x * xp.astype(factor, x.dtype)
+    product = xp.astype(x, xp.float32) * _fitting(xp, factor, xp.zeros((), dtype=xp.float32)) + 0.5
+    whole = xp.astype(product, x.dtype)
+    return whole - xp.astype(xp.astype(whole, xp.float32) > product, x.dtype)
 
 
 def _fitting(xp: Any, factor: Any, x: Any) -> Any:

@@ -979,7 +979,8 @@ def test_xp_is_exactly_the_portable_list() -> None:
         "matmul", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "arange", "eye", "astype",
         "isfinite", "float32", "int32", "int64", "bool", "linalg", "relu", "sigmoid", "softplus", "softmax",
         "log_softmax", "logsumexp", "one_hot", "einsum", "conv", "avg_pool", "max_pool", "gelu", "silu", "layer_norm",
-        "asarray",
+        "asarray", "matrix_transpose", "logaddexp", "cumulative_sum", "sort", "argsort", "top_k", "segment_sum", "scan",
+        "vmap",
     }
     # fmt: on
     assert set(dir(xp)) == listed == set(dir(Backend().xp)) == set(dir(lc.xp))

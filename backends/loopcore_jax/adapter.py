@@ -19,7 +19,7 @@ from loopcore.errors import BackendError, UnknownModelError
 from loopcore_jax import arrays, losses, words
 from loopcore_jax.gradients import Gradients
 from loopcore_jax.libraries import is_keras
-from loopcore_jax.models import Models
+from loopcore_jax.models import Models, names_of
 from loopcore_jax.namespace import Namespace
 from loopcore_jax.optimizers import Optimizers
 from loopcore_jax.programs import Programs, TracedRead
@@ -517,6 +517,10 @@ class Backend:
     def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         """Map over the leaves of trees of one structure; None is an empty tree, as everywhere in JAX."""
         return jax.tree_util.tree_map(fn, tree, *rest)
+
+    def tree_names(self, tree: Tree) -> list[str]:
+        """The names of the leaves, as in exported weights."""
+        return names_of(tree)
 
     def tree_leaves(self, tree: Tree) -> list[Any]:
         """The leaves; dict entries in the order of their keys."""

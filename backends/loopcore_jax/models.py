@@ -379,10 +379,15 @@ def _twins(bound: Mapping[str, Bound]) -> list[tuple[str, str]]:
 
 def _described(tree: Tree, prefix: str, start: str, bare: str) -> tuple[Part, list[Any]]:
     """The part and its leaves; paths begin with ``start``, that of a single array is ``bare``."""
-    entries, spec = jax.tree_util.tree_flatten_with_path(tree)
-    words = [jax.tree_util.keystr(keys, simple=True, separator=".") for keys, _ in entries]
-    paths = tuple(start + word if word else bare for word in words)
-    return Part(prefix, paths, spec), [leaf for _, leaf in entries]
+    leaves, spec = jax.tree_util.tree_flatten(tree)
+    paths = tuple(start + word if word else bare for word in names_of(tree))
+    return Part(prefix, paths, spec), leaves
+
+
+def names_of(tree: Tree) -> list[str]:
+    """The words of the leaves of a tree; that of a single array is empty."""
+    entries, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [jax.tree_util.keystr(keys, simple=True, separator=".") for keys, _ in entries]
 
 
 def _parameter_problem(leaf: Any) -> str | None:

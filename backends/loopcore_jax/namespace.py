@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopcore.array_namespace import ArrayNamespace, host_array, is_floating, taking_constants
-from loopcore.backend import Array
-from loopcore_jax import functions, neural
+from loopcore.array_namespace import LinalgNamespace, host_array, is_floating, taking_constants
+from loopcore.backend import Array, Tree
+from loopcore.iteration import IteratingNamespace
+from loopcore_jax import functions, linalg, neural, ordering
 from loopcore_jax.arrays import canonical, is_traced
 
 Number: TypeAlias = bool | int | float
 
 
-class Linalg:
+@taking_constants("jax")
+class Linalg(LinalgNamespace):
     """``xp.linalg``."""
 
+    __slots__ = ()
     vector_norm = staticmethod(functions.vector_norm)
+    solve = staticmethod(linalg.solve)
+    slogdet = staticmethod(linalg.slogdet)
+    inv = staticmethod(linalg.inv)
 
 
 @taking_constants("jax")
-class Namespace(ArrayNamespace):
+class Namespace(IteratingNamespace):
     """The functions of ``learner.xp``. Creation functions make arrays of one floating dtype on one device.
 
     Args:
@@ -32,11 +38,17 @@ class Namespace(ArrayNamespace):
         device: where arrays are created; None is JAX's own default.
     """
 
-    __slots__ = ("device", "dtype")
+    __slots__ = ("_linalg", "device", "dtype")
 
     def __init__(self, dtype: np.dtype[Any], device: Any = None) -> None:
         self.dtype = dtype
         self.device = device
+        self._linalg = Linalg(self)
+
+    @property
+    def linalg(self) -> Linalg:
+        """Linear algebra."""
+        return self._linalg
 
     # -- creation ----------------------------------------------------------------------------------------------
 
@@ -135,7 +147,6 @@ class Namespace(ArrayNamespace):
     logsumexp = staticmethod(functions.logsumexp)
     matmul = staticmethod(jnp.matmul)
     einsum = staticmethod(functions.einsum)
-    linalg = Linalg
 
     # -- networks ----------------------------------------------------------------------------------------------
 
@@ -158,6 +169,28 @@ class Namespace(ArrayNamespace):
     flip = staticmethod(jnp.flip)
     take = staticmethod(functions.take)
     take_along_axis = staticmethod(jnp.take_along_axis)
+
+    # -- order and sequences -------------------------------------------------------------------------------------
+
+    matrix_transpose = staticmethod(ordering.matrix_transpose)
+    logaddexp = staticmethod(ordering.logaddexp)
+    cumulative_sum = staticmethod(ordering.cumulative_sum)
+    sort = staticmethod(ordering.sort)
+    argsort = staticmethod(ordering.argsort)
+    top_k = staticmethod(ordering.top_k)
+    segment_sum = staticmethod(ordering.segment_sum)
+
+    def _map(self, fn: Callable[..., Any], *trees: Tree) -> Tree:
+        return jax.tree.map(fn, *trees)
+
+    def _leaves(self, tree: Tree) -> list[Any]:
+        return jax.tree.leaves(tree)
+
+    def _scan(self, fn: Callable[[Any, Any], tuple[Any, Any]], init: Tree, xs: Tree) -> tuple[Tree, Tree]:
+        return jax.lax.scan(fn, init, xs)
+
+    def _vmap(self, fn: Callable[..., Any], trees: list[Tree]) -> Tree:
+        return jax.vmap(fn)(*trees)
 
     # -- dtypes ------------------------------------------------------------------------------------------------
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from autograd.tracer import getval, isbox
 
-from loopcore.array_namespace import ArrayNamespace, host_array, is_floating, refusing
+from loopcore.array_namespace import LinalgNamespace, host_array, is_floating, refusing
 from loopcore.backend import Array
+from loopcore.iteration import IteratingNamespace
 from loopcore_numpy import functions as f
-from loopcore_numpy import neural
+from loopcore_numpy import linalg, neural, ordering
 from loopcore_numpy.derivatives import Axis
 
 _DTYPES = {"float32": np.float32, "int32": np.int32, "int64": np.int64, "bool": np.bool_}
@@ -24,10 +24,21 @@ _SHARED = (
     "relu", "sigmoid", "softplus", "softmax", "log_softmax", "logsumexp", "einsum",
 )
 _NEURAL = ("conv", "avg_pool", "max_pool", "gelu", "silu", "layer_norm")
+_ORDERING = ("matrix_transpose", "logaddexp", "cumulative_sum", "sort", "argsort", "top_k", "segment_sum")
 # fmt: on
 
 
-class Namespace(ArrayNamespace):
+class Linalg(LinalgNamespace):
+    """``xp.linalg``."""
+
+    __slots__ = ()
+    vector_norm = staticmethod(refusing("xp.linalg.vector_norm", f.vector_norm, "numpy"))
+    solve = staticmethod(refusing("xp.linalg.solve", linalg.solve, "numpy"))
+    slogdet = staticmethod(refusing("xp.linalg.slogdet", linalg.slogdet, "numpy"))
+    inv = staticmethod(refusing("xp.linalg.inv", linalg.inv, "numpy"))
+
+
+class Namespace(IteratingNamespace):
     """Array functions with array-API signatures; creation and means of integers answer in the parameters' dtype.
 
     Args:
@@ -42,9 +53,9 @@ class Namespace(ArrayNamespace):
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
-        vars(self).update({name: refusing(name, getattr(f, name), "numpy") for name in _SHARED}, **_DTYPES)
-        vars(self).update({name: refusing(name, getattr(neural, name), "numpy") for name in _NEURAL})
-        self.linalg = SimpleNamespace(vector_norm=f.vector_norm)
+        vars(self).update(_DTYPES, linalg=Linalg(self))
+        for module, names in ((f, _SHARED), (neural, _NEURAL), (ordering, _ORDERING)):
+            vars(self).update({name: refusing(f"xp.{name}", getattr(module, name), "numpy") for name in names})
 
     def _or_own(self, dtype: Any) -> Any:
         return self._dtype if dtype is None else dtype

@@ -14,13 +14,13 @@ Axis: TypeAlias = int | tuple[int, ...] | None
 Number: TypeAlias = bool | int | float
 
 
-def _pair(x1: Array | Number, x2: Array | Number) -> tuple[Array, Array]:
+def pair(x1: Array | Number, x2: Array | Number) -> tuple[Array, Array]:
     """Two arrays; a number gets the dtype of the other one, the narrower of two dtypes that of the wider."""
     if not isinstance(x1, (tf.Tensor, tf.Variable)):
         x2 = tf.convert_to_tensor(x2)
         return tf.cast(x1, x2.dtype) if hasattr(x1, "dtype") else tf.constant(x1, x2.dtype), x2
     if not isinstance(x2, (tf.Tensor, tf.Variable)):
-        second, first = _pair(x2, x1)
+        second, first = pair(x2, x1)
         return first, second
     if x1.dtype != x2.dtype:
         wider = tf.experimental.numpy.result_type(x1.dtype, x2.dtype)
@@ -35,19 +35,19 @@ def _keywords(axis: Axis, keepdims: bool) -> dict[str, Any]:
 
 def maximum(x1: Array | Number, x2: Array | Number, /) -> Array:
     """Elementwise larger of two arrays, or of an array and a number."""
-    return tf.maximum(*_pair(x1, x2))
+    return tf.maximum(*pair(x1, x2))
 
 
 def minimum(x1: Array | Number, x2: Array | Number, /) -> Array:
     """Elementwise smaller of two arrays, or of an array and a number."""
-    return tf.minimum(*_pair(x1, x2))
+    return tf.minimum(*pair(x1, x2))
 
 
 def where(condition: Array, x1: Array | Number, x2: Array | Number, /) -> Array:
     """Elements of the first where the condition holds, else of the second; both may be numbers."""
     if not (isinstance(x1, (tf.Tensor, tf.Variable)) or isinstance(x2, (tf.Tensor, tf.Variable))):
         return tf.where(condition, x1, x2)
-    return tf.where(condition, *_pair(x1, x2))
+    return tf.where(condition, *pair(x1, x2))
 
 
 def clip(x: Array, /, min: Array | Number | None = None, max: Array | Number | None = None) -> Array:

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from loopcore.array_namespace import ArrayNamespace, host_array, taking_constants
-from loopcore.backend import Array
-from loopcore_tensorflow import functions, neural
+from loopcore.array_namespace import LinalgNamespace, host_array, taking_constants
+from loopcore.backend import Array, Tree
+from loopcore.iteration import IteratingNamespace
+from loopcore_tensorflow import functions, linalg, neural, ordering
 from loopcore_tensorflow.arrays import is_symbolic
 from loopcore_tensorflow.functions import Number
-
-
-class Linalg:
-    """``xp.linalg``."""
-
-    vector_norm = staticmethod(functions.vector_norm)
+from loopcore_tensorflow.iteration import scan
 
 
 @taking_constants("tensorflow", converts=True)
-class Namespace(ArrayNamespace):
+class Linalg(LinalgNamespace):
+    """``xp.linalg``."""
+
+    __slots__ = ()
+    vector_norm = staticmethod(functions.vector_norm)
+    solve = staticmethod(linalg.solve)
+    slogdet = staticmethod(linalg.slogdet)
+    inv = staticmethod(linalg.inv)
+
+
+@taking_constants("tensorflow", converts=True)
+class Namespace(IteratingNamespace):
     """The functions of ``learner.xp``. Creation functions make arrays of one floating dtype on one device.
 
     Args:
@@ -31,11 +38,17 @@ class Namespace(ArrayNamespace):
         device: where arrays are created; None is TensorFlow's own default.
     """
 
-    __slots__ = ("device", "dtype")
+    __slots__ = ("_linalg", "device", "dtype")
 
     def __init__(self, dtype: Any, device: str | None = None) -> None:
         self.dtype = dtype
         self.device = device
+        self._linalg = Linalg(self)
+
+    @property
+    def linalg(self) -> Linalg:
+        """Linear algebra."""
+        return self._linalg
 
     # -- creation ----------------------------------------------------------------------------------------------
 
@@ -100,6 +113,12 @@ class Namespace(ArrayNamespace):
         labels = x if x.dtype in (tf.uint8, tf.int8, tf.int32, tf.int64) else tf.cast(x, tf.int64)
         return tf.cast(tf.one_hot(labels, num_classes, dtype=self.dtype), dtype or self.dtype)
 
+    def where(self, condition: Array, x1: Array | Number, x2: Array | Number, /) -> Array:
+        """Elements of the first where the condition holds, else of the second; both may be numbers."""
+        if isinstance(x1, (int, float)) and isinstance(x2, (int, float)):
+            x1 = tf.constant(x1, self.dtype if isinstance(x1, float) or isinstance(x2, float) else None)
+        return self._where(condition, x1, x2)
+
     def _placed(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.device is None else tf.device(self.device)
 
@@ -121,7 +140,7 @@ class Namespace(ArrayNamespace):
     sin = staticmethod(tf.sin)
     cos = staticmethod(tf.cos)
     isfinite = staticmethod(functions.isfinite)
-    where = staticmethod(functions.where)
+    _where = staticmethod(functions.where)
     maximum = staticmethod(functions.maximum)
     minimum = staticmethod(functions.minimum)
     clip = staticmethod(functions.clip)
@@ -146,7 +165,6 @@ class Namespace(ArrayNamespace):
     logsumexp = staticmethod(functions.logsumexp)
     matmul = staticmethod(functions.matmul)
     einsum = staticmethod(functions.einsum)
-    linalg = Linalg
 
     # -- networks ----------------------------------------------------------------------------------------------
 
@@ -169,6 +187,22 @@ class Namespace(ArrayNamespace):
     flip = staticmethod(functions.flip)
     take = staticmethod(functions.take)
     take_along_axis = staticmethod(functions.take_along_axis)
+
+    # -- order and sequences -------------------------------------------------------------------------------------
+
+    matrix_transpose = staticmethod(ordering.matrix_transpose)
+    logaddexp = staticmethod(ordering.logaddexp)
+    cumulative_sum = staticmethod(ordering.cumulative_sum)
+    sort = staticmethod(ordering.sort)
+    argsort = staticmethod(ordering.argsort)
+    top_k = staticmethod(ordering.top_k)
+    segment_sum = staticmethod(ordering.segment_sum)
+
+    def _scan(self, fn: Callable[[Any, Any], tuple[Any, Any]], init: Tree, xs: Tree) -> tuple[Tree, Tree]:
+        return scan(fn, init, xs)
+
+    def _vmap(self, fn: Callable[..., Any], trees: list[Tree]) -> Tree:
+        return tf.vectorized_map(lambda examples: fn(*examples), tuple(trees))
 
     # -- dtypes ------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from loopcore.backend import Array, DrawKey
+from loopcore_tensorflow.functions import scalar
 
 _random: Any = tf.random  # its types know little of it
 _WORD = 0xFFFFFFFFFFFFFFFF
@@ -76,7 +77,7 @@ class Random:
     def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Array:
         """Numbers in [0, 1] of the Beta(a, b) distribution, from two of the Gamma distribution."""
         first, second = (
-            _random.stateless_gamma(tuple(shape), typed(key, call), tf.cast(alpha, tf.float64), dtype=tf.float64)
+            _random.stateless_gamma(tuple(shape), typed(key, call), scalar(alpha, tf.float64), dtype=tf.float64)
             for call, alpha in ((1, a), (2, b))
         )
         return tf.cast(first / (first + second), self._dtype)

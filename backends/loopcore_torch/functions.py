@@ -164,7 +164,7 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
         raise ValueError(f"take from an array of shape {tuple(x.shape)} needs axis=")
     at = (axis or 0) % x.ndim
     picked = torch.index_select(x, at, indices.reshape(-1))
-    return picked.reshape(*x.shape[:at], *indices.shape, *x.shape[at + 1 :])
+    return picked.reshape((*x.shape[:at], *indices.shape, *x.shape[at + 1 :]))
 
 
 def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loopcore.array_namespace import ArrayNamespace, host_array, taking_constants
-from loopcore_torch import functions, neural
+from loopcore.array_namespace import LinalgNamespace, host_array, taking_constants
+from loopcore.backend import Tree
+from loopcore.iteration import IteratingNamespace
+from loopcore_torch import functions, linalg, neural, ordering
 from loopcore_torch.arrays import from_numpy
 from loopcore_torch.functions import Number
 
 
-class Linalg:
+@taking_constants("torch")
+class Linalg(LinalgNamespace):
     """``xp.linalg``."""
 
+    __slots__ = ()
     vector_norm = staticmethod(functions.vector_norm)
+    solve = staticmethod(linalg.solve)
+    slogdet = staticmethod(linalg.slogdet)
+    inv = staticmethod(linalg.inv)
 
 
 @taking_constants("torch")
-class Namespace(ArrayNamespace):
+class Namespace(IteratingNamespace):
     """The functions of ``learner.xp``. Creation functions make arrays of one floating dtype on one device.
 
     Args:
@@ -30,11 +37,17 @@ class Namespace(ArrayNamespace):
         device: where arrays are created.
     """
 
-    __slots__ = ("device", "dtype")
+    __slots__ = ("_linalg", "device", "dtype")
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype = dtype
         self.device = device
+        self._linalg = Linalg(self)
+
+    @property
+    def linalg(self) -> Linalg:
+        """Linear algebra."""
+        return self._linalg
 
     # -- creation ----------------------------------------------------------------------------------------------
 
@@ -135,7 +148,6 @@ class Namespace(ArrayNamespace):
     logsumexp = staticmethod(functions.logsumexp)
     matmul = staticmethod(torch.matmul)
     einsum = staticmethod(functions.einsum)
-    linalg = Linalg
 
     # -- networks ----------------------------------------------------------------------------------------------
 
@@ -158,6 +170,22 @@ class Namespace(ArrayNamespace):
     flip = staticmethod(functions.flip)
     take = staticmethod(functions.take)
     take_along_axis = staticmethod(functions.take_along_axis)
+
+    # -- order and sequences -------------------------------------------------------------------------------------
+
+    matrix_transpose = staticmethod(ordering.matrix_transpose)
+    logaddexp = staticmethod(ordering.logaddexp)
+    cumulative_sum = staticmethod(ordering.cumulative_sum)
+    sort = staticmethod(ordering.sort)
+    argsort = staticmethod(ordering.argsort)
+    top_k = staticmethod(ordering.top_k)
+    segment_sum = staticmethod(ordering.segment_sum)
+
+    def _rows(self, x: Tensor) -> Sequence[Tensor]:
+        return x.unbind()  # indexing would make zeros of the whole array for each row's gradient
+
+    def _vmap(self, fn: Callable[..., Any], trees: list[Tree]) -> Tree:
+        return torch.func.vmap(fn)(*trees)
 
     # -- dtypes ------------------------------------------------------------------------------------------------
 

@@ -41,13 +41,55 @@ def scalar(backend: Subject, fn: Any) -> Any:
 def test_every_function_is_tested_here(backend: Subject) -> None:
     tree = make_learner(backend.mlp(W)).tree
     assert {name for name in dir(tree) if not name.startswith("_")} == {
-        *("map", "add", "scale", "lerp", "dot", "global_norm", "all_finite", "zeros_like")
+        *("map", "map_with_path", "add", "sub", "scale", "lerp", "dot", "global_norm", "all_finite", "zeros_like")
     }
 
 
 def test_map(backend: Subject) -> None:
     found = computed(backend, lambda learner, w, v: learner.tree.map(lambda a, b: a * b, w, v))
     backend.close(found, {name: W[name] * V[name] for name in W})
+
+
+def test_map_with_path(backend: Subject) -> None:
+    """The paths are those of the exported weights."""
+    paths: list[str] = []
+
+    def noted(path: str, a: Any, b: Any) -> Any:
+        paths.append(path)
+        return a * (0.0 if path.endswith("bias") else 2.0) + b
+
+    result = computed(backend, lambda learner, w, v: learner.tree.map_with_path(noted, w, v))
+    backend.close(result, {name: W[name] * (0.0 if name.endswith("bias") else 2.0) + V[name] for name in W})
+    assert set(paths) == set(make_learner(backend.mlp(W)).export_weights())
+
+
+def test_paths_of_containers(backend: Subject) -> None:
+    tree = make_learner(backend.mlp(W)).tree
+    named = tree.map_with_path(lambda path, x: path, {"a": {"b": A}, "c": [B, (C, D)]})
+    assert named == {"a": {"b": "a.b"}, "c": ["c.0", ("c.1.0", "c.1.1")]}
+
+
+def test_sub(backend: Subject) -> None:
+    result = computed(backend, lambda learner, w, v: learner.tree.sub(w, v))
+    backend.close(result, {name: W[name] - V[name] for name in W})
+
+
+def test_scale_leaves_integers_integers(backend: Subject) -> None:
+    """The mean of counters is rounded; a whole factor is exact."""
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        xp, tree = learner.xp, {"x": state.x, "n": state.n}
+        state.mean = learner.tree.scale(tree, 1 / 3)
+        state.by_array = learner.tree.scale(tree, xp.full((), 0.5))
+        state.double = learner.tree.scale(state.n, 2)
+
+    learner = make_learner(backend.mlp(W))
+    state = learner.to_host(dict(vars(run(learner, body, x=A, n=np.array([21, 5, -8, 2**24 + 1], np.int32)))))
+    backend.close(state["mean"]["x"], A / 3)
+    np.testing.assert_array_equal(state["mean"]["n"][:3], [7, 2, -3])
+    np.testing.assert_array_equal(state["by_array"]["n"][:3], [11, 3, -4])
+    np.testing.assert_array_equal(state["double"], [42, 10, -16, 2**25 + 2])
+    assert {state[name]["n"].dtype.name for name in ("mean", "by_array")} == {"int32"} == {state["double"].dtype.name}
 
 
 def test_lerp_leaves_integers_integers(backend: Subject) -> None:

@@ -14,6 +14,12 @@ from loopcore.testing.conformance.subject import Subject
 from loopcore.testing.conformance.xp_cases import CASES, DTYPES, NAMES, Case
 
 SMOOTH = [label for label, case in CASES.items() if case.smooth]
+# An array function does not know in which plan it runs: one of each sort, and those of functions, run in all of them.
+IN_EVERY_PLAN = [
+    *("exp", "where number", "where broadcast", "var correction", "linalg vector_norm axis", "linalg solve broadcast"),
+    *("take columns", "take_along_axis", "asarray list", "conv 2d groups, dilation", "max_pool 2d same"),
+    *("layer_norm scale and offset", "einsum ii->i", "sort axis", "segment_sum", "scan", "vmap in_axes"),
+]
 
 
 def learner_of(backend: Subject) -> Any:
@@ -27,7 +33,7 @@ def parts(case: Case) -> dict[str, Array]:
 def test_every_function_has_a_case() -> None:
     assert {label.partition(" ")[0] for label in CASES} - {"operators"} == NAMES - DTYPES
     smooth = {label.partition(" ")[0] for label in SMOOTH}
-    assert NAMES - DTYPES - smooth == {"isfinite", "any", "all", "argmax", "argmin", "one_hot"}
+    assert NAMES - DTYPES - smooth == {"isfinite", "any", "all", "argmax", "argmin", "one_hot", "argsort"}
 
 
 def test_every_function_is_there(backend: Subject) -> None:
@@ -38,6 +44,9 @@ def test_every_function_is_there(backend: Subject) -> None:
 
 def test_an_unknown_name_says_what_there_is(any_plan: Subject) -> None:
     xp = learner_of(any_plan).xp
+    assert {name for name in dir(xp.linalg) if not name.startswith("_")} == {"vector_norm", "solve", "slogdet", "inv"}
+    with pytest.raises(AttributeError, match=r"xp\.linalg has no 'qr'\. It holds .*: inv, slogdet, solve, vector_norm"):
+        _ = xp.linalg.qr
     assert not hasattr(xp, "convolve")
     with pytest.raises(
         AttributeError, match=r"xp has no 'convolve'\. It holds what works on every .*: abs, .*zeros_like"
@@ -46,7 +55,16 @@ def test_an_unknown_name_says_what_there_is(any_plan: Subject) -> None:
 
 
 @pytest.mark.parametrize("label", CASES)
-def test_values_and_dtypes(backend: Subject, label: str) -> None:
+def test_values_and_dtypes(any_plan: Subject, label: str) -> None:
+    check_values(any_plan, label)
+
+
+@pytest.mark.parametrize("label", IN_EVERY_PLAN)
+def test_values_in_every_plan(backend: Subject, label: str) -> None:
+    check_values(backend, label)
+
+
+def check_values(backend: Subject, label: str) -> None:
     case = CASES[label]
     call, names = case.call, list(parts(case))
 
@@ -65,7 +83,16 @@ def test_values_and_dtypes(backend: Subject, label: str) -> None:
 
 
 @pytest.mark.parametrize("label", SMOOTH)
-def test_gradients(backend: Subject, label: str) -> None:
+def test_gradients(any_plan: Subject, label: str) -> None:
+    check_gradients(any_plan, label)
+
+
+@pytest.mark.parametrize("label", IN_EVERY_PLAN)
+def test_gradients_in_every_plan(backend: Subject, label: str) -> None:
+    check_gradients(backend, label)
+
+
+def check_gradients(backend: Subject, label: str) -> None:
     case = CASES[label]
     call, names = case.call, list(parts(case))
     floats = [n for n, array in enumerate(case.arrays) if array.dtype.kind == "f"]
@@ -212,6 +239,8 @@ TWICE = [
     *("conv 2d depthwise, uneven strides", "avg_pool 1d padding above half", "avg_pool 2d same", "avg_pool 2d pairs"),
     *("max_pool 1d pairs", "max_pool 2d same", "max_pool 2d padding", "gelu", "gelu approximate", "silu"),
     *("layer_norm scale and offset", "layer_norm inner axis", "layer_norm outer axes"),
+    *("logaddexp", "cumulative_sum from zero", "sort descending", "top_k", "segment_sum constant segments", "scan"),
+    *("vmap in_axes", "linalg solve broadcast", "linalg slogdet", "linalg inv"),
 ]
 
 

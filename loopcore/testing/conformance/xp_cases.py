@@ -14,7 +14,8 @@ _NAMES = (
     "abs exp log log1p expm1 sqrt square sign tanh sin cos maximum minimum clip where sum mean var max min any all "
     "argmax argmin concat stack reshape permute_dims expand_dims squeeze broadcast_to flip take take_along_axis matmul "
     "zeros zeros_like ones ones_like full full_like arange eye astype isfinite float32 int32 int64 bool linalg relu "
-    "sigmoid softplus softmax log_softmax logsumexp one_hot einsum conv avg_pool max_pool gelu silu layer_norm asarray"
+    "sigmoid softplus softmax log_softmax logsumexp one_hot einsum conv avg_pool max_pool gelu silu layer_norm asarray "
+    "matrix_transpose logaddexp cumulative_sum sort argsort top_k segment_sum scan vmap"
 )
 NAMES = frozenset(_NAMES.split(" "))
 DTYPES = frozenset({"float32", "int32", "int64", "bool"})
@@ -33,6 +34,10 @@ LINE_GROUPS, LINE_DEEP = _draw.normal(size=(3, 2, 6)), _draw.normal(size=(2, 1, 
 PLANE, PLANE_KERNEL = _draw.normal(size=(2, 5, 4, 2)), _draw.normal(size=(3, 2, 2, 3))
 PLANE_DEEP, POINT_KERNEL = _draw.normal(size=(3, 2, 1, 4)), _draw.normal(size=(1, 1, 2, 3))
 WIDE, WIDE_GROUPS = _draw.normal(size=(1, 4, 3, 4)), _draw.normal(size=(2, 2, 2, 6))
+EQUALS = np.array([[2, 1, 2, 0], [1, 1, 3, 1], [0, 3, 0, 3]])
+SEGMENTS = np.array([4, 0, 4])
+SQUARE = _draw.normal(size=(3, 3)) + 3 * np.eye(3)
+SQUARES = np.stack([SQUARE, SQUARE[::-1]])  # determinants of both signs
 HUGE = np.array([[1e3, -1e3, 0.0], [80.0, -80.0, 700.0]])
 
 
@@ -100,6 +105,11 @@ _case("clip below", lambda xp, x: xp.clip(x, min=-0.5), lambda x: np.clip(x, -0.
 _case("clip above", lambda xp, x: xp.clip(x, max=0.5), lambda x: np.clip(x, None, 0.5), X)
 _case("where", lambda xp, c, x, y: xp.where(c, x, y), np.where, BITS, X, Y)
 _case("where broadcast", lambda xp, c, x, y: xp.where(c, x, y), np.where, BITS, ROW, COLUMN)
+_case("where number", lambda xp, x: xp.where(True, x, 0.0), lambda x: x, X)
+_case("where numbers", lambda xp, x: xp.where(False, 5.0, 0.5) * x, lambda x: 0.5 * x, X)
+_case("logaddexp", lambda xp, x, y: xp.logaddexp(x, y), np.logaddexp, X, Y)
+_case("logaddexp equal, broadcast", lambda xp, x, y: xp.logaddexp(x, y), np.logaddexp, X[:1], X)
+_case("logaddexp huge", lambda xp, x, y: xp.logaddexp(x, y), np.logaddexp, HUGE, -HUGE)
 _case("isfinite", lambda xp, x: xp.isfinite(x), np.isfinite, np.array([1.0, np.nan, np.inf, -np.inf]))
 
 # -- along axes
@@ -173,6 +183,7 @@ _case(
     X,
     ALONG,
 )
+_case("take at one place", lambda xp, x: xp.take(x, xp.asarray(1), axis=0), lambda x: x[1], X)
 _case("one_hot", lambda xp, i: xp.one_hot(i, 4), lambda i: np.eye(4)[i], ALONG)
 
 # -- creation
@@ -354,6 +365,94 @@ _einsum("ii->i", X[:, :3])
 _einsum("ii", X[:, :3])
 _einsum("i...i,i", np.stack([X[:, :3], Y[:, :3]], axis=1), COLUMN[:, 0])
 _einsum("ij,kj->ik", INTEGERS, INTEGERS)
+
+# -- order and sequences
+
+
+def _descending(x: Array, axis: int) -> Array:
+    return np.argsort(-x, axis=axis, stable=True)
+
+
+_case("matrix_transpose", lambda xp, x: xp.matrix_transpose(x), lambda x: x.swapaxes(-1, -2), CUBE)
+_case("cumulative_sum", lambda xp, x: xp.cumulative_sum(x), np.cumsum, ROW)
+_case("cumulative_sum axis", lambda xp, x: xp.cumulative_sum(x, axis=1), lambda x: x.cumsum(1), CUBE)
+_case("cumulative_sum integers", lambda xp, x: xp.cumulative_sum(x, axis=-1), lambda x: x.cumsum(-1), INTEGERS)
+_case("cumulative_sum bools", lambda xp, x: xp.cumulative_sum(x, axis=0), lambda x: x.cumsum(0), BITS)
+_case(
+    "cumulative_sum from zero",
+    lambda xp, x: xp.cumulative_sum(x, axis=-2, include_initial=True),
+    lambda x: np.concatenate([np.zeros((2, 1, 4)), x.cumsum(1)], 1),
+    CUBE,
+)
+_case("sort", lambda xp, x: xp.sort(x), np.sort, X)
+_case("sort axis", lambda xp, x: xp.sort(x, axis=1), lambda x: np.sort(x, 1), CUBE)
+_case("sort descending", lambda xp, x: xp.sort(x, axis=0, descending=True), lambda x: -np.sort(-x, 0), CUBE)
+_case("sort integers", lambda xp, x: xp.sort(x, axis=0), lambda x: np.sort(x, 0), INTEGERS)
+_case("argsort", lambda xp, x: xp.argsort(x, axis=0), lambda x: np.argsort(x, 0), CUBE)
+_case("argsort equal", lambda xp, x: xp.argsort(x), lambda x: np.argsort(x, stable=True), EQUALS)
+_case("argsort descending", lambda xp, x: xp.argsort(x, descending=True), lambda x: _descending(x, -1), EQUALS)
+_case("top_k", lambda xp, x: xp.top_k(x, 2)[0], lambda x: -np.sort(-x)[:, :2], X)
+_case("top_k axis", lambda xp, x: xp.top_k(x, 1, axis=1)[0], lambda x: x.max(1, keepdims=True), CUBE)
+_case("top_k indices", lambda xp, x: xp.top_k(x, 2, axis=0)[1], lambda x: _descending(x, 0)[:2], X)
+_case("segment_sum", lambda xp, x, i: xp.segment_sum(x, i, 5), lambda x, i: xp_oracle.segment_sum(x, i, 5), X, SEGMENTS)
+_case(
+    "segment_sum constant segments",
+    lambda xp, x: xp.segment_sum(x, xp.asarray([4, 0, 4]), num_segments=5),
+    lambda x: xp_oracle.segment_sum(x, SEGMENTS, 5),
+    X,
+)
+_case(
+    "segment_sum of numbers",
+    lambda xp, x, i: xp.segment_sum(x, i, 5),
+    lambda x, i: xp_oracle.segment_sum(x, i, 5),
+    INTEGERS[:, 0],
+    SEGMENTS,
+)
+_case("linalg solve", lambda xp, a, b: xp.linalg.solve(a, b), np.linalg.solve, SQUARE, X)
+_case("linalg solve vector", lambda xp, a, b: xp.linalg.solve(a, b), np.linalg.solve, SQUARE, X[:, 0])
+_case("linalg solve batched", lambda xp, a, b: xp.linalg.solve(a, b), np.linalg.solve, SQUARES, CUBE)
+_case("linalg solve broadcast", lambda xp, a, b: xp.linalg.solve(a, b), np.linalg.solve, SQUARES, X)
+_case("linalg solve one for all", lambda xp, a, b: xp.linalg.solve(a, b), np.linalg.solve, SQUARE, CUBE)
+_case("linalg slogdet", lambda xp, x: xp.linalg.slogdet(x)[1], lambda x: np.linalg.slogdet(x)[1], SQUARES)
+_case(
+    "linalg slogdet sign",
+    lambda xp, x: xp.linalg.slogdet(x)[0] + 0 * x[:, 0, 0],
+    lambda x: np.array([1.0, -1.0]),
+    SQUARES,
+)
+_case("linalg inv", lambda xp, x: xp.linalg.inv(x), np.linalg.inv, SQUARES)
+
+
+def _rnn(xp: Any, x: Any, weights: Any) -> Any:
+    """States of a network that is fed the rows of ``x``, and the last one; it also counts the rows."""
+
+    def step(carry: Any, row: Any) -> Any:
+        state = xp.tanh(xp.matmul(carry["state"], weights) + row["x"])
+        return {"state": state, "rows": carry["rows"] + 1}, (state, carry["rows"])
+
+    last, (states, numbers) = xp.scan(step, {"state": x[0] * 0.5, "rows": 0}, {"x": x})
+    return xp.concat(
+        [states, xp.stack([last["state"]]), 0.0 * states[:1] + xp.astype(xp.sum(numbers) + last["rows"], x.dtype)]
+    )
+
+
+_case("scan", _rnn, xp_oracle.rnn, X, _draw.normal(size=(4, 4)))
+_case("scan of numbers", lambda xp, x: xp.scan(lambda c, v: (c * v, c), 1.0, x)[0], np.prod, ROW)
+_case("vmap", lambda xp, x: xp.vmap(lambda row: xp.sum(row) * row)(x), lambda x: x.sum(1, keepdims=True) * x, X)
+_case(
+    "vmap in_axes",
+    lambda xp, x, y, z: xp.vmap(lambda a, b, c: xp.matmul(a["a"], b) + c, in_axes=(0, 1, None))({"a": x}, y, z),
+    lambda x, y, z: np.einsum("nij,jn->ni", x, y) + z,
+    CUBE,
+    X.T[:, :2],
+    COLUMN[:, 0],
+)
+_case(
+    "vmap of several",
+    lambda xp, x: xp.sum(xp.vmap(lambda row: (row, [xp.max(row)]))(x)[1][0] * xp.asarray([1.0, 2.0, 3.0])),
+    lambda x: x.max(1) @ [1.0, 2.0, 3.0],
+    X,
+)
 
 # -- operators: what else is portable on arrays, spelled as in NumPy
 

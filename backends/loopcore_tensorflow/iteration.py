@@ -1,0 +1,43 @@
+"""``xp.scan`` as a loop of TensorFlow's own, which a program holds once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optree
+import tensorflow as tf
+
+from loopcore.backend import Tree
+from loopcore.iteration import check_carry
+
+
+def scan(fn: Callable[[Any, Any], tuple[Any, Any]], init: Tree, xs: Tree) -> tuple[Tree, Tree]:
+    """``xp.scan`` with tensors for leaves."""
+    columns, xs_spec = optree.tree_flatten(xs)
+    length = columns[0].shape[0]
+    count = tf.shape(columns[0])[0]
+
+    def row(number: Any) -> Tree:
+        return optree.tree_unflatten(xs_spec, [tf.gather(column, number) for column in columns])
+
+    carry, y = fn(init, row(0))  # by itself: what it returns tells what the others do
+    check_carry(init, carry)
+    carries, carry_spec = optree.tree_flatten(carry)
+    ys, ys_spec = optree.tree_flatten(y)
+    places = [tf.TensorArray(part.dtype, count, element_shape=part.shape).write(0, part) for part in ys]
+
+    def step(number: Any, carries: list[Any], places: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+        carry, y = fn(optree.tree_unflatten(carry_spec, carries), row(number))
+        parts = optree.tree_leaves(y)
+        filled = [place.write(number, part) for place, part in zip(places, parts, strict=True)]
+        return number + 1, optree.tree_leaves(carry), filled
+
+    _, carries, places = tf.while_loop(
+        lambda number, carries, places: number < count,
+        step,
+        (tf.constant(1), carries, places),
+        maximum_iterations=None if length is None else max(length - 1, 1),
+    )
+    stacked = [place.stack() for place in places]
+    return optree.tree_unflatten(carry_spec, carries), optree.tree_unflatten(ys_spec, stacked)
