@@ -56,13 +56,14 @@ def network(params: Any, state: Any, x: Any, train: bool) -> tuple[Any, Any]:
     return lc.xp.mean(x, axis=(1, 2)) @ params["out"]["weight"] + params["out"]["bias"], new
 
 
-def make(*, batch_size: int = 32, **options: Any) -> lc.Learner:
+def make(*, batch_size: int = 32, channels: tuple[int, int] = (16, 32), **options: Any) -> lc.Learner:
     """A learner for the digits, a fifth of them for validation."""
     seed = options.get("seed", 0)
     train, valid = lc.data.split(common.digits(), 0.8, seed=0)
     data = lc.data.batches(train, batch_size, shuffle=True, seed=seed), lc.data.batches(valid, 120)
     parts: dict[str, Any] = {"callbacks": [lc.Metrics(lc.accuracy)], **options}
-    return lc.Learner((network, *first_weights(seed=seed)), lc.losses.cross_entropy, lc.Adam(3e-3), data, **parts)
+    model = network, *first_weights(channels, seed)
+    return lc.Learner(model, lc.losses.cross_entropy, lc.Adam(3e-3), data, **parts)
 
 
 def main() -> None:

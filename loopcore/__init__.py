@@ -26,7 +26,8 @@ from loopcore.callbacks.stopping import StopOnNaNLoss
 from loopcore.callbacks.traces import LogTraces, Traces
 from loopcore.callbacks.wrappers import ConditionalCallback, throttle
 from loopcore.checkpoint import load_weights
-from loopcore.choice import follow_environment, use, using
+from loopcore.choice import follow_environment as _follow_environment
+from loopcore.choice import use, using
 from loopcore.errors import (
     AccessError,
     CancelEpochException,
@@ -67,7 +68,7 @@ from loopcore.sharpness import SAMTrainingPhase
 
 __version__ = "0.1.0"
 
-follow_environment()
+_follow_environment()
 
 __all__ = [
     "NO_CONFLICT",

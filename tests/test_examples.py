@@ -8,6 +8,7 @@ import io
 import itertools
 import re
 import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import loopcore as lc
-from examples import byol, char_lm, common, custom_step, sam, vae, wgan_gp
+from examples import byol, char_lm, common, convnet, custom_step, sam, transformer, vae, wgan_gp
 from loopcore.testing.plugin import chosen
 
 EXAMPLES = Path(common.__file__).parent
@@ -27,8 +28,9 @@ NO_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tok
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each test that asks for a backend runs on every one that is installed, or on those of ``--backend``."""
-    if "native" in metafunc.fixturenames:
-        metafunc.parametrize("native", chosen(metafunc.config), indirect=True)
+    for name in ("native", "backend"):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, chosen(metafunc.config), indirect=True)
 
 
 @pytest.fixture
@@ -232,6 +234,43 @@ def test_char_lm_carries_the_hidden_state_through_an_epoch(native: Any) -> None:
     assert len(pieces) == 4
     for found in hidden:
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---- models that belong to no framework
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a backend, which is chosen."""
+    with lc.using(request.param):
+        yield request.param
+
+
+def test_convnet_knows_digits(backend: str) -> None:
+    learner = fitted(convnet.make(batch_size=16, channels=(8, 16)), 3, phases=2)
+    assert learner.backend.name == backend
+    assert last(learner, "val_accuracy") > 0.85
+    weights = learner.export_weights()
+    kept = [weights[f"{block}.{name}"] for block in (0, 1) for name in ("mean", "variance")]
+    assert [value.shape for value in kept] == [(8,), (8,), (16,), (16,)] and all(np.ptp(value) > 0 for value in kept)
+
+
+def test_transformer_draws_digits(backend: str) -> None:
+    learner = fitted(transformer.make(width=16, layers=1), 3, phases=2)
+    assert learner.backend.name == backend
+    assert last(learner, "val_bits") < 2.9
+    images = transformer.drawn(learner, np.array([0, 1]))
+    assert images.shape == (2, 8, 8) and 0 <= images.min() < 0.1 and 0.4 < images.max() <= 1
+
+
+def test_transformer_looks_at_nothing_that_comes_later() -> None:
+    learner = transformer.make(width=16, layers=1, **QUIET)
+    symbols = transformer.texts()[0][:2]
+    others = symbols.copy()
+    others[:, 40:] = 0
+    found, expected = (common.forward(learner, texts) for texts in (others, symbols))
+    np.testing.assert_array_equal(found[:, :40], expected[:, :40])
+    assert (found[:, 40:] != expected[:, 40:]).any()
 
 
 # ---- the same losses everywhere: each backend in float32 against NumPy in float64

@@ -35,6 +35,7 @@ DOCUMENTED = (FunctionType, property, cached_property, staticmethod, classmethod
 CONSTANTS = {
     *("loopcore.NO_CONFLICT", "loopcore.UNRESOLVABLE", "loopcore.LearningRate", "loopcore.WeightDecay"),
 }
+OBJECTS = {"loopcore.xp", "loopcore.tree", "loopcore.random"}  # one of each, with functions as a module has
 WITHOUT_EXAMPLE: dict[str, str] = {}  # full name -> why an example would say nothing; each of them must still lack one
 REFERENCE = (Path(__file__).parent.parent / "docs" / "reference.md").read_text(encoding="utf-8")
 MET_ON_A_LEARNER = re.findall(r"^\.\. autoclass:: (loopcore[\w.]*)$", REFERENCE, re.MULTILINE)
@@ -77,7 +78,8 @@ def described(documented: Any) -> list[str]:
 
 
 def test_the_names_are_those_of_eight_modules() -> None:
-    assert {type(value) for full, value in NAMES.items() if full not in {*CODE, *CONSTANTS}} == {ModuleType}
+    assert {type(value) for full, value in NAMES.items() if full not in {*CODE, *CONSTANTS, *OBJECTS}} == {ModuleType}
+    assert set(NAMES) >= OBJECTS and all(examples(type(NAMES[full])) for full in OBJECTS)
     assert len(CODE) > 50 and "loopcore.errors.TraceError" in CODE
 
 
