@@ -62,7 +62,7 @@ def assert_same(found: Any, expected: Any, atol: float = 1e-6) -> None:
 
 # -- the same weights as after a fit of Keras
 
-OPTIMIZERS: dict[str, Callable[[], Any]] = {
+HONOURED: dict[str, Callable[[], Any]] = {
     "global_clipnorm": lambda: keras.optimizers.SGD(0.5, global_clipnorm=0.01),
     "clipvalue": lambda: keras.optimizers.SGD(0.5, clipvalue=0.001),
     "accumulation": lambda: keras.optimizers.SGD(0.1, momentum=0.9, gradient_accumulation_steps=2),
@@ -70,11 +70,11 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", HONOURED)
 def test_an_optimizer_is_honoured(name: str) -> None:
     mine = network()
-    learner_of(mine, OPTIMIZERS[name]()).fit(2)
-    assert_same(mine, fitted(network(), OPTIMIZERS[name](), epochs=2))
+    learner_of(mine, HONOURED[name]()).fit(2)
+    assert_same(mine, fitted(network(), HONOURED[name](), epochs=2))
 
 
 def test_a_convolutional_network_ends_where_the_fit_of_keras_does() -> None:
@@ -428,7 +428,8 @@ def test_a_metric_with_a_value_for_each_class_is_kept_by_class() -> None:
         default_callbacks=False,
     )
     learner.fit(1)
-    np.testing.assert_allclose(learner.history["F1Score"][0], keras.ops.convert_to_numpy(metric.result()), atol=1e-6)
+    found: Any = learner.history["F1Score"][0]
+    np.testing.assert_allclose(found, keras.ops.convert_to_numpy(metric.result()), atol=1e-6)
 
 
 def test_a_metric_that_is_fed_apart_has_the_same_value() -> None:
