@@ -126,8 +126,8 @@ def _dispatching(name: str, inside: str) -> Callable[..., Any]:
         if learner is not None and len(args) == 1 and not kwargs and owner_of(args[0]) == learner.backend.name:
             return function_of(learner.backend)(args[0])  # what most calls are, in a third of the time
         try:
-            leaves = args[1:] if name == "scan" else ()  # trees
-            backend = creating() if name in CREATION else backend_of([*args, *optree.tree_leaves(leaves)])
+            leaves = optree.tree_leaves(cast(Any, args[1:])) if name == "scan" else []  # of trees
+            backend = creating() if name in CREATION else backend_of([*args, *leaves])
         except BackendError as error:
             raise type(error)(f"xp.{title}: {error}") from None
         if "dtype" in kwargs:
@@ -145,7 +145,7 @@ def _vmap(fn: Callable[..., Any], in_axes: int | Sequence[int | None] | None = 0
     """``learner.xp.vmap``, on the backend whose arrays the function gets."""
 
     def mapped(*args: Any) -> Any:
-        return backend_of(optree.tree_leaves(args)).xp.vmap(fn, in_axes)(*args)
+        return backend_of(optree.tree_leaves(cast(Any, args))).xp.vmap(fn, in_axes)(*args)
 
     return mapped
 

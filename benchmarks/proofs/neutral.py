@@ -31,7 +31,7 @@ def measure(steps: int) -> dict[str, dict[str, list[float]]]:
         for backend in BACKENDS:
             values = losses[network][backend] = neutral_losses(network, backend, steps)
             apart = np.abs(np.array(values) / losses[network]["numpy"] - 1).max()
-            print(f"{network} on {backend}: largest relative difference {apart:.1e}, last loss {values[-1]:.4f}", flush=True)
+            print(f"{network} on {backend}: largest relative difference {apart:.1e}, last {values[-1]:.4f}", flush=True)
             assert len(values) == steps and apart < LIMIT, f"{network} on {backend}"
     return losses
 
@@ -68,7 +68,10 @@ def main() -> None:
         draw(json.loads(RESULT.read_text(encoding="utf-8")))
         return
     losses = measure(STEPS)
-    rounded = {network: {b: [float(f"{v:.9g}") for v in values] for b, values in curves.items()} for network, curves in losses.items()}
+    rounded = {
+        network: {backend: [float(f"{value:.9g}") for value in values] for backend, values in curves.items()}
+        for network, curves in losses.items()
+    }
     RESULT.write_text(json.dumps(rounded) + "\n", encoding="utf-8")
     draw(losses)
 

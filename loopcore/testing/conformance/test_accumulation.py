@@ -174,7 +174,7 @@ def test_nothing_is_updated_after_a_loss_that_is_not_finite(backend: Subject, si
 class Blind(lc.StopOnNaNLoss):
     """The guard as long as its host has not looked."""
 
-    def look(self, learner: Any, phase: Any) -> None:
+    def look(self, learner: Any, phase: Any, event: Any) -> None:
         """Not yet."""
 
     def look_again(self, learner: Any, phase: Any) -> None:
