@@ -74,6 +74,7 @@ def test_a_convolutional_network(clipped: bool) -> None:
     optimizer = with_decay(by_hand)
     one_cycle = OneCycleLR(optimizer, [0.1, 0.05], total_steps=epochs * steps)
     loss_fn = nn.CrossEntropyLoss(label_smoothing=0.1)
+    outputs: list[tuple[Tensor, Tensor]] = []
     for _ in range(epochs):
         by_hand.train()
         for x, y in train:
