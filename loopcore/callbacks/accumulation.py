@@ -170,10 +170,9 @@ class GradientAccumulation(Callback):
         if self._position and event.outcome == "completed":
             learner.run_step(self._rest, {})
             learner.shared.accumulation.updates += 1
-        elif event.outcome != "completed":
-            mean, _ = learner.shared.accumulated
-            if not bool(learner.to_host(learner.tree.is_bounded(mean))):  # nothing of it may come into a checkpoint
-                learner.shared.accumulated = learner.tree.zeros_like(mean), counter(learner)
+        mean, _ = learner.shared.accumulated
+        if not bool(learner.to_host(learner.tree.is_bounded(mean))):  # what is over may not come into a checkpoint
+            learner.shared.accumulated = learner.tree.zeros_like(mean), counter(learner)
         self._position = 0
 
     def state_dict(self) -> dict[str, Any]:
