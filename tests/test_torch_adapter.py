@@ -1961,3 +1961,26 @@ def test_lazy_modules_get_their_shapes_from_the_first_batch() -> None:
     np.testing.assert_array_equal(learner.export_weights()["1.running_mean"], np.zeros(4))
     assert learner.fit(1).status == "completed"
     assert learner.runs.attempts["training"] == 2
+
+
+def test_an_average_of_half_precision_is_kept_in_float32() -> None:
+    model = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    nn.init.zeros_(model.weight)
+    learner = lc.Learner(
+        model,
+        lc.losses.mse,
+        torch.optim.SGD(model.parameters(), 0.25),
+        data=([(np.ones((4, 1), np.float32),) * 2] * 300, None),
+        callbacks=[lc.AveragedWeights(0.999)],
+        default_callbacks=False,
+    )
+    learner.fit(2)
+    average, weight = 0.0, 0.0
+    for _ in range(600):
+        weight += 0.5 * (1 - weight)
+        average = 0.999 * average + 0.001 * weight
+    kept = learner.shared.averaged_params["weight"]
+    assert kept.dtype == torch.float32
+    assert kept.item() == pytest.approx(average, rel=1e-3)
+    learner.params.value = learner.shared.averaged_params
+    assert model.weight.dtype == torch.bfloat16

@@ -131,3 +131,19 @@ def test_the_average_becomes_the_model(backend: Subject) -> None:
     learner.params.value = learner.shared.averaged_params
     mean = {name: np.mean([point[name] for point in trajectory()[1:]], axis=0) for name in W}
     backend.close(backend.weights(learner), mean)
+
+
+def test_it_begins_with_the_weights_of_the_first_step(backend: Subject) -> None:
+    learner = averaging(backend, lc.AveragedWeights(DECAY), data=(None, PAIRS[:1]))
+    for name, value in learner.export_weights().items():
+        learner.import_weights({**learner.export_weights(), name: value + 1.0})
+    start = backend.weights(learner)
+    seen: list[Any] = []
+    look = At(lc.StepEnd, lambda one, phase: seen.append(one.export_weights()), reads=("params", "buffers"))
+    learner.callbacks.add(look)
+    learner.run_epoch(lc.ValidationPhase())  # before any step, the average is the weights
+    backend.close(backend.native.neutral(seen[0]), start)
+    train(learner, PAIRS[:1])
+    after = backend.weights(learner)
+    wanted = {name: DECAY * start[name] + (1 - DECAY) * after[name] for name in start}
+    backend.close(backend.leaves(learner, learner.shared.averaged_params), wanted)

@@ -66,9 +66,8 @@ def interrupted(make: Callable[[], lc.Learner], step: int) -> int:
     number = 1
     while True:
         learner = make()
-        with At_line(number) as moment:
-            with suppress(KeyboardInterrupt):
-                learner.fit(1)
+        with At_line(number) as moment, suppress(KeyboardInterrupt):
+            learner.fit(1)
         if not moment.where:
             return number
         runs = learner.runs
@@ -129,16 +128,16 @@ def test_a_handler_that_is_not_found_locks_nothing(backend: Subject) -> None:
 @pytest.mark.parametrize("what", ["step", "fit", "epoch", "predict"])
 def test_another_thread_is_refused_while_a_step_runs(backend: Subject, what: str) -> None:
     raised: list[BaseException] = []
-    call = {
-        "step": lambda: learner.run_step(lc.TrainingPhase(), PAIRS[0]),
-        "fit": lambda: learner.fit(1),
-        "epoch": lambda: learner.run_epoch(lc.TrainingPhase()),
-        "predict": lambda: learner.predict([PAIRS[0][0]]),
-    }[what]
+    calls: dict[str, Callable[[lc.Learner], Any]] = {
+        "step": lambda learner: learner.run_step(lc.TrainingPhase(), PAIRS[0]),
+        "fit": lambda learner: learner.fit(1),
+        "epoch": lambda learner: learner.run_epoch(lc.TrainingPhase()),
+        "predict": lambda learner: learner.predict([PAIRS[0][0]]),
+    }
 
     def other() -> None:
         try:
-            call()
+            calls[what](learner)
         except BaseException as error:
             raised.append(error)
 
