@@ -130,7 +130,9 @@ def _left_twice(names: Sequence[str], leaves: Sequence[tuple[str, ...]]) -> Iter
     owners: dict[str, str] = {}
     for name, paths in zip(names, leaves, strict=True):
         for path in paths:
-            if path in owners:
+            if owners.get(path) == name:
+                yield CallbackError(f"there are two {name} in the list: write one that does the work of both")
+            elif path in owners:
                 yield CallbackError(f"{owners[path]} and {name} both leave {path}: rename it in one of them")
             owners[path] = name
 

@@ -132,7 +132,7 @@ class Learner:
         name = registry.infer(models, neutral=choice.name) if backend is None else choice.resolve(backend)
         device = choice.device_of(name) if device is None else device
         self.backend = registry.make(name, device=device, compile=compile)
-        self.data = data
+        self._data = named_data(data)
         self.phases = checked_phases(phases)
         self.runs = Runs(self)
         rehearsal.build(self, models)

@@ -312,7 +312,18 @@ class Silent(lc.TrainingPhase):
         learner.minimize(lambda: learner.loss_fn(learner.model(state.xs), state.ys))
 
 
+def test_data_are_assigned_as_they_are_passed() -> None:
+    learner = toy_learner(data=([BATCH], None))
+    learner.data = ([BATCH] * 3, None)
+    learner.fit(1)
+    assert learner.shared.history["training"].steps == 3
+    with pytest.raises(DataError, match="ambiguous"):
+        learner.data = [BATCH]
+
+
 def test_what_is_no_callback_says_what_to_write() -> None:
+    with pytest.raises(CallbackError, match="there are two Metrics in the list"):
+        toy_learner([lc.Metrics(), lc.Metrics("x")])
     with pytest.raises(CallbackError, match=r"Hooks\.on_epoch_end is heard by nobody.*@lc\.on\(lc\.EpochEnd\)"):
         toy_learner([Hooks()])
     with pytest.raises(CallbackError, match=r"@lc\.on\(lc\.StepBegin, lc\.AbstractValidationPhase\)"):
