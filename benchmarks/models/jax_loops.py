@@ -48,9 +48,7 @@ def bench(size: Size, threads: int, only: str) -> Bench:
         *loopcore_loops.fed(
             on_host,
             Variant("raw, NumPy batches", RawLoop(params())),
-            loopcore_loops.variants(
-                model, lc.losses.cross_entropy, lambda _: lc.Adam(LEARNING_RATE), ", NumPy batches"
-            ),
+            loopcore_loops.variants(*neutral, ", NumPy batches"),
         ),
         *loopcore_loops.listeners(*neutral),
         *loopcore_loops.listeners(*neutral, writes=True),
