@@ -260,8 +260,9 @@ class Models:
         """
         wanted = set(paths)
         for one in self._bound.values():
-            if hasattr(one.library, "check_trained") and not wanted.isdisjoint(one.params.paths):
-                one.library.check_trained()
+            check = getattr(one.library, "check_trained", None)
+            if check is not None and not wanted.isdisjoint(one.params.paths):
+                check()
 
     # -- forward -----------------------------------------------------------------------------------------------
 

@@ -110,7 +110,7 @@ class Metrics(Callback):
         """Let the next step go on from the numbers that an object has; those of one that is fed apart are not asked."""
         for name, variable in zip(self._arrays.get(metric.name, ()), metric.variables, strict=False):
             programmed = metric in self._programmed
-            setattr(learner.shared, name, np.array(variable.value) if programmed else 0.0)
+            setattr(learner.shared, name, np.asarray(variable.value).copy() if programmed else 0.0)
 
     @on(EpochBegin)
     def begin_epoch(self, learner: Any, phase: Any) -> None:
