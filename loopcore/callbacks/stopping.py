@@ -137,8 +137,8 @@ class StopOnNaNLoss(Callback):
         known = type(first) is int
         if known and first >= 0:
             return False
-        finite = isfinite(loss) if isinstance(loss, (int, float)) else xp.all(xp.isfinite(loss))
-        good = both(finite, sound) if isinstance(finite, bool) else finite & sound
+        finite = isfinite(loss) if type(loss) in (int, float) else xp.all(xp.isfinite(loss))
+        good = both(finite, sound) if type(finite) is bool else finite & sound
         if good is True:
             return True if known else first < 0
         why = cause if finite is True else _LOSS if finite is False else xp.where(finite, cause, _LOSS)
