@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import optree
 
-from loopcore.backend import Backend, Tree
+if TYPE_CHECKING:
+    from loopcore.backend import Backend, Tree
 
 
 class TreeMath:
