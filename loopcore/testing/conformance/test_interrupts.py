@@ -88,7 +88,7 @@ def test_an_interrupt_at_any_line_leaves_a_learner_that_trains(backend: Subject,
         return learner
 
     learners: list[lc.Learner] = []
-    assert interrupted(make, 97 if nested else 41) > 200
+    assert interrupted(make, 31 if nested else 7) > 200
     learners[-1].save(tmp_path / "run.safetensors")
     learners[-1].predict([PAIRS[0][0]])
 
