@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from types import MemberDescriptorType
 from typing import Any, TypeAlias, TypeVar, cast
@@ -65,8 +65,8 @@ def taking_constants(backend: str, *, converts: bool = False) -> Callable[[_Clas
         for name, member in list(vars(cls).items()):
             if isinstance(member, staticmethod):
                 title = f"{cast(Any, cls)._title}.{name.lstrip('_')}"
-                function = refusing(title, member.__func__, backend) if converts else member.__func__
-                setattr(cls, name, _taking(title, function, backend))
+                taking = _converting if converts else _taking
+                setattr(cls, name, taking(title, member.__func__, backend))
         return cls
 
     return decorated
@@ -98,6 +98,35 @@ def _taking(title: str, function: Callable[..., Any], backend: str) -> Callable[
     return call
 
 
+def _converting(title: str, function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+    """The same where the framework converts by itself: floats of NumPy get the parameters' dtype all the same."""
+    inner = _taking(title, function, backend)
+
+    @wraps(function, assigned=("__name__", "__doc__"), updated=())
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        owners = owners_of(args)
+        if owners - {backend, "numpy"}:
+            raise BackendError(f"{title}: {mixture({backend, *owners})}")
+        if "numpy" in owners:
+            xp = self._xp if isinstance(self, LinalgNamespace) else self
+            args = tuple(_native_leaves(args, lambda x: xp.asarray(x) if _is_host_float(x) else x))
+        return inner(self, *args, **kwargs)
+
+    return call
+
+
+def _is_host_float(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and is_floating(value.dtype)
+
+
+def _native_leaves(values: Sequence[Any], fn: Callable[[Any], Any]) -> list[Any]:
+    """A function of arguments, and of what lists and tuples among them hold."""
+    return [
+        type(value)(_native_leaves(value, fn)) if type(value) is list or type(value) is tuple else fn(value)
+        for value in values
+    ]
+
+
 def _native(xp: Any, title: str, backend: str, args: tuple[Any, ...], error: Exception) -> tuple[Any, ...]:
     """The arguments with NumPy's arrays made native, and a number in the place of the array."""
     owners = owners_of(args)
@@ -110,13 +139,7 @@ def _native(xp: Any, title: str, backend: str, args: tuple[Any, ...], error: Exc
         if number:
             return args
         raise error
-
-    def native(value: Any) -> Any:
-        if type(value) is list or type(value) is tuple:
-            return type(value)(map(native, value))
-        return xp.asarray(value) if owner_of(value) == "numpy" else value
-
-    return tuple(map(native, args))
+    return tuple(_native_leaves(args, lambda x: xp.asarray(x) if owner_of(x) == "numpy" else x))
 
 
 def refusing(title: str, function: Callable[..., Any], backend: str) -> Callable[..., Any]:

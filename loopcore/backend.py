@@ -384,6 +384,10 @@ class Extras(Protocol):
         """Whether an optimizer needs the loss: then `Backend.update` takes it as a third argument."""
         ...
 
+    def advice(self, error: Exception) -> str | None:
+        """What to write instead where an error of the framework, raised in a step body, is typical of neutral code."""
+        ...
+
     def tree_names(self, tree: Tree) -> list[str]:
         """What the leaves of a tree of the framework's own kinds are called in exported weights, in their order."""
         ...

@@ -12,6 +12,7 @@ from functools import wraps
 from types import CodeType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from loopcore.advice import advise
 from loopcore.backend import DrawKey
 from loopcore.dispatch import NOBODY, Handler, deliver, merge
 from loopcore.errors import CancelEpochException, CancelException, CancelScopeError, CancelStepException
@@ -172,6 +173,8 @@ def execute_step(
             error = caught
             outcome = "failed" if not isinstance(caught, CancelException) else "cancelled" if begun else "skipped"
             runs.missed[runner.name] = runs.missed.get(runner.name, 0) + 1
+            if outcome == "failed" and begun:
+                advise(caught, learner, phase)
         if isinstance(error, CancelStepException):
             error = None
         state.outcome = outcome

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from itertools import count, groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
+
+from loopcore.array_namespace import is_floating
 from loopcore.backend import CompilingBackend, CutError, DrawKey, Tree
 from loopcore.callback import only_looks
 from loopcore.dispatch import Asleep, Handler, deliver
@@ -222,6 +225,7 @@ class Trace:
         self._start: Start | None = start
         self._lefts = lefts
         self._given: dict[str, Any] = {}
+        self._attributes: dict[str, Any] = {}  # arrays of the phase
         self._done = [found for left in lefts for found in left.gradients]
         self._computed: list[Any] = []
         self._passed = self._gradients = self._depth = 0
@@ -238,14 +242,14 @@ class Trace:
         finally:  # a program that is made must not keep the arrays or placeholders of its first step
             self._state, self._start, self._lefts, self._first = State(), None, [], None
             self._inputs, self._looks = [], []
-            self._given, self._done, self._computed = {}, [], []
+            self._given, self._attributes, self._done, self._computed = {}, {}, [], []
 
     def _run(self, state: State, start: Start) -> tuple[Tree, Reached]:
         runner = self.runner
         key = DrawKey(self._learner.seed, runner.stream, self._attempt)
         try:
             self._backend.run_body(runner.call, key, self._body, state, self._handle)
-            self._check_phase(start)
+            self._check_phase()
             outputs, reached = self._collect(None, ())
         except _Cut as cut:
             outputs, reached = cut.outputs, cut.reached
@@ -253,9 +257,9 @@ class Trace:
         outputs["looks"] = [looked for looked, _ in self._looks]
         return outputs, reached._replace(looks=tuple(look for _, look in self._looks))
 
-    def _check_phase(self, start: Start) -> None:
+    def _check_phase(self) -> None:
         """Refuse arrays that the body left in attributes of the phase: they have no value once the trace is over."""
-        phase, given = self.runner.phase, start.phase
+        phase, given = self.runner.phase, self._attributes
         left = [n for n, value in vars(phase).items() if self._backend.is_array(value) and value is not given.get(n)]
         if left:
             names = ", ".join(f"{type(phase).__name__}.{name}" for name in left)
@@ -299,6 +303,16 @@ class Trace:
         found = [self._backend.signature(leaf) for leaf in self._backend.tree_leaves(value) if hasattr(leaf, "dtype")]
         return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in found)
 
+    def _fitting(self, inputs: Mapping[str, Tree], originals: Mapping[str, Any]) -> dict[str, Tree]:
+        """Inputs in place of NumPy arrays; of floats in the parameters' dtype, as ``xp.asarray`` has them."""
+        xp = self._backend.xp
+        return {
+            name: xp.astype(value, xp.zeros(()).dtype)
+            if isinstance(originals.get(name), np.ndarray) and is_floating(originals[name].dtype)
+            else value
+            for name, value in inputs.items()
+        }
+
     @contextmanager
     def _installed(self, carried: Tree, start: Start) -> Iterator[State]:
         """Everything a body can reach is an input; afterwards it is as it was."""
@@ -318,11 +332,12 @@ class Trace:
         try:
             runs.step, runs.attempt, runs.gradient, runs.drawn = state, self._attempt, self._gradient, self._drawn
             self.runner.handle = self._handle
-            vars(phase).update(start.phase)
+            self._attributes = self._fitting(start.phase, attributes)
+            vars(phase).update(self._attributes)
             backend.put_carried(carried)
             backend.put_hyper_values(start.optimizers)
             learner.hyper._put_values(start.hyper)
-            there = start.shared | carried_words
+            there = self._fitting(start.shared, shared) | carried_words
             learner.shared._hide({name: shared[name] for name in shared if name not in there}, self._hear)
             shared.update(there)
             self._given = dict(shared)

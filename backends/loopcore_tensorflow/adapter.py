@@ -360,6 +360,16 @@ class Backend:
         """Shape and NumPy dtype, without fetching it."""
         return arrays.signature(array)
 
+    def advice(self, error: Exception) -> str | None:
+        """Operators take one dtype."""
+        text = str(error)
+        if not any(words in text for words in ("does not match type", "tensor but is a", "requested dtype")):
+            return None
+        return (
+            "operators of TensorFlow take arrays of one dtype; for every backend write xp.astype(a, b.dtype), as in "
+            "xp.astype(xp.argmax(y, axis=-1), ys.dtype) == ys, and xp.asarray for arrays of NumPy"
+        )
+
     def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         """Map over the leaves of trees of one structure; None stays."""
         return optree.tree_map(fn, tree, *rest)
