@@ -126,8 +126,8 @@ def _dispatching(name: str, inside: str) -> Callable[..., Any]:
         if learner is not None and len(args) == 1 and not kwargs and owner_of(args[0]) == learner.backend.name:
             return function_of(learner.backend)(args[0])  # what most calls are, in a third of the time
         try:
-            leaves = optree.tree_leaves(cast(Any, args[1:])) if name == "scan" else []  # of trees
-            backend = creating() if name in CREATION else backend_of([*args, *leaves])
+            leaves = _leaves(args) if name == "scan" else args
+            backend = creating() if name in CREATION else backend_of(leaves)
         except BackendError as error:
             raise type(error)(f"xp.{title}: {error}") from None
         if "dtype" in kwargs:
@@ -145,9 +145,13 @@ def _vmap(fn: Callable[..., Any], in_axes: int | Sequence[int | None] | None = 0
     """``learner.xp.vmap``, on the backend whose arrays the function gets."""
 
     def mapped(*args: Any) -> Any:
-        return backend_of(optree.tree_leaves(cast(Any, args))).xp.vmap(fn, in_axes)(*args)
+        return backend_of(_leaves(args)).xp.vmap(fn, in_axes)(*args)
 
     return mapped
+
+
+def _leaves(args: Tree) -> list[Any]:
+    return optree.tree_leaves(args)
 
 
 def _native_dtype(backend: Backend, dtype: Any) -> Any:

@@ -332,3 +332,15 @@ def test_the_adapter_has_all_that_the_protocol_asks_for() -> None:
     wanted = {name for cls in (Protocol, CompilingBackend) for name in vars(cls) if not name.startswith("_")}
     chained = {"piece", "pull"}  # only where ``chains`` is true
     assert not [name for name in wanted - chained if not hasattr(Backend(), name)]
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_operators_of_two_dtypes_say_what_to_write(compile: bool) -> None:
+    class Accuracy(lc.TrainingPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.right = learner.xp.argmax(state.xs, axis=-1) == state.ys
+
+    learner = learner_of(dense(), compile=compile)
+    with pytest.raises(Exception, match=r"int32|int64") as caught:
+        learner.run_step(Accuracy(), {"xs": np.ones((2, 3)), "ys": np.zeros(2, np.int32)})
+    assert "xp.astype(xp.argmax(y, axis=-1), ys.dtype) == ys" in "".join(caught.value.__notes__)

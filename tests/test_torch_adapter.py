@@ -1984,3 +1984,17 @@ def test_an_average_of_half_precision_is_kept_in_float32() -> None:
     assert kept.item() == pytest.approx(average, rel=1e-3)
     learner.params.value = learner.shared.averaged_params
     assert model.weight.dtype == torch.bfloat16
+
+
+def test_numpy_arrays_in_operators_say_what_to_write() -> None:
+    class Weighted(lc.TrainingPhase):
+        def __init__(self) -> None:
+            self.table = np.ones(3)
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.y = self.table * learner.model(state.xs)
+
+    learner = lc.Learner(torch.nn.Linear(3, 3), lc.losses.mse)
+    with pytest.raises(TypeError, match=r"numpy\.ndarray") as caught:
+        learner.run_step(Weighted(), {"xs": np.ones((2, 3), np.float32)})
+    assert "write learner.xp.asarray(self.table)" in "".join(caught.value.__notes__)

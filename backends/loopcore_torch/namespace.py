@@ -185,7 +185,12 @@ class Namespace(IteratingNamespace):
         return x.unbind()  # indexing would make zeros of the whole array for each row's gradient
 
     def _vmap(self, fn: Callable[..., Any], trees: list[Tree]) -> Tree:
-        return torch.func.vmap(fn)(*trees)
+        try:
+            return torch.func.vmap(fn, randomness="different")(*trees)
+        except RuntimeError as error:
+            if "functorch transform" not in str(error):
+                raise
+            return super()._vmap(fn, trees)  # learner.grad is of autograd, which vmap does not go through
 
     # -- dtypes ------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import loopcore as lc
 from loopcore.testing.conformance import oracle
 from loopcore.testing.conformance.problems import Array, make_learner, mlp_weights, run
 from loopcore.testing.conformance.subject import Subject
@@ -483,3 +484,102 @@ def test_a_large_integer_stays_what_it_is_or_is_refused(any_plan: Subject) -> No
     except OverflowError:
         return
     np.testing.assert_array_equal(learner.to_host(array), [2**40, -1])
+
+
+# -- functions of functions ----------------------------------------------------------------------------------------
+
+
+def test_scan_and_vmap_without_a_learner(any_plan: Subject) -> None:
+    """``lc.xp`` goes by the arrays in the trees."""
+    learner = learner_of(any_plan)
+    xs, ones = learner.xp.asarray(np.arange(6.0).reshape(3, 2)), learner.xp.ones((2,))
+    carry, ys = lc.xp.scan(lambda c, x: ({"sum": c["sum"] + x["x"]}, c["sum"]), {"sum": ones}, {"x": xs})
+    any_plan.close(learner.to_host(carry["sum"]), [7, 10])
+    any_plan.close(learner.to_host(ys), [[1, 1], [1, 2], [3, 5]])
+    mapped = lc.xp.vmap(lambda tree, y: tree["x"] * y, in_axes=(0, None))({"x": xs}, ones)
+    any_plan.close(learner.to_host(mapped), np.arange(6.0).reshape(3, 2))
+
+
+def test_scan_takes_the_gradient_of_parameters(backend: Subject) -> None:
+    """A model is called at each place, and its parameters have the gradients of all of them."""
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        xp = learner.xp
+
+        def at_once() -> Any:
+            return xp.sum(learner.model(xp.reshape(state.xs, (-1, 3))) ** 2)
+
+        def along() -> Any:
+            return xp.scan(lambda c, x: (c + xp.sum(learner.model(x) ** 2), ()), 0.0, state.xs)[0]
+
+        state.pair = learner.gradient(at_once), learner.gradient(along)
+
+    learner = learner_of(backend)
+    expected, result = run(learner, body, xs=np.cos(np.arange(24.0)).reshape(4, 2, 3)).pair
+    backend.close(backend.leaves(learner, result), backend.leaves(learner, expected))
+
+
+def test_gradients_of_single_examples(backend: Subject) -> None:
+    """``vmap`` of a gradient, inside an objective and outside."""
+
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        xp = learner.xp
+        slopes = xp.vmap(learner.grad(lambda x: xp.sum(x**3)))
+
+        def steep(x: Any) -> Any:
+            return xp.sum(slopes(x) * state.weights)
+
+        state.first, state.second = slopes(state.xs), learner.grad(steep)(state.xs)
+
+    xs, weights = np.arange(6.0).reshape(3, 2) - 2, np.cos(np.arange(6.0)).reshape(3, 2)
+    learner = learner_of(backend)
+    state = run(learner, body, xs=xs, weights=weights)
+    backend.close(learner.to_host(state.first), 3 * xs**2)
+    backend.close(learner.to_host(state.second), 6 * xs * weights)
+
+
+@pytest.mark.parametrize("name", ["scan", "vmap"])
+def test_a_draw_within_is_refused(backend: Subject, name: str) -> None:
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        def noisy(x: Any) -> Any:
+            return x + learner.random.normal(x.shape)
+
+        if name == "vmap":
+            learner.xp.vmap(noisy)(state.xs)
+        else:
+            learner.xp.scan(lambda c, x: (c, noisy(x)), 0.0, state.xs)
+
+    with pytest.raises(
+        lc.errors.TraceError, match=rf"random was used inside the function of xp\.{name}.* one more axis"
+    ):
+        run(learner_of(backend), body, xs=np.ones((2, 3)))
+
+
+BAD: dict[str, tuple[Callable[..., Any], str]] = {
+    "result": (
+        lambda xp, x: xp.scan(lambda c, row: c, 0.0, x),
+        r"scan: the function returned a \w+: return \(carry, y\)",
+    ),
+    "lengths": (
+        lambda xp, x: xp.scan(lambda c, rows: (c, c), 0.0, (x, x[:1])),
+        r"scan goes along one axis of arrays .* \(2, 3\), \(1, 3\)",
+    ),
+    "no arrays": (lambda xp, x: xp.scan(lambda c, rows: (c, c), 0.0, ()), r"at least 1, not no arrays"),
+    "no axis": (lambda xp, x: xp.vmap(lambda row: row, None)(x), r"vmap: in_axes=None for 1 arguments: .*at least one"),
+    "axes": (lambda xp, x: xp.vmap(lambda a, b: a, (0,))(x, x), r"vmap: in_axes=\(0,\) for 2 arguments"),
+    "sum axis": (lambda xp, x: xp.cumulative_sum(x), r"cumulative_sum of an array with 2 axes needs axis="),
+}
+
+
+@pytest.mark.parametrize("label", BAD)
+def test_what_cannot_be_gone_along(any_plan: Subject, label: str) -> None:
+    call, message = BAD[label]
+    xp = learner_of(any_plan).xp
+    with pytest.raises(ValueError, match=message):
+        call(xp, xp.ones((2, 3)))
+
+
+def test_a_carry_stays_what_it_is(any_plan: Subject) -> None:
+    xp = learner_of(any_plan).xp
+    with pytest.raises((ValueError, TypeError), match=r"carry"):
+        xp.scan(lambda c, x: (xp.concat([c, c]), x), xp.ones((1,)), xp.ones((3, 1)))
