@@ -48,7 +48,7 @@ class StopOnNaNLoss(Callback):
     of its phase.
 
     Reads: step.loss, step.updated, step.buffers_before
-    Writes: step.apply, step.buffers_before, shared.first_bad_step, shared.first_bad_cause, buffers
+    Writes: step.apply, step.buffers_before, shared.first_bad_step, buffers
     Runs after: GradientAccumulation
     Handles: FitBegin, StepBegin (traced), UpdateBegin (traced), StepEnd (also traced), EpochEnd
 
@@ -63,18 +63,15 @@ class StopOnNaNLoss(Callback):
     """
 
     traced_reads = ("step.loss", "step.updated", "step.buffers_before")
-    writes = (
-        *("step.apply", "step.buffers_before", "shared.first_bad_step", "shared.first_bad_cause"),
-        "buffers",
-    )
-    carries = ("shared.first_bad_step", "shared.first_bad_cause")
+    writes = ("step.apply", "step.buffers_before", "shared.first_bad_step", "buffers")
+    carries = ("shared.first_bad_step",)
     run_after = (GradientAccumulation,)
 
     def setup(self, learner: Any) -> None:
         """Start with a good mark."""
         self._next = 0.0
         self._mark: Any = None  # what the host saw when it looked last, and could not know yet
-        learner.shared.first_bad_step, learner.shared.first_bad_cause = _NONE, _LOSS
+        learner.shared.first_bad_step = _NONE
         self.watched = _finite_floats(learner)
         if not learner.buffers.value:  # nothing to remember
             self.listeners = tuple(one for one in type(self).listeners if one.event is not StepBegin)
@@ -141,13 +138,15 @@ class StopOnNaNLoss(Callback):
         good = both(finite, sound) if type(finite) is bool else finite & sound
         if good is True:
             return True if known else first < 0
-        why = cause if finite is True else _LOSS if finite is False else xp.where(finite, cause, _LOSS)
+        start = learner.attempt * len(_WORDS)  # step and cause in one number
+        mark = start + (cause if finite is True else _LOSS)
+        if type(finite) is not bool:
+            mark = xp.where(finite, start + cause, start + _LOSS)
         if good is False and known:
-            shared.first_bad_step, shared.first_bad_cause = learner.attempt, why
+            shared.first_bad_step = mark
             return False
         bad = ~good if known else (first < 0) & ~good
-        shared.first_bad_step = first = xp.where(bad, learner.attempt, first)
-        shared.first_bad_cause = xp.where(bad, why, shared.first_bad_cause)
+        shared.first_bad_step = first = xp.where(bad, mark, first)
         return first < 0
 
     def _are_sound(self, learner: Any, before: Any) -> Any:
@@ -186,10 +185,10 @@ class StopOnNaNLoss(Callback):
 
 
 def _stop(learner: Any, phase: Any, first: Any) -> None:
-    bad = first if type(first) is int else int(learner.to_host(first))
-    if bad >= 0:
-        why = int(learner.to_host(learner.shared.first_bad_cause))
-        raise CancelFittingException(_WORDS[why].format(phase=phase.name, step=bad + 1))
+    mark = first if type(first) is int else int(learner.to_host(first))
+    if mark >= 0:
+        step, cause = divmod(mark, len(_WORDS))
+        raise CancelFittingException(_WORDS[cause].format(phase=phase.name, step=step + 1))
 
 
 def _finite_floats(learner: Any) -> tuple[bool, ...]:
