@@ -108,11 +108,12 @@ def make(*, batch_size: int = 32, width: int = 48, layers: int = 2, **options: A
 
 def drawn(learner: lc.Learner, labels: common.Array) -> common.Array:
     """Digits ``(n, 8, 8)`` of some labels ``(n,)``, each pixel drawn by its probability."""
-    draw = np.random.default_rng(0)
+    draw, phase = np.random.default_rng(0), lc.PredictionPhase()  # one phase, so that it is compiled once
     symbols = np.zeros((len(labels), PIXELS + 1), np.int32)  # no place looks at those after it
     symbols[:, 0] = SHADES + labels
     for place in range(PIXELS):
-        logits = common.forward(learner, symbols[:, :PIXELS])[:, place].astype(np.float64)
+        y_pred = learner.run_step(phase, symbols[:, :PIXELS], reads=("step.y_pred",)).y_pred
+        logits = learner.to_host(y_pred)[:, place].astype(np.float64)
         symbols[:, place + 1] = np.argmax(logits + draw.gumbel(size=logits.shape), axis=-1)
     return symbols[:, 1:].reshape(-1, 8, 8) / 16
 

@@ -26,6 +26,7 @@ COMPILING = ("jax", "tensorflow")
 KERAS = ("torch", "jax")  # where the suite is run again, with models of Keras; those of TensorFlow are of Keras anyway
 COMPILED = "random_bodies"
 SLOW = "test_gradient or test_handlers or test_update or test_cancel or test_every_callback"  # half the time
+NEUTRAL = ["--models", "neutral"]  # and again, with models that belong to no framework
 QUICK = "test_gradient or test_models or test_batch_norm or test_dropout or test_carry or test_trajectory"
 
 
@@ -40,14 +41,17 @@ def selections(framework: str) -> list[list[str]]:
     examples = str(ROOT / "tests" / "test_examples.py")  # with the models of each framework
     if framework == SEVERAL:
         return [named[framework]]
+    neutral = [*conformance, *NEUTRAL, "-k", f"({QUICK}) and not {COMPILED}"]
+    if framework not in COMPILING:
+        neutral = [*conformance, *NEUTRAL]  # half a minute
     if framework == CORE:
         others = [f"--ignore={path}" for name in FRAMEWORKS if name != CORE for path in named[name]]
-        return [["--doctest-modules", "loopcore", "tests", *others, *conformance]]
+        return [["--doctest-modules", "loopcore", "tests", *others, *conformance], neutral]
     slow = [*conformance, "-k", f"({SLOW}) and not {COMPILED}"]
     rest = [examples, *conformance, "-k", f"not ({SLOW} or {COMPILED})"]
     keras = [[*conformance, "--models", "loopcore_keras", "-k", f"({QUICK}) and not (split or eager)"]]
     compiled = [[*conformance, "-k", COMPILED]] if framework in COMPILING else []
-    return [slow, rest, *compiled, named[framework], *(keras if framework in KERAS else [])]
+    return [slow, rest, neutral, *compiled, named[framework], *(keras if framework in KERAS else [])]
 
 
 def settings(framework: str, cache: str) -> dict[str, str]:
