@@ -26,7 +26,6 @@ COMPILING = ("jax", "tensorflow")
 KERAS = ("torch", "jax")  # where the suite is run again, with models of Keras; those of TensorFlow are of Keras anyway
 COMPILED = "random_bodies"
 SLOW = "test_gradient or test_handlers or test_update or test_cancel or test_every_callback"  # half the time
-NEUTRAL = ["--models", "neutral"]  # and again, with models that belong to no framework
 QUICK = "test_gradient or test_models or test_batch_norm or test_dropout or test_carry or test_trajectory"
 
 
@@ -41,9 +40,8 @@ def selections(framework: str) -> list[list[str]]:
     examples = str(ROOT / "tests" / "test_examples.py")  # with the models of each framework
     if framework == SEVERAL:
         return [named[framework]]
-    neutral = [*conformance, *NEUTRAL, "-k", f"({QUICK}) and not {COMPILED}"]
-    if framework not in COMPILING:
-        neutral = [*conformance, *NEUTRAL]  # half a minute
+    part = ["-k", QUICK] if framework in COMPILING else []  # where nothing is compiled, all of it takes half a minute
+    neutral = [*conformance, "--models", "neutral", *part]  # once more, with models that belong to no framework
     if framework == CORE:
         others = [f"--ignore={path}" for name in FRAMEWORKS if name != CORE for path in named[name]]
         return [["--doctest-modules", "loopcore", "tests", *others, *conformance], neutral]

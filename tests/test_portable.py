@@ -143,7 +143,7 @@ def test_every_kind_of_draw() -> None:
     assert sorted(lc.random.permutation(5).tolist()) == list(range(5))
     integers = lc.random.integers(2, 4, (50,))
     assert set(integers.tolist()) == {2, 3}
-    assert (0 < lc.random.beta(2.0, 2.0, (4,))).all()
+    assert (lc.random.beta(2.0, 2.0, (4,)) > 0).all()
     assert lc.random.categorical(np.array([[0.0, 100.0], [100.0, 0.0]])).tolist() == [1, 0]
 
 
