@@ -78,8 +78,8 @@ class Learner:
         hyper: scalars of your own, read as ``learner.hyper.<name>``.
         reads: step values kept after each step, such as ``("step.y_pred",)``; ``("step",)`` for all.
         default_callbacks: whether the default ones join, each unless you pass one of its kind.
-        backend: name of the backend where the type of the model does not tell, or ``"auto"``, as in ``lc.use``. Default:
-            what that chose, else NumPy.
+        backend: name of the backend where the type of the model does not tell, or ``"auto"``, as in ``lc.use``.
+            Default: what that chose, else NumPy.
         device: where models and batches go: ``"cpu"``, ``"gpu"`` for the first accelerator, or in the words of the
             framework. Default: the one chosen with the backend, else where the framework puts them.
         compile: ``"auto"``, True or False; False runs every step eagerly. ``"xla"`` compiles with XLA where the

@@ -40,7 +40,13 @@ def test_flux_L2() -> None:
         learner.fit(1)
     here = Path(__file__).parent
     strays = [path.name for path in here.glob("*.py") if not path.name.startswith("test_")]
-    imported = ["frameworks.py", "keras_models.py", "nasty.py"]  # by files that are collected
+    imported = [
+        "frameworks.py",
+        "keras_models.py",
+        "keras_whole.py",
+        "nasty.py",
+        "one_script.py",
+    ]  # by files that are collected
     assert sorted(strays) == ["all.py", "conftest.py", *imported], "pytest collects test_*.py only"
 
 

@@ -41,8 +41,21 @@ def scalar(backend: Subject, fn: Any) -> Any:
 def test_every_function_is_tested_here(backend: Subject) -> None:
     tree = make_learner(backend.mlp(W)).tree
     assert {name for name in dir(tree) if not name.startswith("_")} == {
-        *("map", "map_with_path", "add", "sub", "scale", "lerp", "dot", "global_norm", "all_finite", "zeros_like")
+        *("map", "map_with_path", "add", "sub", "scale", "lerp", "dot", "global_norm", "all_finite", "is_bounded"),
+        "zeros_like",
     }
+
+
+@pytest.mark.parametrize(("value", "bounded"), [(1.0, True), (np.nan, False), (-np.inf, False), (1e200, False)])
+def test_is_bounded(backend: Subject, value: float, bounded: bool) -> None:
+    def body(learner: Any, handle: Any, state: Any) -> None:
+        state.bounded = learner.xp.asarray(learner.tree.is_bounded({"a": state.xs, "b": [state.xs[0]]}))
+
+    learner = make_learner(backend.mlp(W))
+    xs = np.array([[0.5, value, 0.0]])
+    with np.errstate(over="ignore"):
+        state = run(learner, body, xs=xs)
+    assert bool(learner.to_host(state.bounded)) is bounded
 
 
 def test_map(backend: Subject) -> None:
