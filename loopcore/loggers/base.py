@@ -172,7 +172,7 @@ class Logger:
     def close(self) -> None:
         """No value follows."""
 
-    def trouble(self, what: str) -> Trouble:
+    def trouble(self, what: str) -> AbstractContextManager[None]:
         """A ``with`` block in which the system, or a library, may refuse: that is said once, or raised if ``strict``.
 
         Args:
