@@ -84,7 +84,7 @@ class Learner:
             framework. Default: the one chosen with the backend, else where the framework puts them.
         compile: ``"auto"``, True or False; False runs every step eagerly. ``"xla"`` compiles with XLA where the
             framework has other compilers too; on PyTorch a string names the ``torch.compile`` backend.
-        seed: of every random number of the steps, and of the order of `loopcore.data.batches` without a seed of their own;
+        seed: of every random number of a step, and of the order of `loopcore.data.batches` without a seed of its own;
             None draws one, which ``learner.seed`` has.
 
     Raises:

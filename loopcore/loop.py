@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import wraps
 from types import CodeType, TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from loopcore.advice import advise
 from loopcore.backend import DrawKey
@@ -202,7 +202,7 @@ def execute_step(
             raise error
         finally:
             error = None  # the frame must not keep the exception that keeps the frame
-    return cast(State, state)
+    return state  # pyright: ignore[reportReturnType]  # without an error there is one
 
 
 def _give_up(runs: Runs, runner: Runner, phase: Phase, state: State | None, outer: tuple[Any, ...]) -> None:
