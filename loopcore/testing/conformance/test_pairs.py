@@ -124,11 +124,11 @@ def test_other_parameters_and_gradients_at_other_values(backend: Subject) -> Non
     doubled = lc.tree.scale(learner.params.value, 2.0)
 
     def body(learner: Any, handle: Any, state: Any) -> None:
-        state.other = learner.model.apply(doubled, state.xs)
+        state.other = learner.model.apply(state.doubled, state.xs)
         state.loss = lc.losses.mse(learner.model(state.xs), state.ys)
-        state.at = learner.gradient(lambda: lc.losses.mse(learner.model(state.xs), state.ys), at=doubled)
+        state.at = learner.gradient(lambda: lc.losses.mse(learner.model(state.xs), state.ys), at=state.doubled)
 
-    state = run(learner, body, xs=X, ys=Y)
+    state = run(learner, body, xs=X, ys=Y, doubled=doubled)
     learner.params.value = doubled
     check = run(
         learner,
