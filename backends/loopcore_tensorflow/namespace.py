@@ -98,7 +98,7 @@ class Namespace(IteratingNamespace):
         """Evenly spaced numbers, ``stop`` excluded; integers unless a float is among the arguments."""
         first, last = (0, start) if stop is None else (start, stop)
         if dtype is None:
-            dtype = self.dtype if any(isinstance(n, float) for n in (first, last, step)) else tf.int64
+            dtype = self.dtype if any(isinstance(n, float) for n in (first, last, step)) else tf.int32
         with self._placed():
             return tf.range(first, last, step, dtype)
 
