@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +16,7 @@ from loopcore.registry import BUILT_IN, absent, check_name, is_installed
 AUTO = ("jax", "torch", "tensorflow", "numpy")
 """What ``lc.use("auto")`` takes: the first that is installed. NumPy always is."""
 
+_log = logging.getLogger("loopcore")
 _VARIABLE = "LOOPCORE_BACKEND"
 _KERAS_VARIABLE = "KERAS_BACKEND"
 _KERAS = frozenset({"jax", "torch", "tensorflow"})  # on NumPy Keras cannot train
@@ -43,6 +44,7 @@ def use(backend: str | None, device: Any = None) -> None:
     That is a model whose type does not tell, ``(apply_fn, params[, state])`` or a tree with NumPy arrays; arrays that
     ``lc.xp`` and ``lc.random`` make outside a running learner; and Keras, if it is not imported yet. A model of a
     framework keeps its own. The environment variable ``LOOPCORE_BACKEND`` does the same when loopcore is imported.
+    Where Keras was imported before, also by TensorFlow, and runs on another framework, the log says so.
 
     Args:
         backend: ``"numpy"``, ``"torch"``, ``"jax"``, ``"tensorflow"``, a plugin's name; ``"auto"`` for the first of
@@ -53,9 +55,6 @@ def use(backend: str | None, device: Any = None) -> None:
     Raises:
         UnknownModelError: no adapter has that name.
         MissingFrameworkError: its framework is not installed; says what to install.
-
-    Warns:
-        UserWarning: Keras is imported already, and runs on another framework.
 
     Example:
         >>> import loopcore as lc
@@ -68,7 +67,7 @@ def use(backend: str | None, device: Any = None) -> None:
     choice = None if backend is None else Choice(resolve(backend), device)
     _process = choice
     if choice is not None and not choose_for_keras(choice.name):
-        warnings.warn(keras_differs(choice.name), stacklevel=2)
+        _log.warning(keras_differs(choice.name))
 
 
 @contextmanager
@@ -172,4 +171,4 @@ def follow_environment() -> None:
     value = os.environ.get(_VARIABLE)
     backend = _first_installed() if value == "auto" else value
     if backend and not choose_for_keras(backend):
-        warnings.warn(keras_differs(backend), stacklevel=2)
+        _log.warning(keras_differs(backend))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -85,7 +86,6 @@ def test_the_weights_of_each_load_on_each(results: dict[str, Any], backend: str)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.filterwarnings("ignore:Keras is imported already")
 def test_the_page_prints_the_same_on_every_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOOPCORE_BACKEND", backend)
     path = ROOT / "docs" / "pick-a-backend.md"
@@ -135,7 +135,6 @@ def forget() -> Iterator[None]:
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
 @pytest.mark.usefixtures("forget")
-@pytest.mark.filterwarnings("ignore:Keras is imported already")
 def test_a_native_model_keeps_its_backend(backend: str) -> None:
     lc.use(backend)
     assert lc.Learner((apply_fn, PARAMS)).backend.name == backend
@@ -153,11 +152,13 @@ def test_a_native_model_keeps_its_backend(backend: str) -> None:
 
 
 @pytest.mark.usefixtures("forget")
-def test_keras_imported_before_the_choice_is_said() -> None:
-    with pytest.warns(UserWarning, match=r"Keras is imported already and runs on tensorflow.*jax was chosen"):
-        lc.use("jax")
+def test_keras_imported_before_the_choice_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    lc.use("jax")
+    assert re.search("Keras is imported already and runs on tensorflow.*jax was chosen", caplog.text)
+    caplog.clear()
     lc.use("tensorflow")
     lc.use("numpy")  # on which Keras cannot train: it is no other choice for its models
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

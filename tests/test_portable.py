@@ -49,7 +49,7 @@ def test_the_names_are_those_of_a_learner() -> None:
 
 def test_it_says_what_it_is() -> None:
     assert repr(lc.xp) == f"<loopcore.xp: {len(FUNCTIONS + CREATION)} array functions>"
-    assert repr(lc.xp.linalg) == "<loopcore.xp.linalg: 1 array functions>"
+    assert repr(lc.xp.linalg) == f"<loopcore.xp.linalg: {len(LINALG)} array functions>"
     assert repr(lc.tree).startswith("<loopcore.tree") and repr(lc.random).startswith("<loopcore.random")
     assert lc.xp.relu.__name__ == "relu" and "learner.xp.relu" in lc.xp.relu.__doc__
     assert lc.xp.relu is lc.xp.relu
@@ -64,7 +64,7 @@ def test_a_name_that_it_does_not_have(name: str) -> None:
 def test_nothing_is_found_under_a_private_name() -> None:
     for name in ("__array_namespace__", "_owner"):
         assert not hasattr(lc.xp, name) and not hasattr(lc.xp.linalg, name)
-    with pytest.raises(AttributeError, match="xp has no 'float32'"):
+    with pytest.raises(AttributeError, match=r"xp\.linalg has no 'float32'"):
         _ = lc.xp.linalg.float32
 
 
