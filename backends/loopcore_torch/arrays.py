@@ -233,12 +233,18 @@ def _is_same_memory(old: Tensor, new: Tensor) -> bool:
 
 def is_bounded(tensors: Sequence[Tensor]) -> bool | Tensor:
     """Whether the sum of squares of all tensors is finite: a bool if they are on a CPU, else a 0-d tensor."""
+    total = 0.0
+    for one in tensors:  # the usual case: no list is made for it
+        if not one.is_cpu or one.layout is not _STRIDED:
+            break
+        total += _norm(one).item()
+    else:
+        if isfinite(total):
+            return True
     if any([one.layout is not torch.strided for one in tensors]):
         tensors = [one if one.layout is torch.strided else one.coalesce().values() for one in tensors]
-    norm = torch.linalg.vector_norm
+    norm = _norm
     if all([one.is_cpu for one in tensors]):
-        if isfinite(sum([norm(one).item() for one in tensors])):
-            return True
         return isfinite(sum([norm(one, dtype=_WIDE.get(one.dtype)).item() for one in tensors]))
     if any(one.dtype in _WIDE for one in tensors):
         device = next(one.device for one in tensors if not one.is_cpu)
@@ -248,3 +254,5 @@ def is_bounded(tensors: Sequence[Tensor]) -> bool | Tensor:
 
 
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+_STRIDED = torch.strided
+_norm = torch.linalg.vector_norm

@@ -97,6 +97,11 @@ class StopOnNaNLoss(Callback):
     def guard(self, learner: Any, phase: Any, event: UpdateBegin) -> None:
         """Let no update through once a loss or a gradient was not finite."""
         applied = event.apply
+        if applied is True:  # what nearly every step of an eager backend is
+            first, loss = learner.shared.first_bad_step, learner.number(getattr(learner.step, "loss", 0.0))
+            good = type(first) is int and first < 0 and type(loss) is float and isfinite(loss)
+            if good and learner.tree.is_bounded([*event.grads.values()]) is True:
+                return
         bounded = True if applied is False else learner.tree.is_bounded([*event.grads.values()])
         if bounded is not True and applied is not True:  # what is withheld anyway may be anything
             bounded = not applied or bounded if type(applied) is bool is type(bounded) else ~applied | bounded
