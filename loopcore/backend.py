@@ -52,6 +52,10 @@ class DrawKey(NamedTuple):
 class RandomBackend(Protocol):
     """Random arrays in the parameters' dtype on the learner's device; equal keys give equal arrays."""
 
+    def key(self, key: DrawKey) -> Any:
+        """What the framework itself draws from, for code that belongs to it."""
+        ...
+
     def normal(self, key: DrawKey, shape: Sequence[int]) -> Array:
         """Standard normal numbers."""
         ...
@@ -307,7 +311,14 @@ class Backend(Protocol):
 
 
 class Extras(Protocol):
-    """What an adapter may have besides; the core asks whether it does."""
+    """What an adapter may have besides; the core asks whether it does.
+
+    Attributes:
+        loops: modules of the framework, or ``module:function``, that run a function once for all iterations of a loop,
+            where a random draw would be the same in each.
+    """
+
+    loops: tuple[str, ...]
 
     def build(self, model: Any, batch: Callable[[], Any]) -> None:
         """Give a model its weights, if it makes them from the first batch and has none yet; before `bind`.

@@ -75,13 +75,7 @@ def fit(learner: Learner, epochs: int) -> FitResult:
         runs.claim()
         runs.fitting = True
         runs.open()
-        try:
-            deliver(runs.fit_handlers(FitBegin), None, FitBegin())
-            for _ in range(epochs):
-                run.round(learner, rounds)
-        except BaseException as caught:
-            error = caught
-        error = _misused(error)
+        error = _misused(run.rounds(learner, rounds, epochs))
         event = FitEnd(_outcome(error))
         handlers = runs.fit_handlers(FitEnd)
         told = True
@@ -110,6 +104,16 @@ def fit(learner: Learner, epochs: int) -> FitResult:
 class _Run:
     def __init__(self) -> None:
         self.epochs = 0
+
+    def rounds(self, learner: Learner, rounds: Sequence[tuple[Phase, Any]], epochs: int) -> BaseException | None:
+        """All rounds; returns what ended them early."""
+        try:
+            deliver(learner.runs.fit_handlers(FitBegin), None, FitBegin())
+            for _ in range(epochs):
+                self.round(learner, rounds)
+        except BaseException as error:
+            return error
+        return None
 
     def round(self, learner: Learner, rounds: Sequence[tuple[Phase, Any]]) -> None:
         """One epoch of each phase; counts if all were completed, also if the end of the last one stops the fit."""

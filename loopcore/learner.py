@@ -154,6 +154,7 @@ class Learner:
         self.random = Random(self)
         self.model = Models(self, tuple(models))
         self.result: FitResult | None = None
+        self._alike: dict[str, dict[str, list[int | None]]] = {}  # by phase, see `batch_length`
         self.callbacks = CallbackList(self, with_defaults(callbacks) if default_callbacks else callbacks)
         for phase in self.phases:
             phase.setup(self)
@@ -847,14 +848,16 @@ class Learner:
         """Weight of the running step in epoch means: ``state.weight`` if set, else the samples of the batch.
 
         Raises:
-            DataError: its arrays differ in length, and none is ``xs``: ``state.weight`` has to say it.
+            DataError: its arrays differ in length, none is ``xs``, and batches before had other lengths:
+                ``state.weight`` has to say it.
         """
         state = self.runs.step
         if "weight" in state.__dict__:
             return state.weight
         size = state._size
         if size is None:
-            size = state._size = batch_length(state._batch, self.backend.tree_leaves)
+            alike = self._alike.setdefault(self.runs.runner.name if self.runs.runner else "", {})
+            size = state._size = batch_length(state._batch, self.backend.tree_leaves, alike)
         return size
 
     def __reduce__(self) -> Any:

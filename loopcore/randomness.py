@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import numpy as np
 
 from loopcore.backend import DrawKey, RandomBackend
+from loopcore.errors import TraceError
 
 if TYPE_CHECKING:
     from loopcore.learner import Learner
@@ -70,8 +73,23 @@ class Random:
         """A new NumPy generator for host code; it is a draw like any other."""
         return _generator(self._key())
 
+    def key(self) -> Any:
+        """What the framework itself draws from, to be split or handed on by hand; it is a draw like any other.
+
+        A key of ``jax.random``, a ``torch.Generator``, a seed of shape (2,) for ``tf.random.stateless_*``, a NumPy
+        generator. Code with it belongs to one framework: in loops such as ``jax.lax.scan``, and under ``jax.vmap``,
+        it gives each iteration a key of its own, ``jax.random.split(learner.random.key(), n)``.
+
+        Raises:
+            TraceError: within `loopcore.testing.same_random`, where all frameworks see the same numbers.
+        """
+        if override.get() is not None:
+            raise TraceError("learner.random.key() is the framework's own, which same_random cannot make equal")
+        return self._learner.backend.random.key(self._key())
+
     def _draw(self, kind: str, *args: Any) -> Any:
         backend, other = self._learner.backend, override.get()
+        refuse_in_a_loop(getattr(backend, "loops", ()), "learner.random was used")
         if other is None:
             return getattr(backend.random, kind)(self._key(), *args)
         drawn = self._learner.runs.drawn
@@ -91,8 +109,43 @@ class Random:
         return DrawKey(self._learner.seed, stream, step)
 
 
+def refuse_in_a_loop(loops: Sequence[str], what: str) -> None:
+    """Refuse a draw where a loop of the framework runs the code once, for all of its iterations.
+
+    Args:
+        loops: the modules of these loops, or ``module:function``.
+        what: drew, for the message.
+
+    Raises:
+        TraceError: such a loop is running.
+    """
+    loop = _running(loops) if loops else None
+    if loop is not None:
+        raise TraceError(
+            f"{what} inside {loop}, which runs this code once for all of its iterations: each would see the same "
+            "numbers. Draw an array with one more axis before, or hand over keys that learner.random.key() was split "
+            "into"
+        )
+
+
+def _running(loops: Iterable[str]) -> str | None:
+    """The function of one of some modules that is running in this step, as the user calls it."""
+    frame: FrameType | None = sys._getframe(2)
+    loop = None
+    while frame is not None and frame.f_globals.get("__name__") != "loopcore.loop":
+        module, name = str(frame.f_globals.get("__name__")), frame.f_code.co_name
+        if module in loops or f"{module}:{name}" in loops:
+            loop = f"{module.partition('.')[0]}'s {name.removesuffix('_f')}"  # the outermost is the one called
+        frame = frame.f_back
+    return loop
+
+
 class HostDraws:
     """A `RandomBackend` of float64 NumPy arrays, which have to be converted."""
+
+    def key(self, key: DrawKey) -> Any:
+        """A NumPy generator."""
+        return _generator(key)
 
     def normal(self, key: DrawKey, shape: Sequence[int]) -> Any:
         """Standard normal numbers."""

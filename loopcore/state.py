@@ -141,15 +141,19 @@ def both(first: Any, second: Any) -> Any:
     return first if second is True or first is False else first & second
 
 
-def batch_length(values: Any, leaves: Callable[[Any], list[Any]]) -> int:
+def batch_length(values: Any, leaves: Callable[[Any], list[Any]], alike: dict[str, list[int | None]]) -> int:
     """Samples of a batch: the length of ``xs``, else the one that all of its arrays have; 1 for numbers alone.
+
+    Where lengths differ, as the nodes and edges of a graph, batches that all have the same ones weigh the same.
 
     Args:
         values: the parts of the batch.
         leaves: the leaves of a tree of the backend.
+        alike: the lengths, by part, of the first batch of this phase whose lengths differ; filled here.
 
     Raises:
-        DataError: the lengths differ, or it has an object that nobody can look into, and no array.
+        DataError: the lengths differ, and not as those of the first batch do; or it has an object that nobody can
+            look into, and no array.
     """
     if isinstance(values, dict):
         shape: Any = getattr(values.get("xs"), "shape", ())
@@ -164,10 +168,15 @@ def batch_length(values: Any, leaves: Callable[[Any], list[Any]]) -> int:
         return known[0]
     if not any(lengths.values()):
         return 1
+    if known and all(length is not None for part in lengths.values() for length in part):
+        if not alike:
+            alike.update(lengths)
+        if alike == lengths:
+            return known[0]
     each = ", ".join(f"{name} {_in_words(part)}" for name, part in lengths.items() if part)
     raise DataError(
-        f"the mean of an epoch counts samples, and it is not known how many this batch has: {each}. Write state.weight "
-        '= their number in the step, or let unpack return it as "weight"'
+        f"the mean of an epoch counts samples, and it is not known how many this batch has: {each}{_before(alike)}. "
+        'Write state.weight = their number in the step, or let unpack return it as "weight"'
     )
 
 
@@ -185,6 +194,12 @@ def _lengths(value: Any, leaves: Callable[[Any], list[Any]]) -> list[int | None]
         if not parts:
             return [None]
     return [length for part in parts for length in _lengths(part, leaves)]
+
+
+def _before(alike: Mapping[str, list[int | None]]) -> str:
+    """The first batch whose lengths differed, in words."""
+    each = ", ".join(f"{name} {_in_words(part)}" for name, part in alike.items() if part)
+    return f" (a batch before it: {each})" if each else ""
 
 
 def _in_words(lengths: list[int | None]) -> str:

@@ -727,3 +727,66 @@ def test_a_mask_as_an_index_in_a_compiled_step_names_the_line() -> None:
     learner = lc.Learner((lambda params, x: x, {"w": jnp.ones(1)}), lc.losses.mse, default_callbacks=False)
     with pytest.raises(TraceError, match=r"test_jax_adapter\.py:\d+: state\.loss = .*learner\.xp\.where"):
         learner.run_step(Picks(), {"xs": X})
+
+
+LOOPS: dict[str, Callable[[Callable[[], Any]], Any]] = {
+    "scan": lambda draw: jax.lax.scan(lambda c, x: (c, draw()), 0.0, jnp.arange(4)),
+    "fori_loop": lambda draw: jax.lax.fori_loop(0, 4, lambda n, c: c + draw(), 0.0),
+    "while_loop": lambda draw: jax.lax.while_loop(lambda c: c < 4, lambda c: c + 1 + 0 * draw(), 0.0),
+    "map": lambda draw: jax.lax.map(lambda x: x + draw(), jnp.arange(4.0)),
+    "vmap": lambda draw: jax.vmap(lambda x: x + draw())(jnp.arange(4.0)),
+}
+
+
+@pytest.mark.parametrize("compile", [True, False])
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_draw_in_a_loop_of_jax_is_refused(name: str, compile: bool) -> None:
+    class Looping(lc.ValidationPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            LOOPS[name](lambda: learner.random.normal(()))
+
+    learner = lc.Learner((lambda params, x: x, {"w": jnp.ones(1)}), lc.losses.mse, compile=compile)
+    with pytest.raises(TraceError, match=rf"learner\.random was used inside jax's {name}"):
+        learner.run_step(Looping(), {"xs": X})
+
+
+@pytest.mark.parametrize("transform", [jax.checkpoint, jax.jit, lambda fn: lambda: jax.lax.cond(True, fn, fn)])
+def test_a_draw_in_what_runs_once_is_no_loop(transform: Any) -> None:
+    class Once(lc.ValidationPhase):
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.loss = transform(lambda: learner.random.normal(()))()
+
+    learner = lc.Learner((lambda params, x: x, {"w": jnp.ones(1)}), lc.losses.mse, default_callbacks=False)
+    first, second = (float(learner.run_step(Once(), {"xs": X}).loss) for _ in range(2))
+    assert first != second
+
+
+def test_dropout_in_a_loop_of_jax_is_refused_while_training() -> None:
+    module = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+
+    def step(self: Any, learner: Any, handle: Any, state: Any) -> None:
+        state.loss = jnp.mean(jax.vmap(learner.model)(state.xs))
+
+    trains, looks = (type("Looping", (kind,), {"step": step}) for kind in (lc.TrainingPhase, lc.ValidationPhase))
+    learner = lc.Learner(module, lc.losses.mse, default_callbacks=False)
+    assert np.isfinite(float(learner.run_step(looks(), {"xs": np.ones((2, 3), "f4")}).loss))
+    with pytest.raises(TraceError, match=r"Sequential drew random numbers, as dropout does, inside jax's vmap"):
+        learner.run_step(trains(), {"xs": np.ones((2, 3), "f4")})
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_keys_are_split_for_a_loop(compile: bool) -> None:
+    class Split(lc.ValidationPhase):
+        reads = ("step.noise",)
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            keys = jax.random.split(learner.random.key(), 4)
+            state.noise = jax.vmap(lambda key: jax.random.normal(key))(keys)
+
+    def draws(seed: int) -> list[Any]:
+        learner = lc.Learner((lambda params, x: x, {"w": jnp.ones(1)}), lc.losses.mse, compile=compile, seed=seed)
+        return [np.asarray(learner.run_step(Split(), {"xs": X}).noise) for _ in range(2)]
+
+    first, again, other = draws(0), draws(0), draws(1)
+    np.testing.assert_array_equal(first, again)
+    assert len({float(number) for rows in (*first, *other) for number in rows}) == 16

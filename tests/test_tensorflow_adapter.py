@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -344,3 +345,35 @@ def test_operators_of_two_dtypes_say_what_to_write(compile: bool) -> None:
     with pytest.raises(Exception, match=r"int32|int64") as caught:
         learner.run_step(Accuracy(), {"xs": np.ones((2, 3)), "ys": np.zeros(2, np.int32)})
     assert "xp.astype(xp.argmax(y, axis=-1), ys.dtype) == ys" in "".join(caught.value.__notes__)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_draw_in_a_loop_of_tensorflow_is_refused(compile: bool) -> None:
+    loops: list[Callable[[Callable[[], Any]], Any]] = [
+        lambda draw: tf.while_loop(lambda n, c: n < 4, lambda n, c: (n + 1, c + draw()), (0, 0.0)),
+        lambda draw: tf.map_fn(lambda x: x + draw(), tf.zeros(4)),
+        lambda draw: tf.vectorized_map(lambda x: x + draw(), tf.zeros(4)),
+    ]
+
+    class Looping(lc.ValidationPhase):
+        def __init__(self, loop: Callable[[Callable[[], Any]], Any]) -> None:
+            self.loop = loop
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            self.loop(lambda: learner.random.normal(()))
+
+    for loop in loops:
+        with pytest.raises(lc.errors.TraceError, match=r"learner\.random was used inside tensorflow's"):
+            learner_of(dense(), compile=compile).run_step(Looping(loop), {"xs": np.ones((2, 3), "f4")})
+
+
+def test_a_seed_for_stateless_draws() -> None:
+    keys = [learner_of(dense()).random.key() for _ in range(2)]
+    assert keys[0].shape == (2,)
+    numbers = [tf.random.stateless_normal((3,), key).numpy().tolist() for key in keys]
+    assert numbers[0] == numbers[1]
+
+
+def test_full_of_an_array() -> None:
+    xp = learner_of(dense()).xp
+    np.testing.assert_array_equal(xp.full((2, 3), np.arange(3.0, dtype="f4")), [[0, 1, 2]] * 2)

@@ -91,3 +91,12 @@ def test_no_seed_draws_one() -> None:
     spy, learner = run(1, None)
     again = run(1, learner.seed)[0]
     assert all(torch.equal(a, b) for a, b in zip(spy.dropped, again.dropped, strict=True))
+
+
+def test_a_generator_of_torch() -> None:
+    def numbers(seed: int) -> list[float]:
+        learner = lc.Learner(nn.Linear(1, 1), lc.losses.mse, seed=seed)
+        return [float(torch.rand((), generator=learner.random.key())) for _ in range(2)]
+
+    assert numbers(0) == numbers(0)
+    assert len({*numbers(0), *numbers(1)}) == 4

@@ -354,8 +354,13 @@ def test_a_batch_whose_length_nobody_knows_asks_for_its_weight() -> None:
         {"idx": np.zeros(1), "x": np.ones((size, 8)), "t": np.full((size, 8), target)}
         for size, target in ((10, 0.0), (2, 10.0))
     ]
-    with pytest.raises(DataError, match=r"idx 1, x 10, t 10\. Write state\.weight"):
+    with pytest.raises(
+        DataError, match=r"idx 1, x 2, t 2 \(a batch before it: idx 1, x 10, t 10\)\. Write state\.weight"
+    ):
         toy_learner(data=(None, parts), phases=[Mixed()]).fit(1)
+    alike = toy_learner(data=(None, [parts[0], {**parts[0], "t": np.full((10, 8), 10.0)}]), phases=[Mixed()])
+    alike.fit(1)
+    assert alike.history["val_loss"] == [pytest.approx(50.0)]
     weighted = toy_learner(data=(None, parts), phases=[Weighted()])
     weighted.fit(1)
     assert weighted.history["val_loss"] == [pytest.approx(200 / 12)]

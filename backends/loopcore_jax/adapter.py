@@ -23,7 +23,7 @@ from loopcore_jax.models import Models, names_of
 from loopcore_jax.namespace import Namespace
 from loopcore_jax.optimizers import Optimizers
 from loopcore_jax.programs import Programs, TracedRead
-from loopcore_jax.random import Random
+from loopcore_jax.random import LOOPS, Random
 from loopcore_jax.store import Present
 
 
@@ -50,6 +50,7 @@ class Backend:
 
     name = "jax"
     compiles = replays = chains = True
+    loops = LOOPS
     tracing_errors: tuple[type[Exception], ...] = (
         TracedRead,
         jax.errors.ConcretizationTypeError,

@@ -15,6 +15,8 @@ from flax import nnx
 from loopcore.backend import Array, Tree
 from loopcore.errors import BackendError, OptimizerError, UnknownModelError
 from loopcore.pairs import keywords, mode_of
+from loopcore.randomness import refuse_in_a_loop
+from loopcore_jax.random import LOOPS
 
 
 class Nnx:
@@ -50,6 +52,8 @@ class Nnx:
         method: str = "__call__",
     ) -> tuple[Any, Tree]:
         """Call a copy of the module in train or eval mode."""
+        if training and self._rngs:
+            refuse_in_a_loop(LOOPS, f"{self.methods.__name__} drew random numbers, as dropout does,")
         module = self._filled(params, state, self._seeded(key))
         _set_mode(module, training, self._resting)
         result = getattr(module, method)(*args, **kwargs)

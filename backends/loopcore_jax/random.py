@@ -12,6 +12,7 @@ import numpy as np
 
 from loopcore.backend import Array, DrawKey
 
+LOOPS = ("jax._src.lax.control_flow.loops", "jax._src.api:vmap_f")  # where JAX runs a function for all iterations
 _WORD = 0xFFFFFFFF
 
 
@@ -37,6 +38,10 @@ class Random:
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._dtype = dtype
+
+    def key(self, key: DrawKey) -> Array:
+        """A typed key."""
+        return typed(key)
 
     def normal(self, key: DrawKey, shape: Sequence[int]) -> Array:
         """Standard normal numbers."""

@@ -41,6 +41,10 @@ class Random:
     def _own(self, values: Any) -> Array:
         return np.asarray(values, self._dtype)
 
+    def key(self, key: DrawKey) -> np.random.Generator:
+        """A generator."""
+        return generator(key)
+
     def normal(self, key: DrawKey, shape: Sequence[int]) -> Array:
         """Mean 0 and variance 1."""
         return self._own(generator(key).standard_normal(tuple(shape), dtype=self._native))

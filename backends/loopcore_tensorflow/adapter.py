@@ -24,7 +24,7 @@ from loopcore_tensorflow.optimizers import Optimizers
 from loopcore_tensorflow.pairs import is_native
 from loopcore_tensorflow.parts import Parts
 from loopcore_tensorflow.programs import LeakedTensor, Programs, TracedRead
-from loopcore_tensorflow.random import Random
+from loopcore_tensorflow.random import LOOPS, Random
 
 
 class Backend:
@@ -45,6 +45,7 @@ class Backend:
 
     name = "tensorflow"
     compiles = True
+    loops = LOOPS
     chains = replays = False
     tracing_errors: tuple[type[Exception], ...] = (TracedRead,)
     leak_errors: tuple[type[Exception], ...] = (LeakedTensor,)

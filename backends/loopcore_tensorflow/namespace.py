@@ -66,7 +66,7 @@ class Namespace(IteratingNamespace):
             dtype = self.dtype
         with self._placed():
             value = tf.convert_to_tensor(fill_value) if dtype is None else functions.scalar(fill_value, dtype)
-            return tf.fill((shape,) if isinstance(shape, int) else tuple(shape), value)
+            return tf.broadcast_to(value, (shape,) if isinstance(shape, int) else tuple(shape))
 
     def asarray(self, x: Any, /, *, dtype: Any = None) -> Array:
         """Numbers, lists of them and arrays of any framework as an array on the device.

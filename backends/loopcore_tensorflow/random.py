@@ -12,6 +12,10 @@ from loopcore.backend import Array, DrawKey
 from loopcore_tensorflow.functions import scalar
 
 _random: Any = tf.random  # its types know little of it
+LOOPS = (  # where TensorFlow runs a function once for all iterations of a loop, in a graph at least
+    *("tensorflow.python.ops.while_loop", "tensorflow.python.ops.while_v2"),
+    "tensorflow.python.ops.parallel_for.control_flow_ops",
+)
 _WORD = 0xFFFFFFFFFFFFFFFF
 
 
@@ -52,6 +56,10 @@ class Random:
 
     def __init__(self, dtype: Any) -> None:
         self._dtype = dtype
+
+    def key(self, key: DrawKey) -> Array:
+        """A seed of the stateless functions."""
+        return typed(key)
 
     def normal(self, key: DrawKey, shape: Sequence[int]) -> Array:
         """Standard normal numbers."""

@@ -46,6 +46,10 @@ class Random:
     def _seeded(self, key: DrawKey) -> torch.Generator:
         return self._generator.manual_seed(mix(key))
 
+    def key(self, key: DrawKey) -> torch.Generator:
+        """A generator on the device."""
+        return torch.Generator(self._device).manual_seed(mix(key))
+
     def normal(self, key: DrawKey, shape: Sequence[int]) -> Tensor:
         """Standard normal numbers."""
         return torch.randn(tuple(shape), generator=self._seeded(key), **self._floating)

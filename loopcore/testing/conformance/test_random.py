@@ -43,7 +43,7 @@ DRAWS = {
 
 def test_every_draw_has_a_case(backend: Subject) -> None:
     random = make_learner(backend.mlp(mlp_weights())).random
-    public = {name for name in dir(random) if not name.startswith("_")} - {"generator"}
+    public = {name for name in dir(random) if not name.startswith("_")} - {"generator", "key"}
     assert public == {name.partition("_")[0] for name in DRAWS}
 
 
@@ -241,6 +241,16 @@ def test_a_generator_for_host_code(backend: Subject) -> None:
     np.testing.assert_array_equal(first, again)
     assert (first[0] != first[1]).all()
     assert (first != other).all()
+
+
+def test_a_key_of_the_framework_is_a_draw_of_its_own(backend: Subject) -> None:
+    random = make_learner(backend.mlp(mlp_weights())).random
+    assert type(random.key()) is type(random.key())
+    numbers = [random.generator().normal() for _ in range(2)]
+    fresh = make_learner(backend.mlp(mlp_weights())).random
+    assert fresh.generator().normal() not in numbers  # keys count
+    with lc.testing.same_random(), pytest.raises(lc.errors.TraceError, match="the framework's own"):
+        random.key()
 
 
 # -- draws of the host

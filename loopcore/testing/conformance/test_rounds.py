@@ -120,8 +120,11 @@ def test_a_batch_of_several_lengths_asks_for_its_weight(backend: Subject) -> Non
     same = measured([parts(X, Y), parts(X2, Y2)])
     said = [parts(x, y, samples=np.full(1, float(len(x)), np.float32)) for x, y in ((X, Y), (X2, Y2))]
     backend.close(measured(said), same)
-    with pytest.raises(DataError, match=r"state\.weight"):
-        measured([parts(X, Y, index=np.zeros(1, np.float32))])
+    index = np.zeros(1, np.float32)
+    alike = [parts(X, Y, index=index), parts(X, Y + 1.0, index=index)]
+    backend.close(measured(alike), np.mean([measured([one]) for one in alike], axis=0))
+    with pytest.raises(DataError, match=r"a batch before it: .*state\.weight"):
+        measured([parts(X, Y, index=index), parts(X2, Y2, index=index)])
 
 
 def test_counts_go_on_beyond_what_a_float_counts(backend: Subject) -> None:

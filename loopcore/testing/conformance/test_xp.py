@@ -549,9 +549,7 @@ def test_a_draw_within_is_refused(backend: Subject, name: str) -> None:
         else:
             learner.xp.scan(lambda c, x: (c, noisy(x)), 0.0, state.xs)
 
-    with pytest.raises(
-        lc.errors.TraceError, match=rf"random was used inside the function of xp\.{name}.* one more axis"
-    ):
+    with pytest.raises(lc.errors.TraceError, match=r"random was used inside .* one more axis"):
         run(learner_of(backend), body, xs=np.ones((2, 3)))
 
 
