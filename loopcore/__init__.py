@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from loopcore import criteria, data, errors, events, loggers, losses, schedules, testing
+from loopcore.backend.choice import follow_environment as _follow_environment
+from loopcore.backend.choice import use, using
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, RunFirst, on
 from loopcore.callbacks.accumulation import Accumulated, AccumulatedUpdate, GradientAccumulation
 from loopcore.callbacks.averaging import AveragedWeights
@@ -25,9 +27,7 @@ from loopcore.callbacks.scheduler import Scheduler, TorchScheduler
 from loopcore.callbacks.stopping import StopOnNaNLoss
 from loopcore.callbacks.traces import LogTraces, Traces
 from loopcore.callbacks.wrappers import ConditionalCallback, throttle
-from loopcore.checkpoint import load_weights
-from loopcore.choice import follow_environment as _follow_environment
-from loopcore.choice import use, using
+from loopcore.checkpoint.snapshot import load_weights
 from loopcore.errors import (
     AccessError,
     CancelEpochException,
@@ -47,24 +47,18 @@ from loopcore.events import (
     StepBegin,
     StepEnd,
 )
-from loopcore.fitting import FitResult
-from loopcore.hyperparameters import HyperParameter, LearningRate, WeightDecay
-from loopcore.learner import Learner
-from loopcore.loop import run_epoch, run_step
+from loopcore.handles.hyperparameters import HyperParameter, LearningRate, WeightDecay
+from loopcore.learner.learner import Learner
+from loopcore.learner.portable import random, tree, xp
+from loopcore.loop.fit import FitResult
+from loopcore.loop.scopes import run_epoch, run_step
 from loopcore.lr_finder import FoundRate, LRFinder
 from loopcore.metrics import AbstractMetric, Loss, Metric, SmoothLoss, accuracy, top_k_accuracy
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum
-from loopcore.phases import (
-    AbstractTrainingPhase,
-    AbstractValidationPhase,
-    Phase,
-    PredictionPhase,
-    TrainingPhase,
-    ValidationPhase,
-)
-from loopcore.portable import random, tree, xp
+from loopcore.phases.base import AbstractTrainingPhase, AbstractValidationPhase, Phase
+from loopcore.phases.sharpness_aware import SAMTrainingPhase
+from loopcore.phases.supervised import PredictionPhase, TrainingPhase, ValidationPhase
 from loopcore.schedules import one_cycle
-from loopcore.sharpness import SAMTrainingPhase
 
 __version__ = "0.1.0"
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loopcore._utils.text import clean
 from loopcore.errors import CallbackError, EventError
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
-from loopcore.text import clean
 
 if TYPE_CHECKING:
-    from loopcore.phases import Phase
+    from loopcore.phases.base import Phase
 
 Method = TypeVar("Method", bound=Callable[..., None])
 _OUTSIDE_STEPS = (FitBegin, FitEnd, EpochBegin, EpochEnd)

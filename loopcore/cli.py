@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import loopcore as lc
-from loopcore.registry import BUILT_IN
+from loopcore.backend.registry import BUILT_IN
 
 Params = dict[str, Any]
 

@@ -11,7 +11,7 @@ from statistics import fmean
 from time import monotonic
 from typing import Any
 
-from loopcore.arguments import is_number, is_whole
+from loopcore._utils.validation import is_number, is_whole
 
 __all__ = [
     "GL",

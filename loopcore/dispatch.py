@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from loopcore.access.members import Member
 from loopcore.callback import Callback, Listener, name_of, wants_event
 from loopcore.errors import CallbackError, CancelEpochException, CancelException, CancelFittingException, EventError
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd, StepBegin, StepEnd, UpdateBegin
 
 if TYPE_CHECKING:
-    from loopcore.loans import Loans
-    from loopcore.phases import Phase
+    from loopcore.access.lent_containers import Loans
+    from loopcore.phases.base import Phase
 
 Asleep: TypeAlias = frozenset[tuple[int, type[Event]]]  # by the id of a callback, events it sleeps through in a step
 NOBODY: Asleep = frozenset()
@@ -34,14 +35,6 @@ class Handler(NamedTuple):
     def traced(self) -> bool:
         """Whether it is part of a compiled step."""
         return self.listener.traced
-
-
-class Member(NamedTuple):
-    """A callback of a learner with its two guarded views."""
-
-    callback: Callback
-    view: Any
-    traced_view: Any
 
 
 class Table(dict[type[Event], tuple[Handler, ...]]):

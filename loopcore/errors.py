@@ -39,7 +39,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from loopcore.text import clean
+from loopcore._utils.text import clean
 
 
 class LoopcoreError(Exception):

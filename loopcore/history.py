@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module
 from types import MappingProxyType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from loopcore.errors import MissingFrameworkError, UnknownMetricError
+from loopcore._utils.history_names import prefix_of
+from loopcore.errors import UnknownMetricError
+from loopcore.optional_imports import optional
 
 if TYPE_CHECKING:
-    from loopcore.phases import Phase
-
-PREFIXES = {"training": "", "validation": "val_"}
+    from loopcore.phases.base import Phase
 
 
 class Counts(NamedTuple):
@@ -332,28 +331,3 @@ _TABLES = ("metrics_epoch", "metrics_step", "hyper_step")
 
 def _standing_alone(tables: dict[str, Series]) -> Epochs:
     return Epochs(SimpleNamespace(**tables))
-
-
-def optional(module: str, what: str, package: str, install: str = "") -> Any:
-    """A library that only some need.
-
-    Args:
-        module: to import.
-        what: needs it.
-        package: how the library is called.
-        install: what pip installs it by, where that is not its own name.
-
-    Raises:
-        MissingFrameworkError: it is not installed; says how to install it.
-    """
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingFrameworkError(
-            f"{what} needs {package}, which is not installed: pip install {install or package}"
-        ) from error
-
-
-def prefix_of(phase: str) -> str:
-    """What the names of a phase's metrics begin with."""
-    return PREFIXES.get(phase, f"{phase}_")

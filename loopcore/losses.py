@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from loopcore.backend.registry import namespace_of
 from loopcore.errors import LossError
-from loopcore.registry import namespace_of
 
 __all__ = ["binary_cross_entropy", "cross_entropy", "huber", "mae", "mse"]
 

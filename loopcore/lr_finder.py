@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loopcore.arguments import is_whole
-from loopcore.building import data_of, is_one_shot
-from loopcore.checkpoint_states import keeps_place
+from loopcore._utils.validation import is_whole
+from loopcore.checkpoint.stateful import keeps_place
 from loopcore.errors import DataExhaustedError, LossError
-from loopcore.history import optional
-from loopcore.hyperparameters import HyperParameter, LearningRate
-from loopcore.phases import Phase, TrainingPhase
-from loopcore.rehearsal import aside
+from loopcore.handles.hyperparameters import HyperParameter, LearningRate
+from loopcore.loop.batches import data_of, is_one_shot
+from loopcore.loop.dry_run import aside
+from loopcore.optional_imports import optional
+from loopcore.phases.base import Phase
+from loopcore.phases.supervised import TrainingPhase
 
 if TYPE_CHECKING:
-    from loopcore.learner import Learner
+    from loopcore.learner.learner import Learner
 
 _DIVERGED = 4.0  # times the best smoothed loss
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from loopcore.arguments import is_number, is_whole
+from loopcore._utils.argument_order import predictions_first, roots, takes_labels_first
+from loopcore._utils.validation import is_number, is_whole
+from loopcore.backend.registry import namespace_of
 from loopcore.errors import LossError
-from loopcore.label_order import predictions_first, roots, takes_labels_first
-from loopcore.registry import namespace_of
 
 
 class Metric:

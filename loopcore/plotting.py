@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from loopcore.history import optional, prefix_of
-from loopcore.text import clean
+from loopcore._utils.history_names import prefix_of
+from loopcore._utils.text import clean
+from loopcore.optional_imports import optional
 
 
 def plot_history(

@@ -11,7 +11,7 @@ from functools import wraps
 from itertools import pairwise
 from typing import Any, ParamSpec, TypeAlias
 
-from loopcore.arguments import is_number
+from loopcore._utils.validation import is_number
 
 __all__ = [
     "constant",

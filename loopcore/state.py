@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from loopcore._utils.value_keys import frozen
 from loopcore.errors import DataError
 from loopcore.events import Outcome
-from loopcore.keys import frozen
 
 if TYPE_CHECKING:
-    from loopcore.packing import Packed
+    from loopcore.backend.packing import Packed
 
 ABSENT = object()
 RESERVED = frozenset({"outcome", "apply", "updated"})

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import loopcore as lc
-from loopcore import errors, registry
+from loopcore import errors
+from loopcore.backend import registry
 from loopcore.testing import Trace, toy_learner
 
 XS = np.ones((4, 1))

@@ -24,12 +24,12 @@ from sklearn.metrics import r2_score
 
 import loopcore as lc
 from loopcore import callbacks as package
+from loopcore._utils.argument_order import predictions_first
+from loopcore._utils.text import clean
 from loopcore.callbacks import metrics as metrics_module
 from loopcore.errors import AccessError, BackendError, CallbackError
 from loopcore.history import History, Ring
-from loopcore.label_order import predictions_first
 from loopcore.testing import Trace, toy_learner
-from loopcore.text import clean
 
 BATCH = (np.ones((4, 1)), np.ones((4, 1)))
 NASTY: tuple[str, ...] = (

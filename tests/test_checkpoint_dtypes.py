@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import loopcore as lc
-from loopcore.checkpoint_file import manifest_of, read, write
+from loopcore.checkpoint.file import manifest_of, read, write
 from loopcore.errors import CheckpointError
 
 KEPT = "<f8 >f8 >f4 <f4 <f2 >f2 c8 >c8 c16 >c16 i4 >i4 >i8 u2 >u2 bool i1"

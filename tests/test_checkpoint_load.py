@@ -166,7 +166,7 @@ def test_values_by_step_go_on(tmp_path: Path) -> None:
 
 
 def test_a_full_ring_comes_back_in_order() -> None:
-    from loopcore.checkpoint_history import _series
+    from loopcore.checkpoint.history import _series
     from loopcore.history import Ring
 
     ring = Ring()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import loopcore as lc
-from loopcore import choice
+from loopcore.backend import choice
 from loopcore.errors import MissingFrameworkError, UnknownModelError
 
 Fresh = Callable[..., str]
@@ -115,15 +115,13 @@ def test_a_device_is_passed_on_and_a_learner_may_name_another() -> None:
 @pytest.mark.parametrize("absent", range(4))
 def test_auto_takes_the_first_that_is_installed(fresh: Fresh, absent: int) -> None:
     assert (*FRAMEWORKS, "numpy") == choice.AUTO
-    code = (
-        'import loopcore as lc\nlc.use("auto")\nprint(lc.choice.name())\nwith lc.using("auto"): print(lc.choice.name())'
-    )
+    code = 'import loopcore as lc\nlc.use("auto")\nprint(lc.backend.choice.name())\nwith lc.using("auto"): print(lc.backend.choice.name())'
     assert fresh(code, blocked=FRAMEWORKS[:absent]).split() == 2 * [choice.AUTO[absent]]
 
 
 def test_auto_needs_all_that_a_framework_needs(fresh: Fresh) -> None:
     """JAX without optax cannot train, nor can TensorFlow without Keras."""
-    code = 'import loopcore as lc\nlc.use("auto")\nprint(lc.choice.name())'
+    code = 'import loopcore as lc\nlc.use("auto")\nprint(lc.backend.choice.name())'
     assert fresh(code, blocked=("optax",)).split() == ["torch"]
     assert fresh(code, blocked=("optax", "torch", "keras")).split() == ["numpy"]
 

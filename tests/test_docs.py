@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pkgutil
 import re
 from contextlib import redirect_stdout
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
@@ -12,8 +13,7 @@ from typing import Any
 import pytest
 
 import loopcore as lc
-from loopcore import registry
-from loopcore.backend import Backend
+from loopcore.backend import Backend, registry
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = ("carrying-weights.md",)  # test_frameworks_agree.py runs it: it needs several frameworks
@@ -48,6 +48,15 @@ def matches(expected: str, printed: str) -> bool:
     return OutputChecker().check_output(expected, printed, NORMALIZE_WHITESPACE | ELLIPSIS)
 
 
+def exists(dotted: str) -> bool:
+    """Whether a path such as ``loopcore.data.batches`` leads to something, by modules and then by attributes."""
+    try:
+        pkgutil.resolve_name(dotted)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
 def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text(encoding="utf-8")
 
@@ -67,6 +76,47 @@ def test_a_wrong_output_is_noticed() -> None:
     with pytest.raises(ZeroDivisionError):
         run("```python torch\n1 / 0\n```\n", "page", frameworks=("torch",))
     assert run("```python\nprint('epoch 1: 0.3 s')\n```\n\n```text\nepoch 1: 0.1 s\n```\n", "page") == 1
+
+
+TEXTS = [*PAGES, ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / name for name in ELSEWHERE)]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_a_page_names_no_module_and_no_file_that_is_gone(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    dotted = set(re.findall(r"(?<=[`<~ ])loopcore(?:\.\w+)+(?=[`>(]|$)", text, re.MULTILINE)) - {"loopcore.backends"}
+    files = re.findall(r"(?<=`)(?:loopcore|backends|tests|tools|benchmarks|examples)/[\w./]*(?:\.py|/)(?=`)", text)
+    assert [name for name in sorted(dotted) if not exists(name)] == []
+    assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_every_folder_of_the_core_is_in_the_guide() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(\w+)/` \|", guide, re.MULTILINE))
+    assert listed == {path.parent.name for path in (ROOT / "loopcore").glob("*/__init__.py")}
+
+
+def test_the_changelog_says_nothing_twice() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    entries = [" ".join(entry.split()) for entry in re.findall(r"^- (.*(?:\n  .*)*)", text, re.MULTILINE)]
+    assert entries and len(entries) == len(set(entries))
+    for version in text.split("\n## ")[1:]:
+        sections = re.findall(r"^### (.*)$", version, re.MULTILINE)
+        assert len(sections) == len(set(sections)) and set(sections) <= {"Added", "Changed", "Fixed", "Removed"}
+
+
+def test_the_readme_begins_with_what_explain_and_a_conflict_print() -> None:
+    """That they are what is printed is tested above, where all blocks of the page run."""
+    before_install = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Install")[0]
+    explained, conflict = (block[3] for block in BLOCK.finditer(before_install) if block[1] == "text")
+    assert len([line for line in explained.splitlines() if line and line != "..."]) >= 10
+    assert "callbacks, in the order in which they run:" in explained and "  plan: " in explained
+    assert "nothing says which runs first" in conflict
+
+
+def test_the_readme_has_short_lines_but_for_its_commands() -> None:
+    text = re.sub(r"^```bash\n.*?^```$", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    assert [line for line in text.splitlines() if len(line) > 120] == []
 
 
 @pytest.mark.parametrize("name", lc.__all__)

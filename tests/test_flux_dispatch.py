@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 import loopcore as lc
-from loopcore import callback, callback_list, dispatch
+from loopcore import callback, dispatch
+from loopcore.access import members
+from loopcore.learner import callback_list
 from loopcore.testing import Trace, toy_learner
 
 
@@ -55,7 +57,7 @@ def test_flux_G10(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(module, name, call)
 
-    for module, name in ((callback_list, "order_callbacks"), (callback_list, "make_view"), (dispatch, "_handlers")):
+    for module, name in ((callback_list, "order_callbacks"), (members, "make_view"), (dispatch, "_handlers")):
         counted(module, name)
     one, two = Touchy(), Touchy()
     learner = toy_learner([one, two], steps=5)

@@ -45,6 +45,7 @@ def test_flux_L2() -> None:
         "keras_models.py",
         "keras_whole.py",
         "nasty.py",
+        "old_checkpoints.py",
         "one_script.py",
     ]  # by files that are collected
     assert sorted(strays) == ["all.py", "conftest.py", *imported], "pytest collects test_*.py only"

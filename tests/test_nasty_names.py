@@ -19,11 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loopcore as lc
+from loopcore._utils.text import clean
 from loopcore.callback import name_of
 from loopcore.callbacks import progress
 from loopcore.errors import UnknownMetricError
 from loopcore.loggers.names import Names, run_folder, run_name, sanitised
-from loopcore.text import clean
 from tests.nasty import NASTY
 from tests.test_loggers import events
 

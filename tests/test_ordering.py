@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, Resolution, RunFirst
 from loopcore.errors import CallbackError, ConflictError, CycleError, MissingRequirementError, MissingWriterError
-from loopcore.ordering import COMBINED, KNOWN_WRITERS, ROOTS, Order, order_callbacks, overlaps
+from loopcore.ordering import ROOTS, Order, order_callbacks, overlaps
+from loopcore.ordering.declarations import KNOWN_WRITERS
+from loopcore.ordering.order import COMBINED
 
 # ---- helpers
 

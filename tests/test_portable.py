@@ -10,7 +10,7 @@ import pytest
 
 import loopcore as lc
 from loopcore.errors import BackendError
-from loopcore.portable import CREATION, DTYPES, FUNCTIONS, LINALG
+from loopcore.learner.portable import CREATION, DTYPES, FUNCTIONS, LINALG
 
 A = np.array([[1.0, -2.0], [3.0, 4.0]])
 

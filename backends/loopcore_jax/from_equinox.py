@@ -10,8 +10,8 @@ import equinox as eqx
 import jax
 
 from loopcore.backend import Tree
+from loopcore.backend.pairs import keywords, two_parts
 from loopcore.errors import UnknownModelError
-from loopcore.pairs import keywords, two_parts
 
 
 class Equinox:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from loopcore.backend import Array, Tree
+from loopcore.backend.pairs import keywords, mode_of
 from loopcore.errors import BackendError, OptimizerError, UnknownModelError
-from loopcore.pairs import keywords, mode_of
-from loopcore.randomness import refuse_in_a_loop
+from loopcore.handles.randomness import refuse_in_a_loop
 from loopcore_jax.random import LOOPS
 
 

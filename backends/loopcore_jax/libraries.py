@@ -9,9 +9,9 @@ from inspect import signature
 from typing import Any, Protocol
 
 from loopcore.backend import Tree
+from loopcore.backend.foreign import called
+from loopcore.backend.pairs import keywords, mode_of, two_parts
 from loopcore.errors import BackendError, UnknownModelError
-from loopcore.foreign import called
-from loopcore.pairs import keywords, mode_of, two_parts
 
 
 class Library(Protocol):

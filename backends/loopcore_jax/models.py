@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from loopcore.backend import Kind, Leaves, Tree
+from loopcore.backend.foreign import foreign
 from loopcore.errors import BackendError, OptimizerError, UnknownModelError
-from loopcore.foreign import foreign
 from loopcore_jax.arrays import Arrays, copied, is_key
 from loopcore_jax.libraries import Keeper, Library, library_of
 from loopcore_jax.random import typed

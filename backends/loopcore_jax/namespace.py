@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from loopcore.array_namespace import LinalgNamespace, host_array, is_floating, taking_constants
 from loopcore.backend import Array, Tree
-from loopcore.iteration import IteratingNamespace
+from loopcore.backend.array_namespace import LinalgNamespace, host_array, is_floating, taking_constants
+from loopcore.backend.iteration import IteratingNamespace
 from loopcore_jax import functions, linalg, neural, ordering
 from loopcore_jax.arrays import canonical, is_traced
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from loopcore.backend import Array
-from loopcore.windows import Padding, PerAxis, Windows, conv_windows, pool_windows
+from loopcore.backend.windows import Padding, PerAxis, Windows, conv_windows, pool_windows
 from loopcore_jax.functions import Axis
 
 _LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}

@@ -15,8 +15,8 @@ import optax
 
 from loopcore.backend import Array, Leaves, Tree
 from loopcore.errors import OptimizerError
+from loopcore.handles.parameters import check_state
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
-from loopcore.weights import check_state
 from loopcore_jax.arrays import as_key, copied, is_key, is_traced, primal, to_numpy, transform
 from loopcore_jax.models import Models, Part
 from loopcore_jax.selection import selected

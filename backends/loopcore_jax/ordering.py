@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from loopcore.array_namespace import only_axis
 from loopcore.backend import Array
+from loopcore.backend.array_namespace import only_axis
 
 
 def matrix_transpose(x: Array, /) -> Array:

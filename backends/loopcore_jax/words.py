@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from loopcore.backend import Array
-from loopcore.packing import WORDS
+from loopcore.backend.packing import WORDS
 from loopcore_jax.arrays import is_traced
 
 

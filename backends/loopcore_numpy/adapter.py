@@ -19,9 +19,9 @@ import optree
 from autograd.tracer import getval, isbox
 
 from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
+from loopcore.backend.pairs import Pair, read, recognises
 from loopcore.errors import BackendError, GradientError, OptimizerError
-from loopcore.pairs import Pair, read, recognises
-from loopcore.weights import check_state
+from loopcore.handles.parameters import check_state
 from loopcore_numpy import functions as f
 from loopcore_numpy import trees
 from loopcore_numpy.losses import Losses

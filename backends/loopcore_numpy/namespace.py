@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from autograd.tracer import getval, isbox
 
-from loopcore.array_namespace import LinalgNamespace, host_array, is_floating, refusing
 from loopcore.backend import Array
-from loopcore.iteration import IteratingNamespace
+from loopcore.backend.array_namespace import LinalgNamespace, host_array, is_floating, refusing
+from loopcore.backend.iteration import IteratingNamespace
 from loopcore_numpy import functions as f
 from loopcore_numpy import linalg, neural, ordering
 from loopcore_numpy.derivatives import Axis

@@ -11,7 +11,7 @@ from autograd.tracer import getval
 from numpy.lib.stride_tricks import sliding_window_view
 
 from loopcore.backend import Array
-from loopcore.windows import Padding, PerAxis, Windows, conv_windows, pool_windows
+from loopcore.backend.windows import Padding, PerAxis, Windows, conv_windows, pool_windows
 from loopcore_numpy import derivatives as d
 from loopcore_numpy import functions as f
 from loopcore_numpy.derivatives import Axis, anp

@@ -9,8 +9,8 @@ from autograd.extend import defvjp, primitive
 from autograd.numpy.numpy_vjps import unbroadcast_f
 from autograd.tracer import getval
 
-from loopcore.array_namespace import only_axis
 from loopcore.backend import Array
+from loopcore.backend.array_namespace import only_axis
 from loopcore_numpy import derivatives as d
 from loopcore_numpy.derivatives import anp
 

@@ -12,8 +12,8 @@ import optree
 import tensorflow as tf
 
 from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
+from loopcore.backend.pairs import recognises
 from loopcore.errors import BackendError
-from loopcore.pairs import recognises
 from loopcore_keras.models import build, is_model
 from loopcore_tensorflow import arrays, losses, words
 from loopcore_tensorflow.frame import Frame

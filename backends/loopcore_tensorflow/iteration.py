@@ -9,7 +9,7 @@ import optree
 import tensorflow as tf
 
 from loopcore.backend import Tree
-from loopcore.iteration import check_carry
+from loopcore.backend.iteration import check_carry
 
 
 def scan(fn: Callable[[Any, Any], tuple[Any, Any]], init: Tree, xs: Tree) -> tuple[Tree, Tree]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from loopcore.array_namespace import LinalgNamespace, host_array, taking_constants
 from loopcore.backend import Array, Tree
-from loopcore.iteration import IteratingNamespace
+from loopcore.backend.array_namespace import LinalgNamespace, host_array, taking_constants
+from loopcore.backend.iteration import IteratingNamespace
 from loopcore_tensorflow import functions, linalg, neural, ordering
 from loopcore_tensorflow.arrays import is_symbolic
 from loopcore_tensorflow.functions import Number

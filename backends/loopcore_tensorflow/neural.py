@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import tensorflow as tf
 
 from loopcore.backend import Array
-from loopcore.windows import Padding, PerAxis, Windows, conv_windows, pool_windows
+from loopcore.backend.windows import Padding, PerAxis, Windows, conv_windows, pool_windows
 from loopcore_tensorflow.functions import Axis
 
 _LAYOUTS: dict[int, Literal["NWC", "NHWC"]] = {1: "NWC", 2: "NHWC"}

@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from loopcore.backend import Array, Leaves
 from loopcore.errors import OptimizerError
+from loopcore.handles.parameters import check_state
 from loopcore.optimizers import OptimizerSpec
-from loopcore.weights import check_state
 from loopcore_keras.models import constraints
 from loopcore_keras.optimizers import KerasOptimizer, is_optimizer
 from loopcore_tensorflow.arrays import Arrays, is_symbolic, to_numpy

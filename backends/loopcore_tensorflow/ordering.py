@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from loopcore.array_namespace import only_axis
 from loopcore.backend import Array
+from loopcore.backend.array_namespace import only_axis
 from loopcore_tensorflow.functions import pair
 
 

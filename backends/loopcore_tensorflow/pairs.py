@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from loopcore.backend import Kind, Leaves, Tree
-from loopcore.pairs import read
+from loopcore.backend.pairs import read
 from loopcore_tensorflow.arrays import Arrays
 
 

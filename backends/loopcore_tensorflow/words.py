@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from loopcore.backend import Array
-from loopcore.packing import WORDS
+from loopcore.backend.packing import WORDS
 
 
 def to_words(values: Sequence[Array]) -> Array:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
+from loopcore.backend.pairs import recognises
 from loopcore.errors import BackendError, GradientError
-from loopcore.pairs import recognises
 from loopcore_torch import arrays, binding, losses
 from loopcore_torch.containers import flatten, tree_map
 from loopcore_torch.gradients import Gradients

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loopcore.array_namespace import LinalgNamespace, host_array, taking_constants
 from loopcore.backend import Tree
-from loopcore.iteration import IteratingNamespace
+from loopcore.backend.array_namespace import LinalgNamespace, host_array, taking_constants
+from loopcore.backend.iteration import IteratingNamespace
 from loopcore_torch import functions, linalg, neural, ordering
 from loopcore_torch.arrays import from_numpy
 from loopcore_torch.functions import Number

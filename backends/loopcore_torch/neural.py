@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loopcore.windows import Padding, PerAxis, Windows, conv_windows, pool_windows
+from loopcore.backend.windows import Padding, PerAxis, Windows, conv_windows, pool_windows
 from loopcore_torch.functions import Axis, axes_of
 
 _CONV: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d}

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 from loopcore.backend import Leaves
 from loopcore.errors import OptimizerError
+from loopcore.handles.parameters import differences
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
-from loopcore.weights import differences
 from loopcore_torch.arrays import to_numpy
 from loopcore_torch.models import Models
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loopcore.array_namespace import only_axis
+from loopcore.backend.array_namespace import only_axis
 
 
 def matrix_transpose(x: Tensor, /) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from loopcore.backend import Kind, Tree
+from loopcore.backend.pairs import read
 from loopcore.errors import BackendError
-from loopcore.pairs import read
 from loopcore_torch.binding import Bound
 from loopcore_torch.random import generator_of
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from loopcore.arguments import is_whole
+from loopcore._utils.validation import is_whole
 from loopcore.callback import Callback, on
 from loopcore.callbacks.counting import counter
 from loopcore.callbacks.device import ToDevice
 from loopcore.errors import CallbackError
 from loopcore.events import BackwardEnd, EpochEnd, StepBegin, StepEnd
-from loopcore.phases import AbstractTrainingPhase, Handle, Phase
+from loopcore.phases.base import AbstractTrainingPhase, Fire, Phase
 from loopcore.state import State
 
 
@@ -30,7 +30,7 @@ class AccumulatedUpdate(Phase):
         1
     """
 
-    def step(self, learner: Any, handle: Handle, state: State) -> None:
+    def step(self, learner: Any, handle: Fire, state: State) -> None:
         """BackwardEnd, and the update."""
         state.grads = learner.shared.accumulated[0]
         handle(BackwardEnd())

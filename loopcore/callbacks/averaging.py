@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loopcore.arguments import is_number, is_whole
+from loopcore._utils.validation import is_number, is_whole
 from loopcore.callback import Callback, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
 from loopcore.callbacks.clipping import GradientClipping
@@ -12,7 +12,7 @@ from loopcore.callbacks.counting import counter, is_float, whole_counter
 from loopcore.callbacks.device import ToDevice
 from loopcore.callbacks.stopping import StopOnNaNLoss
 from loopcore.events import EpochBegin, EpochEnd, FitBegin, FitEnd, StepBegin, StepEnd
-from loopcore.phases import AbstractTrainingPhase, AbstractValidationPhase
+from loopcore.phases.base import AbstractTrainingPhase, AbstractValidationPhase
 
 
 class AveragedWeights(Callback):

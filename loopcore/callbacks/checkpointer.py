@@ -8,13 +8,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from loopcore.arguments import is_whole
+from loopcore._utils.validation import is_whole
 from loopcore.callback import Callback, on
 from loopcore.callbacks.monitor import Mode, check_mode, monitored, ranked, worst
-from loopcore.checkpoint import manifest_of
+from loopcore.checkpoint.file import manifest_of
 from loopcore.errors import CallbackError, CheckpointError, NotFiniteError
 from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
-from loopcore.phases import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase
 
 
 class Checkpointer(Callback):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from loopcore.arguments import is_number
+from loopcore._utils.validation import is_number
 from loopcore.callback import Callback, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
 from loopcore.events import BackwardEnd
-from loopcore.phases import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase
 
 
 class GradientClipping(Callback):

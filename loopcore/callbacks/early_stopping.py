@@ -6,13 +6,13 @@ import warnings
 from time import monotonic
 from typing import Any
 
-from loopcore.arguments import is_number, is_whole
+from loopcore._utils.validation import is_number, is_whole
 from loopcore.callback import Callback, on
 from loopcore.callbacks.monitor import Mode, check_mode, monitored, unmeasured
 from loopcore.criteria import Criterion, NumberSinceBest
 from loopcore.errors import CallbackError, CancelFittingException
 from loopcore.events import EpochBegin, EpochEnd, FitBegin, FitEnd, StepEnd
-from loopcore.phases import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase
 
 
 class EarlyStopping(Callback):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from loopcore.arguments import is_whole
+from loopcore._utils.validation import is_whole
 from loopcore.callback import NO_CONFLICT, Callback, Resolution, on
 from loopcore.errors import CallbackError
 from loopcore.events import EpochBegin
-from loopcore.phases import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase
 
 
 class Freeze(Callback):

@@ -11,7 +11,7 @@ from loopcore.errors import CallbackError
 from loopcore.events import Event
 
 if TYPE_CHECKING:
-    from loopcore.phases import Phase
+    from loopcore.phases.base import Phase
 
 
 class FunctionCallback(Callback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from loopcore.arguments import is_whole
+from loopcore._utils.validation import is_whole
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError
 from loopcore.events import EpochEnd, StepEnd

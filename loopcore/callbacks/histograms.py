@@ -11,9 +11,9 @@ from loopcore.callback import NO_CONFLICT, Callback, Resolution, RunFirst, Sleep
 from loopcore.callbacks.accumulation import AccumulatedUpdate
 from loopcore.callbacks.log import Logs
 from loopcore.events import BackwardEnd, EpochBegin, EpochEnd, Event
+from loopcore.handles.parameters import named_leaves
 from loopcore.loggers.base import Histogram, Logger
-from loopcore.phases import AbstractTrainingPhase
-from loopcore.weights import named_leaves
+from loopcore.phases.base import AbstractTrainingPhase
 
 
 class LogHistograms(Logs, Sleeper):

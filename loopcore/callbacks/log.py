@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from loopcore._utils.history_names import prefix_of
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError, OptimizerError
 from loopcore.events import EpochEnd, FitBegin, FitEnd, StepBegin, StepEnd
-from loopcore.history import prefix_of
 from loopcore.loggers.base import Array, Loggable, Logger
-from loopcore.phases import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase
 
 FLUSH = 1024  # steps after which values are written at the latest
 

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from loopcore._utils.history_names import prefix_of
+from loopcore._utils.user_lines import HINT
+from loopcore.backend.packing import fetched
+from loopcore.backend.registry import namespace_of
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError, LossError
 from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
-from loopcore.history import Ring, Series, prefix_of
+from loopcore.history import Ring, Series
 from loopcore.metrics import Loss, Metric, SmoothLoss, plain_values
-from loopcore.packing import fetched
-from loopcore.phases import AbstractTrainingPhase, PredictionPhase, ValidationPhase
-from loopcore.registry import namespace_of
-from loopcore.user_lines import HINT
+from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.supervised import PredictionPhase, ValidationPhase
 
 _FLUSH = 1024  # steps whose values stay on the device at most
 _ROW = ("step.metrics_names", "step.metrics_row")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from loopcore.arguments import is_number, is_whole
+from loopcore._utils.validation import is_number, is_whole
 from loopcore.callback import Callback, on
 from loopcore.callbacks.counting import is_float
 from loopcore.errors import CallbackError
 from loopcore.events import StepBegin
-from loopcore.phases import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase
 
 
 class MixUp(Callback):

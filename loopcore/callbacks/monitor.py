@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from math import isnan
 from typing import Any, Literal
 
+from loopcore._utils.history_names import PREFIXES, prefix_of
 from loopcore.errors import CallbackError
-from loopcore.history import PREFIXES, prefix_of
 
 Mode = Literal["min", "max"]
 

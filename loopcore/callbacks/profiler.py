@@ -6,11 +6,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from loopcore.arguments import is_whole
+from loopcore._utils.validation import is_whole
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError
 from loopcore.events import FitBegin, FitEnd, StepBegin, StepEnd
-from loopcore.phases import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase
 
 
 class Profiler(Callback):

@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
+from loopcore._utils.history_names import prefix_of
+from loopcore._utils.text import clean, say
 from loopcore.callback import Callback, on
 from loopcore.events import EpochBegin, EpochEnd, FitBegin, FitEnd, StepEnd
-from loopcore.history import prefix_of
-from loopcore.phases import PredictionPhase
-from loopcore.text import clean, say
+from loopcore.phases.supervised import PredictionPhase
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -11,7 +11,7 @@ from loopcore.callback import Callback, on
 from loopcore.callbacks.metrics import Metrics, try_metric
 from loopcore.errors import SanityError
 from loopcore.events import FitBegin
-from loopcore.phases import Phase
+from loopcore.phases.base import Phase
 
 
 class SanityCheck(Callback):

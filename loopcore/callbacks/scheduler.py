@@ -12,10 +12,10 @@ from loopcore.callbacks.accumulation import AccumulatedUpdate
 from loopcore.callbacks.monitor import monitored
 from loopcore.errors import CallbackError
 from loopcore.events import EpochBegin, EpochEnd, StepBegin, StepEnd
+from loopcore.handles.hyperparameters import HyperParameter
 from loopcore.history import Ring, Series
-from loopcore.hyperparameters import HyperParameter
 from loopcore.optimizers import Momentum
-from loopcore.phases import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase
 
 Unit = Literal["step", "epoch", "update"]
 Key: TypeAlias = str | HyperParameter | type[Momentum]

@@ -9,10 +9,10 @@ from typing import Any
 from loopcore.callback import NO_CONFLICT, Callback, Resolution, RunFirst, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
 from loopcore.callbacks.counting import is_float
-from loopcore.declarations import overlaps
 from loopcore.errors import CancelFittingException
 from loopcore.events import EpochEnd, FitBegin, StepBegin, StepEnd, UpdateBegin
-from loopcore.phases import AbstractTrainingPhase
+from loopcore.ordering.declarations import overlaps
+from loopcore.phases.base import AbstractTrainingPhase
 from loopcore.state import both
 
 _NONE = -1

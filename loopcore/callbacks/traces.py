@@ -8,14 +8,15 @@ from typing import Any, get_args
 
 import numpy as np
 
-from loopcore.arguments import is_whole
+from loopcore._utils.history_names import prefix_of
+from loopcore._utils.validation import is_whole
 from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, Listener, Resolution, on
 from loopcore.callbacks.log import FLUSH, Logs, unwritten
 from loopcore.errors import CallbackError
 from loopcore.events import EpochBegin, EpochEnd, Event, StepEnd
-from loopcore.history import Series, prefix_of
+from loopcore.history import Series
 from loopcore.loggers.base import Histogram, Loggable, Logger
-from loopcore.phases import AbstractTrainingPhase, Phase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
 
 
 class Noted:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from loopcore.arguments import is_number, is_whole
+from loopcore._utils.validation import is_number, is_whole
 from loopcore.callback import Callback, Listener, Resolution, RunFirst, Sleeper, wants_event
 from loopcore.errors import CallbackError, EventError
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd

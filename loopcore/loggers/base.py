@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from loopcore._utils.text import clean
 from loopcore.errors import LoopcoreError
 from loopcore.loggers.names import Names, sanitised
-from loopcore.text import clean
 
 
 @dataclass(frozen=True)

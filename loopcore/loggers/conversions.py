@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from loopcore.history import optional
 from loopcore.loggers.base import Histogram, Image
+from loopcore.optional_imports import optional
 
 
 def library(module: str, who: str, extra: str) -> Any:

@@ -6,9 +6,9 @@ import re
 import time
 from typing import Any
 
+from loopcore._utils.text import clean
 from loopcore.loggers.base import Figure, Image, Logger, Text, Value
 from loopcore.loggers.conversions import as_bytes, encodable, library
-from loopcore.text import clean
 
 _BATCH = 1000  # values that MLflow takes at once
 

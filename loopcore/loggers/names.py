@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from loopcore.text import clean
+from loopcore._utils.text import clean
 
 _NAME_BYTES = 200  # MLflow takes 250 characters, file systems 255 bytes
 _FOLDER_BYTES = 100

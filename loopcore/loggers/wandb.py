@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from loopcore._utils.text import clean
 from loopcore.loggers.base import Figure, Histogram, Image, Logger, Text, Value
 from loopcore.loggers.conversions import as_bytes, drawn, encodable, finite, library
-from loopcore.text import clean
 
 _AXIS = "loopcore/step"
 

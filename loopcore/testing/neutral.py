@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from loopcore.portable import random, xp
+from loopcore.learner.portable import random, xp
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Weights: TypeAlias = Mapping[str, Array]

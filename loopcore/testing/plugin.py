@@ -78,7 +78,7 @@ def _loopcore_backend_name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, _loopcore_backend_name: str) -> Iterator[Subject]:
     """The backend under test, with its native models; one that compiles is tested in each plan."""
-    from loopcore.choice import using
+    from loopcore.backend.choice import using
     from loopcore.testing.conformance.problems import forced_plan
     from loopcore.testing.conformance.subject import KNOWN_GAPS, MissingFrameworkError, subject
 
@@ -137,8 +137,8 @@ def chosen(config: pytest.Config) -> list[str]:
 
 def _plans(name: str) -> tuple[str, ...]:
     """What is added to the name of a backend, for each plan its steps can have."""
+    from loopcore.backend.registry import load
     from loopcore.errors import MissingFrameworkError
-    from loopcore.registry import load
 
     try:
         return ("", "-split", "-eager") if load(name).compiles else ("",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from loopcore.randomness import HostDraws, override
+from loopcore.handles.randomness import HostDraws, override
 
 
 @contextmanager

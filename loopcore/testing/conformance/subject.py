@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
+from loopcore.backend.registry import BUILT_IN, GROUP, known, load
 from loopcore.errors import BackendError, MissingFrameworkError
-from loopcore.registry import BUILT_IN, GROUP, known, load
 
 __all__ = ["KNOWN_GAPS", "MissingFrameworkError", "NativeModels", "Subject", "installed", "known", "subject"]
 

@@ -23,7 +23,7 @@ class Applied(lc.Callback):
 
     @lc.on(lc.StepEnd, lc.AbstractTrainingPhase)
     def look(self, learner: Any, phase: Any) -> None:
-        from loopcore.weights import named_leaves
+        from loopcore.handles.parameters import named_leaves
 
         self.found.append(learner.to_host(named_leaves(learner.params, learner.step.grads)))
 

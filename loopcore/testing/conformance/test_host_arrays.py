@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import loopcore as lc
-from loopcore.choice import using
+from loopcore.backend.choice import using
 from loopcore.testing.conformance import oracle
 from loopcore.testing.conformance.problems import Array, make_learner, mlp_weights
 from loopcore.testing.conformance.subject import Subject

@@ -1,0 +1,47 @@
+"""Which line of the user's an error comes from."""
+
+from __future__ import annotations
+
+import linecache
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+HINT = "Here it is "  # how a note begins that says what to write instead at this place
+
+
+_OURS = ("loopcore", "loopcore_jax", "loopcore_tensorflow", "loopcore_torch", "loopcore_numpy", "loopcore_keras")
+
+
+# fmt: off
+_OTHERS = (
+    "jax", "jaxlib", "flax", "optax", "equinox", "haiku", "tensorflow", "keras", "torch", "autograd", "numpy", "optree",
+    "contextlib", "threading",
+)
+
+
+def where(error: BaseException) -> str:
+    """``file:line: source: `` of the innermost frame that is the user's own; empty where there is none."""
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if not is_of_a_framework(frame):
+            name = frame.f_code.co_filename
+            return f"{name}:{line}: {linecache.getline(name, line).strip()}: "
+    return ""
+
+
+def is_of_a_framework(frame: FrameType) -> bool:
+    """Whether a frame belongs to loopcore or to a framework, and not to the user."""
+    module = str(frame.f_globals.get("__name__", ""))
+    root = module.partition(".")[0]
+    ours = root in _OURS and not module.startswith(("loopcore.testing.conformance", "loopcore.callbacks"))
+    return ours or root in _OTHERS
+
+
+def of_lines(lines: Sequence[tuple[str, int]]) -> str:
+    """The same for lines that a framework recorded: file and number of each."""
+    for name, line in reversed(lines):
+        parts = set(Path(name).parts)
+        if "conformance" in parts or parts.isdisjoint((*_OURS, *_OTHERS, "contextlib.py")):
+            return f"{name}:{line}: {linecache.getline(name, line).strip()}: "
+    return ""

@@ -1,0 +1,44 @@
+"""Keys for Python values: scalars and containers by content, anything else by identity."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+SCALARS = (bool, int, float, complex, str, bytes, type(None))
+
+
+class Same:
+    """An object in a key, by identity. The key keeps it alive, so that no other one can get its id."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and other._value is self._value
+
+
+def frozen(value: Any) -> Hashable:
+    """A key for a Python value: scalars, containers and dataclasses by content, anything else by identity."""
+    if isinstance(value, SCALARS):
+        return type(value), value
+    if isinstance(value, Mapping):
+        return type(value), tuple((frozen(key), frozen(part)) for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(frozen, value))
+    if isinstance(value, (set, frozenset)):
+        return type(value), frozenset(map(frozen, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), tuple(frozen(getattr(value, field.name)) for field in fields(value))
+    return Same(value)
+
+
+def same(value: Any) -> Hashable:
+    """A key for a Python value: scalars by content, anything else by identity."""
+    return (type(value), value) if isinstance(value, SCALARS) else Same(value)

@@ -1,0 +1,296 @@
+"""Guarded views: what a handler gets instead of the learner.
+
+A view has one property for every path the callback declared, made once per callback; everything else raises an
+`AccessError` that says which line to add. Host handlers see concrete values and copies of containers; traced
+handlers see what the step body sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import MappingProxyType
+from typing import Any, cast
+
+from loopcore.access.lent_containers import Loans
+from loopcore.access.namespace_view import namespace_view
+from loopcore.access.permissions import Access
+from loopcore.callback import Callback, name_of
+from loopcore.errors import AccessError
+from loopcore.handles.parameters import Handle
+from loopcore.handles.randomness import Random
+from loopcore.ordering.declarations import ROOTS
+from loopcore.protocols import LearnerParts
+
+FREE = frozenset(
+    {"epoch", "losses", "loss_fn", "phases", "predict", "run_epoch", "run_step", "fit", "seed", "stop_gradient"}
+    | {
+        "accelerator",
+        "attempt",
+        "is_ready",
+        "number",
+        "profile",
+        "sample_weight",
+        "step_number",
+        "to_host",
+        "tree",
+        "xp",
+    }
+)
+VERBS = {  # verb -> the declarations it needs
+    "gradient": (("params",), ()),
+    "grad": (("model",), ()),
+    "update": ((), ("params", "optimizer")),
+    "minimize": ((), ("params", "optimizer")),
+    "export_weights": (("params",), ()),
+    "import_weights": ((), ("params",)),
+    "save": (("params", "buffers", "optimizer"), ()),
+    "save_model": (("params", "buffers"), ()),
+    "hold": ((), ("optimizer",)),
+    "set_model": ((), ("model",)),
+    "to_device": ((), ("model",)),
+    "history": (("shared.metrics_epoch",), ()),
+    "peek": (("data",), ()),
+    "rehearse": (("model", "params", "buffers"), ()),
+}
+_INSTEAD = {  # what it cannot reach -> what to do
+    "callbacks": (
+        "change the list before fit or between two fits. To work with another callback, name its class in requires or "
+        "run_after, and exchange values through shared"
+    ),
+    "backend": "the array functions are learner.xp, learner.tree and learner.losses; to_host makes NumPy arrays",
+    "result": "it is there when fit has returned; a handler of FitEnd takes event.outcome as its fourth argument",
+    "runs": "what is running is learner.epoch, learner.step and learner.attempt",
+    "all_params": "parameters are learner.params, which the callback declares",
+}
+_REACHED = f"it reaches {', '.join(ROOTS)} as it declares them, random, and {', '.join(sorted(FREE | VERBS.keys()))}"
+_OBJECTIVES = frozenset({"gradient", "grad", "minimize"})
+
+
+def make_view(learner: LearnerParts, callback: Callback, *, traced: bool) -> Any:
+    """The guarded view of a learner for one callback.
+
+    Args:
+        learner: the learner behind it.
+        callback: whose declarations decide.
+        traced: for traced handlers: values as the step body sees them.
+    """
+    access = Access.of(callback)
+    own = _OwnObjectives(learner.backend.concrete)
+    loans = None if traced else Loans(learner)
+    parts: dict[str, Any] = {
+        "step": namespace_view("step", learner, access, loans),
+        "shared": namespace_view("shared", learner, access, loans),
+        "hyper": _HyperView(learner, access),
+        "random": Random(learner, name_of(callback.identity())),  # what is wrapped draws the same
+    }
+    members: dict[str, Any] = {"__slots__": (), "_access": access, "_loans": loans}
+    for root in ("step", "shared", "hyper"):
+        members[root] = _constant(parts[root])  # always there, so that the error names the full path
+    members["random"] = _constant(parts["random"])
+    members["collect"] = _constant(_collecting(learner, access))
+    for root in ("params", "buffers", "model", "optimizer", "data"):
+        if access.names(root, access.reads):
+            members[root] = property(_guarded_root(root, access, _raw if traced else own.see))
+    for name in FREE | {verb for verb, needs in VERBS.items() if _allowed(access, needs)}:
+        members[name] = property(_forward(name) if traced or name not in _OBJECTIVES else own.verb(name))
+    members["epoch"] = property(lambda view: view._learner.epoch and _EpochView(view._learner.epoch, access))
+    view = cast(type[_View], type("LearnerView", (_View,), members))
+    return view(learner)
+
+
+def _allowed(access: Access, needs: tuple[tuple[str, ...], tuple[str, ...]]) -> bool:
+    reads, writes = needs
+    return all(access.may(p, access.reads) for p in reads) and all(access.may(p, access.writes) for p in writes)
+
+
+class _View:
+    """Base of the generated views of a learner."""
+
+    __slots__ = ("_learner",)
+    _access: Access
+    _loans: Loans | None
+
+    def __init__(self, learner: LearnerParts) -> None:
+        object.__setattr__(self, "_learner", learner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in VERBS:
+            reads, writes = VERBS[name]
+            missing = [(p, False) for p in reads if not self._access.may(p, self._access.reads)]
+            missing += [(p, True) for p in writes if not self._access.may(p, self._access.writes)]
+            raise self._access.error(missing[0][0], write=missing[0][1])
+        if name in ROOTS:
+            raise self._access.error(name, write=False)
+        instead = _INSTEAD.get(name, _REACHED)
+        raise AttributeError(f"a callback cannot reach learner.{name}: {instead}", name=name, obj=self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AccessError(
+            f"{name_of(self._access.callback)} assigns learner.{name}: a callback writes values below step, shared, "
+            "hyper, params or buffers, such as learner.shared.x, and declares them in writes"
+        )
+
+
+def _collecting(learner: LearnerParts, access: Access) -> Callable[..., tuple[Any, ...]]:
+    left = {path.removeprefix("step.") for path in access.callback.leaves}
+
+    def collect(*names: str) -> tuple[Any, ...]:
+        if not left.issuperset(names):
+            name = next(name for name in names if name not in left)
+            raise AccessError(
+                f'{name_of(access.callback)} collects step.{name}: declare it, leaves = ("step.{name}",), and let a '
+                "traced handler write it"
+            )
+        return learner.collect(*names)
+
+    return collect
+
+
+def _constant(value: Any) -> property:
+    return property(lambda view: value)
+
+
+def _forward(name: str) -> Callable[[Any], Any]:
+    return lambda view: getattr(view._learner, name)
+
+
+def _guarded_root(root: str, access: Access, concrete: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    if root in ("optimizer", "data"):
+        writable = access.may(root, access.writes)
+        return lambda view: getattr(view._learner, root) if writable else MappingProxyType(getattr(view._learner, root))
+    wrapper = _ModelView if root == "model" else _HandleView
+    return lambda view: wrapper(getattr(view._learner, root), access, root, concrete)
+
+
+class _OwnObjectives:
+    """What a host handler sees: concrete values, but within an objective of its own those that are differentiated."""
+
+    def __init__(self, concrete: Callable[[Any], Any]) -> None:
+        self._concrete = concrete
+        self._depth = 0
+
+    def see(self, value: Any) -> Any:
+        return value if self._depth or value is None else self._concrete(value)
+
+    def verb(self, name: str) -> Callable[[Any], Any]:
+        return lambda view: self._within(getattr(view._learner, name))
+
+    def _within(self, verb: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._depth += 1
+            try:
+                result = verb(*args, **kwargs)
+            finally:
+                self._depth -= 1
+            return self._within(result) if callable(result) else self.see(result)
+
+        return call
+
+
+class _EpochView:
+    """The running epoch for a callback: all of it readable, nothing writable."""
+
+    __slots__ = ("_access", "_epoch")
+
+    def __init__(self, epoch: Any, access: Access) -> None:
+        object.__setattr__(self, "_epoch", epoch)
+        object.__setattr__(self, "_access", access)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoch, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AccessError(f"{name_of(self._access.callback)} assigns learner.epoch.{name}: the loop alone counts")
+
+
+class _ModelView:
+    """A model for a callback: forward passes of one that may not change it leave its state as it is."""
+
+    __slots__ = ("_access", "_concrete", "_model", "_path")
+
+    def __init__(self, model: Any, access: Access, path: str, concrete: Callable[[Any], Any]) -> None:
+        self._model, self._access, self._path, self._concrete = model, access, path, concrete
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._access.may(self._path, self._access.reads):
+            raise self._access.error(self._path, write=False)
+        if not self._access.may(self._path, self._access.writes):
+            kwargs["update_state"] = False
+        return self._concrete(self._model(*args, **kwargs))
+
+    def __getattr__(self, name: str) -> Any:
+        names = self._access.names(self._path, self._access.reads)
+        if "*" in names and name == "native":
+            native = self._model.native
+            return self._concrete(native) if self._model._backend.is_differentiated(native) else native
+        if "*" in names and name == "apply":
+            return lambda *args, **kwargs: self._concrete(self._model.apply(*args, **kwargs))
+        if not names & {"*", name}:
+            raise self._access.error(f"{self._path}.{name}", write=False)
+        return _ModelView(getattr(self._model, name), self._access, f"{self._path}.{name}", self._concrete)
+
+    __getitem__ = __getattr__
+
+
+class _HandleView(Handle):
+    """Parameters or buffers for a callback: readable below what it reads, writable below what it writes."""
+
+    __slots__ = ("_access", "_concrete", "_path")
+    _access: Access
+    _concrete: Callable[[Any], Any]
+    _path: str
+
+    def __init__(self, handle: Handle, access: Access, path: str, concrete: Callable[[Any], Any]) -> None:
+        for name in Handle.__slots__:
+            object.__setattr__(self, name, getattr(handle, name))
+        for name, value in (("_access", access), ("_concrete", concrete), ("_path", path)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def value(self) -> Any:
+        if not self._access.may(self._path, self._access.reads):
+            raise self._access.error(self._path, write=False)
+        return self._concrete(super().value)
+
+    @value.setter
+    def value(self, tree: Any) -> None:
+        if not self._access.may(self._path, self._access.writes):
+            raise self._access.error(self._path, write=True)
+        self._assign(tree)
+
+    def __getitem__(self, prefix: str) -> Handle:
+        if not self._access.names(self._path, self._access.reads) & {"*", prefix}:
+            raise self._access.error(f"{self._path}.{prefix}", write=False)
+        return _HandleView(super().__getitem__(prefix), self._access, f"{self._path}.{prefix}", self._concrete)
+
+
+class _HyperView:
+    """Hyperparameters for a callback."""
+
+    __slots__ = ("_access", "_learner")
+    _access: Access
+    _learner: LearnerParts
+
+    def __init__(self, learner: LearnerParts, access: Access) -> None:
+        object.__setattr__(self, "_learner", learner)
+        object.__setattr__(self, "_access", access)
+
+    def __getitem__(self, name: str) -> float:
+        if not self._access.may(f"hyper.{name}", self._access.reads):
+            raise self._access.error(f"hyper.{name}", write=False)
+        return self._learner.hyper[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._learner.hyper if self._access.may(f"hyper.{name}", self._access.reads))
+
+    def __setitem__(self, name: str, value: float) -> None:
+        if not self._access.may(f"hyper.{name}", self._access.writes):
+            raise self._access.error(f"hyper.{name}", write=True)
+        self._learner.hyper[name] = value
+
+    __getattr__ = __getitem__
+    __setattr__ = __setitem__
+
+
+def _raw(value: Any) -> Any:
+    return value

@@ -1,0 +1,97 @@
+"""Containers that a host handler got to see, and what it changed in them.
+
+A dict or a list can be changed in place without anybody being told. So handlers get copies, and what they did to them
+is looked at when they are over. That is the same in every plan, since a handler works on concrete values in each.
+"""
+
+from __future__ import annotations
+
+from operator import is_
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from loopcore.handles.trees import Containers
+from loopcore.protocols import LearnerParts
+
+Key = tuple[str, str, int]
+
+if TYPE_CHECKING:
+    from loopcore.backend.protocol import Backend
+    from loopcore.state import State
+
+
+class Loan(NamedTuple):
+    """One container that was handed out.
+
+    Attributes:
+        owner: the namespace that holds it, and its name there.
+        value: what it is a copy of.
+        copy: what the handler got.
+        leaves, structure: its content at that time.
+        during: the step that ran then.
+    """
+
+    owner: Any
+    name: str
+    value: Any
+    copy: Any
+    leaves: list[Any]
+    structure: Any
+    during: State
+
+    def changed(self, backend: Backend) -> bool:
+        """Whether the handler put something else into it."""
+        same = backend.tree_structure(self.copy) == self.structure
+        return not (same and all(map(is_, backend.tree_leaves(self.copy), self.leaves)))
+
+
+class Loans(dict[Key, Loan]):
+    """What the running handler of one callback holds, by root, name and step; mostly nothing.
+
+    Args:
+        learner: whose state it is.
+
+    Attributes:
+        views: of ``step`` and ``shared``, by name; what a changed container goes back through.
+        containers: tells what is lent from what cannot be changed in place.
+    """
+
+    def __init__(self, learner: LearnerParts) -> None:
+        super().__init__()
+        self._learner = learner
+        self.views: dict[str, Any] = {}
+        self.containers = Containers(learner.backend)
+
+    def lend(self, root: str, name: str, value: Any) -> Any:
+        """A copy of a container without graph or tape; the same one until the handler ends or the value changes."""
+        backend, during = self._learner.backend, self._learner.runs.step
+        key = (root, name, id(during))
+        known = self.get(key)
+        if known is not None and known.value is value:
+            return known.copy
+        copy = backend.tree_map(lambda leaf: leaf, backend.concrete(value))
+        owner = during if root == "step" else self._learner.shared
+        self[key] = Loan(owner, name, value, copy, backend.tree_leaves(copy), backend.tree_structure(copy), during)
+        return copy
+
+    def replaced(self, root: str, name: str, given: Any, kept: Any) -> None:
+        """The handler assigned a value: what it did to the old one no longer counts, but what it does to this does."""
+        key = (root, name, id(self._learner.runs.step))
+        loan = self.pop(key, None)
+        if loan is not None and loan.copy is given:
+            backend = self._learner.backend
+            leaves, structure = backend.tree_leaves(given), backend.tree_structure(given)
+            self[key] = loan._replace(value=kept, leaves=leaves, structure=structure)
+
+    def settle(self) -> None:
+        """Take back what was lent in this step, with the changes. Handlers around a nested step go on.
+
+        Raises:
+            AccessError: a container was changed that the callback does not declare to write.
+        """
+        runs = self._learner.runs
+        due = {key: loan for key, loan in self.items() if loan.during is runs.step or runs.runner is None}
+        for key in due:
+            del self[key]
+        for (root, _, _), loan in due.items():
+            if loan.changed(self._learner.backend):
+                self.views[root]._take_back(loan.owner, loan.name, loan.copy)

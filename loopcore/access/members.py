@@ -1,0 +1,22 @@
+"""A callback of a learner with the views it is called with."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from loopcore.access.learner_view import make_view
+from loopcore.callback import Callback
+from loopcore.protocols import LearnerParts
+
+
+class Member(NamedTuple):
+    """A callback of a learner with its two guarded views."""
+
+    callback: Callback
+    view: Any
+    traced_view: Any
+
+
+def make_member(learner: LearnerParts, callback: Callback) -> Member:
+    """A callback with its two views."""
+    return Member(callback, make_view(learner, callback, traced=False), make_view(learner, callback, traced=True))

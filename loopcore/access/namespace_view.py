@@ -1,0 +1,163 @@
+"""Guarded views of ``step`` and ``shared``: one property for every declared name, made once per callback."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from loopcore.callback import name_of
+from loopcore.protocols import LearnerParts
+from loopcore.state import seen
+
+if TYPE_CHECKING:
+    from loopcore.access.lent_containers import Loans
+    from loopcore.access.permissions import Access
+    from loopcore.backend.protocol import Backend
+
+CONSTANT = "it is a constant to the gradient there; use traced=True to differentiate through it"
+_FREE_STEP = frozenset({"outcome"})
+
+
+def namespace_view(root: str, learner: LearnerParts, access: Access, loans: Loans | None) -> Any:
+    """A view of ``step`` or ``shared`` with a generated property for every declared name; traced without loans."""
+    reads, writes = access.names(root, access.reads), access.names(root, access.writes)
+    reader = partial(_reader, learner, loans, root, writes)
+    members: dict[str, Any] = {
+        "__slots__": (),
+        "_access": access,
+        "_root": root,
+        "_writes": writes,
+        "_all": "*" in reads,
+        "_reader": staticmethod(reader),
+        "_adopt": staticmethod(_keep if loans is None or root == "shared" else _adopting(learner, access, loans)),
+        "_put": _putters(learner, root, writes) if loans is None or root == "shared" else {},
+    }
+    for name in (reads | (_FREE_STEP if root == "step" else frozenset())) - {"*"}:
+        members[name] = property(_getter(learner, root, name, reader(name)))
+    view = cast(type[_Namespace], type(f"{root.title()}View", (_Namespace,), members))(learner)
+    if loans is not None:
+        loans.views[root] = view
+    return view
+
+
+class _Namespace:
+    """Base of the generated views of ``step`` and ``shared``."""
+
+    __slots__ = ("_learner",)
+    _access: Access
+    _root: str
+    _writes: frozenset[str]
+    _all: bool
+    _reader: Callable[[str], Callable[[Any], Any] | None]
+    _adopt: Callable[[Any, str, Any], Any]
+    _put: dict[str, Callable[[str, Any], None]]
+
+    def __init__(self, learner: LearnerParts) -> None:
+        object.__setattr__(self, "_learner", learner)
+
+    def __getattr__(self, name: str) -> Any:
+        if self._all and not name.startswith("_"):
+            value, read = getattr(getattr(self._learner, self._root), name), self._reader(name)
+            return value if read is None else read(value)
+        if name in type(self).__dict__:  # its property raised: the value is not there
+            return getattr(getattr(self._learner, self._root), name)
+        raise self._access.error(f"{self._root}.{name}", write=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        put = self._put.get(name)
+        if put is not None:
+            put(name, value)
+            return
+        if not self._writes & {name, "*"}:
+            raise self._access.error(f"{self._root}.{name}", write=True)
+        target = getattr(self._learner, self._root)
+        setattr(target, name, self._adopt(target, name, value))
+
+    def __delattr__(self, name: str) -> None:
+        raise self._access.error(f"{self._root}.{name}", write=True)
+
+    def _take_back(self, owner: Any, name: str, value: Any) -> None:
+        """Write a container that a handler changed in place."""
+        path = f"{self._root}.{name}"
+        if not self._writes & {name, "*"}:
+            raise self._access.error(path, write=True, what=f"changes {path} in place")
+        setattr(owner, name, self._adopt(owner, name, value))
+
+
+def _putters(learner: LearnerParts, root: str, writes: frozenset[str]) -> dict[str, Callable[[str, Any], None]]:
+    """How declared names are written where nothing is to be converted."""
+    runs, shared = learner.runs, learner.shared
+    put = shared.__setattr__ if root == "shared" else lambda name, value: setattr(runs.step, name, value)
+    return dict.fromkeys(writes - {"*"}, put)
+
+
+def _getter(learner: LearnerParts, root: str, name: str, read: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+    """The getter of a property; handlers call them at every step, so that no call in them is idle."""
+    runs, shared = learner.runs, learner.shared
+    if root == "shared":
+        return (lambda view: getattr(shared, name)) if read is None else (lambda view: read(getattr(shared, name)))
+    return (lambda view: getattr(runs.step, name)) if read is None else (lambda view: read(getattr(runs.step, name)))
+
+
+def _keep(_: Any, name: str, value: Any) -> Any:
+    return value
+
+
+def _reader(
+    learner: LearnerParts, loans: Loans | None, root: str, writes: frozenset[str], name: str
+) -> Callable[[Any], Any] | None:
+    """What makes of a value what a handler sees; None for the value itself.
+
+    Traced handlers see what the body sees. Host handlers see values without graph or tape, containers as copies; but
+    what they write in ``shared`` belongs to them, and they get it as it is.
+    """
+    if loans is None:
+        return None
+    if root == "shared" and writes & {name, "*"}:
+        return learner.backend.stop_gradient
+    backend, runs, is_container = learner.backend, learner.runs, loans.containers.has
+    concrete = backend.concrete
+
+    def read(value: Any) -> Any:
+        return loans.lend(root, name, value) if is_container(value) else concrete(value)
+
+    def read_step(value: Any) -> Any:
+        value = seen(backend, runs.step, name, value)
+        return loans.lend(root, name, value) if is_container(value) else concrete(value)
+
+    return read_step if root == "step" and hasattr(backend, "feed") else read
+
+
+def _adopting(learner: LearnerParts, access: Access, loans: Loans) -> Callable[[Any, str, Any], Any]:
+    """What makes of a value that a host handler writes into the step what the body sees."""
+    backend = learner.backend
+    warned: set[str] = set()
+
+    def adopt(state: Any, name: str, value: Any) -> Any:
+        if name in ("apply", "weight"):
+            return value
+        old = state.__dict__.get(name)
+        if old is None:
+            return backend.convert(value)
+        new = backend.adopt(old, value)
+        if loans:
+            loans.replaced("step", name, value, new)
+        if new is not old and _cuts(backend, old, new, name in (state._differentiated or ())):
+            who = name_of(access.callback)
+            state._replaced = {**(state._replaced or {}), name: who}
+            if name not in warned:
+                warned.add(name)
+                warnings.warn(f"{who} replaced step.{name} inside an objective: {CONSTANT}", stacklevel=3)
+        return new
+
+    return adopt
+
+
+def _cuts(backend: Backend, old: Any, new: Any, differentiated: bool) -> bool:
+    """Whether a leaf that a gradient flows through is gone; at the cut of a compiled step only its name tells."""
+    leaves = {id(leaf): leaf for leaf in backend.tree_leaves(old)}
+    gone = Counter(map(id, backend.tree_leaves(old))) - Counter(map(id, backend.tree_leaves(new)))
+    return bool(gone) if differentiated else any(backend.is_differentiated(leaves[key]) for key in gone)

@@ -1,0 +1,114 @@
+"""What a learner remembers: counts, and the series of values by epoch and by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from loopcore.checkpoint.file import Arrays
+from loopcore.checkpoint.parts import File, Part
+from loopcore.history import History, Ring, Series, Tally
+
+
+class Counts(Part):
+    """What random draws follow from, and completed epochs and steps."""
+
+    def save(self, arrays: Arrays) -> dict[str, Any]:
+        """They are all in the manifest."""
+        runs = self.learner.runs
+        history = {name: list(counts) for name, counts in getattr(self.learner.shared, "history", {}).items()}
+        drawn = {"seed": self.learner.seed, "attempts": dict(runs.attempts), "draws": dict(runs.outside)}
+        return {**drawn, "missed": dict(runs.missed), "rounds": runs.rounds_to_keep(), "history": history}
+
+    def load(self, file: File, undo: ExitStack) -> None:
+        """Refill what counts."""
+        learner, runs, manifest = self.learner, self.learner.runs, file.manifest
+        undo.callback(setattr, learner, "seed", learner.seed)
+        learner.seed = int(manifest["seed"])
+        _refill(runs.attempts, {name: int(n) for name, n in manifest["attempts"].items()}, undo)
+        _refill(runs.missed, _missed(manifest), undo)
+        undo.callback(runs.set_rounds, runs.rounds)
+        runs.set_rounds(int(manifest.get("rounds", _most_epochs(manifest))))
+        _refill(runs.outside, {name: int(n) for name, n in manifest["draws"].items()}, undo)
+        history = getattr(learner.shared, "history", None)
+        if isinstance(history, History):
+            _refill(history._counts, {name: Tally(*counts) for name, counts in manifest["history"].items()}, undo)
+
+
+class Values(Part):
+    """The series of metrics and hyperparameters: all by epoch, the latest by step.
+
+    Series of anything else, as `Traces` notes them, are no part of a checkpoint, and loading leaves them alone.
+    """
+
+    def save(self, arrays: Arrays) -> dict[str, Any]:
+        """Lists in the manifest, and arrays of the values by step."""
+        found: dict[str, Any] = {}
+        for table, series in self._series().items():
+            found[table] = {phase: _chosen(values, saved=True) for phase, values in series.items()}
+            for values in found[table].values():
+                for name, ring in values.items():
+                    if isinstance(ring, Ring):
+                        key = f"steps/{sum(one.startswith('steps/') for one in arrays)}"
+                        arrays[key] = ring.latest()
+                        arrays[f"numbers/{key}"] = ring.numbers()
+                        values[name] = {"array": key, "count": ring.count}
+        within = {table: series.within for table, series in self._series().items() if series.within}
+        return {"series": found, "within": within}
+
+    def load(self, file: File, undo: ExitStack) -> None:
+        """Refill the series that are there."""
+        for table, series in self._series().items():
+            there: dict[str, dict[str, Any]] = file.manifest["series"].get(table, {})
+            new = {phase: _chosen(values, saved=False) for phase, values in series.items()}
+            for phase, values in there.items():
+                new.setdefault(phase, {}).update({name: _series(v, file.arrays) for name, v in values.items()})
+            within = file.manifest.get("within", {}).get(table, {})
+            noted = {p: {n: [tuple(one) for one in v] for n, v in values.items()} for p, values in within.items()}
+            _refill(series.within, noted, undo)
+            _refill(series._by_phase, {phase: values for phase, values in new.items() if values}, undo)
+
+    def _series(self) -> dict[str, Series]:
+        return {name: value for name, value in vars(self.learner.shared).items() if isinstance(value, Series)}
+
+
+def _chosen(values: Mapping[str, Any], *, saved: bool) -> dict[str, Any]:
+    """The series that a checkpoint saves, or the others."""
+    return {name: value for name, value in values.items() if isinstance(value, (list, Ring)) == saved}
+
+
+def _series(saved: Any, arrays: Arrays) -> Any:
+    """A list by epoch, or a ring by step."""
+    if isinstance(saved, list):
+        return list(saved)
+    ring, latest = Ring(), arrays[saved["array"]]
+    count = int(saved["count"])
+    numbers = arrays.get(f"numbers/{saved['array']}", np.arange(count - len(latest), count) + 1)  # an old file has none
+    ring.count = count - len(latest)
+    ring.extend(latest, numbers)
+    return ring
+
+
+def _missed(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """Steps that were begun and not completed, by phase; an old checkpoint says so by the counts of its `Recorder`."""
+    history = {name: counts[1] for name, counts in manifest["history"].items()}
+    old = {name: int(n) - int(history.get(name, n)) for name, n in manifest["attempts"].items()}
+    return {name: int(n) for name, n in manifest.get("missed", old).items()}
+
+
+def _most_epochs(manifest: Mapping[str, Any]) -> int:
+    """The rounds of an old checkpoint, whose series had one value for each epoch of their phase."""
+    series = manifest["series"].get("metrics_epoch", {}).values()
+    lengths = [len(values) for by_name in series for values in by_name.values()]
+    return max([*lengths, *(int(counts[0]) for counts in manifest["history"].values())], default=0)
+
+
+def _refill(held: dict[Any, Any], new: dict[Any, Any], undo: ExitStack) -> None:
+    """Replace the content of a dict that others hold."""
+    undo.callback(held.update, dict(held))
+    undo.callback(held.clear)
+    held.clear()
+    held.update(new)

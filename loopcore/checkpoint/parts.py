@@ -1,0 +1,211 @@
+"""What a learner holds, part by part: how each is saved, compared with that of a checkpoint, and loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loopcore.backend.protocol import Tree
+from loopcore.checkpoint.file import Arrays
+from loopcore.errors import OptimizerError
+from loopcore.handles.parameters import differences
+from loopcore.protocols import LearnerParts
+
+
+class File(NamedTuple):
+    """What a checkpoint has."""
+
+    arrays: Arrays
+    manifest: dict[str, Any]
+
+    def part(self, prefix: str) -> Arrays:
+        """The arrays whose names begin so, without that."""
+        return {name.removeprefix(prefix): v for name, v in self.arrays.items() if name.startswith(prefix)}
+
+
+class Part:
+    """One part of a learner.
+
+    Args:
+        learner: of whom.
+    """
+
+    def __init__(self, learner: LearnerParts) -> None:
+        self.learner = learner
+
+    def save(self, arrays: Arrays) -> dict[str, Any]:
+        """Add its arrays, and return what it has for the manifest; changes nothing."""
+        return {}
+
+    def differences(self, file: File) -> list[str]:
+        """One line for everything of a checkpoint that does not fit; changes nothing."""
+        return []
+
+    def load(self, file: File, undo: ExitStack) -> None:
+        """Take the values of a checkpoint; ``undo`` gets what brings back the present ones, before they change."""
+
+
+class Weights(Part):
+    """Parameters and buffers of all models."""
+
+    def save(self, arrays: Arrays) -> dict[str, Any]:
+        """Their arrays, by path."""
+        arrays.update({f"weights/{path}": value for path, value in self.learner.export_weights().items()})
+        return {}
+
+    def differences(self, file: File) -> list[str]:
+        """What does not fit the models."""
+        return [f"weights: {line}" for line in differences(self.learner.export_weights(), file.part("weights/"))]
+
+    def load(self, file: File, undo: ExitStack) -> None:
+        """Import them."""
+        undo.callback(self.learner.import_weights, self.learner.export_weights())
+        self.learner.import_weights(file.part("weights/"))
+
+
+class Optimizers(Part):
+    """Their states, and the hyperparameters of each: one name may stand for several optimizers of other values."""
+
+    def save(self, arrays: Arrays) -> dict[str, Any]:
+        """Their states as arrays; their names and hyperparameters in the manifest."""
+        arrays.update({f"optimizer/{name}": v for name, v in self.learner.backend.export_optimizers().items()})
+        rows = zip(self._names(), self._values(), strict=True)
+        return {"optimizers": [{"prefix": prefix, "name": name, "hyper": hyper} for (prefix, name), hyper in rows]}
+
+    def differences(self, file: File) -> list[str]:
+        """Other optimizers, or other states."""
+        here, there = self._names(), [(one["prefix"], one["name"]) for one in file.manifest["optimizers"]]
+        if here != there:
+            return [f"optimizers: {_listed(here)} here, {_listed(there)} in the checkpoint"]
+        backend = self.learner.backend
+        before = backend.export_optimizers()
+        try:
+            backend.import_optimizers(file.part("optimizer/"))  # only the adapter knows what fits
+        except ValueError as error:
+            return [f"optimizers: {line.strip()}" for line in str(error).splitlines()]
+        backend.import_optimizers(before)
+        return []
+
+    def load(self, file: File, undo: ExitStack) -> None:
+        """Import the states, then set the hyperparameters."""
+        self.keep(undo)
+        self.learner.backend.import_optimizers(file.part("optimizer/"))
+        self._set([one["hyper"] for one in file.manifest["optimizers"]])
+
+    def keep(self, undo: ExitStack) -> None:
+        """Let ``undo`` bring back the present ones."""
+        backend = self.learner.backend
+        undo.callback(backend.import_optimizers, backend.export_optimizers())
+        undo.callback(self._set, self._values())
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Keep states and hyperparameters over a block that attaches the optimizers anew, to more parameters."""
+        backend = self.learner.backend
+        before, values = backend.export_optimizers(), self._values()
+        yield
+        backend.import_optimizers({**backend.export_optimizers(), **before})
+        self._set(values)
+
+    def _names(self) -> list[tuple[str, str]]:
+        name = self.learner.backend.optimizer_name
+        return [(prefix, name(number)) for number, (prefix, _) in enumerate(self.learner.trained)]
+
+    def _values(self) -> list[dict[str, float]]:
+        return [self._values_of(number) for number in range(len(self.learner.trained))]
+
+    def _values_of(self, number: int) -> dict[str, float]:
+        backend, found = self.learner.backend, dict[str, float]()
+        for name in backend.hyper_names(number):
+            try:
+                found[name] = float(backend.get_hyper(number, name))
+            except OptimizerError:  # its library keeps it where nobody can read it
+                continue
+        return found
+
+    def _set(self, values: list[dict[str, float]]) -> None:
+        """Set what differs: what is equal may be fixed, or be that of one group of several."""
+        for number, (here, there) in enumerate(zip(self._values(), values, strict=True)):
+            for name, value in there.items():
+                if name in here and here[name] != value:
+                    self.learner.backend.set_hyper(number, name, value)
+
+
+class Hyper(Part):
+    """The user's own scalars."""
+
+    def save(self, arrays: Arrays) -> dict[str, Any]:
+        """Their values."""
+        return {"hyper": self.learner.hyper._values()}
+
+    def differences(self, file: File) -> list[str]:
+        """Names that one side does not have."""
+        here, there = self.learner.hyper._values(), file.manifest["hyper"]
+        return [
+            f"hyper {name}: {'not here' if name in there else 'not in the checkpoint'}"
+            for name in sorted(set(here) ^ set(there))
+        ]
+
+    def load(self, file: File, undo: ExitStack) -> None:
+        """Set them."""
+        self.keep(undo)
+        self.learner.hyper._put_values({name: float(value) for name, value in file.manifest["hyper"].items()})
+
+    def keep(self, undo: ExitStack) -> None:
+        """Let ``undo`` bring back the present ones."""
+        hyper = self.learner.hyper
+        undo.callback(hyper._put_values, hyper._values())
+
+
+class Carried(Part):
+    """What callbacks carry from step to step in ``learner.shared``."""
+
+    def save(self, arrays: Arrays) -> dict[str, Any]:
+        """Their leaves, by name and number."""
+        arrays.update({f"shared/{name}": value for name, value in self._arrays().items()})
+        return {}
+
+    def differences(self, file: File) -> list[str]:
+        """Other names or shapes."""
+        found = differences(self._arrays(), file.part("shared/"), dtypes=False)  # a count may be an int, or an array
+        return [f"shared: {line}" for line in found]
+
+    def load(self, file: File, undo: ExitStack) -> None:
+        """Fill the trees that are there."""
+        shared, arrays = self.learner.shared, file.part("shared/")
+        for name, tree in self._trees().items():
+            undo.callback(setattr, shared, name, tree)
+            setattr(shared, name, self._filled(tree, [arrays[key] for key in self._keys(name, tree)]))
+
+    def _trees(self) -> dict[str, Tree]:
+        names = dict.fromkeys(path.removeprefix("shared.") for one in self.learner.callbacks for path in one.carries)
+        return {name: getattr(self.learner.shared, name) for name in names}
+
+    def _keys(self, name: str, tree: Tree) -> list[str]:
+        return [f"{name}/{number}" for number in range(len(self.learner.backend.tree_leaves(tree)))]
+
+    def _arrays(self) -> Arrays:
+        backend, found = self.learner.backend, Arrays()
+        for name, tree in self._trees().items():
+            leaves = [np.asarray(backend.to_host(leaf)) for leaf in backend.tree_leaves(tree)]
+            found.update(zip(self._keys(name, tree), leaves, strict=True))
+        return found
+
+    def _filled(self, tree: Tree, values: list[Any]) -> Tree:
+        backend, rest = self.learner.backend, iter(values)
+
+        def leaf(old: Any) -> Any:
+            new = next(rest)
+            if isinstance(old, (bool, int, float, complex)):
+                return type(old)(new)
+            restore = getattr(backend, "restore", None)
+            return backend.convert(new) if restore is None else restore(new, old)
+
+        return backend.tree_map(leaf, tree)
+
+
+def _listed(optimizers: list[tuple[str, str]]) -> str:
+    return ", ".join(f"{name} for {prefix!r}" if prefix else name for prefix, name in optimizers) or "none"

@@ -1,0 +1,143 @@
+"""Parts of a learner that say themselves what they keep, as JSON: callbacks and loaders."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from copy import deepcopy
+from typing import Any
+
+from loopcore.callback import Callback, name_of
+from loopcore.checkpoint.file import Arrays, encoded
+from loopcore.checkpoint.parts import File, Part
+from loopcore.errors import CheckpointError, DataError
+
+
+class Callbacks(Part):
+    """The states of the callbacks, by name; numbered where there are several of a class."""
+
+    def save(self, arrays: Arrays) -> dict[str, Any]:
+        """Their states."""
+        return {"callbacks": {key: _state(key, one) for key, one in self._keyed().items()}}
+
+    def differences(self, file: File) -> list[str]:
+        """States that only one side has."""
+        here, there = self._keyed(), file.manifest["callbacks"]
+        gone = [key for key, state in there.items() if state and key not in here]
+        new = [key for key, one in here.items() if key not in there and one.state_dict()]
+        return [f"callbacks: {key} kept a state, and is none of this learner: pass it" for key in gone] + [
+            f"callbacks: {key} keeps a state, and the checkpoint has none: add it after load, learner.callbacks.add"
+            for key in new
+        ]
+
+    def load(self, file: File, undo: ExitStack) -> None:
+        """Hand each its state."""
+        states = file.manifest["callbacks"]
+        for key, callback in self._keyed().items():
+            if key in states:
+                undo.callback(_put_back, callback, deepcopy(callback.state_dict()), _attributes(callback))
+                with _naming(f"callbacks: {key} refuses its state"):
+                    callback.load_state_dict(states[key])
+
+    def _keyed(self) -> dict[str, Callback]:
+        found: dict[str, Callback] = {}
+        for callback in self.learner.callbacks:
+            name, number = name_of(callback), 1
+            key = name
+            while key in found:
+                number += 1
+                key = f"{name} {number}"
+            found[key] = callback
+        return found
+
+
+class Loaders(Part):
+    """Where each loader of the data is, and how exactly a run goes on with it.
+
+    ``exact``: with the batch that would have come next. ``epoch``: a list, which keeps no place, and whose epoch was
+    left in the middle: it begins again. ``none``: what the loader gives next is its own affair.
+    """
+
+    def save(self, arrays: Arrays) -> dict[str, Any]:
+        """Their places and grades."""
+        return {"data": {key: self._entry(key, loader) for key, loader in self.learner.data.items()}}
+
+    def differences(self, file: File) -> list[str]:
+        """A place for what keeps none."""
+        data = self.learner.data
+        lost = [key for key, one in self._states(file).items() if key in data and not keeps_place(data[key])]
+        return [
+            f"data: the {key} data was a loader with a place, here it is a {type(data[key]).__name__} without "
+            "load_state_dict: pass the one it was"
+            for key in lost
+        ]
+
+    def load(self, file: File, undo: ExitStack) -> None:
+        """Put each in its place."""
+        for key, state in self._states(file).items():
+            loader = self.learner.data.get(key)  # a learner without that data does not go on with it
+            if loader is not None:
+                runs = self.learner.runs
+                undo.callback(runs.put_in_place, loader, runs.place_of(loader))
+                with _naming(f"data: the {key} loader refuses its place"):
+                    runs.put_in_place(loader, state)
+
+    def _states(self, file: File) -> dict[str, Any]:
+        return {key: one["state"] for key, one in file.manifest["data"].items() if one["state"] is not None}
+
+    def _entry(self, key: str, loader: Any) -> dict[str, Any]:
+        if isinstance(loader, (list, tuple)):
+            return {"resume": "epoch" if self._is_midway(key) else "exact", "state": None}
+        state = None
+        if keeps_place(loader):
+            with suppress(DataError, TypeError, RecursionError):  # one inside it keeps none, or it is no JSON
+                state = _json(self.learner.runs.place_of(loader))
+        return {"resume": "none" if state is None else "exact", "state": state}
+
+    def _is_midway(self, key: str) -> bool:
+        epoch = self.learner.epoch
+        return epoch is not None and epoch.phase.data_key == key and epoch.outcome != "completed"
+
+
+class _naming:  # noqa: N801 - with _naming(what): ...
+    """Any error of the block becomes a CheckpointError that says what it is about."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, Exception):
+            raise CheckpointError(f"{self._what}: {type(error).__name__}: {error}") from error
+
+
+def _state(key: str, callback: Callback) -> Any:
+    try:
+        return _json(callback.state_dict())
+    except (TypeError, RecursionError) as error:
+        raise CheckpointError(f"the state_dict of {key} is not made of JSON values: {error}") from error
+
+
+def _json(state: Any) -> Any:
+    """The state as it is, if it can be encoded; the file encodes its whole manifest, and once is enough."""
+    encoded(state)
+    return state
+
+
+def keeps_place(loader: Any) -> bool:
+    """Whether it says where it is, and can be put there."""
+    return all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
+
+
+def _attributes(callback: Callback) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The attributes of a callback, and of what it wraps, with a copy."""
+    return [(vars(one), dict(vars(one))) for one in (callback, callback.identity())]
+
+
+def _put_back(callback: Callback, state: Any, attributes: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Its state, and then what `load_state_dict` notes beside it, such as that the next fit begins nothing anew."""
+    with suppress(Exception):  # it may refuse a state that it never had from outside; the attributes still come back
+        callback.load_state_dict(state)
+    for held, before in attributes:
+        held.clear()
+        held.update(before)

@@ -1,0 +1,144 @@
+"""Who listens decides how a step runs: the plan of a phase, read off the handlers of its callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from loopcore.callback import Callback, name_of, only_looks
+from loopcore.dispatch import SCOPE_EVENTS
+from loopcore.events import STEP_EVENTS, EpochBegin, Event, FitBegin, FitEnd
+from loopcore.ordering.declarations import ROOTS
+from loopcore.phases.base import Phase
+from loopcore.phases.supervised import PredictionPhase, TrainingPhase, ValidationPhase
+from loopcore.state import RESERVED
+
+if TYPE_CHECKING:
+    from loopcore.phases.base import Phase
+
+_OUTSIDE = (FitBegin, FitEnd, EpochBegin)
+_FIRED: dict[Any, list[type[Event]]] = {  # within a step, by its body
+    phase.step: [event for event, _ in STEP_EVENTS[phase.__name__] if not issubclass(event, SCOPE_EVENTS)]
+    for phase in (TrainingPhase, ValidationPhase, PredictionPhase)
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the steps of one phase run.
+
+    Attributes:
+        kind: ``fused`` (one program), ``split`` (cut where a host handler listens) or ``eager``.
+        why: the reason, in words.
+        cuts: events within the step that a host handler listens to, with the names of the callbacks.
+        looks: names of callbacks among them that declare no writes, which the program need not be cut for.
+        kept: step values that outlive the step, with the names of those who read them; ``"*"`` means all.
+        left: step values that traced handlers leave for their own callback, gone when the step has ended.
+        carried: shared paths and step values that pass from step to step.
+    """
+
+    kind: Literal["fused", "split", "eager"]
+    why: str
+    cuts: tuple[tuple[str, tuple[str, ...]], ...]
+    looks: frozenset[str]
+    kept: dict[str, tuple[str, ...]]
+    left: dict[str, tuple[str, ...]]
+    carried: tuple[str, ...]
+
+
+def make_plan(
+    callbacks: Sequence[Callback],
+    phase: Phase,
+    reads: Sequence[str],
+    *,
+    compiles: bool,
+    why: str,
+    replays: bool = False,
+) -> Plan:
+    """Choose the plan of a phase from who listens within its steps.
+
+    Args:
+        callbacks: all of the learner, in order.
+        phase: the phase.
+        reads: step paths the learner was asked to keep.
+        compiles: whether the backend can compile a step and nobody said otherwise.
+        why: why it cannot, for `Learner.explain`.
+        replays: whether a program may go on while those who only look wait, see `CompilingBackend`.
+    """
+    listening = [callback for callback in callbacks if hears(callback, phase)]
+    cuts = _cuts(listening, phase)
+    kept = _kept(listening, phase, reads)
+    left = _by_name([(name_of(c), c.leaves) for c in listening])
+    carried = (*(f"step.{name}" for name in phase.carries), *(path for c in listening for path in c.carries))
+    writers = {name_of(c) for c in listening if not only_looks(c)}
+    looks = frozenset(name for _, names in cuts for name in names if name not in writers) if replays else frozenset()
+    if not compiles:
+        return Plan("eager", why, cuts, looks, kept, left, carried)
+    if cuts:
+        return Plan("split", "host handlers listen within the step", cuts, looks, kept, left, carried)
+    return Plan("fused", "no host handler listens within the step", cuts, looks, kept, left, carried)
+
+
+def hears(callback: Callback, phase: Phase) -> bool:
+    """Whether it listens to the steps of a phase or to what follows them.
+
+    Who listens to nothing but the begin of epochs and to the fit may look at the last step, whatever its phase was.
+    """
+    within = [listener for listener in callback.listeners if not issubclass(listener.event, _OUTSIDE)]
+    return any(one.phase is None or isinstance(phase, one.phase) for one in within or callback.listeners)
+
+
+def _cuts(callbacks: Sequence[Callback], phase: Phase) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    found: dict[str, list[str]] = {}
+    for callback in callbacks:
+        for listener in callback.listeners:
+            inner = not issubclass(listener.event, SCOPE_EVENTS) and not listener.traced
+            if (
+                inner
+                and may_fire(phase, listener.event)
+                and (listener.phase is None or isinstance(phase, listener.phase))
+            ):
+                found.setdefault(listener.event.__name__, []).append(name_of(callback))
+    return tuple((event, tuple(dict.fromkeys(names))) for event, names in found.items())
+
+
+def may_fire(phase: Phase, event: type[Event]) -> bool:
+    """Whether a step may fire an event; what the user's own one fires nobody knows before."""
+    fired = _FIRED.get(getattr(phase.step, "__func__", None))
+    return fired is None or any(issubclass(one, event) for one in fired)
+
+
+_Who = dict[str, tuple[str, ...]]
+
+
+def _kept(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str]) -> _Who:
+    sources = [(name_of(c), (*c.reads, *(path for path in c.writes if path not in c.traced_reads))) for c in callbacks]
+    return _by_name([("always", ("step.loss",)), *sources, (type(phase).__name__, phase.reads), ("Learner", reads)])
+
+
+def _by_name(sources: Sequence[tuple[str, Sequence[str]]]) -> _Who:
+    found: dict[str, list[str]] = {}
+    for who, paths in sources:
+        for name in step_names(paths):
+            found.setdefault(name, []).append(who)
+    return {name: tuple(dict.fromkeys(who)) for name, who in found.items()}
+
+
+def step_names(paths: Iterable[str]) -> Iterator[str]:
+    """Names of the step values among dotted paths, ``"*"`` for all; without those that belong to every state."""
+    for path in paths:
+        root, _, rest = path.partition(".")
+        name = rest.partition(".")[0] or "*"
+        if root == "step" and name not in RESERVED:
+            yield name
+
+
+def checked_reads(owner: str, reads: Any) -> tuple[str, ...]:
+    """Step paths that a phase or the caller wants kept."""
+    wrong = [reads] if isinstance(reads, str) else [r for r in reads if str(r).partition(".")[0] not in ROOTS]
+    if wrong:
+        name = wrong[0] if isinstance(wrong[0], str) else "y_pred"
+        path = name if name.startswith("step.") else f"step.{name}"
+        raise TypeError(f'{owner} has reads={reads!r}: write a tuple of dotted paths, such as reads=("{path}",)')
+    return tuple(reads)

@@ -1,0 +1,181 @@
+"""What a compiled step takes in, at the least cost a step: which values are arrays, scalars, and the packed words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from loopcore.backend.packing import Layout, Packed, Slot, add_slot, pack_on_host
+from loopcore.backend.protocol import CompilingBackend, Tree
+from loopcore.errors import CarryError
+from loopcore.handles.trees import is_container
+from loopcore.protocols import LearnerParts
+
+_KNOWN = 256  # lists of names and types
+
+
+class Seen:
+    """A list of names and types that a namespace had: which of them are arrays or floats, and which may hold some."""
+
+    def __init__(self, values: Mapping[str, Any], backend: CompilingBackend) -> None:
+        self.dynamic = tuple(n for n, v in values.items() if isinstance(v, float) or backend.is_array(v))
+        self.containers = tuple(n for n, v in values.items() if is_container(backend, v))
+        self.all_arrays = len(self.dynamic) == len(values)
+
+
+class Kinds:
+    """Tells arrays from other values by their types, which seldom change from step to step.
+
+    Args:
+        backend: knows its arrays.
+        carried: names that are left out.
+        asked: the only names that matter; None: all.
+    """
+
+    def __init__(
+        self,
+        backend: CompilingBackend,
+        carried: frozenset[str] = frozenset(),
+        asked: frozenset[str] | None = None,
+    ) -> None:
+        self._backend = backend
+        self._carried = carried
+        self._asked = asked
+        self._seen: dict[tuple[Any, ...], Seen] = {}
+
+    def ask(self, name: str) -> None:
+        """Let one more name matter."""
+        self._asked = (self._asked or frozenset()) | {name}
+        self._seen.clear()
+
+    def _matters(self, name: str) -> bool:
+        return name not in self._carried and (self._asked is None or name in self._asked)
+
+    def of(self, values: Mapping[str, Any]) -> Seen:
+        """What is known of the names and types: the same object for the same ones."""
+        key = (*values, *map(type, values.values()))
+        found = self._seen.get(key)
+        if found is None:
+            if len(self._seen) > _KNOWN:  # names that come and go, which nobody reads
+                self._seen.clear()
+            own = {name: value for name, value in values.items() if self._matters(name)}
+            kinds = (*own, *map(type, own.values()))  # whether a carried value is there at present does not matter
+            found = self._seen[key] = self._seen.setdefault(kinds, Seen(own, self._backend))
+        return found
+
+    def dynamic(self, values: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
+        """The values that are inputs."""
+        found = {name: values[name] for name in seen.dynamic}
+        found |= {name: values[name] for name in seen.containers if is_dynamic(self._backend, values[name])}
+        return found
+
+
+class Scalars:
+    """Floats as inputs. One that stays the same for two steps is kept on the device, where it costs nothing."""
+
+    def __init__(self, backend: CompilingBackend) -> None:
+        self._backend = backend
+        self._values: dict[str, float] = {}
+        self._inputs: dict[str, Any] = {}
+        self._placed = True
+
+    def __call__(self, values: Mapping[str, float]) -> dict[str, Any]:
+        """What stands for these floats in a call of a program."""
+        if values != self._values:
+            self._values = dict(values)
+            self._inputs, self._placed = self._values, False
+        elif not self._placed:
+            self._inputs = {name: self._backend.constant(value) for name, value in self._values.items()}
+            self._placed = True
+        return self._inputs
+
+
+class Words:
+    """The packed vector that goes from step to step: the number of the attempt, and the carried scalars."""
+
+    def __init__(self, backend: CompilingBackend, learner: LearnerParts, names: Sequence[str]) -> None:
+        self._backend = backend
+        self._shared = learner.shared
+        self._order = tuple(names)
+        self.layout: Layout = {}
+        self._next = -1  # the attempt that the last vector is for
+        self._last: Packed | None = None
+        self._small: tuple[str, ...] = ()  # carried values that fit the vector
+        self.large: tuple[str, ...] = ()
+
+    def vector(self, attempt: int) -> Any:
+        """The vector of a step: what the last one returned, if nobody changed anything since."""
+        last, shared, packed = self._last, vars(self._shared), self._shared._packed
+        if last is not None and self._next == attempt:
+            for name in self._small:
+                mine = packed.get(name) is last
+                if not mine or (name in shared and shared[name] is not last.read.get(f"shared.{name}")):
+                    break
+            else:
+                return last.vector
+        return self._new(attempt)
+
+    def _new(self, attempt: int) -> Any:
+        layout: Layout = {"attempt": Slot(0, (), "int32")}
+        values: list[Any] = [np.int32(attempt)]
+        for name, value in self.present().items():
+            if add_slot(layout, f"shared.{name}", *self._backend.signature(value)):
+                values.append(value)
+        if layout != self.layout:
+            self.layout = layout
+        self._small = tuple(name for name in self._order if f"shared.{name}" in layout)
+        self.large = tuple(name for name in self._order if f"shared.{name}" not in layout)
+        if all(isinstance(value, (np.generic, np.ndarray)) for value in values):
+            return pack_on_host(values)
+        return self._backend.to_words(values)
+
+    def present(self) -> dict[str, Any]:
+        """All carried values that are arrays or scalars, as arrays."""
+        found = {name: as_array(getattr(self._shared, name)) for name in self._order}
+        return {name: value for name, value in found.items() if self._backend.is_array(value)}
+
+    def land(self, packed: Packed, attempt: int) -> None:
+        """A step returned its vector."""
+        shared = vars(self._shared)
+        for name in self._small:
+            shared.pop(name, None)
+            self._shared._packed[name] = packed
+        self._last, self._next = packed, attempt + 1
+
+
+def as_array(value: Any) -> Any:
+    """A carried Python scalar as an array, so that a program never depends on its value."""
+    if isinstance(value, bool):
+        return np.bool_(value)
+    if isinstance(value, int):
+        try:
+            return np.int32(value)
+        except OverflowError:
+            raise CarryError(
+                f"a carried int is an int32, which {value} does not fit: carry a float or an array"
+            ) from None
+    return np.float32(value) if isinstance(value, float) else value
+
+
+def parted(backend: Any, values: Mapping[str, Any], *, floats: bool = True) -> tuple[dict[str, Tree], dict[str, Any]]:
+    """Values that are trees of arrays, and the others. As inputs floats count as arrays, as outputs they do not."""
+    arrays = {
+        name: value
+        for name, value in values.items()
+        if is_dynamic(backend, value) and (floats or not isinstance(value, float))
+    }
+    return arrays, {name: value for name, value in values.items() if name not in arrays}
+
+
+def is_dynamic(backend: Any, value: Any) -> bool:
+    """Whether a value is a tree with nothing but arrays and floats in it."""
+    if isinstance(value, (bool, int, str, bytes)) or value is None:
+        return False
+    if isinstance(value, float) or backend.is_array(value):
+        return True
+    if not is_container(backend, value):
+        return False
+    leaves = backend.tree_leaves(value)
+    return bool(leaves) and all(backend.is_array(leaf) or isinstance(leaf, float) for leaf in leaves)

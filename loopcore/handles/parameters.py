@@ -1,0 +1,300 @@
+"""Handles to parameters and buffers: what ``wrt=`` and ``update`` take, and how a tree maps to named arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from loopcore.backend.protocol import Backend, Kind, Leaves, Tree
+from loopcore.errors import OptimizerError, WeightsError
+
+
+class Handle:
+    """Some parameters (or buffers) of the models: ``learner.params``, ``learner.params.critic``.
+
+    ``.value`` is a snapshot tree of native arrays that no later step changes; assigning to it writes. Its structure
+    is what gradients have: for torch a dict by parameter name, for NumPy and JAX the model's own tree; with several
+    named models a dict of those. ``handle["features"]`` or ``handle.features`` selects the paths below a prefix, as
+    a flat dict. ``learner.params`` has what is trained; a part that is wholly frozen has to be named,
+    ``learner.params.teacher``, to be read or written.
+
+    Example:
+        >>> import loopcore as lc, numpy as np
+        >>> learner = lc.testing.toy_learner()
+        >>> learner.params.value
+        {'w': array([0.])}
+        >>> learner.params.value = {"w": np.array([2.0])}
+        >>> learner.params.value
+        {'w': array([2.])}
+    """
+
+    __slots__ = ("_backend", "_everything", "_flat", "_kind", "_parts", "_paths", "_whole")
+    _backend: Backend
+    _everything: Handle | None  # with the parts that nobody trains
+    _flat: frozenset[str] | None
+    _kind: Kind
+    _parts: dict[str, _Part]
+    _paths: tuple[str, ...]
+    _whole: str
+
+    def __init__(
+        self,
+        backend: Backend,
+        kind: Kind,
+        parts: Mapping[str, tuple[str, ...]],
+        label: str = "",
+        everything: Handle | None = None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "_backend", backend)
+        put(self, "_everything", everything)
+        put(self, "_kind", kind)
+        put(self, "_parts", {model: _Part(backend, kind, model, paths) for model, paths in parts.items()})
+        put(self, "_whole", label)
+        put(self, "_paths", tuple(path for part in self._parts.values() for path in part.paths))
+        only = next(iter(self._parts.values())) if len(self._parts) == 1 and (label or "" in self._parts) else None
+        put(self, "_flat", frozenset(self._paths) if only is not None and only.is_flat() else None)
+
+    @property
+    def value(self) -> Tree:
+        """A snapshot of the arrays."""
+        return self._tree(self._backend.snapshot(self._paths))
+
+    @value.setter
+    def value(self, tree: Tree) -> None:
+        self._assign(tree)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Full paths of the arrays, as ``learner.export_weights()`` has them."""
+        return self._paths
+
+    def _assign(self, tree: Tree) -> None:
+        leaves = self._leaves(tree)
+        problems = mismatches(self._backend, leaves)
+        if problems:
+            raise WeightsError("the value does not fit:\n" + "\n".join(problems))
+        self._backend.set(leaves)
+
+    def _tree(self, leaves: Leaves) -> Tree:
+        if self._flat is not None:
+            return leaves
+        if "" in self._parts:
+            return self._parts[""].pack(leaves)
+        if self._whole:
+            return next(iter(self._parts.values())).pack(leaves)
+        return {model: part.pack(leaves) for model, part in self._parts.items()}
+
+    def _leaves(self, tree: Tree) -> Leaves:
+        if self._flat is not None and type(tree) is dict and tree.keys() == self._flat:
+            return tree
+        if "" in self._parts:
+            return self._parts[""].unpack(tree)
+        if self._whole:
+            return next(iter(self._parts.values())).unpack(tree)
+        if not isinstance(tree, Mapping) or set(tree) != set(self._parts):
+            raise WeightsError(f"expected a dict with the keys {sorted(self._parts)}, got {_shape_of(tree)}")
+        return {path: leaf for model, part in self._parts.items() for path, leaf in part.unpack(tree[model]).items()}
+
+    def __getitem__(self, prefix: str) -> Handle:
+        if prefix in self._parts and (self._parts[prefix].paths or self._everything is None):
+            within = self._everything[prefix] if self._everything else None
+            return Handle(self._backend, self._kind, {prefix: self._parts[prefix].paths}, prefix, within)
+        for model, part in self._parts.items():
+            full = f"{self._whole}.{prefix}" if self._whole else prefix
+            chosen = tuple(path for path in part.paths if is_below(path, full))
+            if chosen:
+                return Handle(self._backend, self._kind, {model: chosen}, full)
+        if self._everything is not None:
+            return self._everything[prefix]
+        there = [name for name in self._parts if name] or [path.partition(".")[0] for path in self._paths]
+        raise AttributeError(f"there are no {self._kind} {prefix!r} here; there are: {', '.join(dict.fromkeys(there))}")
+
+    def __getattr__(self, name: str) -> Handle:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "value":
+            raise AttributeError(f"assign to .value, not to .{name}: handle[{name!r}].value = tree")
+        object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"Handle({self._kind}: {', '.join(self._paths)})"
+
+
+class _Part:
+    """The chosen paths of one model. All of them pack into the model's own tree, some into a flat dict."""
+
+    __slots__ = ("_all", "_backend", "_kind", "_model", "_names", "_plain", "paths")
+    _kind: Kind
+
+    def __init__(self, backend: Backend, kind: Kind, model: str, paths: tuple[str, ...]) -> None:
+        self._backend, self._kind, self._model = backend, kind, model
+        self.paths = paths
+        self._all = paths == backend.paths(kind)[model]
+        self._names = {path: path.removeprefix(f"{model}.") if model else path for path in paths}
+        self._plain = all(path == name for path, name in self._names.items())
+
+    def is_flat(self) -> bool:
+        """Whether its tree is the dict from path to array itself."""
+        leaves: Leaves = dict.fromkeys(self.paths)
+        return self._plain and self.pack(leaves) is leaves
+
+    def pack(self, leaves: Leaves) -> Tree:
+        if self._plain and len(leaves) == len(self._names):
+            relative = leaves
+        else:
+            relative = {name: leaves[path] for path, name in self._names.items()}
+        return self._backend.pack(self._model, self._kind, relative) if self._all else relative
+
+    def unpack(self, tree: Tree) -> Leaves:
+        try:
+            relative = self._backend.unpack(self._model, self._kind, tree) if self._all else dict(tree)
+            if self._plain and relative.keys() == self._names.keys():
+                return relative
+            if len(relative) == len(self._names):
+                return {path: relative[name] for path, name in self._names.items()}
+        except (ValueError, KeyError, TypeError):
+            pass
+        names = ", ".join(self._names.values())
+        raise WeightsError(
+            f"expected a tree with the structure of the {self._kind} ({names}), got {_shape_of(tree)}. Gradients with "
+            "respect to a part, such as learner.params.critic, go to update(grads, learner.params.critic)"
+        ) from None
+
+
+def named_leaves(handle: Handle, tree: Tree) -> Leaves:
+    """The arrays of a tree that has the structure of a handle, or of one of its models, by full path; none of others.
+
+    Args:
+        handle: such as ``learner.params``.
+        tree: such as gradients.
+    """
+    parts = [handle[name] for name in handle._parts if name]  # pyright: ignore[reportPrivateUsage]
+    for part in (handle, *parts):
+        try:
+            return dict(part._leaves(tree))  # pyright: ignore[reportPrivateUsage]
+        except WeightsError:
+            continue
+    return {}
+
+
+def _shape_of(tree: Any) -> str:
+    if isinstance(tree, Mapping):
+        return f"a dict with the keys {list(tree)}"
+    return f"a {type(tree).__name__}"
+
+
+def is_below(path: str, prefix: str) -> bool:
+    """Whether a path is at or below a prefix, at a dot."""
+    return not prefix or path == prefix or path.startswith(f"{prefix}.")
+
+
+def matching(paths: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:
+    """The paths that match one of some patterns, as ``fnmatch`` does.
+
+    Raises:
+        WeightsError: a pattern matches nothing.
+    """
+    found: set[str] = set()
+    paths = list(paths)
+    for pattern in patterns:
+        matched = [path for path in paths if fnmatchcase(path, pattern)]
+        if not matched:
+            raise WeightsError(f"no trained parameter matches {pattern!r}; there are: {', '.join(paths) or 'none'}")
+        found.update(matched)
+    return frozenset(found)
+
+
+def mismatches(backend: Backend, leaves: Mapping[str, Any]) -> list[str]:
+    """One line for every leaf whose shape or kind of dtype differs from the present one."""
+    problems: list[str] = []
+    present = backend.get(leaves)
+    for path, leaf in leaves.items():
+        (shape, dtype), (new_shape, new_dtype) = backend.signature(present[path]), backend.signature(leaf)
+        if shape != new_shape:
+            problems.append(f"  {path}: the model has shape {list(shape)}, the value {list(new_shape)}")
+        elif new_dtype.kind not in {"b": "b", "i": "iu", "u": "iu", "c": "fiuVc"}.get(dtype.kind, "fiuV"):
+            problems.append(f"  {path}: the model has dtype {dtype}, the value {new_dtype}")
+    return problems
+
+
+def differences(present: Mapping[str, Any], given: Mapping[str, Any], *, dtypes: bool = True) -> list[str]:
+    """One line for every array that has another name, shape or dtype than the present ones."""
+    found = [f"{name}: not there" for name in present if name not in given]
+    found += [f"{name}: unknown" for name in given if name not in present]
+    for name in (name for name in present if name in given):
+        (shape, dtype), (new_shape, new_dtype) = _kind(present[name]), _kind(given[name])
+        if new_shape != shape:
+            found.append(f"{name}: shape {list(new_shape)}, not {list(shape)}")
+        if dtypes and new_dtype.newbyteorder("=") != dtype.newbyteorder("="):
+            found.append(f"{name}: dtype {new_dtype}, not {dtype}")
+    return found
+
+
+def _kind(value: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    array: np.ndarray[Any, Any] = np.asarray(value)
+    return array.shape, array.dtype
+
+
+def check_state(present: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse a state that does not have the names, shapes and dtypes of the present one.
+
+    Raises:
+        ValueError: lists all differences.
+    """
+    problems = differences(present, given)
+    if problems:
+        raise ValueError("\n".join(("the state of the optimizers does not fit:", *(f"  {one}" for one in problems))))
+
+
+def renamed(weights: Mapping[str, Any], names: Any) -> dict[str, Any]:
+    """Weights under the names of a model.
+
+    Args:
+        weights: arrays by the names they came with.
+        names: a dict or a function from these to paths of the model, None for one to leave out; None keeps all names.
+
+    Raises:
+        WeightsError: two weights get one name, or a name of the dict is not there.
+    """
+    call: Any = names if callable(names) else (names or {}).get
+    found: dict[str, Any] = {}
+    absent = [] if callable(names) else [name for name in names or () if name not in weights]
+    if absent:
+        raise WeightsError(f"names has {', '.join(absent)}, which is none of the weights: {', '.join(weights)}")
+    for name, value in weights.items():
+        path: Any = call(name) if callable(names) or name in (names or ()) else name
+        if path in found:
+            raise WeightsError(f"two weights are called {path} in this model, one of them is {name}")
+        if path is not None:
+            found[path] = value
+    return found
+
+
+def assign_optimizers(paths: Iterable[str], optimizers: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+    """Which paths each optimizer trains: the longest prefix that covers a path wins; uncovered paths are frozen.
+
+    Args:
+        paths: full paths of all parameters.
+        optimizers: by path prefix; ``""`` covers everything.
+
+    Raises:
+        OptimizerError: a prefix covers no parameter, or every one it covers has a longer prefix.
+    """
+    chosen: dict[str, list[str]] = {prefix: [] for prefix in optimizers}
+    paths = list(paths)
+    for path in paths:
+        covering = [prefix for prefix in optimizers if is_below(path, prefix)]
+        if covering:
+            chosen[max(covering, key=len)].append(path)
+    for prefix, taken in chosen.items():
+        if not taken:
+            roots = ", ".join(dict.fromkeys(path.partition(".")[0] for path in paths)) or "none"
+            raise OptimizerError(f"the optimizer for {prefix!r} trains no parameter; paths begin with: {roots}")
+    return [(prefix, tuple(taken)) for prefix, taken in chosen.items()]

@@ -1,0 +1,187 @@
+"""The callbacks of a learner: ordered, guarded, and changed as a whole or not at all."""
+
+from __future__ import annotations
+
+import gc
+import re
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from loopcore.access.members import Member, make_member
+from loopcore.callback import Callback, name_of
+from loopcore.dispatch import SCOPE_EVENTS
+from loopcore.errors import CallbackError
+from loopcore.events import FitBegin, FitEnd
+from loopcore.ordering.declarations import overlaps
+from loopcore.ordering.order import Edge, order_callbacks
+from loopcore.protocols import LearnerParts
+
+C = TypeVar("C", bound=Callback)
+_owners: weakref.WeakValueDictionary[int, LearnerParts] = weakref.WeakValueDictionary()  # by id: callbacks need no hash
+
+
+class CallbackList:
+    """Callbacks in the order in which they run. Every change is checked first and then made at once.
+
+    Example:
+        >>> import loopcore as lc
+        >>> learner = lc.testing.toy_learner()
+        >>> learner.callbacks.remove(learner.callbacks.get(lc.StopOnNaNLoss))
+        >>> learner.callbacks.get(lc.StopOnNaNLoss) is None
+        True
+    """
+
+    def __init__(self, learner: LearnerParts, callbacks: Sequence[Callback]) -> None:
+        self._learner = learner
+        self._given: list[Callback] = []
+        self.members: tuple[Member, ...] = ()
+        self.edges: tuple[Edge, ...] = ()
+        self._commit(list(callbacks))
+
+    def add(self, *callbacks: Callback) -> None:
+        """Add callbacks; where each runs follows from what it declares."""
+        _check_apart("add", callbacks)
+        self._commit([*self._given, *callbacks])
+
+    def remove(self, *callbacks: Callback) -> None:
+        """Remove callbacks and the shared state that only they write; an error if another one reads it."""
+        _check_apart("remove", callbacks)
+        gone = [self._present(callback) for callback in callbacks]
+        self._commit([callback for callback in self._given if not any(callback is one for one in gone)])
+
+    def replace(self, old: Callback, new: Callback) -> None:
+        """Put a callback in the place of another one."""
+        old = self._present(old)
+        self._commit([new if callback is old else callback for callback in self._given])
+
+    def set(self, *callbacks: Callback) -> None:
+        """Replace the whole list."""
+        _check_apart("set", callbacks)
+        self._commit(list(callbacks))
+
+    def get(self, kind: type[C]) -> C | None:
+        """The first callback of a class, also if it is wrapped; None if there is none."""
+        return next((c for member in self.members if isinstance(c := member.callback.identity(), kind)), None)
+
+    def __iter__(self) -> Iterator[Callback]:
+        return (member.callback for member in self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __repr__(self) -> str:
+        return f"CallbackList({', '.join(name_of(callback) for callback in self)})"
+
+    def _present(self, callback: Callback) -> Callback:
+        for known in self._given:
+            if known is callback or known.identity() is callback:
+                return known
+        raise CallbackError(f"{callback!r} is not a callback of this learner: pass the instance, from callbacks.get")
+
+    def _commit(self, given: list[Callback]) -> None:
+        """Order, view and set up; the learner changes only when all of it worked."""
+        learner = self._learner
+        learner.shared._settle()
+        shared = learner.shared.__dict__
+        kept = {id(member.callback): member for member in self.members}
+        gone = [member.callback for member in self.members if not any(c is member.callback for c in given)]
+        stale = _only_written_by(gone, given, shared)
+        order = order_callbacks(given, [f"shared.{name}" for name in shared if name not in stale])
+        new = [callback for callback in order.callbacks if id(callback) not in kept]
+        for callback in new:
+            _check_listeners(callback)
+            _check_owner(callback, learner)
+        members = tuple(kept.get(id(c)) or make_member(learner, c) for c in order.callbacks)
+        before = dict(shared)
+        try:
+            for name in stale:
+                del shared[name]
+            for member in members:
+                if id(member.callback) not in kept:
+                    member.callback.setup(member.view)
+                    member.view._loans.settle()
+        except BaseException:
+            shared.clear()
+            shared.update(before)
+            _let_go(learner, new)
+            raise
+        _let_go(learner, gone)
+        for callback in gone:
+            _owners.pop(id(callback.identity()), None)
+        for callback in new:
+            _owners[id(callback.identity())] = learner
+        self._given, self.members, self.edges = given, members, order.edges
+        learner.runs.forget_runners()
+
+
+def _let_go(learner: LearnerParts, callbacks: Sequence[Callback]) -> None:
+    for callback in (one.identity() for one in callbacks):
+        if id(callback) in learner.holds:
+            learner.hold(by=callback)
+            del learner.holds[id(callback)]
+
+
+def _check_apart(method: str, callbacks: Sequence[Any]) -> None:
+    for one in callbacks:
+        if isinstance(one, (list, tuple)):
+            raise CallbackError(
+                f"callbacks.{method} takes callbacks one by one, not a {type(one).__name__} of them: "
+                f"write callbacks.{method}(*callbacks)"
+            )
+
+
+def _only_written_by(gone: Sequence[Callback], given: Sequence[Callback], shared: dict[str, Any]) -> set[str]:
+    def written(name: str, callbacks: Sequence[Callback]) -> bool:
+        return any(overlaps(path, f"shared.{name}") for callback in callbacks for path in callback.writes)
+
+    present = [callback for callback in given if isinstance(callback, Callback)]
+    return {name for name in shared if written(name, gone) and not written(name, present)}
+
+
+_HOOK = re.compile(
+    r"(?:on|before|after)_(?:(fit|train|training|val|validation|valid|test|predict|epoch|step|batch|loss|backward)_)?"
+    r"(?:(epoch|step|batch|loss|backward)_)?(begin|start|end)"
+)
+
+
+def _check_hooks(callback: Callback) -> None:
+    """Refuse a method with the name of a hook of another library: nobody would call it."""
+    heard = {listener.method for listener in callback.listeners}
+    for name in dir(type(callback)):
+        found = _HOOK.fullmatch(name)
+        if found and (found[1] or found[2]) and name not in heard and callable(getattr(callback, name, None)):
+            scope, inner, when = found.groups()
+            word = inner or scope
+            word = "step" if word == "batch" else word if word in ("epoch", "step", "loss", "backward") else "fit"
+            event = f"{word.capitalize()}{'End' if when == 'end' else 'Begin'}"
+            event = "BackwardBegin" if event == "LossEnd" else event
+            of = ", lc.AbstractValidationPhase" if scope in ("val", "validation", "valid", "test") and inner else ""
+            raise CallbackError(
+                f"{name_of(callback)}.{name} is heard by nobody, since a handler says its event: write "
+                f"@lc.on(lc.{event}{of}) above def {name}(self, learner, phase), or give it another name"
+            )
+
+
+def _check_listeners(callback: Callback) -> None:
+    _check_hooks(callback.identity())
+    for listener in callback.listeners:
+        if listener.phase is not None and issubclass(listener.event, (FitBegin, FitEnd)):
+            raise CallbackError(
+                f"{name_of(callback)}.{listener.method} listens to {listener.event.__name__} of a phase, but a fit has "
+                f"no phase: write @on({listener.event.__name__})"
+            )
+        if listener.traced and listener.event in SCOPE_EVENTS[:4]:
+            raise CallbackError(f"{name_of(callback)}.{listener.method} is traced, but runs outside steps")
+
+
+def _check_owner(callback: Callback, learner: LearnerParts) -> None:
+    inner = id(callback.identity())
+    if _owners.get(inner, learner) is learner:
+        return
+    gc.collect()  # a learner that is gone may still wait for the collector
+    if inner in _owners:
+        raise CallbackError(
+            f"{name_of(callback)} belongs to another learner, and two would mix their state: make a new one, or "
+            "remove it there first with learner.callbacks.remove"
+        )

@@ -1,0 +1,283 @@
+"""The order of callbacks, derived from what they declare.
+
+Explicit order (``run_after``, ``run_before``, ``requires``) comes first, with all that follows from it. A pair that it
+leaves open is settled by paths: both write one, then `Callback.resolve_conflict` must say who is first; one writes what
+the other reads, then the writer is. What is open still follows the names of the classes, never the list or a hash seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from itertools import combinations
+from typing import Any
+
+from loopcore.callback import NO_CONFLICT, UNRESOLVABLE, Callback, Resolution, RunFirst
+from loopcore.errors import CallbackError, ConflictError, CycleError
+from loopcore.ordering.declarations import (
+    KNOWN_WRITERS,
+    ROOTS,
+    Declared,
+    in_words,
+    overlaps,
+    raise_first,
+    read_declarations,
+)
+
+__all__ = ["COMBINED", "KNOWN_WRITERS", "ROOTS", "Edge", "Order", "order_callbacks", "overlaps"]
+
+COMBINED = "step.apply"  # what is written there is combined by `and`: the order of its writers does not matter
+_BEFORE = "run_before names"
+_Edges = dict[tuple[int, int], str]  # (rank of the first, rank of the second) -> why
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One constraint of an order: ``before`` runs before ``after``, and ``reason`` says why in words."""
+
+    before: Callback
+    after: Callback
+    reason: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """Callbacks in the order they run in, and the edges it follows from, sorted by that order."""
+
+    callbacks: tuple[Callback, ...]
+    edges: tuple[Edge, ...]
+
+
+def order_callbacks(callbacks: Sequence[Callback], available: Collection[str] = ()) -> Order:
+    """Put callbacks in the one order that follows from their declarations.
+
+    The result is the first topological order by (module, name) of the classes. It does not depend on the order of the
+    list, except that unrelated callbacks of one class keep it. Errors do not depend on it either.
+
+    Args:
+        callbacks: each one once. A wrapper counts as what it wraps.
+        available: ``shared`` paths that are there although no callback writes them.
+
+    Returns:
+        The callbacks in order, and the edges with their reasons.
+
+    Raises:
+        CallbackError: an entry is no callback or comes twice, or a declaration or an answer is malformed.
+        MissingRequirementError: a required callback is absent.
+        MissingWriterError: a ``shared`` path is read that nothing writes.
+        ConflictError: two callbacks write one path and nothing orders them, or they disagree about it.
+        CycleError: the order runs in a circle; the message has a shortest one, with the reason of each edge.
+
+    Example:
+        >>> from loopcore.callback import Callback
+        >>> class Recorder(Callback):
+        ...     writes = ("shared.history",)
+        >>> class LossPrinter(Callback):
+        ...     reads = ("shared.history",)
+        >>> order = order_callbacks([LossPrinter(), Recorder()])
+        >>> [type(callback).__name__ for callback in order.callbacks]
+        ['Recorder', 'LossPrinter']
+        >>> order.edges[0].reason
+        'Recorder writes shared.history, LossPrinter reads it'
+    """
+    nodes = read_declarations(callbacks, available)
+    edges = _explicit_edges(nodes)
+    edges.update(_derived_edges(nodes, _closure(edges, len(nodes))))
+    ranks = _topological(edges, len(nodes))
+    if len(ranks) < len(nodes):
+        raise _cycle_error(nodes, edges)
+    place = {rank: i for i, rank in enumerate(ranks)}
+    pairs = sorted(edges, key=lambda pair: (place[pair[0]], place[pair[1]]))
+    return Order(
+        tuple(nodes[rank].callback for rank in ranks),
+        tuple(Edge(nodes[i].callback, nodes[j].callback, edges[i, j]) for i, j in pairs),
+    )
+
+
+# ---- edges by class
+
+
+def _explicit_edges(nodes: Sequence[Declared]) -> _Edges:
+    reasons: dict[tuple[int, int], set[str]] = {}
+    for node in nodes:
+        for verb, cls in _wishes(node):
+            for other in nodes:
+                if not isinstance(other.inner, cls) or _same_wish(verb, cls, node, other):
+                    continue
+                pair = (node.rank, other.rank) if verb == _BEFORE else (other.rank, node.rank)
+                reasons.setdefault(pair, set()).add(f"{node.name}.{verb} {cls.__name__}")
+    return {pair: ", ".join(sorted(why)) for pair, why in reasons.items()}
+
+
+def _wishes(node: Declared) -> Iterator[tuple[str, type]]:
+    yield from (("run_after names", cls) for cls in node.run_after)
+    yield from (("requires", cls) for cls in node.requires)
+    yield from ((_BEFORE, cls) for cls in node.run_before)
+
+
+def _same_wish(verb: str, cls: type, node: Declared, other: Declared) -> bool:
+    """Whether both are of a class and want to run after (or before) its members. So does each with itself."""
+    says = other.run_before if verb == _BEFORE else other.run_after + other.requires
+    return cls in says and isinstance(node.inner, cls)
+
+
+def _closure(edges: _Edges, count: int) -> list[set[int]]:
+    """For each rank, the ranks that run after it directly or not."""
+    later: list[set[int]] = [set() for _ in range(count)]
+    for first, second in edges:
+        later[first].add(second)
+    for middle in range(count):
+        for reached in later:
+            if middle in reached:
+                reached |= later[middle]
+    return later
+
+
+# ---- edges by path
+
+
+def _derived_edges(nodes: Sequence[Declared], later: Sequence[set[int]]) -> _Edges:
+    """The edges of all pairs that explicit order leaves open."""
+    edges: _Edges = {}
+    problems: list[CallbackError] = []
+    for a, b in combinations(nodes, 2):
+        if not (a.writes or b.writes) or b.rank in later[a.rank] or a.rank in later[b.rank]:
+            continue
+        try:
+            edges.update(_settle(a, b))
+        except CallbackError as problem:
+            problems.append(problem)
+    raise_first(problems)
+    return edges
+
+
+def _settle(a: Declared, b: Declared) -> _Edges:
+    flows = {(x.rank, y.rank): why for x, y in ((a, b), (b, a)) if (why := _flow(x, y))}
+    clash = _clash(a, b)
+    if not (clash or flows):
+        return {}
+    what = clash or min(flows.values())
+    answer, by = _resolve(a, b, what)
+    if isinstance(answer, Declared):
+        last = b if answer is a else a
+        return {(answer.rank, last.rank): f"{by}.resolve_conflict: {answer.name} first"}
+    if clash and answer is None:
+        raise ConflictError(f"{what}, and nothing says which runs first: {_remedy(a, b)}")
+    return {} if answer is NO_CONFLICT else flows
+
+
+def _clash(a: Declared, b: Declared) -> str:
+    """What both write, in words; empty if nothing."""
+    paths = [max(x, y, key=len) for x in a.writes for y in b.writes if overlaps(x, y) and not x == y == COMBINED]
+    return f"{' and '.join(sorted((a.name, b.name)))} both write {min(paths)}" if paths else ""
+
+
+def _flow(writer: Declared, reader: Declared) -> str:
+    """What one writes and the other reads, in words; empty if nothing."""
+    pairs = [(w, r) for w in writer.writes for r in reader.reads if overlaps(w, r)]
+    if COMBINED in reader.writes:  # those who combine do not read what the others put in
+        pairs = [(w, r) for w, r in pairs if w != COMBINED]
+    if not pairs:
+        return ""
+    written, read = pairs[0]
+    return f"{writer.name} writes {written}, {reader.name} reads {'it' if read == written else read}"
+
+
+def _remedy(a: Declared, b: Declared) -> str:
+    one, other = (type(node.inner).__name__ for node in (a, b))
+    resolve = "let resolve_conflict of one return RunFirst(self), RunFirst(other) or NO_CONFLICT"
+    return f"keep one {one}, or {resolve}" if one == other else f"write run_after = ({one},) in {other}, or {resolve}"
+
+
+def _resolve(a: Declared, b: Declared, what: str) -> tuple[Declared | Resolution | None, str]:
+    """The answer of a pair, and the name of who gave it. Both sides are asked, once."""
+    asked = [(node.name, _answer(node, other)) for node, other in ((a, b), (b, a))]
+    given = [(name, answer) for name, answer in sorted(asked, key=lambda said: said[0]) if answer is not None]
+    for name, answer in given:
+        if answer is UNRESOLVABLE:
+            raise ConflictError(f"{what}, and {name}.resolve_conflict says UNRESOLVABLE: remove one of them")
+    if not given:
+        return None, ""
+    if given[0][1] is not given[-1][1]:
+        words = ((name, "NO_CONFLICT" if answer is NO_CONFLICT else in_words(answer)) for name, answer in given)
+        says = " but ".join(sorted(f"{name}.resolve_conflict says {word}" for name, word in words))
+        raise ConflictError(f"{what}, and {says}: let both give one answer, or one of them None")
+    return given[0][1], given[0][0]
+
+
+def _answer(node: Declared, other: Declared) -> Declared | Resolution | None:
+    """What ``node`` says about ``other``; of RunFirst, the one of the two that is first."""
+    answer: Any = node.callback.resolve_conflict(other.inner)
+    if answer is None or answer is NO_CONFLICT or answer is UNRESOLVABLE:
+        return answer
+    if isinstance(answer, RunFirst):
+        for first in (node, other):
+            if answer.callback is first.callback or answer.callback is first.inner:
+                return first
+    came = "RunFirst of a third callback" if isinstance(answer, RunFirst) else in_words(answer)
+    raise CallbackError(
+        f"{node.name}.resolve_conflict({other.name}) returned {came}: return RunFirst(self), RunFirst(other), "
+        "NO_CONFLICT, UNRESOLVABLE or None"
+    )
+
+
+# ---- the order, or the circle that prevents it
+
+
+def _successors(edges: _Edges, count: int) -> list[list[int]]:
+    after: list[list[int]] = [[] for _ in range(count)]
+    for first, second in edges:
+        after[first].append(second)
+    return after
+
+
+def _topological(edges: _Edges, count: int) -> list[int]:
+    """Ranks in order, always the smallest that may come next; fewer than ``count`` if there is a cycle."""
+    after = _successors(edges, count)
+    waiting = [0] * count
+    for _, second in edges:
+        waiting[second] += 1
+    ready = [rank for rank in range(count) if not waiting[rank]]  # ascending, hence a heap
+    order: list[int] = []
+    while ready:
+        order.append(heappop(ready))
+        for rank in after[order[-1]]:
+            waiting[rank] -= 1
+            if not waiting[rank]:
+                heappush(ready, rank)
+    return order
+
+
+def _cycle_error(nodes: Sequence[Declared], edges: _Edges) -> CycleError:
+    """The error for a shortest cycle: of several the one whose text sorts first, whatever the order of the list."""
+    after = _successors(edges, len(nodes))
+    far = [_distances(after, rank) for rank in range(len(nodes))]
+    length = min(far[second][first] + 1 for first, second in edges if first in far[second])
+    paths = {(rank, rank): [rank] for rank in range(len(nodes))}  # by where it began and where it is now
+    lines: list[str] = []
+    for left in reversed(range(length)):
+        steps = [
+            (f"{nodes[here].name} before {nodes[rank].name}: {edges[here, rank]}", [*path, rank])
+            for (start, here), path in paths.items()
+            for rank in after[here]
+            if far[rank].get(start) == left
+        ]
+        lines.append(min(text for text, _ in steps))
+        paths = {(path[0], path[-1]): path for text, path in steps if text == lines[-1]}
+    listed = "\n  ".join(["these callbacks cannot be put in order:", *lines])
+    return CycleError(
+        f"{listed}\nremove one of these declarations, or settle a pair by run_after or resolve_conflict",
+        tuple(nodes[rank].callback for rank in min(paths.values())[:-1]),
+    )
+
+
+def _distances(after: Sequence[Sequence[int]], start: int) -> dict[int, int]:
+    far = {start: 0}
+    queue = [start]
+    for rank in queue:
+        for following in after[rank]:
+            if following not in far:
+                far[following] = far[rank] + 1
+                queue.append(following)
+    return far
