@@ -27,7 +27,7 @@ nitpicky = True
 # Names of other libraries, whose documentation is not fetched, and aliases that only annotations use.
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections\.abc|contextlib|numpy|np|optree|pathlib|types|typing|rich)\..*"),
-    (r"py:.*", r"(.*\.)?(Array|Tree|Leaves|Kind|Body|Handle|Outcome|Reduction|Method|Mode|Unit|Schedule|C)"),
+    (r"py:.*", r"(.*\.)?(Array|Tree|Leaves|Kind|Body|Fire|Outcome|Reduction|Method|Mode|Unit|Schedule|C)"),
 ]
 
 myst_enable_extensions = ["substitution"]
