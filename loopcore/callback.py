@@ -209,7 +209,7 @@ def name_of(callback: Callback) -> str:
     return name if inner is callback else f"{type(callback).__name__}({name})"
 
 
-def only_looks(callback: Callback) -> bool:
+def is_observer(callback: Callback) -> bool:
     """Whether a callback declares that it changes nothing."""
     return not (callback.writes or callback.leaves or callback.carries)
 

@@ -6,17 +6,19 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from loopcore.access.members import Member
+from loopcore.access.members import GuardedCallback
 from loopcore.callback import Callback, Listener, name_of, wants_event
 from loopcore.errors import CallbackError, CancelEpochException, CancelException, CancelFittingException, EventError
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd, StepBegin, StepEnd, UpdateBegin
 
 if TYPE_CHECKING:
-    from loopcore.access.lent_containers import Loans
+    from loopcore.access.lent_containers import LentContainers
     from loopcore.phases.base import Phase
 
-Asleep: TypeAlias = frozenset[tuple[int, type[Event]]]  # by the id of a callback, events it sleeps through in a step
-NOBODY: Asleep = frozenset()
+MutedEvents: TypeAlias = frozenset[
+    tuple[int, type[Event]]
+]  # by the id of a callback, events it sleeps through in a step
+NOBODY: MutedEvents = frozenset()
 _TRAINED = frozenset({"model", "params", "buffers", "optimizer"})
 SCOPE_EVENTS = (FitBegin, FitEnd, EpochBegin, EpochEnd, StepBegin, StepEnd)
 
@@ -29,7 +31,7 @@ class Handler(NamedTuple):
     callback: Callback
     listener: Listener
     event: bool  # whether it takes the event as a third argument
-    loans: Loans | tuple[()]  # containers it holds while it runs
+    loans: LentContainers | tuple[()]  # containers it holds while it runs
 
     @property
     def traced(self) -> bool:
@@ -40,7 +42,7 @@ class Handler(NamedTuple):
 class Table(dict[type[Event], tuple[Handler, ...]]):
     """Handlers by event type for one phase type, filled when an event is first fired. Its keys are what was fired."""
 
-    def __init__(self, members: Sequence[Member], phase: type[Phase] | None, scopes: bool) -> None:
+    def __init__(self, members: Sequence[GuardedCallback], phase: type[Phase] | None, scopes: bool) -> None:
         super().__init__()
         self._handlers = tuple(handler for member in members for handler in _handlers(member, phase))
         self._scopes = scopes
@@ -73,7 +75,7 @@ def _is_heard(event: type[Event], by: type[Event]) -> bool:
     return issubclass(event, by) and (by is not Event or not issubclass(event, UpdateBegin))
 
 
-def _handlers(member: Member, phase: type[Phase] | None) -> list[Handler]:
+def _handlers(member: GuardedCallback, phase: type[Phase] | None) -> list[Handler]:
     found: list[Handler] = []
     for listener in member.callback.listeners:
         if listener.phase is None or (phase is not None and issubclass(phase, listener.phase)):

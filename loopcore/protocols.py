@@ -17,7 +17,7 @@ from loopcore.backend.protocol import Array, Backend, Tree
 from loopcore.events import Event, Outcome
 from loopcore.handles.hyperparameters import Hyper
 from loopcore.handles.models import Models
-from loopcore.handles.parameters import Handle
+from loopcore.handles.parameters import ParameterHandle
 from loopcore.handles.randomness import Random
 from loopcore.handles.trees import TreeMath
 from loopcore.state import State
@@ -25,7 +25,7 @@ from loopcore.state import State
 Body: TypeAlias = Callable[..., None]
 Fire: TypeAlias = Callable[[Event], None]
 Objective: TypeAlias = Callable[[], Any]
-Wrt: TypeAlias = "Handle | tuple[Handle, ...] | None"
+Wrt: TypeAlias = "ParameterHandle | tuple[ParameterHandle, ...] | None"
 
 
 class PhaseLike(Protocol):
@@ -70,8 +70,8 @@ class LearnerView(Protocol):
     shared: Any
     hyper: Hyper
     model: Models
-    params: Handle
-    buffers: Handle
+    params: ParameterHandle
+    buffers: ParameterHandle
     random: Random
     xp: Any
     tree: TreeMath
@@ -219,7 +219,7 @@ class LearnerParts(LearnerView, Protocol):
 
     runs: Any
     callbacks: Any
-    all_params: Handle
+    all_params: ParameterHandle
     reads: tuple[str, ...]
     compile: bool | str
     trained: list[tuple[str, tuple[str, ...]]]

@@ -58,7 +58,7 @@ class State:
 
     @apply.setter
     def apply(self, value: Any) -> None:
-        self._apply = both(self._apply, value)
+        self._apply = combine_conditions(self._apply, value)
 
     @property
     def updated(self) -> Any:
@@ -128,7 +128,7 @@ def _condition(value: Any) -> Any:
     return value if "bool" in str(value.dtype) else value != 0
 
 
-def both(first: Any, second: Any) -> Any:
+def combine_conditions(first: Any, second: Any) -> Any:
     """Whether both hold; a False that is no array stays one and spares a program work.
 
     Args:

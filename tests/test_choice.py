@@ -115,7 +115,8 @@ def test_a_device_is_passed_on_and_a_learner_may_name_another() -> None:
 @pytest.mark.parametrize("absent", range(4))
 def test_auto_takes_the_first_that_is_installed(fresh: Fresh, absent: int) -> None:
     assert (*FRAMEWORKS, "numpy") == choice.AUTO
-    code = 'import loopcore as lc\nlc.use("auto")\nprint(lc.backend.choice.name())\nwith lc.using("auto"): print(lc.backend.choice.name())'
+    code = 'import loopcore as lc\nlc.use("auto")\nprint(lc.backend.choice.name())\n'
+    code += 'with lc.using("auto"): print(lc.backend.choice.name())'
     assert fresh(code, blocked=FRAMEWORKS[:absent]).split() == 2 * [choice.AUTO[absent]]
 
 

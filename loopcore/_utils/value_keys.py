@@ -9,7 +9,7 @@ from typing import Any
 SCALARS = (bool, int, float, complex, str, bytes, type(None))
 
 
-class Same:
+class IdentityKey:
     """An object in a key, by identity. The key keeps it alive, so that no other one can get its id."""
 
     __slots__ = ("_value",)
@@ -21,7 +21,7 @@ class Same:
         return id(self._value)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and other._value is self._value
+        return isinstance(other, IdentityKey) and other._value is self._value
 
 
 def frozen(value: Any) -> Hashable:
@@ -36,9 +36,9 @@ def frozen(value: Any) -> Hashable:
         return type(value), frozenset(map(frozen, value))
     if is_dataclass(value) and not isinstance(value, type):
         return type(value), tuple(frozen(getattr(value, field.name)) for field in fields(value))
-    return Same(value)
+    return IdentityKey(value)
 
 
 def same(value: Any) -> Hashable:
     """A key for a Python value: scalars by content, anything else by identity."""
-    return (type(value), value) if isinstance(value, SCALARS) else Same(value)
+    return (type(value), value) if isinstance(value, SCALARS) else IdentityKey(value)

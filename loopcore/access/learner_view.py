@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from types import MappingProxyType
 from typing import Any, cast
 
-from loopcore.access.lent_containers import Loans
+from loopcore.access.lent_containers import LentContainers
 from loopcore.access.namespace_view import namespace_view
 from loopcore.access.permissions import Access
 from loopcore.callback import Callback, name_of
 from loopcore.errors import AccessError
-from loopcore.handles.parameters import Handle
+from loopcore.handles.parameters import ParameterHandle
 from loopcore.handles.randomness import Random
 from loopcore.ordering.declarations import ROOTS
 from loopcore.protocols import LearnerParts
@@ -76,7 +76,7 @@ def make_view(learner: LearnerParts, callback: Callback, *, traced: bool) -> Any
     """
     access = Access.of(callback)
     own = _OwnObjectives(learner.backend.concrete)
-    loans = None if traced else Loans(learner)
+    loans = None if traced else LentContainers(learner)
     parts: dict[str, Any] = {
         "step": namespace_view("step", learner, access, loans),
         "shared": namespace_view("shared", learner, access, loans),
@@ -108,7 +108,7 @@ class _View:
 
     __slots__ = ("_learner",)
     _access: Access
-    _loans: Loans | None
+    _loans: LentContainers | None
 
     def __init__(self, learner: LearnerParts) -> None:
         object.__setattr__(self, "_learner", learner)
@@ -232,7 +232,7 @@ class _ModelView:
     __getitem__ = __getattr__
 
 
-class _HandleView(Handle):
+class _HandleView(ParameterHandle):
     """Parameters or buffers for a callback: readable below what it reads, writable below what it writes."""
 
     __slots__ = ("_access", "_concrete", "_path")
@@ -240,8 +240,8 @@ class _HandleView(Handle):
     _concrete: Callable[[Any], Any]
     _path: str
 
-    def __init__(self, handle: Handle, access: Access, path: str, concrete: Callable[[Any], Any]) -> None:
-        for name in Handle.__slots__:
+    def __init__(self, handle: ParameterHandle, access: Access, path: str, concrete: Callable[[Any], Any]) -> None:
+        for name in ParameterHandle.__slots__:
             object.__setattr__(self, name, getattr(handle, name))
         for name, value in (("_access", access), ("_concrete", concrete), ("_path", path)):
             object.__setattr__(self, name, value)
@@ -258,7 +258,7 @@ class _HandleView(Handle):
             raise self._access.error(self._path, write=True)
         self._assign(tree)
 
-    def __getitem__(self, prefix: str) -> Handle:
+    def __getitem__(self, prefix: str) -> ParameterHandle:
         if not self._access.names(self._path, self._access.reads) & {"*", prefix}:
             raise self._access.error(f"{self._path}.{prefix}", write=False)
         return _HandleView(super().__getitem__(prefix), self._access, f"{self._path}.{prefix}", self._concrete)

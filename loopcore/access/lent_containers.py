@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from loopcore.state import State
 
 
-class Loan(NamedTuple):
+class LentContainer(NamedTuple):
     """One container that was handed out.
 
     Attributes:
@@ -44,7 +44,7 @@ class Loan(NamedTuple):
         return not (same and all(map(is_, backend.tree_leaves(self.copy), self.leaves)))
 
 
-class Loans(dict[Key, Loan]):
+class LentContainers(dict[Key, LentContainer]):
     """What the running handler of one callback holds, by root, name and step; mostly nothing.
 
     Args:
@@ -70,7 +70,9 @@ class Loans(dict[Key, Loan]):
             return known.copy
         copy = backend.tree_map(lambda leaf: leaf, backend.concrete(value))
         owner = during if root == "step" else self._learner.shared
-        self[key] = Loan(owner, name, value, copy, backend.tree_leaves(copy), backend.tree_structure(copy), during)
+        self[key] = LentContainer(
+            owner, name, value, copy, backend.tree_leaves(copy), backend.tree_structure(copy), during
+        )
         return copy
 
     def replaced(self, root: str, name: str, given: Any, kept: Any) -> None:

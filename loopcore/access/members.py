@@ -9,7 +9,7 @@ from loopcore.callback import Callback
 from loopcore.protocols import LearnerParts
 
 
-class Member(NamedTuple):
+class GuardedCallback(NamedTuple):
     """A callback of a learner with its two guarded views."""
 
     callback: Callback
@@ -17,6 +17,8 @@ class Member(NamedTuple):
     traced_view: Any
 
 
-def make_member(learner: LearnerParts, callback: Callback) -> Member:
+def make_member(learner: LearnerParts, callback: Callback) -> GuardedCallback:
     """A callback with its two views."""
-    return Member(callback, make_view(learner, callback, traced=False), make_view(learner, callback, traced=True))
+    return GuardedCallback(
+        callback, make_view(learner, callback, traced=False), make_view(learner, callback, traced=True)
+    )

@@ -13,7 +13,7 @@ from loopcore.protocols import LearnerParts
 from loopcore.state import seen
 
 if TYPE_CHECKING:
-    from loopcore.access.lent_containers import Loans
+    from loopcore.access.lent_containers import LentContainers
     from loopcore.access.permissions import Access
     from loopcore.backend.protocol import Backend
 
@@ -21,7 +21,7 @@ CONSTANT = "it is a constant to the gradient there; use traced=True to different
 _FREE_STEP = frozenset({"outcome"})
 
 
-def namespace_view(root: str, learner: LearnerParts, access: Access, loans: Loans | None) -> Any:
+def namespace_view(root: str, learner: LearnerParts, access: Access, loans: LentContainers | None) -> Any:
     """A view of ``step`` or ``shared`` with a generated property for every declared name; traced without loans."""
     reads, writes = access.names(root, access.reads), access.names(root, access.writes)
     reader = partial(_reader, learner, loans, root, writes)
@@ -107,7 +107,7 @@ def _keep(_: Any, name: str, value: Any) -> Any:
 
 
 def _reader(
-    learner: LearnerParts, loans: Loans | None, root: str, writes: frozenset[str], name: str
+    learner: LearnerParts, loans: LentContainers | None, root: str, writes: frozenset[str], name: str
 ) -> Callable[[Any], Any] | None:
     """What makes of a value what a handler sees; None for the value itself.
 
@@ -131,7 +131,7 @@ def _reader(
     return read_step if root == "step" and hasattr(backend, "feed") else read
 
 
-def _adopting(learner: LearnerParts, access: Access, loans: Loans) -> Callable[[Any, str, Any], Any]:
+def _adopting(learner: LearnerParts, access: Access, loans: LentContainers) -> Callable[[Any, str, Any], Any]:
     """What makes of a value that a host handler writes into the step what the body sees."""
     backend = learner.backend
     warned: set[str] = set()

@@ -19,7 +19,7 @@ class GradientClipping(Callback):
 
     Reads: step.window, step.grads
     Writes: step.grads
-    Runs after: GradientAccumulation
+    Session after: GradientAccumulation
     Handles: BackwardEnd (traced)
 
     Args:

@@ -74,7 +74,7 @@ class LabelSmoothing(Callback):
 
     Reads: step.ys
     Writes: step.ys
-    Runs after: MixUp
+    Session after: MixUp
     Handles: StepBegin (traced)
 
     Args:

@@ -169,7 +169,7 @@ class MetricsPrinter(Printer):
     beside the number of the round before it.
 
     Reads: shared.metrics_epoch
-    Runs after: ProgressPrinter
+    Session after: ProgressPrinter
     Handles: FitBegin, EpochEnd
 
     Args:

@@ -13,7 +13,7 @@ from loopcore.errors import CancelFittingException
 from loopcore.events import EpochEnd, FitBegin, StepBegin, StepEnd, UpdateBegin
 from loopcore.ordering.declarations import overlaps
 from loopcore.phases.base import AbstractTrainingPhase
-from loopcore.state import both
+from loopcore.state import combine_conditions
 
 _NONE = -1
 _LOOK = 0.1  # seconds between two looks that cost a transfer
@@ -49,7 +49,7 @@ class StopOnNaNLoss(Callback):
 
     Reads: step.loss, step.updated, step.buffers_before
     Writes: step.apply, step.buffers_before, shared.first_bad_step, buffers
-    Runs after: GradientAccumulation
+    Session after: GradientAccumulation
     Handles: FitBegin, StepBegin (traced), UpdateBegin (traced), StepEnd (also traced), EpochEnd
 
     Example:
@@ -140,7 +140,7 @@ class StopOnNaNLoss(Callback):
         if known and first >= 0:
             return False
         finite = isfinite(loss) if type(loss) in (int, float) else xp.all(xp.isfinite(loss))
-        good = both(finite, sound) if type(finite) is bool else finite & sound
+        good = combine_conditions(finite, sound) if type(finite) is bool else finite & sound
         if good is True:
             return True if known else first < 0
         start = learner.attempt * len(_WORDS)  # step and cause in one number

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 from loopcore.checkpoint.file import Arrays
-from loopcore.checkpoint.parts import File, Part
+from loopcore.checkpoint.parts import CheckpointPart, File
 from loopcore.history import History, Ring, Series, Tally
 
 
-class Counts(Part):
+class CountsPart(CheckpointPart):
     """What random draws follow from, and completed epochs and steps."""
 
     def save(self, arrays: Arrays) -> dict[str, Any]:
         """They are all in the manifest."""
         runs = self.learner.runs
         history = {name: list(counts) for name, counts in getattr(self.learner.shared, "history", {}).items()}
-        drawn = {"seed": self.learner.seed, "attempts": dict(runs.attempts), "draws": dict(runs.outside)}
+        drawn = {"seed": self.learner.seed, "attempts": dict(runs.attempts), "draws": dict(runs.draws_outside_steps)}
         return {**drawn, "missed": dict(runs.missed), "rounds": runs.rounds_to_keep(), "history": history}
 
     def load(self, file: File, undo: ExitStack) -> None:
@@ -32,13 +32,13 @@ class Counts(Part):
         _refill(runs.missed, _missed(manifest), undo)
         undo.callback(runs.set_rounds, runs.rounds)
         runs.set_rounds(int(manifest.get("rounds", _most_epochs(manifest))))
-        _refill(runs.outside, {name: int(n) for name, n in manifest["draws"].items()}, undo)
+        _refill(runs.draws_outside_steps, {name: int(n) for name, n in manifest["draws"].items()}, undo)
         history = getattr(learner.shared, "history", None)
         if isinstance(history, History):
             _refill(history._counts, {name: Tally(*counts) for name, counts in manifest["history"].items()}, undo)
 
 
-class Values(Part):
+class Values(CheckpointPart):
     """The series of metrics and hyperparameters: all by epoch, the latest by step.
 
     Series of anything else, as `Traces` notes them, are no part of a checkpoint, and loading leaves them alone.

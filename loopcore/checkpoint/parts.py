@@ -26,7 +26,7 @@ class File(NamedTuple):
         return {name.removeprefix(prefix): v for name, v in self.arrays.items() if name.startswith(prefix)}
 
 
-class Part:
+class CheckpointPart:
     """One part of a learner.
 
     Args:
@@ -48,7 +48,7 @@ class Part:
         """Take the values of a checkpoint; ``undo`` gets what brings back the present ones, before they change."""
 
 
-class Weights(Part):
+class WeightsPart(CheckpointPart):
     """Parameters and buffers of all models."""
 
     def save(self, arrays: Arrays) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Weights(Part):
         self.learner.import_weights(file.part("weights/"))
 
 
-class Optimizers(Part):
+class OptimizersPart(CheckpointPart):
     """Their states, and the hyperparameters of each: one name may stand for several optimizers of other values."""
 
     def save(self, arrays: Arrays) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class Optimizers(Part):
                     self.learner.backend.set_hyper(number, name, value)
 
 
-class Hyper(Part):
+class HyperPart(CheckpointPart):
     """The user's own scalars."""
 
     def save(self, arrays: Arrays) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Hyper(Part):
         undo.callback(hyper._put_values, hyper._values())
 
 
-class Carried(Part):
+class Carried(CheckpointPart):
     """What callbacks carry from step to step in ``learner.shared``."""
 
     def save(self, arrays: Arrays) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from loopcore.checkpoint.file import VERSION, Arrays, manifest_of, read, write
-from loopcore.checkpoint.history import Counts, Values
-from loopcore.checkpoint.parts import Carried, File, Hyper, Optimizers, Part, Weights
+from loopcore.checkpoint.history import CountsPart, Values
+from loopcore.checkpoint.parts import Carried, CheckpointPart, File, HyperPart, OptimizersPart, WeightsPart
 from loopcore.checkpoint.stateful import Callbacks, Loaders
 from loopcore.errors import CheckpointError, NotFiniteError
 from loopcore.protocols import LearnerParts
@@ -19,7 +19,16 @@ from loopcore.protocols import LearnerParts
 __all__ = ["load", "load_weights", "manifest_of", "read", "save", "save_weights", "write"]
 
 # the last two call code of others, which may refuse: what comes before them can be brought back for sure
-_PARTS: tuple[type[Part], ...] = (Weights, Optimizers, Hyper, Carried, Counts, Values, Callbacks, Loaders)
+_PARTS: tuple[type[CheckpointPart], ...] = (
+    WeightsPart,
+    OptimizersPart,
+    HyperPart,
+    Carried,
+    CountsPart,
+    Values,
+    Callbacks,
+    Loaders,
+)
 
 
 def save(learner: LearnerParts, path: str | Path, *, only_finite: bool = False, **more: Any) -> Path:
@@ -124,5 +133,5 @@ def load_weights(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
 def save_weights(learner: LearnerParts, path: str | Path) -> Path:
     """Write the weights alone."""
     arrays: Arrays = {}
-    Weights(learner).save(arrays)
+    WeightsPart(learner).save(arrays)
     return write(path, arrays, {"version": VERSION, "backend": learner.backend.name})

@@ -8,11 +8,11 @@ from typing import Any
 
 from loopcore.callback import Callback, name_of
 from loopcore.checkpoint.file import Arrays, encoded
-from loopcore.checkpoint.parts import File, Part
+from loopcore.checkpoint.parts import CheckpointPart, File
 from loopcore.errors import CheckpointError, DataError
 
 
-class Callbacks(Part):
+class Callbacks(CheckpointPart):
     """The states of the callbacks, by name; numbered where there are several of a class."""
 
     def save(self, arrays: Arrays) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Callbacks(Part):
         return found
 
 
-class Loaders(Part):
+class Loaders(CheckpointPart):
     """Where each loader of the data is, and how exactly a run goes on with it.
 
     ``exact``: with the batch that would have come next. ``epoch``: a list, which keeps no place, and whose epoch was

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from loopcore.callback import Callback, name_of, only_looks
+from loopcore.callback import Callback, is_observer, name_of
 from loopcore.dispatch import SCOPE_EVENTS
 from loopcore.events import STEP_EVENTS, EpochBegin, Event, FitBegin, FitEnd
 from loopcore.ordering.declarations import ROOTS
@@ -71,7 +71,7 @@ def make_plan(
     kept = _kept(listening, phase, reads)
     left = _by_name([(name_of(c), c.leaves) for c in listening])
     carried = (*(f"step.{name}" for name in phase.carries), *(path for c in listening for path in c.carries))
-    writers = {name_of(c) for c in listening if not only_looks(c)}
+    writers = {name_of(c) for c in listening if not is_observer(c)}
     looks = frozenset(name for _, names in cuts for name in names if name not in writers) if replays else frozenset()
     if not compiles:
         return Plan("eager", why, cuts, looks, kept, left, carried)

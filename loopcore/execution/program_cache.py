@@ -8,27 +8,34 @@ from operator import is_
 from types import MethodType
 from typing import Any, NamedTuple, cast
 
-from loopcore._utils.value_keys import Same, frozen, same
+from loopcore._utils.value_keys import IdentityKey, frozen, same
 from loopcore.backend.packing import Packed
 from loopcore.backend.protocol import CompilingBackend, DrawKey, Tree
 from loopcore.callback import name_of
-from loopcore.dispatch import Asleep, deliver
+from loopcore.dispatch import MutedEvents, deliver
 from loopcore.errors import CallbackError, TraceError
-from loopcore.execution.program_inputs import Kinds, Scalars, Seen, Words, as_array, parted
+from loopcore.execution.program_inputs import (
+    DeviceScalars,
+    NamespaceClassifier,
+    NamespaceSignature,
+    PackedCarry,
+    as_array,
+    parted,
+)
 from loopcore.execution.program_keys import attributes_read, body_key, names_read
-from loopcore.execution.recompilation import Recompiles
+from loopcore.execution.recompilation import RecompilationLog
 from loopcore.execution.step_runner import StepRunner
 from loopcore.execution.trace import (
-    Cut,
+    BodyTrace,
+    CutRecord,
     Draw,
-    Left,
-    Reached,
-    Start,
-    Trace,
+    HostChanges,
+    RequestedOutputs,
+    SegmentEnd,
+    StepInputs,
     Unasked,
     Undrawable,
     Undrawn,
-    Wanted,
     fill,
     with_leaves,
 )
@@ -51,9 +58,9 @@ class Segment:
     """A compiled segment, and what its trace found out."""
 
     run: Callable[..., Any]
-    trace: Trace
-    after: tuple[Cut, Segment] | None = None  # the last cut it ended in, and the segment that went on
-    told: int = 1  # of how many shapes the log knows
+    trace: BodyTrace
+    successor: tuple[CutRecord, Segment] | None = None  # the last cut it ended in, and the segment that went on
+    logged_shapes: int = 1  # of how many shapes the log knows
 
 
 class _Recent(NamedTuple):
@@ -63,7 +70,7 @@ class _Recent(NamedTuple):
     known: tuple[Any, ...]  # compared by identity
     phase: tuple[Any, ...]  # names and values of its attributes, by identity too
     apply: Any
-    asleep: Asleep
+    asleep: MutedEvents
 
 
 class Programs:
@@ -82,29 +89,31 @@ class Programs:
         self._learner = runner.learner
         self._backend = cast(CompilingBackend, runner.backend)
         self._segments: dict[tuple[Hashable, ...], list[Segment]] = {}
-        self._recompiles = Recompiles(runner.name)
+        self._recompiles = RecompilationLog(runner.name)
         self._recent: _Recent | None = None
-        self._wanted: dict[frozenset[str], Wanted] = {}
-        self._cutters: frozenset[int] | None = frozenset()  # see `Trace`
+        self._wanted: dict[frozenset[str], RequestedOutputs] = {}
+        self._cutters: frozenset[int] | None = frozenset()  # see `BodyTrace`
         names = [path.removeprefix("shared.") for path in runner.plan.carried if path.startswith("shared.")]
-        self._state_kinds, self._shared_kinds = Kinds(self._backend), self._kinds_of_shared(names)
+        self._state_kinds, self._shared_kinds = NamespaceClassifier(self._backend), self._kinds_of_shared(names)
         self._draws: dict[str, Draw] = {}  # of the host, where they enter the programs
         self.drawable = True  # whether the host can draw everything before a step
         self._packed_by_others: tuple[str, ...] = ()  # values of shared that are read, and may be packed
-        self._words = Words(self._backend, runner.learner, names)
-        self._own, self._optimizers = Scalars(self._backend), Scalars(self._backend)
+        self._words = PackedCarry(self._backend, runner.learner, names)
+        self._own, self._optimizers = DeviceScalars(self._backend), DeviceScalars(self._backend)
         self._watched = [(vars(one), attributes_read(one, methods)) for one, methods in runner.traced]
 
-    def _kinds_of_shared(self, carried: Sequence[str]) -> Kinds:
+    def _kinds_of_shared(self, carried: Sequence[str]) -> NamespaceClassifier:
         """Of the values that somebody declares or the code of the body names; a trace asks for others that it reads."""
         phase = self._runner.phase
         traced = [one for one, methods in self._runner.traced if methods]
         paths = [*phase.reads, *(path for one in traced for path in (*one.reads, *one.traced_reads, *one.writes))]
         declared = frozenset(path.removeprefix("shared.") for path in paths if path.startswith("shared."))
-        return Kinds(self._backend, frozenset(carried), declared.union(names_read(cast(Any, type(phase)), ("step",))))
+        return NamespaceClassifier(
+            self._backend, frozenset(carried), declared.union(names_read(cast(Any, type(phase)), ("step",)))
+        )
 
     def run(
-        self, runner: StepRunner, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep
+        self, runner: StepRunner, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: MutedEvents
     ) -> None:
         """Run one step of a phase; between its segments the host handlers of the cuts."""
         before = self._runner
@@ -116,17 +125,17 @@ class Programs:
         finally:
             self._runner = before
 
-    def _step(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep) -> None:
+    def _step(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: MutedEvents) -> None:
         seen = self._seen(state)
         start, static = self._start(state, key.step, *seen)
         wanted = self._wanted.get(reads) or self._wanted_with(reads)
         first = self._backend.carried()
-        cuts: list[Cut] = []
-        lefts: list[Left] = []
+        cuts: list[CutRecord] = []
+        lefts: list[HostChanges] = []
         shared = vars(self._learner.shared)
         there = [dict(shared)] if self._runner.plan.cuts else []  # of shared, when the step began and at each cut
         fixed = _fixed(state)
-        segment = self._again(body, start, static, wanted, asleep, fixed, seen)
+        segment = self._reuse_last_segment(body, start, static, wanted, asleep, fixed, seen)
         if segment is None:
             segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
         while True:
@@ -158,7 +167,7 @@ class Programs:
                 if better is error:
                     raise
                 raise better from error
-            changed = self._look(state, outputs, reached, key.step, first) if reached.looks else None
+            changed = self._replay_observers(state, outputs, reached, key.step, first) if reached.looks else None
             if changed is not None:  # it was no mere look: from here on it is a cut
                 before = changed
                 segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
@@ -167,23 +176,29 @@ class Programs:
                     state.__dict__.setdefault(name, value)
                     before[0].setdefault(name, value)
             else:
-                self._land(state, outputs, reached, key.step, first)
+                self._store_outputs(state, outputs, reached, key.step, first)
                 if reached.event is None:
                     return
-                before = self._heard(state, reached)
-            cut, left = self._left(state, reached, outputs, before, first, static)
+                before = self._deliver_at_cut(state, reached)
+            cut, left = self._host_changes(state, reached, outputs, before, first, static)
             if left.gradients:  # a gradient is done: nobody goes backwards through the earlier cuts any more
                 lefts = [one._replace(chain=[], pullback=None) for one in lefts]
             cuts.append(cut)
             lefts.append(left)
             there.append(dict(shared))
             found = self._next(segment, cut, static) or self._segment(body, start, static, wanted, asleep, cuts, fixed)
-            segment.after = (cut, found)
+            segment.successor = (cut, found)
             segment = found
 
     def _run(
-        self, segment: Segment, body: Body, first: Tree, start: Start, lefts: list[Left], static: dict[str, Any]
-    ) -> tuple[dict[str, Tree], Reached]:
+        self,
+        segment: Segment,
+        body: Body,
+        first: Tree,
+        start: StepInputs,
+        lefts: list[HostChanges],
+        static: dict[str, Any],
+    ) -> tuple[dict[str, Tree], SegmentEnd]:
         trace = segment.trace
         if trace.runner is not self._runner:
             trace.take(self._runner, body)
@@ -194,15 +209,15 @@ class Programs:
             fill(self._backend, outputs, reached)
         if static:
             trace.static = {}  # a program must not keep what it passes by
-        if len(trace.shapes) > segment.told:
+        if len(trace.shapes) > segment.logged_shapes:
             if trace.shapes[-1] in trace.shapes[:-1]:  # no other shape: nothing is kept, as under jax.disable_jit
                 trace.shapes.pop()
             elif not lefts:
                 self._recompiles.of_shape(trace.shapes[-2], trace.shapes[-1], len(trace.shapes))
-            segment.told = len(trace.shapes)
+            segment.logged_shapes = len(trace.shapes)
         return outputs, reached
 
-    def _heard(self, state: State, reached: Reached) -> tuple[dict[str, Any], Tree]:
+    def _deliver_at_cut(self, state: State, reached: SegmentEnd) -> tuple[dict[str, Any], Tree]:
         """Deliver the event that was reached; returns what there was before.
 
         Raises:
@@ -225,21 +240,23 @@ class Programs:
             )
         return before
 
-    def _look(
-        self, state: State, outputs: dict[str, Tree], reached: Reached, attempt: int, first: Tree
+    def _replay_observers(
+        self, state: State, outputs: dict[str, Tree], reached: SegmentEnd, attempt: int, first: Tree
     ) -> tuple[dict[str, Any], Tree] | None:
         """Deliver the events that are only looked at; if a handler changed something, what there was before."""
         for looked, look in zip(outputs["looks"], reached.looks, strict=True):
-            self._land(state, looked, look, attempt, first)
-            others = self._others()
-            before = self._heard(state, look)
-            kept = _same(before[0], state.__dict__) and not _others(self._backend, before[1], self._backend.carried())
-            if not kept or not _same(others, self._others()):
+            self._store_outputs(state, looked, look, attempt, first)
+            others = self._side_state()
+            before = self._deliver_at_cut(state, look)
+            kept = _same(before[0], state.__dict__) and not _changed_leaves(
+                self._backend, before[1], self._backend.carried()
+            )
+            if not kept or not _same(others, self._side_state()):
                 self._cutters = (self._cutters or frozenset()) | {id(one.callback) for one in look.handlers}
                 return before
         return None
 
-    def _others(self) -> dict[str, Any]:
+    def _side_state(self) -> dict[str, Any]:
         """What handlers could change besides the values of the step and what is trained."""
         learner = self._learner
         packed = learner.shared._packed
@@ -247,7 +264,7 @@ class Programs:
         own, optimizers = learner.hyper._own, self._backend.hyper_values()
         return {**shared, **own, **{f" {name}": value for name, value in optimizers.items()}}
 
-    def _run_cut(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep) -> None:
+    def _run_cut(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: MutedEvents) -> None:
         """Run a step whose program fails with a cut at every event that somebody hears."""
         cutters, self._cutters = self._cutters, None
         try:
@@ -255,10 +272,10 @@ class Programs:
         finally:
             self._cutters = cutters
 
-    def _wanted_with(self, reads: frozenset[str]) -> Wanted:
+    def _wanted_with(self, reads: frozenset[str]) -> RequestedOutputs:
         runner = self._runner
         everything = {"*"} if runner.keeps_all else frozenset[str]()
-        wanted = Wanted(runner.kept | reads | {"weight"} | everything, runner.left - reads)
+        wanted = RequestedOutputs(runner.kept | reads | {"weight"} | everything, runner.left - reads)
         self._wanted[reads] = wanted
         return wanted
 
@@ -275,8 +292,8 @@ class Programs:
             self._packed_by_others += (name,)
 
     def _with_asked(
-        self, start: Start, lefts: list[Left], there: Sequence[Mapping[str, Any]]
-    ) -> tuple[Start, list[Left]]:
+        self, start: StepInputs, lefts: list[HostChanges], there: Sequence[Mapping[str, Any]]
+    ) -> tuple[StepInputs, list[HostChanges]]:
         """What a step began with and the host left at its cuts, with the values that are asked for now."""
         kinds = self._shared_kinds
         first, *rest = [kinds.dynamic(values, kinds.of(values)) for values in there]
@@ -287,7 +304,9 @@ class Programs:
 
     # -- inputs ------------------------------------------------------------------------------------------------
 
-    def _start(self, state: State, attempt: int, values: Seen, kept: Seen) -> tuple[Start, dict[str, Any]]:
+    def _start(
+        self, state: State, attempt: int, values: NamespaceSignature, kept: NamespaceSignature
+    ) -> tuple[StepInputs, dict[str, Any]]:
         backend, learner = self._backend, self._learner
         shared = vars(learner.shared)
         dynamic, static = self._parted(state, values)
@@ -300,14 +319,14 @@ class Programs:
         apply = state._apply  # pyright: ignore[reportPrivateUsage]
         draws = _NO_DRAWS if override.get() is None else self._drawn(attempt)
         inputs = (dynamic, passed, *self._hyper(), words, phase, () if isinstance(apply, bool) else apply, draws)
-        return tuple.__new__(Start, inputs), static  # Start(...) takes twice as long
+        return tuple.__new__(StepInputs, inputs), static  # StepInputs(...) takes twice as long
 
-    def _seen(self, state: State) -> tuple[Seen, Seen]:
+    def _seen(self, state: State) -> tuple[NamespaceSignature, NamespaceSignature]:
         for name in self._packed_by_others:
             getattr(self._learner.shared, name, None)
         return self._state_kinds.of(state.__dict__), self._shared_kinds.of(vars(self._learner.shared))
 
-    def _parted(self, state: State, values: Seen) -> tuple[dict[str, Tree], dict[str, Any]]:
+    def _parted(self, state: State, values: NamespaceSignature) -> tuple[dict[str, Tree], dict[str, Any]]:
         if values.all_arrays:
             return dict(state.__dict__), {}
         arrays, static = parted(self._backend, state.__dict__)
@@ -328,15 +347,15 @@ class Programs:
 
     # -- programs ----------------------------------------------------------------------------------------------
 
-    def _again(
+    def _reuse_last_segment(
         self,
         body: Body,
-        start: Start,
+        start: StepInputs,
         static: Any,
-        wanted: Wanted,
-        asleep: Asleep,
+        wanted: RequestedOutputs,
+        asleep: MutedEvents,
         fixed: bool | None,
-        seen: tuple[Seen, Seen],
+        seen: tuple[NamespaceSignature, NamespaceSignature],
     ) -> Segment | None:
         """The first segment of the last step, if nothing that it depends on is another thing now."""
         function = body.__func__ if isinstance(body, MethodType) and body.__self__ is self._runner.phase else None
@@ -348,7 +367,7 @@ class Programs:
             self._words.layout,
             learner.seed,
             self._cutters,
-            learner.runs.within,
+            learner.runs.nested_in_step,
         )
         known += (learner.loss_fn, override.get(), *self._attributes())
         attributes = (*vars(self._runner.phase), *vars(self._runner.phase).values())
@@ -359,7 +378,7 @@ class Programs:
             if (
                 unchanged
                 and fixed is recent.apply
-                and not (static or start.phase or start.draws or self._unlike(recent.segment, {}))
+                and not (static or start.phase or start.draws or self._changed_static_values(recent.segment, {}))
             ):
                 return recent.segment
         self._recent = None
@@ -373,34 +392,34 @@ class Programs:
     def _segment(
         self,
         body: Body,
-        start: Start,
+        start: StepInputs,
         static: dict[str, Any],
-        wanted: Wanted,
-        asleep: Asleep,
-        cuts: Sequence[Cut],
+        wanted: RequestedOutputs,
+        asleep: MutedEvents,
+        cuts: Sequence[CutRecord],
         apply: bool | None,
     ) -> Segment:
         phase = self._runner.phase
         attributes = {name: value for name, value in vars(phase).items() if name not in start.phase}
         layout = self._words.layout
         key = (
-            *(body_key(body, phase, self._backend), Same(self._learner.loss_fn)),
+            *(body_key(body, phase, self._backend), IdentityKey(self._learner.loss_fn)),
             frozen(attributes) if attributes else (),
             *(tuple(map(same, self._attributes())), tuple(static)),
             *(tuple(start.state), tuple(start.shared), wanted, self._learner.seed, apply),
-            *(tuple(layout.items()), asleep, self._cutters, self._learner.runs.within),
+            *(tuple(layout.items()), asleep, self._cutters, self._learner.runs.nested_in_step),
             None if override.get() is None else tuple(self._draws.items()),
             frozen(tuple(cuts)) if cuts else (),
         )
         there = self._segments.setdefault(key, [])
         for segment in there:
-            if not self._unlike(segment, static):
+            if not self._changed_static_values(segment, static):
                 return segment
         if not cuts:
             known: list[int] = [len(found) for other, found in self._segments.items() if not other[-1]]
-            self._recompiles.of(key, sum(known), self._unlike(there[-1], static) if there else ())
-        donate = () if self._runner.cut_by(asleep) or self._learner.runs.within else (0,)
-        trace = Trace(
+            self._recompiles.of(key, sum(known), self._changed_static_values(there[-1], static) if there else ())
+        donate = () if self._runner.cut_by(asleep) or self._learner.runs.nested_in_step else (0,)
+        trace = BodyTrace(
             self._runner,
             body,
             tuple(cuts),
@@ -427,17 +446,22 @@ class Programs:
                 if sources != tuple(range(len(sources))):
                     yield name, sources
 
-    def _next(self, segment: Segment, cut: Cut, static: Mapping[str, Any]) -> Segment | None:
+    def _next(self, segment: Segment, cut: CutRecord, static: Mapping[str, Any]) -> Segment | None:
         """The segment that went on from this cut the last time."""
-        if segment.after is None or cut.static or segment.after[0] != cut or self._unlike(segment.after[1], static):
+        if (
+            segment.successor is None
+            or cut.static
+            or segment.successor[0] != cut
+            or self._changed_static_values(segment.successor[1], static)
+        ):
             return None
-        return segment.after[1]
+        return segment.successor[1]
 
     def _attributes(self) -> tuple[Any, ...]:
         """What the traced handlers read of their callbacks."""
         return tuple([own.get(name) for own, names in self._watched for name in names]) if self._watched else ()
 
-    def _unlike(self, segment: Segment, static: Mapping[str, Any]) -> list[str]:
+    def _changed_static_values(self, segment: Segment, static: Mapping[str, Any]) -> list[str]:
         """Values of ``shared`` and of the state, no arrays, that it read and that are not what they were."""
         if not (segment.trace.shared_read or segment.trace.state_read):
             return []
@@ -452,7 +476,9 @@ class Programs:
 
     # -- outputs -----------------------------------------------------------------------------------------------
 
-    def _land(self, state: State, outputs: dict[str, Tree], reached: Reached, attempt: int, first: Tree) -> None:
+    def _store_outputs(
+        self, state: State, outputs: dict[str, Tree], reached: SegmentEnd, attempt: int, first: Tree
+    ) -> None:
         """What a segment computed becomes the learner's."""
         values = state.__dict__
         if reached.carried is None:
@@ -479,15 +505,15 @@ class Programs:
         if reached.draws:
             state._draws = {**(state._draws or {}), **reached.draws}  # pyright: ignore[reportPrivateUsage]
 
-    def _left(
+    def _host_changes(
         self,
         state: State,
-        reached: Reached,
+        reached: SegmentEnd,
         outputs: dict[str, Tree],
         before: tuple[dict[str, Any], Tree],
         first: Tree,
         initial: Mapping[str, Any],
-    ) -> tuple[Cut, Left]:
+    ) -> tuple[CutRecord, HostChanges]:
         """What the handlers of a cut made of it; what is no array and was there from the begin passes by."""
         by = tuple((state._replaced or {}).items())  # pyright: ignore[reportPrivateUsage]
         backend, learner = self._backend, self._learner
@@ -503,12 +529,12 @@ class Programs:
         fixed = _fixed(state)
         apply = () if fixed is not None else state._apply  # pyright: ignore[reportPrivateUsage]
         now = backend.carried()
-        differs, moved = _others(backend, first, now), _others(backend, carried, now)
+        differs, moved = _changed_leaves(backend, first, now), _changed_leaves(backend, carried, now)
         chain = outputs["chain"], outputs["pullback"]
         rest = (*self._hyper(), outputs["gradients"], apply, *chain)
         leaves = backend.tree_leaves(now) if differs else []
-        left = Left([leaves[place] for place in differs], arrays, shared, *rest)
-        cut = Cut(reached.inside, fixed, replaced, by, tuple(static.items()), differs, moved, reached.chain)
+        left = HostChanges([leaves[place] for place in differs], arrays, shared, *rest)
+        cut = CutRecord(reached.inside, fixed, replaced, by, tuple(static.items()), differs, moved, reached.chain)
         return cut, left
 
 
@@ -530,7 +556,7 @@ def programs_of(runner: StepRunner, known: dict[Hashable, Programs]) -> Programs
     """
     phase = runner.phase
     whole = all(not vars(cls).get("__slots__") for cls in type(phase).__mro__)  # attributes in slots are not looked at
-    key = (type(phase) if whole else Same(phase), runner.name, frozen(runner.plan))
+    key = (type(phase) if whole else IdentityKey(phase), runner.name, frozen(runner.plan))
     if key not in known:
         if len(known) >= _KNOWN:
             known.clear()
@@ -543,7 +569,7 @@ def _is_atom(value: Any) -> bool:
     return isinstance(value, (bool, int, float, str, type(None))) or callable(value)
 
 
-def _others(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:
+def _changed_leaves(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:
     """Numbers of the leaves that are not the same."""
     if old is new:
         return ()

@@ -16,7 +16,7 @@ from loopcore.protocols import LearnerParts
 _KNOWN = 256  # lists of names and types
 
 
-class Seen:
+class NamespaceSignature:
     """A list of names and types that a namespace had: which of them are arrays or floats, and which may hold some."""
 
     def __init__(self, values: Mapping[str, Any], backend: CompilingBackend) -> None:
@@ -25,7 +25,7 @@ class Seen:
         self.all_arrays = len(self.dynamic) == len(values)
 
 
-class Kinds:
+class NamespaceClassifier:
     """Tells arrays from other values by their types, which seldom change from step to step.
 
     Args:
@@ -43,7 +43,7 @@ class Kinds:
         self._backend = backend
         self._carried = carried
         self._asked = asked
-        self._seen: dict[tuple[Any, ...], Seen] = {}
+        self._seen: dict[tuple[Any, ...], NamespaceSignature] = {}
 
     def ask(self, name: str) -> None:
         """Let one more name matter."""
@@ -53,7 +53,7 @@ class Kinds:
     def _matters(self, name: str) -> bool:
         return name not in self._carried and (self._asked is None or name in self._asked)
 
-    def of(self, values: Mapping[str, Any]) -> Seen:
+    def of(self, values: Mapping[str, Any]) -> NamespaceSignature:
         """What is known of the names and types: the same object for the same ones."""
         key = (*values, *map(type, values.values()))
         found = self._seen.get(key)
@@ -62,17 +62,17 @@ class Kinds:
                 self._seen.clear()
             own = {name: value for name, value in values.items() if self._matters(name)}
             kinds = (*own, *map(type, own.values()))  # whether a carried value is there at present does not matter
-            found = self._seen[key] = self._seen.setdefault(kinds, Seen(own, self._backend))
+            found = self._seen[key] = self._seen.setdefault(kinds, NamespaceSignature(own, self._backend))
         return found
 
-    def dynamic(self, values: Mapping[str, Any], seen: Seen) -> dict[str, Any]:
+    def dynamic(self, values: Mapping[str, Any], seen: NamespaceSignature) -> dict[str, Any]:
         """The values that are inputs."""
         found = {name: values[name] for name in seen.dynamic}
         found |= {name: values[name] for name in seen.containers if is_dynamic(self._backend, values[name])}
         return found
 
 
-class Scalars:
+class DeviceScalars:
     """Floats as inputs. One that stays the same for two steps is kept on the device, where it costs nothing."""
 
     def __init__(self, backend: CompilingBackend) -> None:
@@ -92,7 +92,7 @@ class Scalars:
         return self._inputs
 
 
-class Words:
+class PackedCarry:
     """The packed vector that goes from step to step: the number of the attempt, and the carried scalars."""
 
     def __init__(self, backend: CompilingBackend, learner: LearnerParts, names: Sequence[str]) -> None:

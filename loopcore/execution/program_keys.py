@@ -9,7 +9,7 @@ from itertools import islice
 from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, cast
 
-from loopcore._utils.value_keys import SCALARS, Same, frozen, same
+from loopcore._utils.value_keys import SCALARS, IdentityKey, frozen, same
 from loopcore.errors import TraceError
 from loopcore.handles.trees import is_container
 
@@ -38,7 +38,11 @@ def body_key(body: Callable[..., Any], phase: Any, backend: Backend) -> Hashable
     if owner is phase:  # or an equal one
         return getattr(body, "__func__", None), type(owner)
     read = attributes_read(owner, (method,))
-    return getattr(body, "__func__", None), Same(owner), tuple((name, same(getattr(owner, name))) for name in read)
+    return (
+        getattr(body, "__func__", None),
+        IdentityKey(owner),
+        tuple((name, same(getattr(owner, name))) for name in read),
+    )
 
 
 def _function_key(function: FunctionType, backend: Backend, within: tuple[Any, ...]) -> Hashable:
@@ -54,7 +58,7 @@ def _function_key(function: FunctionType, backend: Backend, within: tuple[Any, .
         if isinstance(value, FunctionType) and value not in within:
             found.append((name, _function_key(value, backend, (*within, value))))
         elif isinstance(value, MethodType):  # made anew at each access
-            found.append((name, value.__func__, Same(value.__self__)))
+            found.append((name, value.__func__, IdentityKey(value.__self__)))
         else:
             found.append((name, frozen(value)))
     return tuple(found)

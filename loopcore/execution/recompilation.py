@@ -16,7 +16,7 @@ _PARTS = (  # of the key of a program, in its order
 )
 
 
-class Recompiles:
+class RecompilationLog:
     """What one phase was compiled for.
 
     Args:

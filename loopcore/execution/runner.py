@@ -6,10 +6,10 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 from zlib import crc32
 
-from loopcore.access.members import Member
+from loopcore.access.members import GuardedCallback
 from loopcore.backend.protocol import DrawKey
 from loopcore.callback import Callback, Sleeper
-from loopcore.dispatch import SCOPE_EVENTS, Asleep, Handler, Table, deliver, warn_unfired
+from loopcore.dispatch import SCOPE_EVENTS, Handler, MutedEvents, Table, deliver, warn_unfired
 from loopcore.events import Event, StepBegin, StepEnd, UpdateBegin
 from loopcore.execution.carry import check_carry, check_started, detach_carry
 from loopcore.execution.plan import Plan, hears, may_fire
@@ -37,7 +37,7 @@ class Runner:
         learner: LearnerParts,
         phase: Phase,
         plan: Plan,
-        members: Sequence[Member],
+        members: Sequence[GuardedCallback],
         training: bool,
         programs: dict[Hashable, Programs] | None = None,
     ) -> None:
@@ -79,7 +79,7 @@ class Runner:
         if handlers:
             deliver(handlers, self.phase, event)
 
-    def wake(self) -> Asleep:
+    def wake(self) -> MutedEvents:
         """Let every sleeper decide on the step that begins; returns what matters to its program of what they say."""
         found: list[tuple[int, type[Event]]] = []
         for one in self.sleepers:
@@ -94,18 +94,18 @@ class Runner:
         for one in self.sleepers:
             one.rest(self.phase)
 
-    def awake(self, event: type[Event], asleep: Asleep) -> tuple[Handler, ...]:
+    def awake(self, event: type[Event], asleep: MutedEvents) -> tuple[Handler, ...]:
         """The handlers of an event within a step, without those that a throttle put to sleep for this one."""
         handlers = self.inner[event]
         return tuple(h for h in handlers if not _sleeps(h, event, asleep)) if asleep else handlers
 
-    def cut_by(self, asleep: Asleep, body: Body | None = None) -> bool:
+    def cut_by(self, asleep: MutedEvents, body: Body | None = None) -> bool:
         """Whether a host handler may cut the step; that of this body, if it is known."""
         own = body is not None and body == self.phase.step
         events = (h.listener.event for h in self._cutting if not _sleeps(h, h.listener.event, asleep))
         return any(not own or may_fire(self.phase, event) for event in events)
 
-    def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep) -> None:
+    def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: MutedEvents) -> None:
         """Run the body by its plan, with carries, and the traced handlers of StepBegin and StepEnd around it."""
         carries = self.phase.carries
         before = {name: state.__dict__[name] for name in carries if name in state.__dict__} if carries else {}
@@ -124,7 +124,7 @@ class Runner:
         if carries:
             check_carry(self.backend, self.phase, before, state)
 
-    def _draws_on_host(self, asleep: Asleep, body: Body) -> bool:
+    def _draws_on_host(self, asleep: MutedEvents, body: Body) -> bool:
         """Whether a program may have what the host draws before it as inputs."""
         return (
             self.programs is not None and self.programs.drawable and not (self._in_parts and self.cut_by(asleep, body))
@@ -161,7 +161,7 @@ def _traced_methods(callback: Callback) -> tuple[str, ...]:
     return tuple(listener.method for listener in callback.listeners if listener.traced)
 
 
-def _sleeps(handler: Handler, event: type[Event], asleep: Asleep) -> bool:
+def _sleeps(handler: Handler, event: type[Event], asleep: MutedEvents) -> bool:
     return any(who == id(handler.callback) and issubclass(event, through) for who, through in asleep)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from loopcore.backend.protocol import DrawKey
 from loopcore.callback import Callback
-from loopcore.dispatch import Asleep, Handler
+from loopcore.dispatch import Handler, MutedEvents
 from loopcore.events import Event
 from loopcore.execution.plan import Plan
 from loopcore.phases.base import Phase
@@ -38,7 +38,7 @@ class StepRunner(Protocol):
     handle: Fire
     stream: int
 
-    def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: Asleep) -> None:
+    def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: MutedEvents) -> None:
         """Run a step by the plan."""
         ...
 
@@ -46,10 +46,10 @@ class StepRunner(Protocol):
         """Run a step from its first traced handler to the last."""
         ...
 
-    def awake(self, event: type[Event], asleep: Asleep) -> tuple[Handler, ...]:
+    def awake(self, event: type[Event], asleep: MutedEvents) -> tuple[Handler, ...]:
         """The handlers that hear an event of this step."""
         ...
 
-    def cut_by(self, asleep: Asleep, body: Body | None = None) -> bool:
+    def cut_by(self, asleep: MutedEvents, body: Body | None = None) -> bool:
         """Whether a host handler may cut the step."""
         ...

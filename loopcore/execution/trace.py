@@ -19,8 +19,8 @@ from loopcore._utils.value_keys import frozen
 from loopcore.backend.array_namespace import is_floating
 from loopcore.backend.packing import Layout, Packed, add_slot
 from loopcore.backend.protocol import CompilingBackend, CutError, DrawKey, Tree
-from loopcore.callback import only_looks
-from loopcore.dispatch import Asleep, Handler, deliver
+from loopcore.callback import is_observer
+from loopcore.dispatch import Handler, MutedEvents, deliver
 from loopcore.errors import CarryError, TraceError
 from loopcore.events import Event
 from loopcore.execution.program_inputs import as_array, is_dynamic, parted
@@ -36,14 +36,14 @@ Chain = tuple[tuple[str, int], ...]
 Draw = tuple[str, tuple[Any, ...]]  # a kind of random numbers, and its arguments
 
 
-class Wanted(NamedTuple):
+class RequestedOutputs(NamedTuple):
     """Names of step values that a program hands back, as they are or (what is looked at later) packed."""
 
     kept: frozenset[str]
     left: frozenset[str]
 
 
-class Start(NamedTuple):
+class StepInputs(NamedTuple):
     """What a step begins with. Dynamic values are inputs of its programs, the others part of their key."""
 
     state: dict[str, Tree]
@@ -56,7 +56,7 @@ class Start(NamedTuple):
     draws: dict[str, Any] = {}  # noqa: RUF012 - what the host drew, by stream; nobody changes it
 
 
-class Cut(NamedTuple):
+class CutRecord(NamedTuple):
     """What is known of a cut when the next segment is traced.
 
     Attributes:
@@ -81,7 +81,7 @@ class Cut(NamedTuple):
     chain: Chain | None
 
 
-class Left(NamedTuple):
+class HostChanges(NamedTuple):
     """What the host left at a cut: inputs of all later segments."""
 
     carried: list[Any]  # those that differ
@@ -95,7 +95,7 @@ class Left(NamedTuple):
     pullback: Any
 
 
-class Reached(NamedTuple):
+class SegmentEnd(NamedTuple):
     """Why a segment ended: at a cut, or (without handlers) at the end of the body."""
 
     event: Event | None
@@ -110,7 +110,7 @@ class Reached(NamedTuple):
     layout: Layout
     carried: tuple[int, ...] | None  # which parameters, buffers and optimizer states are handed back; None: all
     chain: Chain | None
-    looks: tuple[Reached, ...] = ()  # earlier events that are only looked at
+    looks: tuple[SegmentEnd, ...] = ()  # earlier events that are only looked at
     mixed: tuple[tuple[str, Tree], ...] = ()  # state values that hold arrays and something else, with their places
 
 
@@ -152,15 +152,15 @@ class Place:
         self.number = number
 
 
-class _Cut(CutError):
+class CutReached(CutError):
     """Leaves the body at a cut, with what it had there."""
 
-    def __init__(self, outputs: dict[str, Tree], reached: Reached, leaves: list[Any]) -> None:
+    def __init__(self, outputs: dict[str, Tree], reached: SegmentEnd, leaves: list[Any]) -> None:
         super().__init__()
         self.outputs, self.reached, self.leaves = outputs, reached, leaves
 
 
-class Trace:
+class BodyTrace:
     """One run of a body with placeholders.
 
     Args:
@@ -186,11 +186,11 @@ class Trace:
         self,
         runner: StepRunner,
         body: Body,
-        cuts: Sequence[Cut],
-        wanted: Wanted,
+        cuts: Sequence[CutRecord],
+        wanted: RequestedOutputs,
         apply: bool | None,
         layout: Layout,
-        asleep: Asleep,
+        asleep: MutedEvents,
         cutters: frozenset[int] | None,
         donated: bool,
         draws: Mapping[str, Draw],
@@ -217,17 +217,17 @@ class Trace:
         """Run this body the next time it is traced: of a phase that is equal to the one it was made for."""
         self.runner, self._body = runner, body
 
-    def __call__(self, carried: Tree, start: Start, lefts: list[Left]) -> tuple[Tree, Reached]:
+    def __call__(self, carried: Tree, start: StepInputs, lefts: list[HostChanges]) -> tuple[Tree, SegmentEnd]:
         """What the adapter compiles."""
         self.shapes.append({name: self._shape(value) for name, value in start.state.items()})
-        self._start: Start | None = start
+        self._start: StepInputs | None = start
         self._lefts = lefts
         self._given: dict[str, Any] = {}
         self._attributes: dict[str, Any] = {}  # arrays of the phase
         self._done = [found for left in lefts for found in left.gradients]
         self._computed: list[Any] = []
         self._passed = self._gradients = self._depth = 0
-        self._looks: list[tuple[dict[str, Tree], Reached]] = []
+        self._looks: list[tuple[dict[str, Tree], SegmentEnd]] = []
         self._chains = False  # whether the open gradient is taken piece by piece
         self._inputs: list[Any] = []  # what the last piece begins with
         self._first = carried
@@ -242,14 +242,14 @@ class Trace:
             self._inputs, self._looks = [], []
             self._given, self._attributes, self._done, self._computed = {}, {}, [], []
 
-    def _run(self, state: State, start: Start) -> tuple[Tree, Reached]:
+    def _run(self, state: State, start: StepInputs) -> tuple[Tree, SegmentEnd]:
         runner = self.runner
         key = DrawKey(self._learner.seed, runner.stream, self._attempt)
         try:
             self._backend.run_body(runner.call, key, self._body, state, self._handle)
             self._check_phase()
             outputs, reached = self._collect(None, ())
-        except _Cut as cut:
+        except CutReached as cut:
             outputs, reached = cut.outputs, cut.reached
             outputs["chain"], outputs["pullback"] = cut.leaves, cut.pullback
         outputs["looks"] = [looked for looked, _ in self._looks]
@@ -312,7 +312,7 @@ class Trace:
         }
 
     @contextmanager
-    def _installed(self, carried: Tree, start: Start) -> Iterator[State]:
+    def _installed(self, carried: Tree, start: StepInputs) -> Iterator[State]:
         """Everything a body can reach is an input; afterwards it is as it was."""
         backend, runs, learner, phase = self._backend, self._learner.runs, self._learner, self.runner.phase
         shared = vars(learner.shared)
@@ -359,7 +359,7 @@ class Trace:
             if traced:
                 deliver(members, self.runner.phase, event)
             elif self._only_look(members):
-                self._look(event, members)
+                self._note_observed(event, members)
             else:
                 self._cut(event, members)
 
@@ -367,9 +367,9 @@ class Trace:
         """Whether the program may go on, and they hear the event afterwards, with what it had there."""
         if self._cutters is None or self._backend.depth > 1 or self._backend.depth != self._depth:
             return False
-        return all(only_looks(one.callback) and id(one.callback) not in self._cutters for one in handlers)
+        return all(is_observer(one.callback) and id(one.callback) not in self._cutters for one in handlers)
 
-    def _look(self, event: Event, handlers: tuple[Handler, ...]) -> None:
+    def _note_observed(self, event: Event, handlers: tuple[Handler, ...]) -> None:
         self.looked = True
         if self._passed == len(self._cuts):  # else they heard it before an earlier segment ended
             self._looks.append(self._collect(event, handlers, look=True))
@@ -378,7 +378,7 @@ class Trace:
         number = self._passed
         self._passed += 1
         if number == len(self._cuts):
-            raise _Cut(*self._collect(event, handlers), self._chained_leaves())
+            raise CutReached(*self._collect(event, handlers), self._chained_leaves())
         cut = self._cuts[number]
         if self._chains and number == len(self._cuts) - 1:
             self._enter(cut.chain or ())
@@ -409,7 +409,7 @@ class Trace:
         values, leaves = self._state.__dict__, self._backend.tree_leaves
         return [leaves(values[name])[place] for name, place in self._chain() or ()]
 
-    def _swap(self, cut: Cut, left: Left) -> None:
+    def _swap(self, cut: CutRecord, left: HostChanges) -> None:
         """Go on from what the host left."""
         values, learner = self._state.__dict__, self._learner
         if not cut.inside:
@@ -429,7 +429,7 @@ class Trace:
         self._backend.put_hyper_values(left.optimizers)
         learner.hyper._put_values(left.hyper)
 
-    def _put_carried(self, old: Tree, places: tuple[int, ...], left: Left) -> None:
+    def _put_carried(self, old: Tree, places: tuple[int, ...], left: HostChanges) -> None:
         """Make the old parameters, buffers and optimizer states the present ones, but for what the host left."""
         self._backend.put_carried(with_leaves(self._backend, old, places, left.carried))
 
@@ -483,7 +483,7 @@ class Trace:
 
     def _collect(
         self, event: Event | None, handlers: tuple[Handler, ...], look: bool = False
-    ) -> tuple[dict[str, Tree], Reached]:
+    ) -> tuple[dict[str, Tree], SegmentEnd]:
         """The arrays to hand back, and what the program knows besides.
 
         Of an event that is only looked at, what is read, and what a cancel would have to keep.
@@ -524,7 +524,7 @@ class Trace:
         fixed = {name: value for name, value in fixed.items() if f"shared.{name}" not in self._layout}
         there = {*found, *known, *(name.removeprefix("step.") for name in layout)}
         left_out = tuple(name for name in state.__dict__ if name not in there)
-        return outputs, Reached(
+        return outputs, SegmentEnd(
             event,
             handlers,
             inside,
@@ -596,7 +596,7 @@ class Trace:
         return layout
 
 
-def fill(backend: Any, outputs: dict[str, Tree], reached: Reached) -> None:
+def fill(backend: Any, outputs: dict[str, Tree], reached: SegmentEnd) -> None:
     """Put the arrays back into the values that hold something else too."""
     for look, looked in zip(reached.looks, outputs["looks"], strict=True) if reached.looks else ():
         fill(backend, looked, look)

@@ -12,7 +12,7 @@ from loopcore.backend.protocol import Backend, Kind, Leaves, Tree
 from loopcore.errors import OptimizerError, WeightsError
 
 
-class Handle:
+class ParameterHandle:
     """Some parameters (or buffers) of the models: ``learner.params``, ``learner.params.critic``.
 
     ``.value`` is a snapshot tree of native arrays that no later step changes; assigning to it writes. Its structure
@@ -33,7 +33,7 @@ class Handle:
 
     __slots__ = ("_backend", "_everything", "_flat", "_kind", "_parts", "_paths", "_whole")
     _backend: Backend
-    _everything: Handle | None  # with the parts that nobody trains
+    _everything: ParameterHandle | None  # with the parts that nobody trains
     _flat: frozenset[str] | None
     _kind: Kind
     _parts: dict[str, _Part]
@@ -46,7 +46,7 @@ class Handle:
         kind: Kind,
         parts: Mapping[str, tuple[str, ...]],
         label: str = "",
-        everything: Handle | None = None,
+        everything: ParameterHandle | None = None,
     ) -> None:
         put = object.__setattr__
         put(self, "_backend", backend)
@@ -99,21 +99,21 @@ class Handle:
             raise WeightsError(f"expected a dict with the keys {sorted(self._parts)}, got {_shape_of(tree)}")
         return {path: leaf for model, part in self._parts.items() for path, leaf in part.unpack(tree[model]).items()}
 
-    def __getitem__(self, prefix: str) -> Handle:
+    def __getitem__(self, prefix: str) -> ParameterHandle:
         if prefix in self._parts and (self._parts[prefix].paths or self._everything is None):
             within = self._everything[prefix] if self._everything else None
-            return Handle(self._backend, self._kind, {prefix: self._parts[prefix].paths}, prefix, within)
+            return ParameterHandle(self._backend, self._kind, {prefix: self._parts[prefix].paths}, prefix, within)
         for model, part in self._parts.items():
             full = f"{self._whole}.{prefix}" if self._whole else prefix
             chosen = tuple(path for path in part.paths if is_below(path, full))
             if chosen:
-                return Handle(self._backend, self._kind, {model: chosen}, full)
+                return ParameterHandle(self._backend, self._kind, {model: chosen}, full)
         if self._everything is not None:
             return self._everything[prefix]
         there = [name for name in self._parts if name] or [path.partition(".")[0] for path in self._paths]
         raise AttributeError(f"there are no {self._kind} {prefix!r} here; there are: {', '.join(dict.fromkeys(there))}")
 
-    def __getattr__(self, name: str) -> Handle:
+    def __getattr__(self, name: str) -> ParameterHandle:
         if name.startswith("_"):
             raise AttributeError(name)
         return self[name]
@@ -168,7 +168,7 @@ class _Part:
         ) from None
 
 
-def named_leaves(handle: Handle, tree: Tree) -> Leaves:
+def named_leaves(handle: ParameterHandle, tree: Tree) -> Leaves:
     """The arrays of a tree that has the structure of a handle, or of one of its models, by full path; none of others.
 
     Args:

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from loopcore.access.members import Member, make_member
+from loopcore.access.members import GuardedCallback, make_member
 from loopcore.callback import Callback, name_of
 from loopcore.dispatch import SCOPE_EVENTS
 from loopcore.errors import CallbackError
@@ -35,7 +35,7 @@ class CallbackList:
     def __init__(self, learner: LearnerParts, callbacks: Sequence[Callback]) -> None:
         self._learner = learner
         self._given: list[Callback] = []
-        self.members: tuple[Member, ...] = ()
+        self.members: tuple[GuardedCallback, ...] = ()
         self.edges: tuple[Edge, ...] = ()
         self._commit(list(callbacks))
 

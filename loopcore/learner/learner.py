@@ -18,7 +18,7 @@ from loopcore.backend import choice, registry
 from loopcore.backend.packing import collect
 from loopcore.backend.protocol import Extras, Tree
 from loopcore.callback import Callback
-from loopcore.checkpoint.parts import Optimizers
+from loopcore.checkpoint.parts import OptimizersPart
 from loopcore.errors import (
     BackendError,
     CallbackError,
@@ -32,7 +32,7 @@ from loopcore.events import BackwardEnd, UpdateBegin
 from loopcore.execution.plan import checked_reads
 from loopcore.handles.hyperparameters import Hyper
 from loopcore.handles.models import Models
-from loopcore.handles.parameters import Handle, assign_optimizers, matching, mismatches, renamed
+from loopcore.handles.parameters import ParameterHandle, assign_optimizers, matching, mismatches, renamed
 from loopcore.handles.randomness import Random
 from loopcore.handles.trees import TreeMath
 from loopcore.history import Epochs
@@ -41,14 +41,14 @@ from loopcore.learner.callback_list import CallbackList
 from loopcore.learner.default_callbacks import with_defaults
 from loopcore.learner.explain import explain
 from loopcore.loop import dry_run
-from loopcore.loop.batches import Batches, data_of, epoch_hooks, iterable_batches, length_of, no_loss
+from loopcore.loop.batches import EpochBatches, data_of, epoch_hooks, iterable_batches, length_of, no_loss
 from loopcore.loop.fit import FitResult, fit
 from loopcore.loop.predict import joined, names_taken
 from loopcore.loop.scopes import EpochInfo, execute_step, run_epoch
-from loopcore.loop.session import Runs
+from loopcore.loop.session import Session
 from loopcore.phases.base import Phase, check_phase
 from loopcore.phases.supervised import PredictionPhase
-from loopcore.state import Shared, State, batch_length, both
+from loopcore.state import Shared, State, batch_length, combine_conditions
 
 _NONE: frozenset[str] = frozenset()
 _BACKWARD_END = BackwardEnd()
@@ -125,7 +125,7 @@ class Learner:
         self.backend = registry.make(name, device=device, compile=compile)
         self._data = named_data(data)
         self.phases = checked_phases(phases)
-        self.runs = Runs(self)
+        self.runs = Session(self)
         dry_run.build(self, models)
         self.backend.bind(models)
         self.seed = randbits(31) if seed is None else int(seed)
@@ -167,8 +167,8 @@ class Learner:
         self.held: frozenset[str] = frozenset()
         self.holds: dict[int, frozenset[str]] = {}  # by id of the callback
         self._named = set[str]()  # of what no objective reaches
-        self.all_params = Handle(self.backend, "params", parts)
-        self.buffers = Handle(self.backend, "buffers", self.backend.paths("buffers"))
+        self.all_params = ParameterHandle(self.backend, "params", parts)
+        self.buffers = ParameterHandle(self.backend, "buffers", self.backend.paths("buffers"))
         self._select()
         self.hyper = Hyper(self.backend, hyper, tuple(prefix for prefix, _ in self.trained))
 
@@ -192,7 +192,7 @@ class Learner:
         parts = self.backend.paths("params")
         chosen = {model: tuple(path for path in part if path in taken) for model, part in parts.items()}
         some = {model: part for model, part in chosen.items() if part or not model}
-        self.params = Handle(self.backend, "params", some, everything=self.all_params)
+        self.params = ParameterHandle(self.backend, "params", some, everything=self.all_params)
 
     def heed_frozen(self) -> None:
         """Follow what the user froze, or let go, by the framework's own means since it was asked for last.
@@ -207,7 +207,7 @@ class Learner:
             for (prefix, covered), (_, before) in zip(self._covered, self._attached, strict=True)
         ]
         if attached != self._attached:
-            with Optimizers(self).going_on():
+            with OptimizersPart(self).going_on():
                 self.backend.attach([(self.optimizer[prefix], paths) for prefix, paths in attached])
         self._attached, self._frozen_by_user = attached, frozen  # not before: an optimizer may refuse more parameters
         self._select()
@@ -289,23 +289,23 @@ class Learner:
         """
         feed = data_of(self, phase, data)
         runs = self.runs
-        runs.ended = None
+        runs.last_epoch = None
         mark = runs.mark()
         begin, end = epoch_hooks(feed)
         begin()
         try:
             runs.length, runs.last = (None if feed is None else length_of(feed)), last
-            phase.epoch(self, None if feed is None else Batches(feed, phase, runs.begun))
+            phase.epoch(self, None if feed is None else EpochBatches(feed, phase, runs.peeked))
         finally:
             runs.rewind(mark)  # in case of an interrupt in the loop itself
             runs.length, runs.last = None, True
-        if runs.ended is None:
+        if runs.last_epoch is None:
             raise TypeError(
                 f"{type(phase).__name__}.epoch opened no epoch: write with lc.run_epoch(learner, self) around its "
                 "steps. To leave one out, raise lc.CancelEpochException in a callback at EpochBegin"
             )
         end()
-        return runs.ended
+        return runs.last_epoch
 
     def run_step(self, phase: Phase, batch: Any, *, reads: Sequence[str] = ()) -> State:
         """Run one step of a phase.
@@ -353,7 +353,7 @@ class Learner:
         begin, end = epoch_hooks(feed)
         begin()
         with run_epoch(self, phase, length=length_of(feed)):
-            for batch in Batches(feed, phase):
+            for batch in EpochBatches(feed, phase):
                 if isinstance(batch, Mapping) and "xs" not in batch and phase.names is None:
                     phase.names = names_taken(self.model.native, batch)
                 found.append(self.to_host(self.run_step(phase, batch).y_pred))
@@ -463,14 +463,16 @@ class Learner:
         scopes = (self.runs.step.__dict__, self.shared.__dict__)
         if isinstance(wrt, tuple):
             return self._gradients(objective, wrt, at, scopes)
-        handle: Handle = self.params if wrt is None else wrt
+        handle: ParameterHandle = self.params if wrt is None else wrt
         rows = self._leaves_of_gradient(objective, handle, at, scopes)
         if len(rows) == 1:
             grads = rows[0][0]
             return grads if handle._flat is not None else handle._tree(grads)
         return tuple(handle._tree(row[0]) for row in rows)
 
-    def _leaves_of_gradient(self, objective: Callable[[], Any], handle: Handle, at: Tree | None, scopes: Any) -> Any:
+    def _leaves_of_gradient(
+        self, objective: Callable[[], Any], handle: ParameterHandle, at: Tree | None, scopes: Any
+    ) -> Any:
         """For each scalar the gradients of one handle, by path."""
         if not handle._paths:
             raise _nothing_in(handle)
@@ -481,7 +483,9 @@ class Learner:
         except GradientError as error:
             raise self._explained(error) from error.__cause__
 
-    def _gradients(self, objective: Callable[[], Any], wrt: tuple[Handle, ...], at: Tree | None, scopes: Any) -> Any:
+    def _gradients(
+        self, objective: Callable[[], Any], wrt: tuple[ParameterHandle, ...], at: Tree | None, scopes: Any
+    ) -> Any:
         empty = next((handle for handle in wrt if not handle._paths), None)
         if empty is not None:
             raise _nothing_in(empty)
@@ -509,7 +513,7 @@ class Learner:
             for pairs in (zip(wrt, row, strict=True) for row in found)
         ]
 
-    def _noting(self, objective: Callable[[], Any], wrt: tuple[Handle, ...]) -> Callable[[], Any]:
+    def _noting(self, objective: Callable[[], Any], wrt: tuple[ParameterHandle, ...]) -> Callable[[], Any]:
         """An objective that leaves its value in the state, for optimizers that take it."""
 
         def noting() -> Any:
@@ -540,7 +544,9 @@ class Learner:
         """
         return self.backend.grad(fn, (vars(self.runs.step), vars(self.shared)))
 
-    def update(self, grads: Tree, params: Handle | tuple[Handle, ...] | None = None, when: Any = True) -> None:
+    def update(
+        self, grads: Tree, params: ParameterHandle | tuple[ParameterHandle, ...] | None = None, when: Any = True
+    ) -> None:
         """Apply one optimizer step.
 
         Args:
@@ -556,9 +562,9 @@ class Learner:
         if self.held:
             leaves = {path: grad for path, grad in leaves.items() if path not in self.held}
         if runner is not None and runner.guarded:
-            runner.handle(UpdateBegin(leaves, both(state._apply, when)))
+            runner.handle(UpdateBegin(leaves, combine_conditions(state._apply, when)))
         apply = state._apply if runner is not None else True  # that of a step that ended decides nothing more
-        apply = both(apply, when)
+        apply = combine_conditions(apply, when)
         if self._takes_value and leaves:
             state.updated = cast(Any, self.backend).update(leaves, apply, self._value(params))
         else:
@@ -582,7 +588,10 @@ class Learner:
         return value
 
     def minimize(
-        self, objective: Callable[[], Any], wrt: Handle | tuple[Handle, ...] | None = None, at: Tree | None = None
+        self,
+        objective: Callable[[], Any],
+        wrt: ParameterHandle | tuple[ParameterHandle, ...] | None = None,
+        at: Tree | None = None,
     ) -> None:
         """Take the gradient of an objective, fire BackwardEnd, and update.
 
@@ -865,12 +874,12 @@ class Learner:
         )
 
 
-def _value_of(handle: Handle) -> str:
+def _value_of(handle: ParameterHandle) -> str:
     """What the state of a step calls the value of an objective; no attribute has such a name."""
     return f"objective of {handle._paths[0]}"
 
 
-def _leaves_of(params: Handle | tuple[Handle, ...], grads: Tree) -> dict[str, Any]:
+def _leaves_of(params: ParameterHandle | tuple[ParameterHandle, ...], grads: Tree) -> dict[str, Any]:
     if not isinstance(params, tuple):
         return params._leaves(grads)
     return {
@@ -878,5 +887,5 @@ def _leaves_of(params: Handle | tuple[Handle, ...], grads: Tree) -> dict[str, An
     }
 
 
-def _nothing_in(handle: Handle) -> GradientError:
+def _nothing_in(handle: ParameterHandle) -> GradientError:
     return GradientError(f"wrt={handle!r} holds no parameters: pass an optimizer for what is to be trained")

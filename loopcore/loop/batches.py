@@ -37,7 +37,7 @@ def no_loss(*_: Any) -> Any:
     raise LossError("this learner has no loss: pass Learner(model, loss_fn), such as lc.losses.cross_entropy")
 
 
-class Batches:
+class EpochBatches:
     """The data of one epoch; an error if it yields nothing.
 
     Args:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loopcore.access.members import make_member
 from loopcore.callback import Callback, on
-from loopcore.checkpoint.parts import Hyper, Optimizers
+from loopcore.checkpoint.parts import HyperPart, OptimizersPart
 from loopcore.data.arrays import walked
 from loopcore.errors import CallbackError
 from loopcore.events import StepBegin
@@ -30,7 +30,7 @@ def peek(learner: LearnerParts, phase: Phase) -> Any:
     data = data_of(learner, phase)
     if data is None:
         return None
-    begun = learner.runs.begun
+    begun = learner.runs.peeked
     state, batches = begun.get(id(data)) or (_state_of(data), walked(data))
     for first in batches:
         begun[id(data)] = state, chain((first,), batches)
@@ -111,7 +111,7 @@ def _put_back(learner: LearnerParts, phase: Phase, trains: bool) -> Iterator[Non
     shared._settle()
     kept = [(values, dict(values)) for values in (vars(shared), runs.attempts, runs.missed, vars(phase))]
     undo = ExitStack()
-    for part in (Optimizers(learner), Hyper(learner)) if trains else ():
+    for part in (OptimizersPart(learner), HyperPart(learner)) if trains else ():
         part.keep(undo)
     try:
         yield

@@ -123,9 +123,9 @@ class _Run:
             try:
                 learner.run_epoch(phase, data, last=index == len(rounds))
             except CancelFittingException:
-                self.epochs += completed + _is_completed(runs.ended) == len(rounds)
+                self.epochs += completed + _is_completed(runs.last_epoch) == len(rounds)
                 raise
-            completed += _is_completed(runs.ended)
+            completed += _is_completed(runs.last_epoch)
         self.epochs += completed == len(rounds)
         runs.end_round()
 

@@ -319,7 +319,7 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         runner.carry = self._carry if info.nested else None
         self._ended = True
         error = close_scope(runner.scopes[EpochEnd], self._phase, EpochEnd(info.outcome), error)
-        self._learner.runs.ended = info
+        self._learner.runs.last_epoch = info
         self._learner.runs.close_epoch(self._outer)
         if error is None and runner.training:
             self._learner.name_unreached()

@@ -23,7 +23,7 @@ from loopcore.state import RESERVED, State
 _MAX_RUNNERS = 64
 
 
-class Runs:
+class Session:
     """Bookkeeping of one learner: the present step and epoch, counts of attempts, and the runner of each phase.
 
     Nested runs put themselves in front and hand back what was there, so that they never touch the outer ones.
@@ -33,17 +33,17 @@ class Runs:
         epoch: the running epoch, then the last one.
         training: whether models run in training mode.
         runner: of the running step; None outside.
-        within: whether the running step is within another one, which may still need its arrays.
-        ended: the epoch that ended last, nested or not.
+        nested_in_step: whether the running step is within another one, which may still need its arrays.
+        last_epoch: the epoch that ended last, nested or not.
         attempt: number of the running step among the steps begun in its phase, from 0; names the random draws.
         attempts: steps begun, by phase name.
         missed: of these, the ones that were not completed.
         rounds: how many there were, over all fits and hand-written loops; the axis of what is measured by epochs.
-        outside: random draws outside of steps, by owner.
+        draws_outside_steps: random draws outside of steps, by owner.
         gradient: how gradients are taken, by the backend or, while a step is compiled, by its trace.
         drawn: while a step is compiled, what gives the draws of the host (of `same_random`) for a stream; else None.
         runners: by the id of their phase; made by `runner_of`.
-        begun: by the id of data somebody looked into: its state before the look, and what its next epoch iterates.
+        peeked: by the id of data somebody looked into: its state before the look, and what its next epoch iterates.
     """
 
     def __init__(self, learner: LearnerParts) -> None:
@@ -51,7 +51,7 @@ class Runs:
         self.epoch: EpochInfo | None = None
         self.training = False
         self.runner: Runner | None = None
-        self.within = False
+        self.nested_in_step = False
         self.attempts: dict[str, int] = {}
         self.missed: dict[str, int] = {}
         self.rounds = 0
@@ -59,7 +59,7 @@ class Runs:
         self._first: EpochInfo | None = None  # the first epoch of the present round
         self._by_hand: set[str] | None = None  # phases that a round of a hand-written loop had; None in one of a fit
         self.fitting = False
-        self.ended: EpochInfo | None = None
+        self.last_epoch: EpochInfo | None = None
         self.last = True
         self.length: int | None = None
         self._learner = learner
@@ -71,20 +71,20 @@ class Runs:
         self.epochs: list[run_epoch] = []  # the open ones, also one whose EpochEnd is being delivered
         self._scope: AbstractContextManager[Any] | None = None
         self._running: Running | None = None  # the learner that ran when this one began
-        self.outside: dict[str, int] = {}
+        self.draws_outside_steps: dict[str, int] = {}
         self.runners: dict[int, Runner] = {}
         self._programs: dict[Hashable, Any] = {}  # of phases and those equal to them
-        self.begun: dict[int, tuple[Any, Iterator[Any]]] = {}
+        self.peeked: dict[int, tuple[Any, Iterator[Any]]] = {}
         self._fit_table: Table | None = None
 
     def place_of(self, loader: Any) -> Any:
         """The state of a loader that keeps its place; if somebody looked at its next batch, that of before."""
-        begun = self.begun.get(id(loader))
+        begun = self.peeked.get(id(loader))
         return loader.state_dict() if begun is None else begun[0]
 
     def put_in_place(self, loader: Any, state: Any) -> None:
         """Let a loader go on from a state; what was looked at is forgotten."""
-        self.begun.pop(id(loader), None)
+        self.peeked.pop(id(loader), None)
         loader.load_state_dict(state)
 
     @property
@@ -126,7 +126,7 @@ class Runs:
 
     def mark(self) -> tuple[Any, ...]:
         """What is open, for `rewind`."""
-        inner = (self.runner, self.training, self.attempt, self.within)
+        inner = (self.runner, self.training, self.attempt, self.nested_in_step)
         return (self._open_epochs, self._depth, self.fitting, self._owner, *inner)
 
     def rewind(self, mark: tuple[Any, ...]) -> None:
@@ -137,7 +137,7 @@ class Runs:
                 self.epochs[-1].abandon()
         finally:
             del self.epochs[epochs:]
-            self.runner, self.training, self.attempt, self.within = inner
+            self.runner, self.training, self.attempt, self.nested_in_step = inner
             self._close_to(depth)
 
     def claim(self) -> None:
@@ -154,7 +154,7 @@ class Runs:
 
     def present(self) -> tuple[Any, ...]:
         """What a step that begins puts out of its place, for `close_step`."""
-        return (self.step, self.training, self.runner, self.attempt, self.within, self._owner, self._depth)
+        return (self.step, self.training, self.runner, self.attempt, self.nested_in_step, self._owner, self._depth)
 
     def open_step(self, runner: Runner, initial: Mapping[str, Any]) -> State:
         """Begin a step: its state from the parts of the batch."""
@@ -172,7 +172,7 @@ class Runs:
         state._batch = batch = runner.convert(initial)  # pyright: ignore[reportPrivateUsage]
         state._fed = {} if runner.feeds else None  # pyright: ignore[reportPrivateUsage]
         state.__dict__.update(batch)
-        self.within = self.runner is not None
+        self.nested_in_step = self.runner is not None
         if self._depth:
             self._depth += 1
         else:
@@ -187,7 +187,7 @@ class Runs:
         """End a step, however much of it was opened. The outermost one stays readable as ``learner.step``."""
         if state is not None:
             state._batch = None  # pyright: ignore[reportPrivateUsage]
-        step, self.training, self.runner, self.attempt, self.within, self._owner, depth = outer
+        step, self.training, self.runner, self.attempt, self.nested_in_step, self._owner, depth = outer
         if self.runner is not None:
             self.step = step
         if depth:
@@ -323,7 +323,7 @@ class Runs:
     def draw_counts(self) -> tuple[str, int, dict[str, int]]:
         """Phase name, attempt and draw counts by owner, for the next random draw."""
         if self.runner is None:
-            return "", 0, self.outside
+            return "", 0, self.draws_outside_steps
         state = self.step
         if state._draws is None:  # pyright: ignore[reportPrivateUsage]
             state._draws = {}  # pyright: ignore[reportPrivateUsage]

@@ -25,7 +25,7 @@ _CLASSES = ("run_after", "run_before", "requires")
 
 
 @dataclass(eq=False, slots=True)
-class Declared:
+class Declaration:
     """A callback and its declarations, each evaluated once; ``rank`` counts by class name, then by list order."""
 
     callback: Callback
@@ -40,7 +40,7 @@ class Declared:
     requires: tuple[type, ...]
 
 
-def read_declarations(callbacks: Sequence[Callback], available: Collection[str]) -> list[Declared]:
+def read_declarations(callbacks: Sequence[Callback], available: Collection[str]) -> list[Declaration]:
     """The declarations of all callbacks, by rank.
 
     Args:
@@ -112,7 +112,7 @@ def _instead(value: Any) -> str:
     return "subclass Callback, or use FunctionCallback(fn, StepEnd)"
 
 
-def _nodes(callbacks: Sequence[Callback]) -> list[Declared]:
+def _nodes(callbacks: Sequence[Callback]) -> list[Declaration]:
     ranked = sorted(callbacks, key=_class_name)
     declared = [{attribute: getattr(callback, attribute) for attribute in _PATHS + _CLASSES} for callback in ranked]
     names = [name_of(callback) for callback in ranked]
@@ -121,7 +121,7 @@ def _nodes(callbacks: Sequence[Callback]) -> list[Declared]:
         values["reads"] += values.pop("traced_reads")  # who reads, a host or a traced handler, makes no difference here
     raise_first(_left_twice(names, [values.pop("leaves") for values in declared]))
     return [
-        Declared(callback, callback.identity(), name, rank, **values)
+        Declaration(callback, callback.identity(), name, rank, **values)
         for rank, (callback, name, values) in enumerate(zip(ranked, names, declared, strict=True))
     ]
 
@@ -169,7 +169,7 @@ def _is_path(path: str) -> bool:
 
 def in_words(value: Any) -> str:
     """A value without anything that changes from run to run, such as an address."""
-    if isinstance(value, Declared):
+    if isinstance(value, Declaration):
         return f"{value.name} first"
     if isinstance(value, type):
         return f"the class {value.__name__}"
@@ -179,14 +179,14 @@ def in_words(value: Any) -> str:
 # ---- what is absent
 
 
-def _unmet_requirements(nodes: Sequence[Declared]) -> Iterator[CallbackError]:
+def _unmet_requirements(nodes: Sequence[Declaration]) -> Iterator[CallbackError]:
     for node in nodes:
         for cls in node.requires:
             if not any(isinstance(other.inner, cls) for other in nodes if other is not node):
                 yield MissingRequirementError(f"{node.name} requires {cls.__name__}: add {cls.__name__}()")
 
 
-def _unwritten_reads(nodes: Sequence[Declared], available: Collection[str]) -> Iterator[CallbackError]:
+def _unwritten_reads(nodes: Sequence[Declaration], available: Collection[str]) -> Iterator[CallbackError]:
     there = {*available, *(path for node in nodes for path in node.writes)}
     for node in nodes:
         for path in node.reads:

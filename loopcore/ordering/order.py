@@ -18,7 +18,7 @@ from loopcore.errors import CallbackError, ConflictError, CycleError
 from loopcore.ordering.declarations import (
     KNOWN_WRITERS,
     ROOTS,
-    Declared,
+    Declaration,
     in_words,
     overlaps,
     raise_first,
@@ -98,7 +98,7 @@ def order_callbacks(callbacks: Sequence[Callback], available: Collection[str] = 
 # ---- edges by class
 
 
-def _explicit_edges(nodes: Sequence[Declared]) -> _Edges:
+def _explicit_edges(nodes: Sequence[Declaration]) -> _Edges:
     reasons: dict[tuple[int, int], set[str]] = {}
     for node in nodes:
         for verb, cls in _wishes(node):
@@ -110,13 +110,13 @@ def _explicit_edges(nodes: Sequence[Declared]) -> _Edges:
     return {pair: ", ".join(sorted(why)) for pair, why in reasons.items()}
 
 
-def _wishes(node: Declared) -> Iterator[tuple[str, type]]:
+def _wishes(node: Declaration) -> Iterator[tuple[str, type]]:
     yield from (("run_after names", cls) for cls in node.run_after)
     yield from (("requires", cls) for cls in node.requires)
     yield from ((_BEFORE, cls) for cls in node.run_before)
 
 
-def _same_wish(verb: str, cls: type, node: Declared, other: Declared) -> bool:
+def _same_wish(verb: str, cls: type, node: Declaration, other: Declaration) -> bool:
     """Whether both are of a class and want to run after (or before) its members. So does each with itself."""
     says = other.run_before if verb == _BEFORE else other.run_after + other.requires
     return cls in says and isinstance(node.inner, cls)
@@ -137,7 +137,7 @@ def _closure(edges: _Edges, count: int) -> list[set[int]]:
 # ---- edges by path
 
 
-def _derived_edges(nodes: Sequence[Declared], later: Sequence[set[int]]) -> _Edges:
+def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> _Edges:
     """The edges of all pairs that explicit order leaves open."""
     edges: _Edges = {}
     problems: list[CallbackError] = []
@@ -152,14 +152,14 @@ def _derived_edges(nodes: Sequence[Declared], later: Sequence[set[int]]) -> _Edg
     return edges
 
 
-def _settle(a: Declared, b: Declared) -> _Edges:
+def _settle(a: Declaration, b: Declaration) -> _Edges:
     flows = {(x.rank, y.rank): why for x, y in ((a, b), (b, a)) if (why := _flow(x, y))}
     clash = _clash(a, b)
     if not (clash or flows):
         return {}
     what = clash or min(flows.values())
     answer, by = _resolve(a, b, what)
-    if isinstance(answer, Declared):
+    if isinstance(answer, Declaration):
         last = b if answer is a else a
         return {(answer.rank, last.rank): f"{by}.resolve_conflict: {answer.name} first"}
     if clash and answer is None:
@@ -167,13 +167,13 @@ def _settle(a: Declared, b: Declared) -> _Edges:
     return {} if answer is NO_CONFLICT else flows
 
 
-def _clash(a: Declared, b: Declared) -> str:
+def _clash(a: Declaration, b: Declaration) -> str:
     """What both write, in words; empty if nothing."""
     paths = [max(x, y, key=len) for x in a.writes for y in b.writes if overlaps(x, y) and not x == y == COMBINED]
     return f"{' and '.join(sorted((a.name, b.name)))} both write {min(paths)}" if paths else ""
 
 
-def _flow(writer: Declared, reader: Declared) -> str:
+def _flow(writer: Declaration, reader: Declaration) -> str:
     """What one writes and the other reads, in words; empty if nothing."""
     pairs = [(w, r) for w in writer.writes for r in reader.reads if overlaps(w, r)]
     if COMBINED in reader.writes:  # those who combine do not read what the others put in
@@ -184,13 +184,13 @@ def _flow(writer: Declared, reader: Declared) -> str:
     return f"{writer.name} writes {written}, {reader.name} reads {'it' if read == written else read}"
 
 
-def _remedy(a: Declared, b: Declared) -> str:
+def _remedy(a: Declaration, b: Declaration) -> str:
     one, other = (type(node.inner).__name__ for node in (a, b))
     resolve = "let resolve_conflict of one return RunFirst(self), RunFirst(other) or NO_CONFLICT"
     return f"keep one {one}, or {resolve}" if one == other else f"write run_after = ({one},) in {other}, or {resolve}"
 
 
-def _resolve(a: Declared, b: Declared, what: str) -> tuple[Declared | Resolution | None, str]:
+def _resolve(a: Declaration, b: Declaration, what: str) -> tuple[Declaration | Resolution | None, str]:
     """The answer of a pair, and the name of who gave it. Both sides are asked, once."""
     asked = [(node.name, _answer(node, other)) for node, other in ((a, b), (b, a))]
     given = [(name, answer) for name, answer in sorted(asked, key=lambda said: said[0]) if answer is not None]
@@ -206,7 +206,7 @@ def _resolve(a: Declared, b: Declared, what: str) -> tuple[Declared | Resolution
     return given[0][1], given[0][0]
 
 
-def _answer(node: Declared, other: Declared) -> Declared | Resolution | None:
+def _answer(node: Declaration, other: Declaration) -> Declaration | Resolution | None:
     """What ``node`` says about ``other``; of RunFirst, the one of the two that is first."""
     answer: Any = node.callback.resolve_conflict(other.inner)
     if answer is None or answer is NO_CONFLICT or answer is UNRESOLVABLE:
@@ -249,7 +249,7 @@ def _topological(edges: _Edges, count: int) -> list[int]:
     return order
 
 
-def _cycle_error(nodes: Sequence[Declared], edges: _Edges) -> CycleError:
+def _cycle_error(nodes: Sequence[Declaration], edges: _Edges) -> CycleError:
     """The error for a shortest cycle: of several the one whose text sorts first, whatever the order of the list."""
     after = _successors(edges, len(nodes))
     far = [_distances(after, rank) for rank in range(len(nodes))]
