@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
 from types import MethodType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 from loopcore._utils.value_keys import IdentityKey, frozen, same
 from loopcore.backend.packing import Packed
@@ -24,9 +24,7 @@ from loopcore.execution.program_inputs import (
 )
 from loopcore.execution.program_keys import attributes_read, body_key, names_read
 from loopcore.execution.recompilation import RecompilationLog
-from loopcore.execution.step_runner import StepRunner
-from loopcore.execution.trace import (
-    BodyTrace,
+from loopcore.execution.segments import (
     CutRecord,
     Draw,
     HostChanges,
@@ -39,18 +37,80 @@ from loopcore.execution.trace import (
     fill,
     with_leaves,
 )
+from loopcore.execution.step_runner import StepRunner
+from loopcore.execution.trace import BodyTrace
 from loopcore.execution.trace_errors import explained
 from loopcore.handles.randomness import override
 from loopcore.handles.trees import is_container
+from loopcore.phases.base import Phase
 from loopcore.protocols import Body
 from loopcore.state import ABSENT, State, seen
 
-_KNOWN = 64  # phases
+_MOST_PHASES = 64
 _NO_DRAWS: dict[str, Any] = {}
 _UNDRAWABLE = (
     "same_random draws on the host before a step runs, but an argument of a draw behind a cut is a value of the step: "
     "make it a number, or set compile = False on the phase"
 )
+
+
+class StepCall(NamedTuple):
+    """What one step runs with, of whichever segment.
+
+    Attributes:
+        body: the step body.
+        inputs: the arrays and floats that enter its programs.
+        static: state values that are no arrays: part of the key of a program, by name, and of what it read.
+        requested: step values to hand back.
+        muted: events that some handlers do not hear in this step.
+        apply: ``state.apply`` if that is a bool, and not an input.
+        signatures: names and types of the state and of ``shared``.
+    """
+
+    body: Body
+    inputs: StepInputs
+    static: dict[str, Any]
+    requested: RequestedOutputs
+    muted: MutedEvents
+    apply: bool | None
+    signatures: tuple[NamespaceSignature, NamespaceSignature]
+
+
+class _Progress(NamedTuple):
+    """How far a step has come.
+
+    Attributes:
+        first: parameters, buffers and optimizer states that it began with.
+        cuts: where it was cut, for the traces of the segments that follow.
+        changes: what the host left at each of these cuts.
+        shared: values of ``shared`` when it began and at each cut, where the plan has cuts.
+    """
+
+    first: Tree
+    cuts: list[CutRecord]
+    changes: list[HostChanges]
+    shared: list[dict[str, Any]]
+
+
+class ProgramKey(NamedTuple):
+    """All that a program depends on besides the values of its inputs; `RecompilationLog` names what changed in it."""
+
+    body: Hashable
+    loss: Hashable
+    attributes: Hashable  # of the phase
+    callback_attributes: Hashable
+    static_names: tuple[str, ...]
+    state_names: tuple[str, ...]
+    shared_names: tuple[str, ...]
+    requested: RequestedOutputs
+    seed: int
+    apply: bool | None
+    layout: Hashable  # of the packed carry
+    muted: MutedEvents
+    cutters: frozenset[int] | None
+    nested: bool
+    draws: Hashable
+    cuts: Hashable
 
 
 @dataclass
@@ -67,10 +127,21 @@ class _Recent(NamedTuple):
     """The last first segment, and what a step is compared with to see that it is the one again."""
 
     segment: Segment
-    known: tuple[Any, ...]  # compared by identity
-    phase: tuple[Any, ...]  # names and values of its attributes, by identity too
-    apply: Any
-    asleep: MutedEvents
+    depends_on: tuple[Any, ...]  # compared by identity
+    attributes: tuple[Any, ...]  # names and values of those of the phase, by identity too
+    apply: bool | None
+    muted: MutedEvents
+
+    def fits(self, depends_on: tuple[Any, ...], attributes: tuple[Any, ...], call: StepCall) -> bool:
+        """Whether a step depends on the same objects."""
+        return (
+            len(depends_on) == len(self.depends_on)
+            and len(attributes) == len(self.attributes)
+            and all(map(is_, depends_on, self.depends_on))
+            and all(map(is_, attributes, self.attributes))
+            and call.apply is self.apply
+            and call.muted == self.muted
+        )
 
 
 class Programs:
@@ -88,171 +159,183 @@ class Programs:
         self.first = self._runner = runner
         self._learner = runner.learner
         self._backend = cast(CompilingBackend, runner.backend)
-        self._segments: dict[tuple[Hashable, ...], list[Segment]] = {}
-        self._recompiles = RecompilationLog(runner.name)
+        self._segments: dict[ProgramKey, list[Segment]] = {}
+        self._recompilations = RecompilationLog(runner.name)
         self._recent: _Recent | None = None
-        self._wanted: dict[frozenset[str], RequestedOutputs] = {}
+        self._requested: dict[frozenset[str], RequestedOutputs] = {}
         self._cutters: frozenset[int] | None = frozenset()  # see `BodyTrace`
         names = [path.removeprefix("shared.") for path in runner.plan.carried if path.startswith("shared.")]
-        self._state_kinds, self._shared_kinds = NamespaceClassifier(self._backend), self._kinds_of_shared(names)
+        self._state_classifier = NamespaceClassifier(self._backend)
+        self._shared_classifier = self._classifier_of_shared(names)
         self._draws: dict[str, Draw] = {}  # of the host, where they enter the programs
         self.drawable = True  # whether the host can draw everything before a step
         self._packed_by_others: tuple[str, ...] = ()  # values of shared that are read, and may be packed
-        self._words = PackedCarry(self._backend, runner.learner, names)
-        self._own, self._optimizers = DeviceScalars(self._backend), DeviceScalars(self._backend)
-        self._watched = [(vars(one), attributes_read(one, methods)) for one, methods in runner.traced]
+        self._packed_carry = PackedCarry(self._backend, runner.learner, names)
+        self._hyper_scalars, self._optimizer_scalars = DeviceScalars(self._backend), DeviceScalars(self._backend)
+        self._attributes_read = [
+            (vars(callback), attributes_read(callback, methods)) for callback, methods in runner.traced
+        ]
 
-    def _kinds_of_shared(self, carried: Sequence[str]) -> NamespaceClassifier:
-        """Of the values that somebody declares or the code of the body names; a trace asks for others that it reads."""
+    def _classifier_of_shared(self, carried: Sequence[str]) -> NamespaceClassifier:
+        """Tell apart the values of ``shared`` that are inputs.
+
+        They are those that somebody declares or the code of the body names; a trace asks for others that it reads.
+        """
         phase = self._runner.phase
-        traced = [one for one, methods in self._runner.traced if methods]
-        paths = [*phase.reads, *(path for one in traced for path in (*one.reads, *one.traced_reads, *one.writes))]
+        callbacks = [callback for callback, methods in self._runner.traced if methods]
+        paths = [*phase.reads, *(path for c in callbacks for path in (*c.reads, *c.traced_reads, *c.writes))]
         declared = frozenset(path.removeprefix("shared.") for path in paths if path.startswith("shared."))
         return NamespaceClassifier(
             self._backend, frozenset(carried), declared.union(names_read(cast(Any, type(phase)), ("step",)))
         )
 
     def run(
-        self, runner: StepRunner, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: MutedEvents
+        self, runner: StepRunner, body: Body, key: DrawKey, state: State, reads: frozenset[str], muted: MutedEvents
     ) -> None:
         """Run one step of a phase; between its segments the host handlers of the cuts."""
         before = self._runner
         if runner is before:
-            return self._step(body, key, state, reads, asleep)
+            return self._step(body, key, state, reads, muted)
         self._runner = runner
         try:
-            self._step(body, key, state, reads, asleep)
+            self._step(body, key, state, reads, muted)
         finally:
             self._runner = before
 
-    def _step(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: MutedEvents) -> None:
-        seen = self._seen(state)
-        start, static = self._start(state, key.step, *seen)
-        wanted = self._wanted.get(reads) or self._wanted_with(reads)
-        first = self._backend.carried()
-        cuts: list[CutRecord] = []
-        lefts: list[HostChanges] = []
-        shared = vars(self._learner.shared)
-        there = [dict(shared)] if self._runner.plan.cuts else []  # of shared, when the step began and at each cut
-        fixed = _fixed(state)
-        segment = self._reuse_last_segment(body, start, static, wanted, asleep, fixed, seen)
-        if segment is None:
-            segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
+    def _step(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], muted: MutedEvents) -> None:
+        """Run the segments of a step one after the other, and the host handlers of the cut between two of them."""
+        call = self._call(body, key.step, state, reads, muted)
+        progress = _Progress(self._backend.carried(), [], [], [])
+        if self._runner.plan.cuts:
+            progress.shared.append(dict(vars(self._learner.shared)))
+        segment = self._last_first_segment(call) or self._segment(call, ())
         while True:
             try:
-                outputs, reached = self._run(segment, body, first, start, lefts, static)
+                outputs, end = self._run(segment, call, progress)
             except Undrawable:
-                if cuts:
+                if progress.cuts:
                     raise TraceError(_UNDRAWABLE) from None
                 self.drawable = False
-                return self._runner.run(body, key, state, reads, asleep)
+                return self._runner.run(body, key, state, reads, muted)
             except Undrawn as missing:
                 self._forget(segment)
                 self._draws[str(missing.stream)] = missing.draw
-                start = start._replace(draws=self._drawn(key.step))
-                segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
+                call = call._replace(inputs=call.inputs._replace(draws=self._drawn(key.step)))
+                segment = self._segment(call, progress.cuts)
                 continue
-            except Unasked as read:
+            except Unasked as missing:
                 self._forget(segment)
-                self._ask(read.name)
-                if not cuts:  # nothing has been run
-                    return self._step(body, key, state, reads, asleep)
-                start, lefts = self._with_asked(start, lefts, there)
-                segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
+                self._ask(missing.name)
+                if not progress.cuts:  # nothing has been run
+                    return self._step(body, key, state, reads, muted)
+                call = self._with_asked(call, progress)
+                segment = self._segment(call, progress.cuts)
                 continue
             except Exception as error:
-                if segment.trace.looked and self._cutters is not None and not cuts:
-                    return self._run_cut(body, key, state, reads, asleep)  # so that they hear what came before it
-                better = explained(error, self._backend, self._runner.phase)
-                if better is error:
-                    raise
-                raise better from error
-            changed = self._replay_observers(state, outputs, reached, key.step, first) if reached.looks else None
-            if changed is not None:  # it was no mere look: from here on it is a cut
-                before = changed
-                segment = self._segment(body, start, static, wanted, asleep, cuts, fixed)
-                outputs, reached = self._run(segment, body, first, start, lefts, static)
-                for name, value in (outputs["state"] | reached.state).items():
-                    state.__dict__.setdefault(name, value)
-                    before[0].setdefault(name, value)
+                if segment.trace.observed and self._cutters is not None and not progress.cuts:
+                    return self._run_cut(body, key, state, reads, muted)  # so that they hear what came before it
+                _raise_explained(error, self._backend, self._runner.phase)
+            before = self._replay_observers(state, outputs, end, key.step, progress.first) if end.looks else None
+            if before is not None:  # it was no mere look: from here on it is a cut
+                segment, outputs, end = self._run_again_cut(call, progress, state, before)
             else:
-                self._store_outputs(state, outputs, reached, key.step, first)
-                if reached.event is None:
+                self._store_outputs(state, outputs, end, key.step, progress.first)
+                if end.event is None:
                     return
-                before = self._deliver_at_cut(state, reached)
-            cut, left = self._host_changes(state, reached, outputs, before, first, static)
-            if left.gradients:  # a gradient is done: nobody goes backwards through the earlier cuts any more
-                lefts = [one._replace(chain=[], pullback=None) for one in lefts]
-            cuts.append(cut)
-            lefts.append(left)
-            there.append(dict(shared))
-            found = self._next(segment, cut, static) or self._segment(body, start, static, wanted, asleep, cuts, fixed)
-            segment.successor = (cut, found)
-            segment = found
+                before = self._deliver_at_cut(state, end)
+            segment = self._after_cut(
+                segment, call, progress, self._host_changes(state, end, outputs, before, call, progress)
+            )
 
-    def _run(
-        self,
-        segment: Segment,
-        body: Body,
-        first: Tree,
-        start: StepInputs,
-        lefts: list[HostChanges],
-        static: dict[str, Any],
-    ) -> tuple[dict[str, Tree], SegmentEnd]:
+    def _call(self, body: Body, attempt: int, state: State, reads: frozenset[str], muted: MutedEvents) -> StepCall:
+        """What a step runs with, made once."""
+        signatures = self._signatures(state)
+        inputs, static = self._inputs(state, attempt, *signatures)
+        requested = self._requested.get(reads) or self._request(reads)
+        apply = state._apply
+        fixed = apply if isinstance(apply, bool) else None
+        return tuple.__new__(StepCall, (body, inputs, static, requested, muted, fixed, signatures))
+
+    def _run_again_cut(
+        self, call: StepCall, progress: _Progress, state: State, before: tuple[dict[str, Any], Tree]
+    ) -> tuple[Segment, dict[str, Tree], SegmentEnd]:
+        """Run the part before an event again as a segment of its own: a handler that declares no writes wrote there."""
+        segment = self._segment(call, progress.cuts)
+        outputs, end = self._run(segment, call, progress)
+        for name, value in (outputs["state"] | end.state).items():
+            state.__dict__.setdefault(name, value)
+            before[0].setdefault(name, value)
+        return segment, outputs, end
+
+    def _after_cut(
+        self, segment: Segment, call: StepCall, progress: _Progress, recorded: tuple[CutRecord, HostChanges]
+    ) -> Segment:
+        """Note what the host did at a cut; the segment that goes on from there."""
+        cut, changes = recorded
+        if changes.gradients:  # a gradient is done: nobody goes backwards through the earlier cuts any more
+            progress.changes[:] = [earlier._replace(chain=[], pullback=None) for earlier in progress.changes]
+        progress.cuts.append(cut)
+        progress.changes.append(changes)
+        progress.shared.append(dict(vars(self._learner.shared)))
+        following = self._next(segment, cut, call.static) or self._segment(call, progress.cuts)
+        segment.successor = (cut, following)
+        return following
+
+    def _run(self, segment: Segment, call: StepCall, progress: _Progress) -> tuple[dict[str, Tree], SegmentEnd]:
+        """Run the program of a segment; its first call traces it."""
         trace = segment.trace
         if trace.runner is not self._runner:
-            trace.take(self._runner, body)
-        if static:
-            trace.static = static
-        outputs, reached = segment.run(first, start, lefts)
-        if reached.mixed or reached.looks:
-            fill(self._backend, outputs, reached)
-        if static:
+            trace.take(self._runner, call.body)
+        if call.static:
+            trace.static = call.static
+        outputs, end = segment.run(progress.first, call.inputs, progress.changes)
+        if end.mixed or end.looks:
+            fill(self._backend, outputs, end)
+        if call.static:
             trace.static = {}  # a program must not keep what it passes by
         if len(trace.shapes) > segment.logged_shapes:
             if trace.shapes[-1] in trace.shapes[:-1]:  # no other shape: nothing is kept, as under jax.disable_jit
                 trace.shapes.pop()
-            elif not lefts:
-                self._recompiles.of_shape(trace.shapes[-2], trace.shapes[-1], len(trace.shapes))
+            elif not progress.changes:
+                self._recompilations.of_shape(trace.shapes[-2], trace.shapes[-1], len(trace.shapes))
             segment.logged_shapes = len(trace.shapes)
-        return outputs, reached
+        return outputs, end
 
-    def _deliver_at_cut(self, state: State, reached: SegmentEnd) -> tuple[dict[str, Any], Tree]:
+    def _deliver_at_cut(self, state: State, end: SegmentEnd) -> tuple[dict[str, Any], Tree]:
         """Deliver the event that was reached; returns what there was before.
 
         Raises:
             CallbackError: a handler changed an attribute of the phase: the program may have read it, or may yet.
         """
-        assert reached.event is not None
+        assert end.event is not None
         before, attributes = (dict(state.__dict__), self._backend.carried()), dict(vars(self._runner.phase))
-        state._differentiated = reached.differentiated  # pyright: ignore[reportPrivateUsage]
+        state._differentiated = end.differentiated  # pyright: ignore[reportPrivateUsage]
         try:
-            deliver(reached.handlers, self._runner.phase, reached.event)
+            deliver(end.handlers, self._runner.phase, end.event)
         finally:
             state._differentiated = None  # pyright: ignore[reportPrivateUsage]
         changed = [name for name, value in vars(self._runner.phase).items() if attributes.get(name, self) is not value]
         if changed:
-            who = ", ".join(name_of(handler.callback) for handler in reached.handlers)
+            who = ", ".join(name_of(handler.callback) for handler in end.handlers)
             raise CallbackError(
-                f"{who} changed {', '.join(changed)} of the phase at {type(reached.event).__name__}, in the middle of "
+                f"{who} changed {', '.join(changed)} of the phase at {type(end.event).__name__}, in the middle of "
                 "a compiled step, which may have read it before: change it when a step begins, write a value of the "
                 "step, or set compile = False on the phase"
             )
         return before
 
     def _replay_observers(
-        self, state: State, outputs: dict[str, Tree], reached: SegmentEnd, attempt: int, first: Tree
+        self, state: State, outputs: dict[str, Tree], end: SegmentEnd, attempt: int, first: Tree
     ) -> tuple[dict[str, Any], Tree] | None:
         """Deliver the events that are only looked at; if a handler changed something, what there was before."""
-        for looked, look in zip(outputs["looks"], reached.looks, strict=True):
-            self._store_outputs(state, looked, look, attempt, first)
-            others = self._side_state()
+        for arrays, look in zip(outputs["looks"], end.looks, strict=True):
+            self._store_outputs(state, arrays, look, attempt, first)
+            side_state = self._side_state()
             before = self._deliver_at_cut(state, look)
-            kept = _same(before[0], state.__dict__) and not _changed_leaves(
-                self._backend, before[1], self._backend.carried()
-            )
-            if not kept or not _same(others, self._side_state()):
-                self._cutters = (self._cutters or frozenset()) | {id(one.callback) for one in look.handlers}
+            trained = _changed_leaves(self._backend, before[1], self._backend.carried())
+            unchanged = _is_unchanged(before[0], state.__dict__) and not trained
+            if not unchanged or not _is_unchanged(side_state, self._side_state()):
+                self._cutters = (self._cutters or frozenset()) | {id(handler.callback) for handler in look.handlers}
                 return before
         return None
 
@@ -261,73 +344,76 @@ class Programs:
         learner = self._learner
         packed = learner.shared._packed
         shared = {f"shared.{name}": value for name, value in vars(learner.shared).items() if name not in packed}
-        own, optimizers = learner.hyper._own, self._backend.hyper_values()
-        return {**shared, **own, **{f" {name}": value for name, value in optimizers.items()}}
+        optimizers = {f" {name}": value for name, value in self._backend.hyper_values().items()}
+        return {**shared, **learner.hyper._own, **optimizers}
 
-    def _run_cut(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: MutedEvents) -> None:
+    def _run_cut(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], muted: MutedEvents) -> None:
         """Run a step whose program fails with a cut at every event that somebody hears."""
         cutters, self._cutters = self._cutters, None
         try:
-            self._step(body, key, state, reads, asleep)
+            self._step(body, key, state, reads, muted)
         finally:
             self._cutters = cutters
 
-    def _wanted_with(self, reads: frozenset[str]) -> RequestedOutputs:
+    def _request(self, reads: frozenset[str]) -> RequestedOutputs:
+        """The step values that a program hands back where the caller of the step wants these besides."""
         runner = self._runner
         everything = {"*"} if runner.keeps_all else frozenset[str]()
-        wanted = RequestedOutputs(runner.kept | reads | {"weight"} | everything, runner.left - reads)
-        self._wanted[reads] = wanted
-        return wanted
+        requested = RequestedOutputs(runner.kept | reads | {"weight"} | everything, runner.left - reads)
+        self._requested[reads] = requested
+        return requested
 
     def _forget(self, segment: Segment) -> None:
         """Drop a program that was never made."""
         self._recent = None
-        for there in () if segment.trace.shapes else self._segments.values():
-            there[:] = [one for one in there if one is not segment]
+        for segments in () if segment.trace.shapes else self._segments.values():
+            segments[:] = [other for other in segments if other is not segment]
 
     def _ask(self, name: str) -> None:
         """Make a value of ``shared`` an input of all programs that are made from now on."""
-        self._shared_kinds.ask(name)
+        self._shared_classifier.ask(name)
         if name in self._learner.shared._packed:
             self._packed_by_others += (name,)
 
-    def _with_asked(
-        self, start: StepInputs, lefts: list[HostChanges], there: Sequence[Mapping[str, Any]]
-    ) -> tuple[StepInputs, list[HostChanges]]:
-        """What a step began with and the host left at its cuts, with the values that are asked for now."""
-        kinds = self._shared_kinds
-        first, *rest = [kinds.dynamic(values, kinds.of(values)) for values in there]
-        pairs = zip(lefts, rest, strict=True)
-        return start._replace(shared=start.shared | first), [
-            left._replace(shared=left.shared | values) for left, values in pairs
+    def _with_asked(self, call: StepCall, progress: _Progress) -> StepCall:
+        """Make inputs of values that are asked for now: as they were when the step began, and at each of its cuts."""
+        classifier = self._shared_classifier
+        at_begin, *at_cuts = [classifier.dynamic(values, classifier.of(values)) for values in progress.shared]
+        progress.changes[:] = [
+            changes._replace(shared=changes.shared | values)
+            for changes, values in zip(progress.changes, at_cuts, strict=True)
         ]
+        return call._replace(inputs=call.inputs._replace(shared=call.inputs.shared | at_begin))
 
     # -- inputs ------------------------------------------------------------------------------------------------
 
-    def _start(
-        self, state: State, attempt: int, values: NamespaceSignature, kept: NamespaceSignature
+    def _inputs(
+        self, state: State, attempt: int, of_state: NamespaceSignature, of_shared: NamespaceSignature
     ) -> tuple[StepInputs, dict[str, Any]]:
+        """What enters the programs of a step, and the state values that do not."""
         backend, learner = self._backend, self._learner
-        shared = vars(learner.shared)
-        dynamic, static = self._parted(state, values)
-        passed = self._shared_kinds.dynamic(shared, kept)
-        words = self._words.vector(attempt)
-        if self._words.large:
-            passed |= {name: as_array(shared[name]) for name in self._words.large}
+        values = vars(learner.shared)
+        arrays, static = self._parted(state, of_state)
+        shared = self._shared_classifier.dynamic(values, of_shared)
+        packed = self._packed_carry.vector(attempt)
+        if self._packed_carry.large:
+            shared |= {name: as_array(values[name]) for name in self._packed_carry.large}
         attributes = vars(self._runner.phase)
         phase = {name: value for name, value in attributes.items() if backend.is_array(value)} if attributes else {}
-        apply = state._apply  # pyright: ignore[reportPrivateUsage]
+        apply = state._apply
         draws = _NO_DRAWS if override.get() is None else self._drawn(attempt)
-        inputs = (dynamic, passed, *self._hyper(), words, phase, () if isinstance(apply, bool) else apply, draws)
+        inputs = (arrays, shared, *self._hyper(), packed, phase, () if isinstance(apply, bool) else apply, draws)
         return tuple.__new__(StepInputs, inputs), static  # StepInputs(...) takes twice as long
 
-    def _seen(self, state: State) -> tuple[NamespaceSignature, NamespaceSignature]:
+    def _signatures(self, state: State) -> tuple[NamespaceSignature, NamespaceSignature]:
+        """Names and types of the state and of ``shared``; what others may read of the packed carry is taken out."""
         for name in self._packed_by_others:
             getattr(self._learner.shared, name, None)
-        return self._state_kinds.of(state.__dict__), self._shared_kinds.of(vars(self._learner.shared))
+        return self._state_classifier.of(state.__dict__), self._shared_classifier.of(vars(self._learner.shared))
 
-    def _parted(self, state: State, values: NamespaceSignature) -> tuple[dict[str, Tree], dict[str, Any]]:
-        if values.all_arrays:
+    def _parted(self, state: State, signature: NamespaceSignature) -> tuple[dict[str, Tree], dict[str, Any]]:
+        """The values of the state that are inputs, and the others."""
+        if signature.all_arrays:
             return dict(state.__dict__), {}
         arrays, static = parted(self._backend, state.__dict__)
         return arrays, {name: seen(self._backend, state, name, value) for name, value in static.items()}
@@ -335,113 +421,102 @@ class Programs:
     def _drawn(self, attempt: int) -> dict[str, Any]:
         """What the host draws for a step."""
         host, seed = cast(Any, override.get()), self._learner.seed
-        drawn = {
+        draws = {
             stream: getattr(host, kind)(DrawKey(seed, int(stream), attempt), *args)
             for stream, (kind, args) in self._draws.items()
         }
-        return cast("dict[str, Any]", self._backend.convert(drawn))
+        return cast("dict[str, Any]", self._backend.convert(draws))
 
     def _hyper(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        own = self._learner.hyper._own  # pyright: ignore[reportPrivateUsage]
-        return self._own(own), self._optimizers(self._backend.hyper_values())
+        """Hyperparameters of the user's own, and those of the optimizers."""
+        values = self._learner.hyper._own
+        return self._hyper_scalars(values), self._optimizer_scalars(self._backend.hyper_values())
 
     # -- programs ----------------------------------------------------------------------------------------------
 
-    def _reuse_last_segment(
-        self,
-        body: Body,
-        start: StepInputs,
-        static: Any,
-        wanted: RequestedOutputs,
-        asleep: MutedEvents,
-        fixed: bool | None,
-        seen: tuple[NamespaceSignature, NamespaceSignature],
-    ) -> Segment | None:
-        """The first segment of the last step, if nothing that it depends on is another thing now."""
-        function = body.__func__ if isinstance(body, MethodType) and body.__self__ is self._runner.phase else None
-        learner = self._learner
-        known: tuple[Any, ...] = (
-            function,
-            *seen,
-            wanted,
-            self._words.layout,
-            learner.seed,
-            self._cutters,
-            learner.runs.nested_in_step,
+    def _last_first_segment(self, call: StepCall) -> Segment | None:
+        """The first segment of the last step, if nothing that it depends on is another thing now.
+
+        All is compared by identity, which takes a twentieth of making the key of a program.
+        """
+        phase, learner, body = self._runner.phase, self._learner, call.body
+        function = body.__func__ if isinstance(body, MethodType) and body.__self__ is phase else None
+        depends_on: tuple[Any, ...] = (
+            *(function, *call.signatures, call.requested, self._packed_carry.layout, learner.seed, self._cutters),
+            *(learner.runs.nested_in_step, learner.loss_fn, override.get(), *self._callback_attributes()),
         )
-        known += (learner.loss_fn, override.get(), *self._attributes())
-        attributes = (*vars(self._runner.phase), *vars(self._runner.phase).values())
+        attributes = (*vars(phase), *vars(phase).values())
+        inputs_alone = not (call.static or call.inputs.phase or call.inputs.draws)
         recent = self._recent
-        comparable = recent is not None and len(known) == len(recent.known) and len(attributes) == len(recent.phase)
-        if recent is not None and comparable and all(map(is_, known, recent.known)):
-            unchanged = all(map(is_, attributes, recent.phase)) and asleep == recent.asleep
-            if (
-                unchanged
-                and fixed is recent.apply
-                and not (static or start.phase or start.draws or self._changed_static_values(recent.segment, {}))
-            ):
-                return recent.segment
+        fits = recent is not None and inputs_alone and recent.fits(depends_on, attributes, call)
+        if recent is not None and fits and not self._changed_static_values(recent.segment, {}):
+            return recent.segment
         self._recent = None
-        hidden = any(one.containers for one in seen)
-        if function is None or static or start.phase or start.draws or hidden or not all(map(_is_atom, attributes)):
+        containers = any(signature.containers for signature in call.signatures)
+        if function is None or not inputs_alone or containers or not all(map(_is_atom, attributes)):
             return None
-        segment = self._segment(body, start, static, wanted, asleep, (), fixed)
-        self._recent = _Recent(segment, known, attributes, fixed, asleep)
+        segment = self._segment(call, ())
+        self._recent = _Recent(segment, depends_on, attributes, call.apply, call.muted)
         return segment
 
-    def _segment(
-        self,
-        body: Body,
-        start: StepInputs,
-        static: dict[str, Any],
-        wanted: RequestedOutputs,
-        asleep: MutedEvents,
-        cuts: Sequence[CutRecord],
-        apply: bool | None,
-    ) -> Segment:
-        phase = self._runner.phase
-        attributes = {name: value for name, value in vars(phase).items() if name not in start.phase}
-        layout = self._words.layout
-        key = (
-            *(body_key(body, phase, self._backend), IdentityKey(self._learner.loss_fn)),
-            frozen(attributes) if attributes else (),
-            *(tuple(map(same, self._attributes())), tuple(static)),
-            *(tuple(start.state), tuple(start.shared), wanted, self._learner.seed, apply),
-            *(tuple(layout.items()), asleep, self._cutters, self._learner.runs.nested_in_step),
-            None if override.get() is None else tuple(self._draws.items()),
-            frozen(tuple(cuts)) if cuts else (),
-        )
-        there = self._segments.setdefault(key, [])
-        for segment in there:
-            if not self._changed_static_values(segment, static):
+    def _segment(self, call: StepCall, cuts: Sequence[CutRecord]) -> Segment:
+        """The segment that follows some cuts: one that fits, or a new one, whose program is not traced yet."""
+        key = self._key(call, cuts)
+        segments = self._segments.setdefault(key, [])
+        for segment in segments:
+            if not self._changed_static_values(segment, call.static):
                 return segment
         if not cuts:
-            known: list[int] = [len(found) for other, found in self._segments.items() if not other[-1]]
-            self._recompiles.of(key, sum(known), self._changed_static_values(there[-1], static) if there else ())
-        donate = () if self._runner.cut_by(asleep) or self._learner.runs.nested_in_step else (0,)
+            count = sum(len(others) for other, others in self._segments.items() if other.cuts == ())
+            changed = self._changed_static_values(segments[-1], call.static) if segments else ()
+            self._recompilations.of(key, count, changed)
+        donate = () if self._runner.cut_by(call.muted) or self._learner.runs.nested_in_step else (0,)
         trace = BodyTrace(
-            self._runner,
-            body,
-            tuple(cuts),
-            wanted,
-            apply,
-            dict(layout),
-            asleep,
-            self._cutters,
-            bool(donate),
-            dict(self._draws),
+            runner=self._runner,
+            body=call.body,
+            cuts=tuple(cuts),
+            requested=call.requested,
+            apply=call.apply,
+            layout=dict(self._packed_carry.layout),
+            muted=call.muted,
+            cutters=self._cutters,
+            donated=bool(donate),
+            draws=dict(self._draws),
         )
-        made = Segment(self._backend.compile(trace, donate), trace)
-        there.append(made)
-        return made
+        segment = Segment(self._backend.compile(trace, donate), trace)
+        segments.append(segment)
+        return segment
+
+    def _key(self, call: StepCall, cuts: Sequence[CutRecord]) -> ProgramKey:
+        """All that a program depends on besides the values of its inputs."""
+        phase, learner, inputs = self._runner.phase, self._learner, call.inputs
+        attributes = {name: value for name, value in vars(phase).items() if name not in inputs.phase}
+        return ProgramKey(
+            body=body_key(call.body, phase, self._backend),
+            loss=IdentityKey(learner.loss_fn),
+            attributes=frozen(attributes) if attributes else (),
+            callback_attributes=tuple(map(same, self._callback_attributes())),
+            static_names=tuple(call.static),
+            state_names=tuple(inputs.state),
+            shared_names=tuple(inputs.shared),
+            requested=call.requested,
+            seed=learner.seed,
+            apply=call.apply,
+            layout=tuple(self._packed_carry.layout.items()),
+            muted=call.muted,
+            cutters=self._cutters,
+            nested=learner.runs.nested_in_step,
+            draws=None if override.get() is None else tuple(self._draws.items()),
+            cuts=frozen(tuple(cuts)) if cuts else (),
+        )
 
     def _replaced(
-        self, seen: dict[str, Any], now: dict[str, Tree], there: Mapping[str, Any]
+        self, before: dict[str, Any], present: dict[str, Tree], outputs: Mapping[str, Any]
     ) -> Iterator[tuple[str, tuple[int, ...]]]:
         """State values that handlers replaced, and which leaf of the old one each of their leaves is."""
-        for name, value in now.items():
-            old = seen.get(name)
-            if old is not value or (name in there and is_container(self._backend, value)):
+        for name, value in present.items():
+            old = before.get(name)
+            if old is not value or (name in outputs and is_container(self._backend, value)):
                 sources = _sources(self._backend, old, value)
                 if sources != tuple(range(len(sources))):
                     yield name, sources
@@ -457,99 +532,119 @@ class Programs:
             return None
         return segment.successor[1]
 
-    def _attributes(self) -> tuple[Any, ...]:
+    def _callback_attributes(self) -> tuple[Any, ...]:
         """What the traced handlers read of their callbacks."""
-        return tuple([own.get(name) for own, names in self._watched for name in names]) if self._watched else ()
+        read = self._attributes_read
+        return tuple([attributes.get(name) for attributes, names in read for name in names]) if read else ()
 
     def _changed_static_values(self, segment: Segment, static: Mapping[str, Any]) -> list[str]:
         """Values of ``shared`` and of the state, no arrays, that it read and that are not what they were."""
-        if not (segment.trace.shared_read or segment.trace.state_read):
+        trace = segment.trace
+        if not (trace.shared_read or trace.state_read):
             return []
-        shared = vars(self._learner.shared)
-        read = ("shared", shared, segment.trace.shared_read), ("step", static, segment.trace.state_read)
+        roots = ("shared", vars(self._learner.shared), trace.shared_read), ("step", static, trace.state_read)
         return [
             f"{root}.{name}"
-            for root, now, noted in read
-            for name, was in noted.items()
-            if (name in now if was is ABSENT else name not in now or frozen(now[name]) != was)
+            for root, values, read in roots
+            for name, key in read.items()
+            if (name in values if key is ABSENT else name not in values or frozen(values[name]) != key)
         ]
 
     # -- outputs -----------------------------------------------------------------------------------------------
 
     def _store_outputs(
-        self, state: State, outputs: dict[str, Tree], reached: SegmentEnd, attempt: int, first: Tree
+        self, state: State, outputs: dict[str, Tree], end: SegmentEnd, attempt: int, first: Tree
     ) -> None:
-        """What a segment computed becomes the learner's."""
+        """Make what a segment computed the learner's."""
         values = state.__dict__
-        if reached.carried is None:
+        if end.carried is None:
             self._backend.put_carried(outputs["carried"])
         else:
-            self._backend.put_carried(with_leaves(self._backend, first, reached.carried, outputs["carried"]))
-        if reached.event is None:
-            packed = Packed(self._backend, outputs["packed"], reached.layout)
-            state._packed = packed  # pyright: ignore[reportPrivateUsage]
-            self._words.land(packed, attempt)
-            values.update(dict.fromkeys(reached.left_out))  # what is not handed back was there all the same
+            self._backend.put_carried(with_leaves(self._backend, first, end.carried, outputs["carried"]))
+        if end.event is None:
+            packed = Packed(self._backend, outputs["packed"], end.layout)
+            state._packed = packed
+            self._packed_carry.land(packed, attempt)
+            values.update(dict.fromkeys(end.left_out))  # what is not handed back was there all the same
         values.update(outputs["state"])
         shared = vars(self._learner.shared)
         shared.update(outputs["shared"])
-        shared.update(reached.shared)
-        for name, value in reached.state.items():
+        shared.update(end.shared)
+        for name, value in end.state.items():
             if name == "apply":
-                state._apply = value  # pyright: ignore[reportPrivateUsage]
+                state._apply = value
             else:
                 values[name] = value
         if "apply" in outputs["step"]:
-            state._apply = outputs["step"]["apply"]  # pyright: ignore[reportPrivateUsage]
-        state._updated = outputs["step"].get("updated", reached.updated)  # pyright: ignore[reportPrivateUsage]
-        if reached.draws:
-            state._draws = {**(state._draws or {}), **reached.draws}  # pyright: ignore[reportPrivateUsage]
+            state._apply = outputs["step"]["apply"]
+        state._updated = outputs["step"].get("updated", end.updated)
+        if end.draws:
+            state._draws = {**(state._draws or {}), **end.draws}
 
     def _host_changes(
         self,
         state: State,
-        reached: SegmentEnd,
+        end: SegmentEnd,
         outputs: dict[str, Tree],
         before: tuple[dict[str, Any], Tree],
-        first: Tree,
-        initial: Mapping[str, Any],
+        call: StepCall,
+        progress: _Progress,
     ) -> tuple[CutRecord, HostChanges]:
         """What the handlers of a cut made of it; what is no array and was there from the begin passes by."""
-        by = tuple((state._replaced or {}).items())  # pyright: ignore[reportPrivateUsage]
-        backend, learner = self._backend, self._learner
-        seen, carried = before
-        values, kept = self._seen(state)
-        arrays, static = self._parted(state, values)
-        static = {name: value for name, value in static.items() if initial.get(name, self) is not value}
+        backend = self._backend
+        values_before, carried_before = before
+        of_state, of_shared = self._signatures(state)
+        arrays, static = self._parted(state, of_state)
+        static = {name: value for name, value in static.items() if call.static.get(name, self) is not value}
         replaced: tuple[tuple[str, tuple[int, ...]], ...] = ()
-        if reached.inside:
-            replaced = tuple(self._replaced(seen, arrays, outputs["state"]))
+        if end.inside:
+            replaced = tuple(self._replaced(values_before, arrays, outputs["state"]))
             arrays, static = {name: arrays[name] for name, _ in replaced}, {}
-        shared = self._shared_kinds.dynamic(vars(learner.shared), kept) | self._words.present()
-        fixed = _fixed(state)
-        apply = () if fixed is not None else state._apply  # pyright: ignore[reportPrivateUsage]
-        now = backend.carried()
-        differs, moved = _changed_leaves(backend, first, now), _changed_leaves(backend, carried, now)
-        chain = outputs["chain"], outputs["pullback"]
-        rest = (*self._hyper(), outputs["gradients"], apply, *chain)
-        leaves = backend.tree_leaves(now) if differs else []
-        left = HostChanges([leaves[place] for place in differs], arrays, shared, *rest)
-        cut = CutRecord(reached.inside, fixed, replaced, by, tuple(static.items()), differs, moved, reached.chain)
-        return cut, left
+        carried = backend.carried()
+        differs = _changed_leaves(backend, progress.first, carried)
+        leaves = backend.tree_leaves(carried) if differs else []
+        apply = state._apply
+        fixed = apply if isinstance(apply, bool) else None
+        hyper, optimizers = self._hyper()
+        changes = HostChanges(
+            carried=[leaves[place] for place in differs],
+            state=arrays,
+            shared=self._shared_classifier.dynamic(vars(self._learner.shared), of_shared)
+            | self._packed_carry.present(),
+            hyper=hyper,
+            optimizers=optimizers,
+            gradients=outputs["gradients"],
+            apply=() if fixed is not None else apply,
+            chain=outputs["chain"],
+            pullback=outputs["pullback"],
+        )
+        cut = CutRecord(
+            inside=end.inside,
+            apply=fixed,
+            replaced=replaced,
+            by=tuple((state._replaced or {}).items()),
+            static=tuple(static.items()),
+            differs=differs,
+            moved=_changed_leaves(backend, carried_before, carried),
+            chain=end.chain,
+        )
+        return cut, changes
 
 
-def _fixed(state: State) -> bool | None:
-    """``state.apply`` if that is a bool, and not an input."""
-    apply = state._apply  # pyright: ignore[reportPrivateUsage]
-    return apply if isinstance(apply, bool) else None
+def _raise_explained(error: Exception, backend: CompilingBackend, phase: Phase) -> NoReturn:
+    """Raise an error of a program, or one that teaches in its place."""
+    better = explained(error, backend, phase)
+    if better is error:
+        raise error
+    raise better from error
 
 
-def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+def _is_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether nothing was replaced; what is new is no change: a packed value that was read."""
     return all(new.get(name, old) is value for name, value in old.items())
 
 
-def programs_of(runner: StepRunner, known: dict[Hashable, Programs]) -> Programs:
+def programs_of(runner: StepRunner, by_phase: dict[Hashable, Programs]) -> Programs:
     """The programs of a phase: those of an equal one, if there was one.
 
     Equal are phases of one class, name and plan; what their attributes are, is part of the key of each program.
@@ -557,11 +652,11 @@ def programs_of(runner: StepRunner, known: dict[Hashable, Programs]) -> Programs
     phase = runner.phase
     whole = all(not vars(cls).get("__slots__") for cls in type(phase).__mro__)  # attributes in slots are not looked at
     key = (type(phase) if whole else IdentityKey(phase), runner.name, frozen(runner.plan))
-    if key not in known:
-        if len(known) >= _KNOWN:
-            known.clear()
-        known[key] = Programs(runner)
-    return known[key]
+    if key not in by_phase:
+        if len(by_phase) >= _MOST_PHASES:
+            by_phase.clear()
+        by_phase[key] = Programs(runner)
+    return by_phase[key]
 
 
 def _is_atom(value: Any) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 _log = logging.getLogger("loopcore")
 _STORM = 8
-_PARTS = (  # of the key of a program, in its order
+_FIELDS = (  # in words, the fields of `ProgramKey`, in its order
     *("the body", "the loss", "an attribute of the phase", "an attribute of a callback"),
     *("the names of what is no array in the state", "the names of the state"),
     *("the names of shared", "what is read", "the seed", "state.apply", "what is carried", "who listens"),
@@ -27,26 +27,27 @@ class RecompilationLog:
         self._phase = phase
         self._last: tuple[Hashable, ...] = ()
 
-    def of(self, key: tuple[Hashable, ...], known: int, unlike: Sequence[str]) -> None:
+    def of(self, key: tuple[Hashable, ...], count: int, changed_values: Sequence[str]) -> None:
         """A program is made for a key.
 
         Args:
             key: all that it depends on.
-            known: how many programs there are.
-            unlike: values it read that are not what they were for another program of this key.
+            count: how many programs there are.
+            changed_values: values it read that are not what they were for another program of this key.
         """
-        if known:
-            changed = unlike or [name for name, was, now in zip(_PARTS, self._last, key, strict=True) if was != now]
+        if count:
+            fields = zip(_FIELDS, self._last, key, strict=True)
+            changed = changed_values or [name for name, last, present in fields if last != present]
             advice = "make it an array or a float of the state, which are inputs"
-            self._tell(f"{', '.join(changed) or 'something'} changed", known, advice)
+            self._tell(f"{', '.join(changed) or 'something'} changed", count, advice)
         self._last = key
 
-    def of_shape(self, was: Mapping[str, str], now: Mapping[str, str], count: int) -> None:
+    def of_shape(self, last: Mapping[str, str], present: Mapping[str, str], count: int) -> None:
         """A program is made for other shapes of the state, ``count`` of them so far."""
-        names = [name for name, shape in now.items() if was.get(name) != shape]
-        shown = "; ".join(f"the shape of step.{name} ({was.get(name)} -> {now[name]})" for name in names)
+        names = [name for name, shape in present.items() if last.get(name) != shape]
+        shapes = "; ".join(f"the shape of step.{name} ({last.get(name)} -> {present[name]})" for name in names)
         advice = "pad the batches to a few shapes, or drop the last one"
-        self._tell(f"{shown or 'a shape'} changed", count, advice)
+        self._tell(f"{shapes or 'a shape'} changed", count, advice)
 
     def _tell(self, why: str, count: int, advice: str) -> None:
         _log.info("phase %r is compiled again: %s", self._phase, why)
