@@ -25,19 +25,19 @@ def baked_in(learner: LearnerParts, phase: Phase, callbacks: Iterable[Callback])
     from outside that they name, and functions of the same module that they name; and what the phase, traced callbacks
     and their metrics hold. An array that the phase holds itself is an input, and not listed.
     """
-    found: dict[int, str] = {}
-    seen: set[int] = set()
+    arrays: dict[int, str] = {}
+    visited: set[int] = set()
 
     def note(where: str, value: Any, depth: int = 0) -> None:
         if learner.backend.is_array(value):
             shape, dtype = learner.backend.signature(value)
-            found.setdefault(id(value), f"{where} ({dtype}{list(shape)})")
+            arrays.setdefault(id(value), f"{where} ({dtype}{list(shape)})")
         elif isinstance(value, (FunctionType, MethodType)):
-            if id(value) not in seen:
-                seen.add(id(value))
-                for name, held in _reached(value):
-                    if not callable(held) or getattr(held, "__module__", None) == value.__module__:
-                        note(f"{name} in {value.__qualname__}", held, _DEPTH)
+            if id(value) not in visited:
+                visited.add(id(value))
+                for name, reached_value in _reached(value):
+                    if not callable(reached_value) or getattr(reached_value, "__module__", None) == value.__module__:
+                        note(f"{name} in {value.__qualname__}", reached_value, _DEPTH)
         elif depth < _DEPTH:
             for key, part in _parts(learner.backend, value):
                 note(f"{where}{key}", part, depth + 1)
@@ -51,18 +51,18 @@ def baked_in(learner: LearnerParts, phase: Phase, callbacks: Iterable[Callback])
     for callback in callbacks:
         if any(listener.traced for listener in callback.listeners):
             owner = callback.identity()
-            own = type(owner).__module__.startswith("loopcore.callbacks.")
+            is_ours = type(owner).__module__.startswith("loopcore.callbacks.")
             for name, value in vars(owner).items():
-                if not (own and name.startswith("_")):  # what they keep for themselves no program depends on
+                if not (is_ours and name.startswith("_")):  # what they keep for themselves no program depends on
                     note(f"{name_of(callback)}.{name}", value)
-    return list(found.values())
+    return list(arrays.values())
 
 
 def _methods(phase: Phase) -> Iterator[FunctionType]:
     """Functions that the classes of the user define."""
     for cls in type(phase).__mro__:
-        own = cls.__module__.startswith("loopcore.") and not cls.__module__.startswith("loopcore.testing.")
-        if not own and cls is not object:
+        is_ours = cls.__module__.startswith("loopcore.") and not cls.__module__.startswith("loopcore.testing.")
+        if not is_ours and cls is not object:
             yield from (value for value in vars(cls).values() if isinstance(value, FunctionType))
 
 

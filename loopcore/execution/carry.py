@@ -48,9 +48,9 @@ def check_carry(backend: Backend, phase: Phase, before: dict[str, Any], state: S
             raise CarryError(f"{where}, but it began the step with {len(old)} arrays and ended it with {len(new)}")
         if backend.tree_structure(before[name]) != backend.tree_structure(state.__dict__[name]):
             raise CarryError(f"{where}, but its structure changed within the step: a carried value keeps it")
-        for index, (was, now) in enumerate(zip(old, new, strict=True)):
-            if backend.is_array(was) and backend.signature(was) != backend.signature(now):
-                (shape, dtype), (shape_now, dtype_now) = backend.signature(was), backend.signature(now)
+        for index, (before_kind, after_kind) in enumerate(zip(old, new, strict=True)):
+            if backend.is_array(before_kind) and backend.signature(before_kind) != backend.signature(after_kind):
+                (shape, dtype), (shape_now, dtype_now) = backend.signature(before_kind), backend.signature(after_kind)
                 raise CarryError(
                     f"{where}, but its array {index} changed within the step from {dtype}{list(shape)} to "
                     f"{dtype_now}{list(shape_now)}: a carried value keeps its shape and dtype"

@@ -34,7 +34,7 @@ class Plan:
         cuts: events within the step that a host handler listens to, with the names of the callbacks.
         looks: names of callbacks among them that declare no writes, which the program need not be cut for.
         kept: step values that outlive the step, with the names of those who read them; ``"*"`` means all.
-        left: step values that traced handlers leave for their own callback, gone when the step has ended.
+        deferred: step values that traced handlers leave for their own callback, gone when the step has ended.
         carried: shared paths and step values that pass from step to step.
     """
 
@@ -43,7 +43,7 @@ class Plan:
     cuts: tuple[tuple[str, tuple[str, ...]], ...]
     looks: frozenset[str]
     kept: dict[str, tuple[str, ...]]
-    left: dict[str, tuple[str, ...]]
+    deferred: dict[str, tuple[str, ...]]
     carried: tuple[str, ...]
 
 
@@ -53,7 +53,7 @@ def make_plan(
     reads: Sequence[str],
     *,
     compiles: bool,
-    why: str,
+    reason: str,
     replays: bool = False,
 ) -> Plan:
     """Choose the plan of a phase from who listens within its steps.
@@ -63,21 +63,21 @@ def make_plan(
         phase: the phase.
         reads: step paths the learner was asked to keep.
         compiles: whether the backend can compile a step and nobody said otherwise.
-        why: why it cannot, for `Learner.explain`.
+        reason: why it cannot, for `Learner.explain`.
         replays: whether a program may go on while those who only look wait, see `CompilingBackend`.
     """
     listening = [callback for callback in callbacks if hears(callback, phase)]
     cuts = _cuts(listening, phase)
     kept = _kept(listening, phase, reads)
-    left = _by_name([(name_of(c), c.leaves) for c in listening])
+    deferred = _by_name([(name_of(c), c.leaves) for c in listening])
     carried = (*(f"step.{name}" for name in phase.carries), *(path for c in listening for path in c.carries))
     writers = {name_of(c) for c in listening if not is_observer(c)}
     looks = frozenset(name for _, names in cuts for name in names if name not in writers) if replays else frozenset()
     if not compiles:
-        return Plan("eager", why, cuts, looks, kept, left, carried)
+        return Plan("eager", reason, cuts, looks, kept, deferred, carried)
     if cuts:
-        return Plan("split", "host handlers listen within the step", cuts, looks, kept, left, carried)
-    return Plan("fused", "no host handler listens within the step", cuts, looks, kept, left, carried)
+        return Plan("split", "host handlers listen within the step", cuts, looks, kept, deferred, carried)
+    return Plan("fused", "no host handler listens within the step", cuts, looks, kept, deferred, carried)
 
 
 def hears(callback: Callback, phase: Phase) -> bool:
@@ -85,12 +85,14 @@ def hears(callback: Callback, phase: Phase) -> bool:
 
     Who listens to nothing but the begin of epochs and to the fit may look at the last step, whatever its phase was.
     """
-    within = [listener for listener in callback.listeners if not issubclass(listener.event, _OUTSIDE)]
-    return any(one.phase is None or isinstance(phase, one.phase) for one in within or callback.listeners)
+    listeners = [listener for listener in callback.listeners if not issubclass(listener.event, _OUTSIDE)]
+    return any(
+        candidate.phase is None or isinstance(phase, candidate.phase) for candidate in listeners or callback.listeners
+    )
 
 
 def _cuts(callbacks: Sequence[Callback], phase: Phase) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    found: dict[str, list[str]] = {}
+    names_by_event: dict[str, list[str]] = {}
     for callback in callbacks:
         for listener in callback.listeners:
             inner = not issubclass(listener.event, SCOPE_EVENTS) and not listener.traced
@@ -99,14 +101,14 @@ def _cuts(callbacks: Sequence[Callback], phase: Phase) -> tuple[tuple[str, tuple
                 and may_fire(phase, listener.event)
                 and (listener.phase is None or isinstance(phase, listener.phase))
             ):
-                found.setdefault(listener.event.__name__, []).append(name_of(callback))
-    return tuple((event, tuple(dict.fromkeys(names))) for event, names in found.items())
+                names_by_event.setdefault(listener.event.__name__, []).append(name_of(callback))
+    return tuple((event, tuple(dict.fromkeys(names))) for event, names in names_by_event.items())
 
 
 def may_fire(phase: Phase, event: type[Event]) -> bool:
     """Whether a step may fire an event; what the user's own one fires nobody knows before."""
     fired = _FIRED.get(getattr(phase.step, "__func__", None))
-    return fired is None or any(issubclass(one, event) for one in fired)
+    return fired is None or any(issubclass(event_fired, event) for event_fired in fired)
 
 
 _Who = dict[str, tuple[str, ...]]
@@ -118,18 +120,18 @@ def _kept(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str]) -> 
 
 
 def _by_name(sources: Sequence[tuple[str, Sequence[str]]]) -> _Who:
-    found: dict[str, list[str]] = {}
-    for who, paths in sources:
+    names_by_value: dict[str, list[str]] = {}
+    for name_of_reader, paths in sources:
         for name in step_names(paths):
-            found.setdefault(name, []).append(who)
-    return {name: tuple(dict.fromkeys(who)) for name, who in found.items()}
+            names_by_value.setdefault(name, []).append(name_of_reader)
+    return {name: tuple(dict.fromkeys(name_of_reader)) for name, name_of_reader in names_by_value.items()}
 
 
 def step_names(paths: Iterable[str]) -> Iterator[str]:
     """Names of the step values among dotted paths, ``"*"`` for all; without those that belong to every state."""
     for path in paths:
-        root, _, rest = path.partition(".")
-        name = rest.partition(".")[0] or "*"
+        root, _, below = path.partition(".")
+        name = below.partition(".")[0] or "*"
         if root == "step" and name not in RESERVED:
             yield name
 

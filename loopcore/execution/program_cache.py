@@ -316,9 +316,9 @@ class Programs:
             state._differentiated = None  # pyright: ignore[reportPrivateUsage]
         changed = [name for name, value in vars(self._runner.phase).items() if attributes.get(name, self) is not value]
         if changed:
-            who = ", ".join(name_of(handler.callback) for handler in end.handlers)
+            names = ", ".join(name_of(handler.callback) for handler in end.handlers)
             raise CallbackError(
-                f"{who} changed {', '.join(changed)} of the phase at {type(end.event).__name__}, in the middle of "
+                f"{names} changed {', '.join(changed)} of the phase at {type(end.event).__name__}, in the middle of "
                 "a compiled step, which may have read it before: change it when a step begins, write a value of the "
                 "step, or set compile = False on the phase"
             )
@@ -358,8 +358,8 @@ class Programs:
     def _request(self, reads: frozenset[str]) -> RequestedOutputs:
         """The step values that a program hands back where the caller of the step wants these besides."""
         runner = self._runner
-        everything = {"*"} if runner.keeps_all else frozenset[str]()
-        requested = RequestedOutputs(runner.kept | reads | {"weight"} | everything, runner.left - reads)
+        all_values = {"*"} if runner.keeps_all else frozenset[str]()
+        requested = RequestedOutputs(runner.kept | reads | {"weight"} | all_values, runner.deferred - reads)
         self._requested[reads] = requested
         return requested
 
@@ -467,7 +467,7 @@ class Programs:
             if not self._changed_static_values(segment, call.static):
                 return segment
         if not cuts:
-            count = sum(len(others) for other, others in self._segments.items() if other.cuts == ())
+            count = sum(len(segments_of_key) for other, segments_of_key in self._segments.items() if other.cuts == ())
             changed = self._changed_static_values(segments[-1], call.static) if segments else ()
             self._recompilations.of(key, count, changed)
         donate = () if self._runner.cut_by(call.muted) or self._learner.runs.nested_in_step else (0,)
@@ -650,8 +650,10 @@ def programs_of(runner: StepRunner, by_phase: dict[Hashable, Programs]) -> Progr
     Equal are phases of one class, name and plan; what their attributes are, is part of the key of each program.
     """
     phase = runner.phase
-    whole = all(not vars(cls).get("__slots__") for cls in type(phase).__mro__)  # attributes in slots are not looked at
-    key = (type(phase) if whole else IdentityKey(phase), runner.name, frozen(runner.plan))
+    has_no_slots = all(
+        not vars(cls).get("__slots__") for cls in type(phase).__mro__
+    )  # attributes in slots are not looked at
+    key = (type(phase) if has_no_slots else IdentityKey(phase), runner.name, frozen(runner.plan))
     if key not in by_phase:
         if len(by_phase) >= _MOST_PHASES:
             by_phase.clear()
@@ -669,7 +671,7 @@ def _changed_leaves(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:
     if old is new:
         return ()
     pairs = enumerate(zip(backend.tree_leaves(new), backend.tree_leaves(old), strict=True))
-    return tuple(place for place, (leaf, was) in pairs if leaf is not was)
+    return tuple(place for place, (leaf, old_leaf) in pairs if leaf is not old_leaf)
 
 
 def _sources(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:

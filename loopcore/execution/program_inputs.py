@@ -38,38 +38,43 @@ class NamespaceClassifier:
         self,
         backend: CompilingBackend,
         carried: frozenset[str] = frozenset(),
-        asked: frozenset[str] | None = None,
+        wanted_names: frozenset[str] | None = None,
     ) -> None:
         self._backend = backend
         self._carried = carried
-        self._asked = asked
-        self._seen: dict[tuple[Any, ...], NamespaceSignature] = {}
+        self._wanted_names = wanted_names
+        self._signatures: dict[tuple[Any, ...], NamespaceSignature] = {}
 
     def ask(self, name: str) -> None:
         """Let one more name matter."""
-        self._asked = (self._asked or frozenset()) | {name}
-        self._seen.clear()
+        self._wanted_names = (self._wanted_names or frozenset()) | {name}
+        self._signatures.clear()
 
     def _matters(self, name: str) -> bool:
-        return name not in self._carried and (self._asked is None or name in self._asked)
+        return name not in self._carried and (self._wanted_names is None or name in self._wanted_names)
 
     def of(self, values: Mapping[str, Any]) -> NamespaceSignature:
         """What is known of the names and types: the same object for the same ones."""
         key = (*values, *map(type, values.values()))
-        found = self._seen.get(key)
-        if found is None:
-            if len(self._seen) > _KNOWN:  # names that come and go, which nobody reads
-                self._seen.clear()
-            own = {name: value for name, value in values.items() if self._matters(name)}
-            kinds = (*own, *map(type, own.values()))  # whether a carried value is there at present does not matter
-            found = self._seen[key] = self._seen.setdefault(kinds, NamespaceSignature(own, self._backend))
-        return found
+        signature = self._signatures.get(key)
+        if signature is None:
+            if len(self._signatures) > _KNOWN:  # names that come and go, which nobody reads
+                self._signatures.clear()
+            relevant = {name: value for name, value in values.items() if self._matters(name)}
+            kinds = (
+                *relevant,
+                *map(type, relevant.values()),
+            )  # whether a carried value is there at present does not matter
+            signature = self._signatures[key] = self._signatures.setdefault(
+                kinds, NamespaceSignature(relevant, self._backend)
+            )
+        return signature
 
-    def dynamic(self, values: Mapping[str, Any], seen: NamespaceSignature) -> dict[str, Any]:
+    def dynamic(self, values: Mapping[str, Any], signature: NamespaceSignature) -> dict[str, Any]:
         """The values that are inputs."""
-        found = {name: values[name] for name in seen.dynamic}
-        found |= {name: values[name] for name in seen.containers if is_dynamic(self._backend, values[name])}
-        return found
+        inputs = {name: values[name] for name in signature.dynamic}
+        inputs |= {name: values[name] for name in signature.containers if is_dynamic(self._backend, values[name])}
+        return inputs
 
 
 class DeviceScalars:
@@ -110,8 +115,8 @@ class PackedCarry:
         last, shared, packed = self._last, vars(self._shared), self._shared._packed
         if last is not None and self._next == attempt:
             for name in self._small:
-                mine = packed.get(name) is last
-                if not mine or (name in shared and shared[name] is not last.read.get(f"shared.{name}")):
+                is_last = packed.get(name) is last
+                if not is_last or (name in shared and shared[name] is not last.read.get(f"shared.{name}")):
                     break
             else:
                 return last.vector
@@ -133,8 +138,8 @@ class PackedCarry:
 
     def present(self) -> dict[str, Any]:
         """All carried values that are arrays or scalars, as arrays."""
-        found = {name: as_array(getattr(self._shared, name)) for name in self._order}
-        return {name: value for name, value in found.items() if self._backend.is_array(value)}
+        arrays = {name: as_array(getattr(self._shared, name)) for name in self._order}
+        return {name: value for name, value in arrays.items() if self._backend.is_array(value)}
 
     def land(self, packed: Packed, attempt: int) -> None:
         """A step returned its vector."""

@@ -45,8 +45,8 @@ def body_key(body: Callable[..., Any], phase: Any, backend: Backend) -> Hashable
     )
 
 
-def _function_key(function: FunctionType, backend: Backend, within: tuple[Any, ...]) -> Hashable:
-    found: list[Hashable] = [function.__code__]
+def _function_key(function: FunctionType, backend: Backend, enclosing: tuple[Any, ...]) -> Hashable:
+    parts: list[Hashable] = [function.__code__]
     for name, value in _from_outside(function, backend):
         if _holds_array(value, backend):
             code = function.__code__
@@ -55,13 +55,13 @@ def _function_key(function: FunctionType, backend: Backend, within: tuple[Any, .
                 "from outside, which a compiled step would keep as it is now: pass it as a value of the state, "
                 f"lc.run_step(body, learner, phase, {name}={name})"
             )
-        if isinstance(value, FunctionType) and value not in within:
-            found.append((name, _function_key(value, backend, (*within, value))))
+        if isinstance(value, FunctionType) and value not in enclosing:
+            parts.append((name, _function_key(value, backend, (*enclosing, value))))
         elif isinstance(value, MethodType):  # made anew at each access
-            found.append((name, value.__func__, IdentityKey(value.__self__)))
+            parts.append((name, value.__func__, IdentityKey(value.__self__)))
         else:
-            found.append((name, frozen(value)))
-    return tuple(found)
+            parts.append((name, frozen(value)))
+    return tuple(parts)
 
 
 def _from_outside(function: FunctionType, backend: Backend) -> Iterator[tuple[str, Any]]:
@@ -94,11 +94,11 @@ def _holds_array(value: Any, backend: Backend) -> bool:
 @lru_cache(maxsize=1024)
 def global_names(code: CodeType) -> tuple[str, ...]:
     """The globals that a function, or one within it, names."""
-    found = [one.argval for one in dis.get_instructions(code) if one.opname == "LOAD_GLOBAL"]
+    names = [instruction.argval for instruction in dis.get_instructions(code) if instruction.opname == "LOAD_GLOBAL"]
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            found += global_names(inner)
-    return tuple(dict.fromkeys(found))
+            names += global_names(inner)
+    return tuple(dict.fromkeys(names))
 
 
 def attributes_read(owner: Any, methods: tuple[str, ...]) -> tuple[str, ...]:
@@ -107,23 +107,23 @@ def attributes_read(owner: Any, methods: tuple[str, ...]) -> tuple[str, ...]:
     Of loopcore's own callbacks only the public ones: what they keep for themselves, no program depends on.
     """
     cls = type(owner)
-    names, there = names_read(cast(Any, cls), methods), getattr(owner, "__dict__", {})
-    own = cls.__module__.startswith("loopcore.callbacks")
-    return tuple(name for name in names if name in there and not (own and name.startswith("_")))
+    names, attributes = names_read(cast(Any, cls), methods), getattr(owner, "__dict__", {})
+    is_ours = cls.__module__.startswith("loopcore.callbacks")
+    return tuple(name for name in names if name in attributes and not (is_ours and name.startswith("_")))
 
 
 @lru_cache(maxsize=1024)
 def names_read(cls: type, methods: tuple[str, ...]) -> tuple[str, ...]:
     """The attributes, of whatever, that some methods of a class name, or methods of it that they name."""
-    todo, found = list(methods), dict[str, None]()
+    todo, names_found = list(methods), dict[str, None]()
     while todo:
         member: Any = getattr(cls, todo.pop(), None)
         member = member.fget if isinstance(member, property) else member
         if isinstance(member, FunctionType):
-            new = [name for name in _all_names(member.__code__) if name not in found]
-            found |= dict.fromkeys(new)
+            new = [name for name in _all_names(member.__code__) if name not in names_found]
+            names_found |= dict.fromkeys(new)
             todo += new
-    return tuple(found)
+    return tuple(names_found)
 
 
 def _all_names(code: CodeType) -> Iterator[str]:

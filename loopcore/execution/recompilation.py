@@ -49,11 +49,11 @@ class RecompilationLog:
         advice = "pad the batches to a few shapes, or drop the last one"
         self._tell(f"{shapes or 'a shape'} changed", count, advice)
 
-    def _tell(self, why: str, count: int, advice: str) -> None:
-        _log.info("phase %r is compiled again: %s", self._phase, why)
+    def _tell(self, reason: str, count: int, advice: str) -> None:
+        _log.info("phase %r is compiled again: %s", self._phase, reason)
         if count == _STORM:
             warnings.warn(
-                f"the steps of phase {self._phase!r} were compiled {count} times, because {why} from step to "
+                f"the steps of phase {self._phase!r} were compiled {count} times, because {reason} from step to "
                 f"step: {advice}, or set compile = False",
                 stacklevel=8,
             )

@@ -57,18 +57,18 @@ class Runner:
         self._begin_traced = tuple(handler for handler in begin if handler.traced)
         self._end_traced = tuple(handler for handler in end if handler.traced)
         self.kept = frozenset(plan.kept) | frozenset(phase.carries)
-        self.left = frozenset(plan.left)
+        self.deferred = frozenset(plan.deferred)
         self.keeps_all = "*" in plan.kept
         self.carry: dict[str, Any] | None = None
-        own = [member.callback for member in members if hears(member.callback, phase)]
-        self.traced = [(one.identity(), _traced_methods(one.identity())) for one in own]
-        self.changes_grads = any(path in ("step", "step.grads") for one in own for path in one.writes)
+        callbacks = [member.callback for member in members if hears(member.callback, phase)]
+        self.traced = [(callback.identity(), _traced_methods(callback.identity())) for callback in callbacks]
+        self.changes_grads = any(path in ("step", "step.grads") for callback in callbacks for path in callback.writes)
         self.programs = None if plan.kind == "eager" else programs_of(self, {} if programs is None else programs)
         self.unchecked = self.programs is None or self.programs.first is cast(Any, self)  # until a step was completed
         self.feeds = self.programs is not None and hasattr(self.backend, "feed")
         self.convert = self.backend.feed if self.feeds else self.backend.convert
         self._in_parts = bool(self.backend.compiles and not self.backend.replays)
-        self.sleepers = tuple(one for one in own if isinstance(one, Sleeper) and one.sleeps)
+        self.sleepers = tuple(callback for callback in callbacks if isinstance(callback, Sleeper) and callback.sleeps)
         self._cutting = self.inner.within_steps()
         traced = self._begin_traced or self._end_traced
         self.plain = self.programs is None and not (phase.carries or traced)
@@ -81,18 +81,22 @@ class Runner:
 
     def wake(self) -> MutedEvents:
         """Let every sleeper decide on the step that begins; returns what matters to its program of what they say."""
-        found: list[tuple[int, type[Event]]] = []
-        for one in self.sleepers:
-            within = [listener.event for listener in one.listeners if listener.traced or _is_inner(listener.event)]
-            for event in one.wake(self.phase):
-                if any(issubclass(heard, event) or issubclass(event, heard) for heard in within):
-                    found.append((id(one), event))
-        return frozenset(found)
+        muted: list[tuple[int, type[Event]]] = []
+        for listener_callback in self.sleepers:
+            events = [
+                listener.event
+                for listener in listener_callback.listeners
+                if listener.traced or _is_inner(listener.event)
+            ]
+            for event in listener_callback.wake(self.phase):
+                if any(issubclass(event_heard, event) or issubclass(event, event_heard) for event_heard in events):
+                    muted.append((id(listener_callback), event))
+        return frozenset(muted)
 
     def rest(self) -> None:
         """The step has ended."""
-        for one in self.sleepers:
-            one.rest(self.phase)
+        for callback in self.sleepers:
+            callback.rest(self.phase)
 
     def awake(self, event: type[Event], asleep: MutedEvents) -> tuple[Handler, ...]:
         """The handlers of an event within a step, without those that a throttle put to sleep for this one."""
@@ -101,9 +105,9 @@ class Runner:
 
     def cut_by(self, asleep: MutedEvents, body: Body | None = None) -> bool:
         """Whether a host handler may cut the step; that of this body, if it is known."""
-        own = body is not None and body == self.phase.step
+        is_body_of_phase = body is not None and body == self.phase.step
         events = (h.listener.event for h in self._cutting if not _sleeps(h, h.listener.event, asleep))
-        return any(not own or may_fire(self.phase, event) for event in events)
+        return any(not is_body_of_phase or may_fire(self.phase, event) for event in events)
 
     def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: MutedEvents) -> None:
         """Run the body by its plan, with carries, and the traced handlers of StepBegin and StepEnd around it."""
@@ -162,7 +166,7 @@ def _traced_methods(callback: Callback) -> tuple[str, ...]:
 
 
 def _sleeps(handler: Handler, event: type[Event], asleep: MutedEvents) -> bool:
-    return any(who == id(handler.callback) and issubclass(event, through) for who, through in asleep)
+    return any(callback_id == id(handler.callback) and issubclass(event, through) for callback_id, through in asleep)
 
 
 def _is_inner(event: type[Event]) -> bool:

@@ -21,7 +21,7 @@ class RequestedOutputs(NamedTuple):
     """Names of step values that a program hands back, as they are or (what is looked at later) packed."""
 
     kept: frozenset[str]
-    left: frozenset[str]
+    deferred: frozenset[str]
 
 
 class StepInputs(NamedTuple):
@@ -141,12 +141,12 @@ class CutReached(CutError):
         self.outputs, self.end, self.leaves = outputs, end, leaves
 
 
-def fill(backend: Any, outputs: dict[str, Tree], reached: SegmentEnd) -> None:
+def fill(backend: Any, outputs: dict[str, Tree], end: SegmentEnd) -> None:
     """Put the arrays back into the values that hold something else too."""
-    for look, looked in zip(reached.looks, outputs["looks"], strict=True) if reached.looks else ():
-        fill(backend, looked, look)
+    for look, look_arrays in zip(end.looks, outputs["looks"], strict=True) if end.looks else ():
+        fill(backend, look_arrays, look)
     arrays = outputs["mixed"]
-    for name, value in reached.mixed:
+    for name, value in end.mixed:
         outputs["state"][name] = backend.tree_map(
             lambda leaf: arrays[leaf.number] if isinstance(leaf, Place) else leaf, value
         )

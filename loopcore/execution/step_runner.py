@@ -20,7 +20,7 @@ class StepRunner(Protocol):
 
     Attributes:
         handle: what a body fires its events by; a trace puts its own in its place.
-        kept, left: step values that outlive the step, and those that are left for the host.
+        kept, deferred: step values that outlive the step, and those that are left for the host.
         keeps_all: whether all of them do.
         traced: callbacks of the phase, each with its traced methods.
         stream: of the random draws of the body.
@@ -32,7 +32,7 @@ class StepRunner(Protocol):
     plan: Plan
     name: str
     kept: frozenset[str]
-    left: frozenset[str]
+    deferred: frozenset[str]
     keeps_all: bool
     traced: list[tuple[Callback, tuple[str, ...]]]
     handle: Fire

@@ -133,11 +133,11 @@ class _TraceRun:
         self._inputs = inputs
         self._changes = changes
         self._first = carried
-        self._given: dict[str, Any] = {}  # of shared
+        self._shared_at_begin: dict[str, Any] = {}  # of shared
         self._attributes: dict[str, Any] = {}  # arrays of the phase
-        self._done = [gradient for change in changes for gradient in change.gradients]
+        self._finished_gradients = [gradient for change in changes for gradient in change.gradients]
         self._computed: list[Any] = []  # gradients of this segment
-        self._passed = self._gradients = self._depth = 0
+        self._cuts_passed = self._gradients = self._depth = 0
         self._observed: list[tuple[dict[str, Tree], SegmentEnd]] = []
         self._chains = False  # whether the open gradient is taken piece by piece
         self._handed_on: list[Any] = []  # what the last piece begins with
@@ -162,10 +162,12 @@ class _TraceRun:
 
     def _check_phase(self) -> None:
         """Refuse arrays that the body left in attributes of the phase: they have no value once the trace is over."""
-        phase, given = self._runner.phase, self._attributes
-        left = [n for n, value in vars(phase).items() if self._backend.is_array(value) and value is not given.get(n)]
-        if left:
-            names = ", ".join(f"{type(phase).__name__}.{name}" for name in left)
+        phase, attributes = self._runner.phase, self._attributes
+        names_left = [
+            n for n, value in vars(phase).items() if self._backend.is_array(value) and value is not attributes.get(n)
+        ]
+        if names_left:
+            names = ", ".join(f"{type(phase).__name__}.{name}" for name in names_left)
             code = getattr(self._spec.body, "__code__", None)
             place = f"{code.co_filename}:{code.co_firstlineno}: " if code else ""
             raise TraceError(
@@ -188,7 +190,10 @@ class _TraceRun:
             return backend.xp.astype(backend.xp.argmax(logits + noise, axis=-1), backend.xp.int32)
         if any(map(backend.is_array, args)):
             raise Undrawable
-        draw = kind, tuple(tuple(map(int, one)) if isinstance(one, Sequence) else one for one in args)
+        draw = (
+            kind,
+            tuple(tuple(map(int, argument)) if isinstance(argument, Sequence) else argument for argument in args),
+        )
         if self._spec.draws.get(str(stream)) != draw:
             raise Undrawn(stream, draw)
         return self._inputs.draws[str(stream)]
@@ -236,10 +241,10 @@ class _TraceRun:
             backend.put_carried(carried)
             backend.put_hyper_values(inputs.optimizers)
             learner.hyper._put_values(inputs.hyper)
-            there = self._fitting(inputs.shared, shared) | carried_words
-            learner.shared._hide({name: shared[name] for name in shared if name not in there}, self._hear)
-            shared.update(there)
-            self._given = dict(shared)
+            values = self._fitting(inputs.shared, shared) | carried_words
+            learner.shared._hide({name: shared[name] for name in shared if name not in values}, self._hear)
+            shared.update(values)
+            self._shared_at_begin = dict(shared)
             yield state
         finally:
             runs.step, runs.attempt, runs.gradient, runs.drawn, self._runner.handle = outer
@@ -268,16 +273,18 @@ class _TraceRun:
         """Whether the program may go on, and they hear the event afterwards, with what it had there."""
         if self._spec.cutters is None or self._backend.depth > 1 or self._backend.depth != self._depth:
             return False
-        return all(is_observer(one.callback) and id(one.callback) not in self._spec.cutters for one in handlers)
+        return all(
+            is_observer(handler.callback) and id(handler.callback) not in self._spec.cutters for handler in handlers
+        )
 
     def _note_observed(self, event: Event, handlers: tuple[Handler, ...]) -> None:
         self._spec.observed = True
-        if self._passed == len(self._spec.cuts):  # else they heard it before an earlier segment ended
+        if self._cuts_passed == len(self._spec.cuts):  # else they heard it before an earlier segment ended
             self._observed.append(self._at_look(event, handlers))
 
     def _cut(self, event: Event, handlers: tuple[Handler, ...]) -> None:
-        number = self._passed
-        self._passed += 1
+        number = self._cuts_passed
+        self._cuts_passed += 1
         if number == len(self._spec.cuts):
             raise CutReached(*self._at_cut(event, handlers), self._chained_leaves())
         cut = self._spec.cuts[number]
@@ -310,34 +317,36 @@ class _TraceRun:
         values, leaves = self._state.__dict__, self._backend.tree_leaves
         return [leaves(values[name])[place] for name, place in self._chain() or ()]
 
-    def _swap(self, cut: CutRecord, left: HostChanges) -> None:
+    def _swap(self, cut: CutRecord, changes: HostChanges) -> None:
         """Go on from what the host left."""
         values, learner = self._state.__dict__, self._learner
         if not cut.inside:
             values.clear()
             values.update(cut.static)
-            values.update(left.state)
-            self._put_carried(self._first, cut.differs, left)
+            values.update(changes.state)
+            self._put_carried(self._first, cut.differs, changes)
         else:
             for name, replaced in cut.replaced:
-                values[name] = self._merged(values.get(name), left.state[name], replaced)
+                values[name] = self._merged(values.get(name), changes.state[name], replaced)
             self._state._replaced = dict(cut.by)  # pyright: ignore[reportPrivateUsage]
             if cut.moved:
-                moved = [value for place, value in zip(cut.differs, left.carried, strict=True) if place in cut.moved]
-                self._put_carried(self._backend.carried(), cut.moved, left._replace(carried=moved))
-        vars(learner.shared).update(left.shared)
-        self._state._apply = left.apply if cut.apply is None else cut.apply  # pyright: ignore[reportPrivateUsage]
-        self._backend.put_hyper_values(left.optimizers)
-        learner.hyper._put_values(left.hyper)
+                leaves = [
+                    value for place, value in zip(cut.differs, changes.carried, strict=True) if place in cut.moved
+                ]
+                self._put_carried(self._backend.carried(), cut.moved, changes._replace(carried=leaves))
+        vars(learner.shared).update(changes.shared)
+        self._state._apply = changes.apply if cut.apply is None else cut.apply  # pyright: ignore[reportPrivateUsage]
+        self._backend.put_hyper_values(changes.optimizers)
+        learner.hyper._put_values(changes.hyper)
 
-    def _put_carried(self, old: Tree, places: tuple[int, ...], left: HostChanges) -> None:
+    def _put_carried(self, old: Tree, places: tuple[int, ...], changes: HostChanges) -> None:
         """Make the old parameters, buffers and optimizer states the present ones, but for what the host left."""
-        self._backend.put_carried(with_leaves(self._backend, old, places, left.carried))
+        self._backend.put_carried(with_leaves(self._backend, old, places, changes.carried))
 
     def _merged(self, old: Tree, new: Tree, sources: tuple[int, ...]) -> Tree:
         """The new tree with the leaves that handlers left alone as the body has them."""
         leaves, places = self._backend.tree_leaves(old), iter(sources)
-        return self._backend.tree_map(lambda now: now if (place := next(places)) < 0 else leaves[place], new)
+        return self._backend.tree_map(lambda new_leaf: new_leaf if (place := next(places)) < 0 else leaves[place], new)
 
     def _gradient(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any) -> Any:
         """A gradient of an earlier segment is run again, for its draws and locals, and gives what it gave."""
@@ -345,37 +354,41 @@ class _TraceRun:
             return self._backend.gradient(objective, wrt, at, scopes)
         number = self._gradients
         self._gradients += 1
-        mine = range(self._passed, len(self._spec.cuts))  # cuts within this objective, if it was not done with before
-        done = number < len(self._done)
-        self._chains = not done and self._backend.chains and all(self._spec.cuts[k].chain is not None for k in mine)
+        own_cuts = range(
+            self._cuts_passed, len(self._spec.cuts)
+        )  # cuts within this objective, if it was not done with before
+        is_done = number < len(self._finished_gradients)
+        self._chains = (
+            not is_done and self._backend.chains and all(self._spec.cuts[k].chain is not None for k in own_cuts)
+        )
         take = self._by_pieces if self._chains else self._at_once
         self._depth += 1
         try:
-            found = take(objective, wrt, at, scopes, mine)
+            gradients = take(objective, wrt, at, scopes, own_cuts)
         finally:
             self._depth -= 1
             self._chains = False
-        if done:
-            return self._done[number]
-        self._computed.append(found)
-        return found
+        if is_done:
+            return self._finished_gradients[number]
+        self._computed.append(gradients)
+        return gradients
 
-    def _at_once(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any, mine: range) -> Any:
+    def _at_once(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any, own_cuts: range) -> Any:
         return self._backend.gradient(objective, wrt, at, scopes)
 
-    def _by_pieces(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any, mine: range) -> Any:
+    def _by_pieces(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any, own_cuts: range) -> Any:
         """The chain rule over the pieces between the cuts: each was differentiated when it was run."""
         backend = self._backend
-        inputs = self._changes[mine[-1]].chain if mine else []
+        inputs = self._changes[own_cuts[-1]].chain if own_cuts else []
         rows = backend.piece(objective, wrt, at, scopes, inputs, self._receive)
-        found: list[Any] = []
+        gradients: list[Any] = []
         for groups, cotangents in rows:
-            for k in reversed(mine):
+            for k in reversed(own_cuts):
                 before, cotangents = backend.pull(self._changes[k].pullback, cotangents, wrt)
                 pairs = zip(groups, before, strict=True)
                 groups = [{path: leaf + other[path] for path, leaf in leaves.items()} for leaves, other in pairs]
-            found.append(groups)
-        return found
+            gradients.append(groups)
+        return gradients
 
     def _receive(self, inputs: list[Any]) -> None:
         self._handed_on = inputs
@@ -415,8 +428,8 @@ class _TraceRun:
 
     def _step_values(self, names: frozenset[str]) -> dict[str, Any]:
         """The step values of these names; all where all are kept."""
-        everything = "*" in self._spec.requested.kept
-        return {name: value for name, value in self._state.__dict__.items() if everything or name in names}
+        all_values = "*" in self._spec.requested.kept
+        return {name: value for name, value in self._state.__dict__.items() if all_values or name in names}
 
     def _arrays_and_others(
         self, values: Mapping[str, Any], *, carried: bool = True
@@ -428,10 +441,12 @@ class _TraceRun:
             carried: whether the inputs of ``shared`` are handed back too, since the program used them up.
         """
         backend, state, shared = self._backend, self._state, vars(self._learner.shared)
-        arrays, others = parted(backend, values, floats=False)
-        mixed, arrays_within = self._mixed(others)
+        arrays, static = parted(backend, values, floats=False)
+        mixed, arrays_within = self._mixed(static)
         changed = {
-            name: value for name, value in shared.items() if name not in self._given or value is not self._given[name]
+            name: value
+            for name, value in shared.items()
+            if name not in self._shared_at_begin or value is not self._shared_at_begin[name]
         }
         moving, fixed = parted(backend, changed, floats=False)
         step = {name: value for name in _STEP if backend.is_array(value := getattr(state, name)) or _traced(value)}
@@ -445,9 +460,9 @@ class _TraceRun:
             "mixed": arrays_within,
         }
         if "apply" not in step:
-            others = others | {"apply": state.apply}
+            static = static | {"apply": state.apply}
         fixed = {name: value for name, value in fixed.items() if f"shared.{name}" not in self._spec.layout}
-        return outputs, _Fixed(others, fixed, None if "updated" in step else state.updated), mixed
+        return outputs, _Fixed(static, fixed, None if "updated" in step else state.updated), mixed
 
     def _without_graph(self, outputs: dict[str, Tree]) -> dict[str, Tree]:
         """The outputs as a host handler sees them."""
@@ -483,32 +498,32 @@ class _TraceRun:
             mixed=mixed,
         )
 
-    def _mixed(self, others: dict[str, Any]) -> tuple[tuple[tuple[str, Tree], ...], list[Any]]:
+    def _mixed(self, static: dict[str, Any]) -> tuple[tuple[tuple[str, Tree], ...], list[Any]]:
         """Take the values that hold arrays of this trace and something else, with those arrays."""
-        backend, within = self._backend, list[Any]()
-        found: list[tuple[str, Tree]] = []
+        backend, arrays = self._backend, list[Any]()
+        mixed: list[tuple[str, Tree]] = []
 
         def place(leaf: Any) -> Any:
             if not backend.is_array(leaf):
                 return leaf
-            within.append(leaf)
-            return Place(len(within) - 1)
+            arrays.append(leaf)
+            return Place(len(arrays) - 1)
 
-        for name, value in list(others.items()):
+        for name, value in list(static.items()):
             if is_container(backend, value) and any(map(backend.is_array, backend.tree_leaves(value))):
-                found.append((name, backend.tree_map(place, others.pop(name))))
-        return tuple(found), within
+                mixed.append((name, backend.tree_map(place, static.pop(name))))
+        return tuple(mixed), arrays
 
     def _changed(self) -> tuple[tuple[int, ...] | None, Tree]:
         """Parameters, buffers and optimizer states to hand back: all of them, or those that are others now."""
-        now = self._backend.carried()
+        carried = self._backend.carried()
         if self._spec.donated:
-            return None, now
-        leaves = self._backend.tree_leaves(now)
+            return None, carried
+        leaves = self._backend.tree_leaves(carried)
         pairs = enumerate(zip(leaves, self._backend.tree_leaves(self._first), strict=True))
-        places = tuple(place for place, (leaf, was) in pairs if leaf is not was)
+        places = tuple(place for place, (leaf, old_leaf) in pairs if leaf is not old_leaf)
         if len(places) == len(leaves):
-            return None, now
+            return None, carried
         return places, [leaves[place] for place in places]
 
     def _carried_words(self, shared: Mapping[str, Any]) -> dict[str, Any]:

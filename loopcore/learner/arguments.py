@@ -47,32 +47,32 @@ def named_data(data: Any) -> dict[str, Any]:
     if data is None:
         return {}
     if isinstance(data, Mapping):
-        named = dict(data)
+        data_by_key = dict(data)
     elif isinstance(data, tuple):
         if len(data) > 2:
             raise DataError(f"data is a pair (train, valid), but {len(data)} were given: use a dict for more")
-        named = dict(zip(("training", "validation"), data, strict=False))
+        data_by_key = dict(zip(("training", "validation"), data, strict=False))
     else:
         raise DataError(
             f"data={type(data).__name__} is ambiguous: write data=(train, valid), data=(train, None) or "
             'data={"training": train}'
         )
-    return {key: checked_iterable(key, value) for key, value in named.items() if value is not None}
+    return {key: checked_iterable(key, value) for key, value in data_by_key.items() if value is not None}
 
 
 def checked_phases(phases: Sequence[Phase] | None) -> tuple[Phase, ...]:
     """The phases of an epoch of ``fit``."""
     if phases is None:
         return (TrainingPhase(), ValidationPhase())
-    found = (phases,) if isinstance(phases, Phase) else tuple(phases)
-    for phase in found:
+    checked = (phases,) if isinstance(phases, Phase) else tuple(phases)
+    for phase in checked:
         check_phase(phase)
         checked_reads(type(phase).__name__, phase.reads)
-    names = [phase.name for phase in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise TypeError(f"two phases are named {twice[0]!r}, and would share counters and history: override name")
-    return found
+    names = [phase.name for phase in checked]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise TypeError(f"two phases are named {repeated[0]!r}, and would share counters and history: override name")
+    return checked
 
 
 def check_options(callbacks: Any, loss_fn: Any, hyper: Any, seed: Any) -> None:

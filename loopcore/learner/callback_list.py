@@ -34,7 +34,7 @@ class CallbackList:
 
     def __init__(self, learner: LearnerParts, callbacks: Sequence[Callback]) -> None:
         self._learner = learner
-        self._given: list[Callback] = []
+        self._listed: list[Callback] = []
         self.members: tuple[GuardedCallback, ...] = ()
         self.edges: tuple[Edge, ...] = ()
         self._commit(list(callbacks))
@@ -42,18 +42,18 @@ class CallbackList:
     def add(self, *callbacks: Callback) -> None:
         """Add callbacks; where each runs follows from what it declares."""
         _check_apart("add", callbacks)
-        self._commit([*self._given, *callbacks])
+        self._commit([*self._listed, *callbacks])
 
     def remove(self, *callbacks: Callback) -> None:
         """Remove callbacks and the shared state that only they write; an error if another one reads it."""
         _check_apart("remove", callbacks)
-        gone = [self._present(callback) for callback in callbacks]
-        self._commit([callback for callback in self._given if not any(callback is one for one in gone)])
+        removed = [self._present(callback) for callback in callbacks]
+        self._commit([callback for callback in self._listed if not any(callback is other for other in removed)])
 
     def replace(self, old: Callback, new: Callback) -> None:
         """Put a callback in the place of another one."""
         old = self._present(old)
-        self._commit([new if callback is old else callback for callback in self._given])
+        self._commit([new if callback is old else callback for callback in self._listed])
 
     def set(self, *callbacks: Callback) -> None:
         """Replace the whole list."""
@@ -74,31 +74,31 @@ class CallbackList:
         return f"CallbackList({', '.join(name_of(callback) for callback in self)})"
 
     def _present(self, callback: Callback) -> Callback:
-        for known in self._given:
-            if known is callback or known.identity() is callback:
-                return known
+        for candidate in self._listed:
+            if candidate is callback or candidate.identity() is callback:
+                return candidate
         raise CallbackError(f"{callback!r} is not a callback of this learner: pass the instance, from callbacks.get")
 
-    def _commit(self, given: list[Callback]) -> None:
+    def _commit(self, callbacks: list[Callback]) -> None:
         """Order, view and set up; the learner changes only when all of it worked."""
         learner = self._learner
         learner.shared._settle()
         shared = learner.shared.__dict__
-        kept = {id(member.callback): member for member in self.members}
-        gone = [member.callback for member in self.members if not any(c is member.callback for c in given)]
-        stale = _only_written_by(gone, given, shared)
-        order = order_callbacks(given, [f"shared.{name}" for name in shared if name not in stale])
-        new = [callback for callback in order.callbacks if id(callback) not in kept]
+        member_by_id = {id(member.callback): member for member in self.members}
+        removed = [member.callback for member in self.members if not any(c is member.callback for c in callbacks)]
+        stale = _only_written_by(removed, callbacks, shared)
+        order = order_callbacks(callbacks, [f"shared.{name}" for name in shared if name not in stale])
+        new = [callback for callback in order.callbacks if id(callback) not in member_by_id]
         for callback in new:
             _check_listeners(callback)
             _check_owner(callback, learner)
-        members = tuple(kept.get(id(c)) or make_member(learner, c) for c in order.callbacks)
+        members = tuple(member_by_id.get(id(c)) or make_member(learner, c) for c in order.callbacks)
         before = dict(shared)
         try:
             for name in stale:
                 del shared[name]
             for member in members:
-                if id(member.callback) not in kept:
+                if id(member.callback) not in member_by_id:
                     member.callback.setup(member.view)
                     member.view._loans.settle()
         except BaseException:
@@ -106,37 +106,37 @@ class CallbackList:
             shared.update(before)
             _let_go(learner, new)
             raise
-        _let_go(learner, gone)
-        for callback in gone:
+        _let_go(learner, removed)
+        for callback in removed:
             _owners.pop(id(callback.identity()), None)
         for callback in new:
             _owners[id(callback.identity())] = learner
-        self._given, self.members, self.edges = given, members, order.edges
+        self._listed, self.members, self.edges = callbacks, members, order.edges
         learner.runs.forget_runners()
 
 
 def _let_go(learner: LearnerParts, callbacks: Sequence[Callback]) -> None:
-    for callback in (one.identity() for one in callbacks):
+    for callback in (argument.identity() for argument in callbacks):
         if id(callback) in learner.holds:
             learner.hold(by=callback)
             del learner.holds[id(callback)]
 
 
 def _check_apart(method: str, callbacks: Sequence[Any]) -> None:
-    for one in callbacks:
-        if isinstance(one, (list, tuple)):
+    for argument in callbacks:
+        if isinstance(argument, (list, tuple)):
             raise CallbackError(
-                f"callbacks.{method} takes callbacks one by one, not a {type(one).__name__} of them: "
+                f"callbacks.{method} takes callbacks one by one, not a {type(argument).__name__} of them: "
                 f"write callbacks.{method}(*callbacks)"
             )
 
 
-def _only_written_by(gone: Sequence[Callback], given: Sequence[Callback], shared: dict[str, Any]) -> set[str]:
+def _only_written_by(removed: Sequence[Callback], remaining: Sequence[Callback], shared: dict[str, Any]) -> set[str]:
     def written(name: str, callbacks: Sequence[Callback]) -> bool:
         return any(overlaps(path, f"shared.{name}") for callback in callbacks for path in callback.writes)
 
-    present = [callback for callback in given if isinstance(callback, Callback)]
-    return {name for name in shared if written(name, gone) and not written(name, present)}
+    present = [callback for callback in remaining if isinstance(callback, Callback)]
+    return {name for name in shared if written(name, removed) and not written(name, present)}
 
 
 _HOOK = re.compile(
@@ -147,14 +147,14 @@ _HOOK = re.compile(
 
 def _check_hooks(callback: Callback) -> None:
     """Refuse a method with the name of a hook of another library: nobody would call it."""
-    heard = {listener.method for listener in callback.listeners}
+    methods = {listener.method for listener in callback.listeners}
     for name in dir(type(callback)):
-        found = _HOOK.fullmatch(name)
-        if found and (found[1] or found[2]) and name not in heard and callable(getattr(callback, name, None)):
-            scope, inner, when = found.groups()
+        hook = _HOOK.fullmatch(name)
+        if hook and (hook[1] or hook[2]) and name not in methods and callable(getattr(callback, name, None)):
+            scope, inner, moment = hook.groups()
             word = inner or scope
             word = "step" if word == "batch" else word if word in ("epoch", "step", "loss", "backward") else "fit"
-            event = f"{word.capitalize()}{'End' if when == 'end' else 'Begin'}"
+            event = f"{word.capitalize()}{'End' if moment == 'end' else 'Begin'}"
             event = "BackwardBegin" if event == "LossEnd" else event
             of = ", lc.AbstractValidationPhase" if scope in ("val", "validation", "valid", "test") and inner else ""
             raise CallbackError(

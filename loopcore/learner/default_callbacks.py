@@ -13,11 +13,11 @@ from loopcore.callbacks.stopping import StopOnNaNLoss
 
 def with_defaults(callbacks: Sequence[Callback]) -> list[Callback]:
     """The given callbacks, and each default one whose kind or whose shared state none of them provides."""
-    given = list(callbacks)
+    user_callbacks = list(callbacks)
     for default in (Recorder(), Metrics(), ProgressPrinter(), MetricsPrinter(), StopOnNaNLoss()):
-        if not any(_provides(callback, default) for callback in given):
-            given.append(default)
-    return given
+        if not any(_provides(callback, default) for callback in user_callbacks):
+            user_callbacks.append(default)
+    return user_callbacks
 
 
 def _provides(callback: Callback, default: Callback) -> bool:

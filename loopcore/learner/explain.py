@@ -30,7 +30,7 @@ def explain(learner: LearnerParts) -> str:
         plan = learner.runs.runner_of(phase).plan
         lines += ["", f"phase {phase.name} ({type(phase).__name__})", *_plan_lines(plan)]
         if plan.kind != "eager":
-            lines += [f"  kept as it is now: {what}" for what in baked_in(learner, phase, learner.callbacks)]
+            lines += [f"  kept as it is now: {text}" for text in baked_in(learner, phase, learner.callbacks)]
     return "\n".join(clean(line, limit=None) for line in lines)
 
 
@@ -41,12 +41,12 @@ def _plan_lines(plan: Plan) -> list[str]:
         only = " (writes nothing, so the program goes on)" if plan.looks.issuperset(names) else ""
         lines += [f"  {word} {event}: {', '.join(names)}{only}"]
     lines += [f"  kept after a step: {_who(plan.kept)}"]
-    if plan.left:
-        lines += [f"  for later: {_who(plan.left)}"]
+    if plan.deferred:
+        lines += [f"  for later: {_who(plan.deferred)}"]
     if plan.carried:
         lines += [f"  carried: {', '.join(plan.carried)}"]
     return lines
 
 
 def _who(names: dict[str, tuple[str, ...]]) -> str:
-    return ", ".join(f"{'all' if name == '*' else name} ({', '.join(who)})" for name, who in names.items())
+    return ", ".join(f"{'all' if name == '*' else name} ({', '.join(readers)})" for name, readers in names.items())

@@ -166,7 +166,7 @@ class Learner:
         self._attach_all()
         self.held: frozenset[str] = frozenset()
         self.holds: dict[int, frozenset[str]] = {}  # by id of the callback
-        self._named = set[str]()  # of what no objective reaches
+        self._named_unreached = set[str]()  # of what no objective reaches
         self.all_params = ParameterHandle(self.backend, "params", parts)
         self.buffers = ParameterHandle(self.backend, "buffers", self.backend.paths("buffers"))
         self._select()
@@ -174,8 +174,8 @@ class Learner:
 
     def _asked(self) -> frozenset[str]:
         """What the user froze by the framework's own means, but for what an optimizer of its own wakes."""
-        asked = getattr(self.backend, "frozen_by_user", None)
-        return _NONE if asked is None else asked() - self._woken
+        frozen_by_user = getattr(self.backend, "frozen_by_user", None)
+        return _NONE if frozen_by_user is None else frozen_by_user() - self._woken
 
     def _attach_all(self) -> None:
         self.backend.attach([(self.optimizer[prefix], paths) for prefix, paths in self._attached])
@@ -187,12 +187,12 @@ class Learner:
         self.trained = [
             (prefix, tuple(path for path in paths if path not in frozen)) for prefix, paths in self._attached
         ]
-        taken = {path for _, group in self.trained for path in group}
-        self.frozen = tuple(path for path in self.all_params._paths if path not in taken)
+        trained_paths = {path for _, group in self.trained for path in group}
+        self.frozen = tuple(path for path in self.all_params._paths if path not in trained_paths)
         parts = self.backend.paths("params")
-        chosen = {model: tuple(path for path in part if path in taken) for model, part in parts.items()}
-        some = {model: part for model, part in chosen.items() if part or not model}
-        self.params = ParameterHandle(self.backend, "params", some, everything=self.all_params)
+        paths_by_model = {model: tuple(path for path in part if path in trained_paths) for model, part in parts.items()}
+        nonempty = {model: part for model, part in paths_by_model.items() if part or not model}
+        self.params = ParameterHandle(self.backend, "params", nonempty, everything=self.all_params)
 
     def heed_frozen(self) -> None:
         """Follow what the user froze, or let go, by the framework's own means since it was asked for last.
@@ -215,8 +215,8 @@ class Learner:
 
     def _held(self, optimizer: Any, covered: tuple[str, ...]) -> tuple[str, ...]:
         """A native optimizer trains what it was made for; a neutral spec all that its prefix covers."""
-        held = self.backend.native_paths(optimizer)
-        return covered if held is None else tuple(path for path in covered if path in held)
+        native_paths = self.backend.native_paths(optimizer)
+        return covered if native_paths is None else tuple(path for path in covered if path in native_paths)
 
     # -- what is running ---------------------------------------------------------------------------------------
 
@@ -348,7 +348,7 @@ class Learner:
             (5, 1)
         """
         phase = PredictionPhase()
-        found: list[Any] = []
+        outputs: list[Any] = []
         feed = data_of(self, phase, iterable_batches(data))
         begin, end = epoch_hooks(feed)
         begin()
@@ -356,9 +356,9 @@ class Learner:
             for batch in EpochBatches(feed, phase):
                 if isinstance(batch, Mapping) and "xs" not in batch and phase.names is None:
                     phase.names = names_taken(self.model.native, batch)
-                found.append(self.to_host(self.run_step(phase, batch).y_pred))
+                outputs.append(self.to_host(self.run_step(phase, batch).y_pred))
         end()
-        return self.backend.tree_map(lambda *parts: joined(parts), *found)
+        return self.backend.tree_map(lambda *parts: joined(parts), *outputs)
 
     def peek(self, phase: Phase) -> Any:
         """Look at the next batch of a phase and put it back: the next epoch of that data begins with it.
@@ -494,23 +494,23 @@ class Learner:
         pairs = () if at is None else zip(wrt, at, strict=True)
         leaves = {path: leaf for handle, tree in pairs for path, leaf in handle._leaves(tree).items()}
         try:
-            found = self._taken(objective, [handle._paths for handle in wrt], leaves, scopes)
+            gradients = self._taken(objective, [handle._paths for handle in wrt], leaves, scopes)
         except GradientError as error:
             raise self._explained(error) from error.__cause__
-        rows = [tuple(handle._tree(grads) for handle, grads in zip(wrt, row, strict=True)) for row in found]
+        rows = [tuple(handle._tree(grads) for handle, grads in zip(wrt, row, strict=True)) for row in gradients]
         return rows[0] if len(rows) == 1 else tuple(rows)
 
     def _taken(self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Any, scopes: Any) -> Any:
         """The gradients of the backend; those of parameters that are held are zero, and not computed."""
-        held = self.held
-        if not held:
+        held_paths = self.held
+        if not held_paths:
             return self.runs.gradient(objective, wrt, at, scopes)
-        open_paths = [tuple(path for path in paths if path not in held) or paths for paths in wrt]
-        found = self.runs.gradient(objective, open_paths, at, scopes)
-        zeros = {path: self.xp.zeros_like(leaf) for path, leaf in self.backend.get(held).items()}
+        open_paths = [tuple(path for path in paths if path not in held_paths) or paths for paths in wrt]
+        gradients = self.runs.gradient(objective, open_paths, at, scopes)
+        zeros = {path: self.xp.zeros_like(leaf) for path, leaf in self.backend.get(held_paths).items()}
         return [
-            [{path: zeros[path] if path in held else grads[path] for path in paths} for paths, grads in pairs]
-            for pairs in (zip(wrt, row, strict=True) for row in found)
+            [{path: zeros[path] if path in held_paths else grads[path] for path in paths} for paths, grads in pairs]
+            for pairs in (zip(wrt, row, strict=True) for row in gradients)
         ]
 
     def _noting(self, objective: Callable[[], Any], wrt: tuple[ParameterHandle, ...]) -> Callable[[], Any]:
@@ -529,7 +529,7 @@ class Learner:
         replaced = self.runs.step._replaced
         if not replaced or CONSTANT in str(error):  # already said, by a gradient inside this one
             return error
-        values = ", ".join(f"{who} replaced step.{name}" for name, who in replaced.items())
+        values = ", ".join(f"{callback_name} replaced step.{name}" for name, callback_name in replaced.items())
         return type(error)(f"{error}. In this step {values} inside an objective: {CONSTANT}")
 
     def grad(self, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -662,11 +662,11 @@ class Learner:
         paths = {*self.all_params._paths, *self.buffers._paths}
         problems = [f"  {path}: the model has no such weight" for path in weights if path not in paths]
         problems += [f"  {path}: missing" for path in sorted(paths - set(weights))]
-        known = {path: np.asarray(value) for path, value in weights.items() if path in paths}
-        problems += mismatches(self.backend, known)
+        present = {path: np.asarray(value) for path, value in weights.items() if path in paths}
+        problems += mismatches(self.backend, present)
         if problems:
             raise WeightsError("the weights do not fit the model, nothing was loaded:\n" + "\n".join(problems))
-        self.backend.set(known)
+        self.backend.set(present)
 
     def save(self, path: str | Path, *, only_finite: bool = False, **more: Any) -> Path:
         """Write a checkpoint: all that a run goes on from with the bits it would have had. Saving changes nothing.
@@ -796,18 +796,18 @@ class Learner:
         if self.runs.runner is not None:
             raise CallbackError("hold changes what a step is: call it between two steps, for instance at EpochBegin")
         self.holds[id(by)] = matching(self.params._paths, patterns)
-        held = frozenset[str]().union(*self.holds.values())
-        if held != self.held:
-            self.held = held
+        held_paths = frozenset[str]().union(*self.holds.values())
+        if held_paths != self.held:
+            self.held = held_paths
             self.runs.forget_runners()
-        return tuple(path for path in self.params._paths if path in held)
+        return tuple(path for path in self.params._paths if path in held_paths)
 
     def name_unreached(self) -> None:
         """Warn once, by name, of trained parameters that no objective has reached; a training epoch ends with it."""
         unreached = getattr(self.backend, "unreached", None)
-        names = () if unreached is None else tuple(path for path in unreached() if path not in self._named)
+        names = () if unreached is None else tuple(path for path in unreached() if path not in self._named_unreached)
         if names:
-            self._named.update(names)
+            self._named_unreached.update(names)
             warnings.warn(
                 f"no objective has reached {', '.join(names)} so far, though an optimizer trains them. Compute the "
                 "loss from them, or leave them without an optimizer: optimizer={'head': ...} trains what is below head",

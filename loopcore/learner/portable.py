@@ -53,12 +53,12 @@ def backend_of(values: Iterable[Any]) -> Backend:
     learner = current()
     if not names:
         return creating()
-    own = "" if learner is None else learner.backend.name
-    constants = {"numpy"} - {own}  # to a step on NumPy its arrays are no constants
+    own_name = "" if learner is None else learner.backend.name
+    constants = {"numpy"} - {own_name}  # to a step on NumPy its arrays are no constants
     if len(names - constants) > 1:
         raise BackendError(mixture(names - constants))
     name = next(iter(names - constants), "numpy")
-    return learner.backend if learner is not None and name == own else _loose(name)
+    return learner.backend if learner is not None and name == own_name else _loose(name)
 
 
 def _loose(name: str) -> Backend:

@@ -46,16 +46,16 @@ class EpochBatches:
         begun: by the id of data, what goes on with an iteration that was begun to look at a batch.
     """
 
-    def __init__(self, data: Any, phase: Phase, begun: dict[int, tuple[Any, Iterator[Any]]] | None = None) -> None:
+    def __init__(self, data: Any, phase: Phase, peeked: dict[int, tuple[Any, Iterator[Any]]] | None = None) -> None:
         self._data = data
         self._phase = phase
-        self._begun = {} if begun is None else begun
+        self._peeked = {} if peeked is None else peeked
 
     def __len__(self) -> int:
         return len(self._data)
 
     def __iter__(self) -> Iterator[Any]:
-        _, batches = self._begun.pop(id(self._data), (None, None))
+        _, batches = self._peeked.pop(id(self._data), (None, None))
         if batches is None:
             batches = walked(self._data)
         for first in batches:
@@ -110,17 +110,17 @@ def data_of(learner: LearnerParts, phase: Phase, data: Any = None) -> Any:
             return None
         data = learner.data.get(phase.data_key)
         if data is None:
-            there = ", ".join(map(repr, learner.data)) or "none"
+            names = ", ".join(map(repr, learner.data)) or "none"
             raise NoDataError(
                 f"phase {phase.name!r} runs on data {phase.data_key!r}, which the learner does not have (it has: "
-                f"{there}): pass Learner(data={{{phase.data_key!r}: ...}}) or run_epoch(phase, data)"
+                f"{names}): pass Learner(data={{{phase.data_key!r}: ...}}) or run_epoch(phase, data)"
             )
     if length_of(data) == 0:
         raise nothing_in(phase, data)
-    found = checked_iterable(phase.name, data)
-    if hasattr(found, "follow_seed"):  # several learners may share it
-        found.follow_seed(learner.seed)
-    return found
+    batches = checked_iterable(phase.name, data)
+    if hasattr(batches, "follow_seed"):  # several learners may share it
+        batches.follow_seed(learner.seed)
+    return batches
 
 
 def phases_of_fit(learner: LearnerParts, epochs: int) -> list[tuple[Phase, Any]]:
@@ -131,7 +131,7 @@ def phases_of_fit(learner: LearnerParts, epochs: int) -> list[tuple[Phase, Any]]
         DataExhaustedError: a generator would be read more than once.
         OptimizerError: the supervised training phase has nothing to train.
     """
-    found: list[tuple[Phase, Any]] = []
+    phases: list[tuple[Phase, Any]] = []
     for phase in learner.phases:
         absent = phase.data_key is not None and learner.data.get(phase.data_key) is None
         if absent and isinstance(phase, AbstractValidationPhase):
@@ -146,10 +146,10 @@ def phases_of_fit(learner: LearnerParts, epochs: int) -> list[tuple[Phase, Any]]
             raise OptimizerError(f"nothing is trained: {_why_nothing(learner)}")
         if type(phase).step in (TrainingPhase.step, ValidationPhase.step) and learner.loss_fn is no_loss:
             no_loss()
-        found.append((phase, data))
-    if not found:
+        phases.append((phase, data))
+    if not phases:
         raise NoDataError("no phase of this fit has data: pass Learner(data=(train, valid))")
-    return found
+    return phases
 
 
 def _why_nothing(learner: LearnerParts) -> str:

@@ -30,10 +30,10 @@ def peek(learner: LearnerParts, phase: Phase) -> Any:
     data = data_of(learner, phase)
     if data is None:
         return None
-    begun = learner.runs.peeked
-    state, batches = begun.get(id(data)) or (_state_of(data), walked(data))
+    peeked = learner.runs.peeked
+    state, batches = peeked.get(id(data)) or (_state_of(data), walked(data))
     for first in batches:
-        begun[id(data)] = state, chain((first,), batches)
+        peeked[id(data)] = state, chain((first,), batches)
         return first
     raise nothing_in(phase, data)
 
@@ -45,15 +45,15 @@ def _state_of(data: Any) -> Any:
 
 def build(learner: LearnerParts, models: Mapping[str, Any]) -> None:
     """Let a model that makes its weights from the first batch have one; several models have to be built before."""
-    own = getattr(learner.backend, "build", None)
-    if own is not None and len(models) == 1:
+    build_model = getattr(learner.backend, "build", None)
+    if build_model is not None and len(models) == 1:
         (model,) = models.values()
-        own(model, lambda: _first_input(learner))
+        build_model(model, lambda: _first_input(learner))
 
 
 def _first_input(learner: LearnerParts) -> Any:
     """What the model of a learner is called with: ``xs`` of the next batch, or its first part."""
-    phase = next((one for one in learner.phases if one.data_key in learner.data), None)
+    phase = next((candidate for candidate in learner.phases if candidate.data_key in learner.data), None)
     if phase is None:
         return None
     parts = dict(phase.unpack(peek(learner, phase)))
@@ -109,7 +109,7 @@ def _put_back(learner: LearnerParts, phase: Phase, trains: bool) -> Iterator[Non
     paths = [path for kind in ("params", "buffers") for part in backend.paths(kind).values() for path in part]
     weights, step = backend.snapshot(paths), runs.step
     shared._settle()
-    kept = [(values, dict(values)) for values in (vars(shared), runs.attempts, runs.missed, vars(phase))]
+    snapshots = [(values, dict(values)) for values in (vars(shared), runs.attempts, runs.missed, vars(phase))]
     undo = ExitStack()
     for part in (OptimizersPart(learner), HyperPart(learner)) if trains else ():
         part.keep(undo)
@@ -117,7 +117,7 @@ def _put_back(learner: LearnerParts, phase: Phase, trains: bool) -> Iterator[Non
         yield
     finally:
         shared._settle()
-        for values, old in kept:
+        for values, old in snapshots:
             values.clear()
             values.update(old)
         runs.step = step
@@ -129,7 +129,7 @@ def _put_back(learner: LearnerParts, phase: Phase, trains: bool) -> Iterator[Non
 def _heard_by(learner: LearnerParts, phase: Phase, callbacks: Sequence[Callback], compiles: bool) -> Iterator[None]:
     runners = learner.runs.runners
     compiles = compiles and learner.backend.compiles and phase.compile and learner.compile is not False
-    plan = make_plan(callbacks, phase, ("step",), compiles=compiles, why="tried out")
+    plan = make_plan(callbacks, phase, ("step",), compiles=compiles, reason="tried out")
     members = [make_member(learner, callback) for callback in callbacks]
     before = runners.get(id(phase))
     runners[id(phase)] = Runner(learner, phase, plan, members, isinstance(phase, AbstractTrainingPhase))

@@ -69,7 +69,7 @@ def fit(learner: LearnerParts, epochs: int) -> FitResult:
     rounds = phases_of_fit(learner, epochs)
     run = _Run()
     error: BaseException | None = None
-    told = False
+    is_told = False
     mark = runs.mark()
     try:
         runs.claim()
@@ -78,7 +78,7 @@ def fit(learner: LearnerParts, epochs: int) -> FitResult:
         error = _misused(run.rounds(learner, rounds, epochs))
         event = FitEnd(_outcome(error))
         handlers = runs.fit_handlers(FitEnd)
-        told = True
+        is_told = True
         ended = _misused(close_scope(handlers, None, event, error))
         if ended is error or not isinstance(ended, CancelFittingException):
             error = ended  # else the fit it would cancel is over
@@ -87,7 +87,7 @@ def fit(learner: LearnerParts, epochs: int) -> FitResult:
         learner.result = result = run.result(error, learner.history)
     except BaseException as late:  # of the loop itself: an interrupt between two lines, or a handler that is not there
         try:
-            if runs.fitting and not told:
+            if runs.fitting and not is_told:
                 deliver(runs.fit_handlers(FitEnd), None, FitEnd("failed"))
         finally:
             runs.rewind(mark)

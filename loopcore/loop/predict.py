@@ -27,12 +27,16 @@ def names_taken(native: Any, batch: Mapping[str, Any]) -> tuple[str, ...]:
         return ()
     if pair and inspect.isfunction(model):
         parameters = parameters[len(native) - 1 :]  # (apply_fn, params[, state])
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return tuple(batch)
-    by_name = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-    if any(one.default is one.empty and one.name not in batch for one in by_name):
+    by_name = [
+        parameter
+        for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    if any(parameter.default is parameter.empty and parameter.name not in batch for parameter in by_name):
         return ()
-    return tuple(one.name for one in by_name if one.name in batch)
+    return tuple(parameter.name for parameter in by_name if parameter.name in batch)
 
 
 def joined(outputs: Sequence[Any]) -> Any:

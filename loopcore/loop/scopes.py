@@ -127,10 +127,13 @@ def _parameters(body: Body) -> int:
     if code is not None:
         count = code.co_argcount - len(getattr(body, "__defaults__", None) or ()) - int(inspect.ismethod(body))
         return 3 if code.co_flags & inspect.CO_VARARGS else count
-    given = inspect.signature(body).parameters.values()
-    if any(one.kind is one.VAR_POSITIONAL for one in given):
+    parameters = inspect.signature(body).parameters.values()
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         return 3
-    return sum(one.default is one.empty and one.kind is not one.KEYWORD_ONLY for one in given)
+    return sum(
+        parameter.default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY
+        for parameter in parameters
+    )
 
 
 def execute_step(
@@ -141,7 +144,7 @@ def execute_step(
     runner = runs.runners.get(id(phase)) or runs.runner_of(phase)
     outer = runs.present()
     state: State | None = None
-    opened = begun = ended = closed = False
+    opened = has_begun = ended = closed = False
     asleep = NOBODY
     error: BaseException | None = None
     outcome: Outcome
@@ -155,7 +158,7 @@ def execute_step(
             opened = True  # from here on somebody may have heard StepBegin
             if runner.begin:
                 deliver(runner.begin, phase, _STEP_BEGIN)
-            begun = True
+            has_begun = True
             key = tuple.__new__(DrawKey, (learner.seed, runner.stream, runs.attempt))  # DrawKey(...): twice as long
             if runner.plain:
                 runner.backend.run_body(body, key, learner, runner.handle, state)
@@ -169,9 +172,9 @@ def execute_step(
                 epoch.completed += 1
         except BaseException as caught:
             error = caught
-            outcome = "failed" if not isinstance(caught, CancelException) else "cancelled" if begun else "skipped"
+            outcome = "failed" if not isinstance(caught, CancelException) else "cancelled" if has_begun else "skipped"
             runs.missed[runner.name] = runs.missed.get(runner.name, 0) + 1
-            if outcome == "failed" and begun:
+            if outcome == "failed" and has_begun:
                 advise(caught, learner, phase)
         if isinstance(error, CancelStepException):
             error = None
@@ -254,7 +257,7 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         self._learner = learner
         self._phase = phase
         self._length = length
-        self._begun = self._ended = False
+        self._has_begun = self._ended = False
 
     def __enter__(self) -> Fire:
         """Fire EpochBegin; returns ``handle``, which fires events of your own."""
@@ -268,7 +271,7 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
             try:
                 deliver(runner.scopes[EpochBegin], phase, _EPOCH_BEGIN)
                 self._learner.heed_frozen()
-                self._begun = True
+                self._has_begun = True
             except CancelEpochException as cancel:
                 self._info.pending = cancel
             except BaseException as error:
@@ -309,7 +312,7 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         if error is None and info.pending is None:
             info.outcome = "completed"
         elif error is None or isinstance(error, CancelException):
-            info.outcome = "cancelled" if self._begun else "skipped"
+            info.outcome = "cancelled" if self._has_begun else "skipped"
         else:
             info.outcome = "failed"
         info.pending = None

@@ -228,10 +228,10 @@ class Session:
             return self.epoch.round if self.epoch is not None and self._open_epochs else None
         if self.fitting:
             return self._round
-        had, trains = self._by_hand, isinstance(phase, AbstractTrainingPhase)
+        phases_of_round, trains = self._by_hand, isinstance(phase, AbstractTrainingPhase)
         goes_on = not trains or (self.epoch is not None and not self.epoch.last)
-        if had is not None and phase.name not in had and goes_on:
-            had.add(phase.name)
+        if phases_of_round is not None and phase.name not in phases_of_round and goes_on:
+            phases_of_round.add(phase.name)
             return self._round
         if not trains:
             return None
@@ -248,18 +248,18 @@ class Session:
         runs = self.runner is not None and self.runner.name == name and self.step.outcome != "completed"
         return self.attempts.get(name, 0) - self.missed.get(name, 0) - runs
 
-    def open_epoch(self, one: run_epoch, phase: Phase, length: int | None) -> EpochInfo:
+    def open_epoch(self, scope: run_epoch, phase: Phase, length: int | None) -> EpochInfo:
         """Begin an epoch."""
         if self._owner is not None and self._owner != get_ident():
             raise _other_thread()
         nested = self.is_open
-        known, self.length = self.length if length is None else length, None
+        known_length, self.length = self.length if length is None else length, None
         number = self._round_of(phase, nested)
-        within = self._steps_around() if nested else None
-        self.epochs.append(one)
+        steps_around = self._steps_around() if nested else None
+        self.epochs.append(scope)
         self.open()
         self.epoch = info = EpochInfo(
-            phase, known, last=self.last, nested=nested, round=number, after=self.rounds, within=within
+            phase, known_length, last=self.last, nested=nested, round=number, after=self.rounds, within=steps_around
         )
         if self._first is None and number is not None and not nested:
             self._first = info
@@ -269,8 +269,8 @@ class Session:
         """End an epoch, however much of it was opened. The outermost one stays readable as ``learner.epoch``."""
         epoch, step, depth, epochs = outer
         ended = self.epoch
-        had = ended is not None and (ended.completed > 0 or ended.outcome == "completed")
-        if had and ended is not None and not ended.nested and ended.round is not None:
+        has_steps = ended is not None and (ended.completed > 0 or ended.outcome == "completed")
+        if has_steps and ended is not None and not ended.nested and ended.round is not None:
             self.rounds = max(self.rounds, ended.round)  # also where the rest of the round is never run
         if self.epoch is not None and self.epoch.nested:
             self.epoch, self.step = epoch, step
@@ -294,9 +294,11 @@ class Session:
         check_phase(phase)
         learner, backend = self._learner, self._learner.backend
         compiles = backend.compiles and phase.compile and learner.compile is not False
-        why = f"the {backend.name} backend runs steps eagerly" if not backend.compiles else "compile=False"
+        reason = f"the {backend.name} backend runs steps eagerly" if not backend.compiles else "compile=False"
         replays = compiles and bool(getattr(backend, "replays", False))
-        plan = make_plan(list(learner.callbacks), phase, learner.reads, compiles=compiles, why=why, replays=replays)
+        plan = make_plan(
+            list(learner.callbacks), phase, learner.reads, compiles=compiles, reason=reason, replays=replays
+        )
         trains = isinstance(phase, AbstractTrainingPhase)
         runner = Runner(learner, phase, plan, learner.callbacks.members, trains, self._programs)
         if len(self.runners) >= _MAX_RUNNERS:  # a new phase object every step must not fill the memory

@@ -49,10 +49,10 @@ class SAMTrainingPhase(TrainingPhase):
             return state.loss
 
         uphill = learner.gradient(objective)
-        here = state.y_pred, state.loss
+        gradients = state.y_pred, state.loss
         scale = self.rho / (tree.global_norm(uphill) + 1e-12)
-        there = tree.add(learner.params.value, tree.scale(uphill, scale))
-        state.grads = learner.gradient(lambda: objective(update_state=False), at=there)
-        state.y_pred, state.loss = here
+        gradients_nearby = tree.add(learner.params.value, tree.scale(uphill, scale))
+        state.grads = learner.gradient(lambda: objective(update_state=False), at=gradients_nearby)
+        state.y_pred, state.loss = gradients
         handle(BackwardEnd())
         learner.update(state.grads)

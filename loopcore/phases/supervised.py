@@ -124,8 +124,8 @@ def _xs_ys(phase: Phase, batch: Any) -> Mapping[str, Any]:
     )
 
 
-def _wrong_parts(phase: Phase, count: int, wanted: str) -> str:
+def _wrong_parts(phase: Phase, count: int, expected: str) -> str:
     return (
-        f"{type(phase).__name__} takes batches {wanted}, but got one with {count} parts: nothing is dropped silently. "
-        "Yield dicts, or subclass the phase and define unpack(self, batch) that names the parts"
+        f"{type(phase).__name__} takes batches {expected}, but got one with {count} parts: nothing is dropped "
+        "silently. Yield dicts, or subclass the phase and define unpack(self, batch) that names the parts"
     )
