@@ -243,7 +243,7 @@ class Backend:
         self._seed((stream_seed(key[0], key[1]) + key[2] * STRIDE) & MASK)
         models = self._models
         models.autocast = models.kind if torch.is_autocast_enabled(models.kind) else None
-        was = torch.is_grad_enabled()
+        grad_enabled = torch.is_grad_enabled()
         torch.set_grad_enabled(False)  # as a function: a third of the cost of a context manager
         try:
             call(*args)
@@ -256,7 +256,7 @@ class Backend:
                 "gradients yourself by learner.gradient(objective)"
             ) from error
         finally:
-            torch.set_grad_enabled(was)
+            torch.set_grad_enabled(grad_enabled)
             self._put_back(state)
 
     def apply(
@@ -294,9 +294,9 @@ class Backend:
 
     def to_host(self, tree: Tree) -> Tree:
         """NumPy copies of all tensors and arrays; 0-d tensors that are fetched together count as one transfer."""
-        found, copies = arrays.to_host(tree)
+        host_tree, copies = arrays.to_host(tree)
         self.transfers += copies
-        return found
+        return host_tree
 
     def number(self, value: Any) -> Any:
         """A number for a 0-d tensor on the CPU, anything else as it is."""
@@ -317,7 +317,7 @@ class Backend:
     def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         """Map over the leaves of trees of one structure; None is a leaf, and a sparse gradient is dense for ``fn``."""
         if self._models.sparse:
-            tree, rest = arrays.dense(tree), tuple(map(arrays.dense, rest))
+            return tree_map(fn, *map(arrays.dense, (tree, *rest)))
         return tree_map(fn, tree, *rest)
 
     def tree_leaves(self, tree: Tree) -> list[Any]:

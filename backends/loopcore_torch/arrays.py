@@ -27,7 +27,7 @@ class Arrays:
     Attributes:
         dtype: the parameters' floating dtype.
         device: where arrays go.
-        one: the number, 0-d.
+        unit: the 0-d 1, what the gradient of a loss by itself is.
     """
 
     def __init__(self) -> None:
@@ -37,10 +37,10 @@ class Arrays:
         """Set the dtype and the device that arrays get."""
         self.dtype = dtype
         self.device = device
-        self.one = torch.ones((), dtype=dtype, device=device)
+        self.unit = torch.ones((), dtype=dtype, device=device)
         self._fitting = _KEPT | {dtype}
-        kept: list[Any] = [*"?bBhilq", *([_FLOATS[dtype]] if dtype in _FLOATS else [])]
-        self._as_it_is = frozenset(np.dtype(one) for one in kept)
+        kinds: list[Any] = [*"?bBhilq", *([_FLOATS[dtype]] if dtype in _FLOATS else [])]
+        self._as_it_is = frozenset(np.dtype(kind) for kind in kinds)
         self._on_cpu = device.type == "cpu"
 
     def convert(self, tree: Any) -> Any:
@@ -72,8 +72,8 @@ class Arrays:
             return copied if self._on_cpu else copied.to(self.device, non_blocking=True)
         if isinstance(leaf, Tensor):
             dtype = self.dtype if leaf.is_floating_point() else leaf.dtype
-            moved = leaf.to(self.device, dtype, non_blocking=True)
-            return moved.detach() if moved.requires_grad else moved
+            tensor = leaf.to(self.device, dtype, non_blocking=True)
+            return tensor.detach() if tensor.requires_grad else tensor
         if isinstance(leaf, np.generic) or not isinstance(leaf, _ATOMS):
             host = _as_numpy(leaf)
             if host is not None:
@@ -87,9 +87,9 @@ class Arrays:
         """A tensor, an array or a number as a tensor on the device; a tensor keeps its graph and its dtype."""
         if isinstance(value, Tensor):
             return value.to(self.device)
-        found = self.leaf(value)
-        if isinstance(found, Tensor):
-            return found
+        tensor = self.leaf(value)
+        if isinstance(tensor, Tensor):
+            return tensor
         return torch.as_tensor(value, dtype=self.dtype if isinstance(value, float) else None, device=self.device)
 
     def adopt(self, old: Any, new: Any) -> Any:
@@ -97,13 +97,13 @@ class Arrays:
         try:
             return tree_map(self._adopt_leaf, old, new)
         except (ValueError, TypeError):  # another structure: what is left of the old one is known by its memory
-            known = [leaf for leaf in flatten(old)[0] if isinstance(leaf, Tensor)]
-            return tree_map(lambda leaf: self._known_leaf(known, leaf), new)
+            old_tensors = [leaf for leaf in flatten(old)[0] if isinstance(leaf, Tensor)]
+            return tree_map(lambda leaf: self._known_leaf(old_tensors, leaf), new)
 
-    def _known_leaf(self, known: list[Tensor], new: Any) -> Any:
-        same = (old for old in known if isinstance(new, Tensor) and _is_same_memory(old, new))
-        found = next(same, None)
-        return self.convert(new) if found is None else found
+    def _known_leaf(self, old_tensors: list[Tensor], new: Any) -> Any:
+        same = (old for old in old_tensors if isinstance(new, Tensor) and _is_same_memory(old, new))
+        original = next(same, None)
+        return self.convert(new) if original is None else original
 
     def _adopt_leaf(self, old: Any, new: Any) -> Any:
         if isinstance(old, Tensor) and isinstance(new, Tensor) and (new is old or _is_same_memory(old, new)):
@@ -117,22 +117,22 @@ def to_host(tree: Any) -> tuple[Any, int]:
         return to_numpy(tree), 1
     leaves, spec = flatten(tree)
     copies = 0
-    found: list[Any] = [None] * len(leaves)
+    host_leaves: list[Any] = [None] * len(leaves)
     scalars: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for index, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor) and leaf.ndim == 0:
             scalars.setdefault((leaf.dtype, leaf.device), []).append(index)
         elif isinstance(leaf, Tensor):
-            found[index] = to_numpy(leaf)
+            host_leaves[index] = to_numpy(leaf)
             copies += 1
         else:
-            found[index] = np.array(leaf) if isinstance(leaf, np.ndarray) else leaf
+            host_leaves[index] = np.array(leaf) if isinstance(leaf, np.ndarray) else leaf
     for places in scalars.values():
         host = to_numpy(torch.stack([leaves[index].detach() for index in places]))
         copies += 1
         for position, index in enumerate(places):
-            found[index] = host[position, ...]
-    return unflatten(spec, found), copies
+            host_leaves[index] = host[position, ...]
+    return unflatten(spec, host_leaves), copies
 
 
 def dense(tree: Any) -> Any:
@@ -181,12 +181,12 @@ def from_numpy(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
     if array.dtype.name == "bfloat16":
         bits = np.array(array.view(np.uint16), order="C")
         return torch.from_numpy(bits).view(torch.bfloat16).to(dtype)
-    kept: Any = array.dtype.newbyteorder("=")
+    host_dtype: Any = array.dtype.newbyteorder("=")
     if array.dtype.kind == "f":
-        kept = _FLOATS.get(dtype, np.float32)
+        host_dtype = _FLOATS.get(dtype, np.float32)
     elif array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        kept = np.int64
-    tensor = torch.from_numpy(np.array(array, dtype=kept, order="C"))
+        host_dtype = np.int64
+    tensor = torch.from_numpy(np.array(array, dtype=host_dtype, order="C"))
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
@@ -234,21 +234,21 @@ def _is_same_memory(old: Tensor, new: Tensor) -> bool:
 def is_bounded(tensors: Sequence[Tensor]) -> bool | Tensor:
     """Whether the sum of squares of all tensors is finite: a bool if they are on a CPU, else a 0-d tensor."""
     total = 0.0
-    for one in tensors:  # the usual case: no list is made for it
-        if not one.is_cpu or one.layout is not _STRIDED:
+    for tensor in tensors:  # the usual case: no list is made for it
+        if not tensor.is_cpu or tensor.layout is not _STRIDED:
             break
-        total += _norm(one).item()
+        total += _norm(tensor).item()
     else:
         if isfinite(total):
             return True
-    if any([one.layout is not torch.strided for one in tensors]):
-        tensors = [one if one.layout is torch.strided else one.coalesce().values() for one in tensors]
+    if any([tensor.layout is not torch.strided for tensor in tensors]):
+        tensors = [tensor if tensor.layout is torch.strided else tensor.coalesce().values() for tensor in tensors]
     norm = _norm
-    if all([one.is_cpu for one in tensors]):
-        return isfinite(sum([norm(one, dtype=_WIDE.get(one.dtype)).item() for one in tensors]))
-    if any(one.dtype in _WIDE for one in tensors):
-        device = next(one.device for one in tensors if not one.is_cpu)
-        norms = [norm(one, dtype=_WIDE.get(one.dtype)).to(device, torch.float32) for one in tensors]
+    if all([tensor.is_cpu for tensor in tensors]):
+        return isfinite(sum([norm(tensor, dtype=_WIDE.get(tensor.dtype)).item() for tensor in tensors]))
+    if any(tensor.dtype in _WIDE for tensor in tensors):
+        device = next(tensor.device for tensor in tensors if not tensor.is_cpu)
+        norms = [norm(tensor, dtype=_WIDE.get(tensor.dtype)).to(device, torch.float32) for tensor in tensors]
         return torch.isfinite(torch.stack(norms).sum())
     return torch.isfinite(torch.nn.utils.get_total_norm(tensors))
 

@@ -1,9 +1,8 @@
-"""One bound model: what is called, and where its arrays live."""
+"""Which way a model is bound, by what it is; and models that have no weights before they see a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -12,200 +11,14 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from loopcore.backend import Kind, Tree
 from loopcore.errors import UnknownModelError
-
-_WRAPPER = "_orig_mod"  # what torch.compile puts in front of names
-
-
-class Bound:
-    """A model as the adapter sees it.
-
-    Attributes:
-        module: what the user gave; of another model than a module what has its mode.
-        moded: has the mode of the model; ``module``, unless that itself stays in eval mode.
-        call: runs the forward pass; ``module``, compiled if that was asked for.
-        inner: the module without torch.compile and DDP around it, which calls with stand-ins go to.
-        outer_prefix: what a name of ``inner`` has in front within ``module``.
-        params: trainable tensors by path, tied ones once.
-        names: path -> name within ``inner``, of params and buffers.
-        keras_variables: of a model of Keras its variables, by path.
-        state: tensors that calls replace, by path; those of modules are written in place.
-        shares: whether it may have parameters that are another model's.
-    """
-
-    shares = False
-
-    def __init__(self, name: str, module: Any, call: Callable[..., Any]) -> None:
-        self.module: Any = module
-        self.moded: Any = module
-        self.call = call
-        self.inner, self.outer_prefix = unwrapped(module)
-        self.params: dict[str, nn.Parameter] = {}
-        self.names: dict[str, str] = {}
-        self.keras_variables: dict[str, Any] = {}
-        self.state: dict[str, Tensor] = {}
-        self._prefix = f"{name}." if name else ""
-        self._owners: dict[str, tuple[nn.Module, str]] = {}
-
-    def native(self) -> Any:
-        """The user's object."""
-        return self.module
-
-    def call_apart(
-        self, stand_ins: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], update: bool
-    ) -> Any:
-        """Call with other arrays by inner name, eagerly: what torch.compile made cannot be differentiated twice."""
-        with torch.compiler.set_stance("force_eager"):
-            if stand_ins:
-                arrays = stand_ins if update else {**self.cloned_buffers(), **stand_ins}
-                return torch.func.functional_call(self.inner, arrays, args, kwargs)
-            buffers = {} if update else self.cloned_buffers(self.outer_prefix)
-            if buffers:
-                return torch.func.functional_call(self.module, buffers, args, kwargs)
-            return self.call(*args, **kwargs)
-
-    @property
-    def distributed(self) -> bool:
-        """Whether gradients are averaged over processes while they are computed."""
-        return "module." in self.outer_prefix
-
-    # -- modes -------------------------------------------------------------------------------------------------
-
-    def set_mode(self, training: bool) -> None:
-        """Train or eval mode."""
-        self.module.train(training)
-
-    def eval_parts(self) -> list[str]:
-        """Paths of the parts that stay in eval mode."""
-        return []
-
-    # -- arrays ------------------------------------------------------------------------------------------------
-
-    def paths(self, kind: Kind) -> tuple[str, ...]:
-        """Paths of the arrays, in the model's order."""
-        return tuple(self.params if kind == "params" else self._owners)
-
-    def frozen_by_user(self) -> list[str]:
-        """Paths of the parameters that the user froze."""
-        return [path for path, parameter in self.params.items() if not parameter.requires_grad]
-
-    def sparse(self) -> list[str]:
-        """Paths of the parameters whose gradients are sparse."""
-        return []
-
-    def check_trained(self) -> None:
-        """Refuse to train what cannot be trained here."""
-
-    @cached_property
-    def relative(self) -> dict[Kind, dict[str, str]]:
-        """For each kind name relative to the model -> path."""
-        kinds: tuple[Kind, ...] = ("params", "buffers")
-        return {kind: {path.removeprefix(self._prefix): path for path in self.paths(kind)} for kind in kinds}
-
-    def buffer(self, path: str) -> Tensor:
-        """The present buffer; looked up each time, since a forward pass may assign a new one."""
-        owner, name = self._owners[path]
-        found: Tensor = getattr(owner, name)
-        return found
-
-    def cloned_buffers(self, prefix: str = "") -> dict[str, Tensor]:
-        """Copies by name, for a call that leaves the buffers alone."""
-        return {prefix + self.names[path]: self.buffer(path).detach().clone() for path in self._owners}
-
-    def set_buffer(self, path: str, value: Tensor) -> None:
-        """Copy a value into a buffer."""
-        self.buffer(path).copy_(value)
-
-    def move(self, device: torch.device) -> None:
-        """Move all arrays to a device, in place."""
-        self.module.to(device)
-
-    # -- trees -------------------------------------------------------------------------------------------------
-
-    def pack(self, kind: Kind, leaves: dict[str, Any]) -> Tree:
-        """Leaves by relative name -> what users of the model know: the dict itself."""
-        return leaves
-
-    def unpack(self, kind: Kind, tree: Tree) -> dict[str, Any]:
-        """The inverse of `pack`.
-
-        Raises:
-            ValueError: it is no dict with the names of all arrays.
-        """
-        names = self.relative[kind].keys()
-        if not isinstance(tree, Mapping) or tree.keys() != names:
-            there = list(tree) if isinstance(tree, Mapping) else type(tree).__name__
-            raise ValueError(f"expected a dict with the keys {list(names)}, got {there}")
-        return tree if type(tree) is dict else dict(tree)
+from loopcore_torch.bound_module import Bound, BoundModule
+from loopcore_torch.pairs import BoundPair
 
 
-class BoundModule(Bound):
-    """A bound ``nn.Module``."""
-
-    shares = True
-
-    def __init__(self, name: str, module: nn.Module, compile: str | None) -> None:
-        super().__init__(name, module, module)
-        if compile is not None and not _is_compiled(module):
-            self.call = torch.compile(module, backend=compile)
-        for inner_name, parameter in self.inner.named_parameters():
-            path = self._named(inner_name)
-            if nn.parameter.is_lazy(parameter):
-                raise UnknownModelError(
-                    f"the parameter {path} has no shape yet, and there is no data to find it: call the lazy module "
-                    "once on a batch before Learner(...)"
-                )
-            if parameter.is_floating_point() or parameter.is_complex():
-                self.params[path] = parameter
-            else:  # an integer parameter cannot be trained
-                self._own(path, inner_name)
-        for inner_name, _ in self.inner.named_buffers():
-            self._own(self._named(inner_name), inner_name)
-        parts = list(module.modules())
-        self._kept = [part for part in parts if not part.training]
-        if len(self._kept) == len(parts):  # the phase decides on the mode of the whole model
-            self._kept = []
-        elif self._kept:
-            self.moded = next(part for part in parts if part.training)
-
-    def set_mode(self, training: bool) -> None:
-        """Train or eval mode, but for the parts that were in eval mode when the model was bound, and others not."""
-        self.module.train(training)
-        for part in self._kept:
-            part.training = False
-
-    def eval_parts(self) -> list[str]:
-        """Paths of the parts that stay in eval mode, of a part with all its parts the path alone."""
-        kept, found = set(self._kept), list[str]()
-        whole: list[nn.Module] = []
-        for name, part in self.inner.named_modules():
-            if part not in kept or any(part in outer.modules() for outer in whole):
-                continue
-            if kept.issuperset(part.modules()):
-                whole.append(part)
-            path = self._prefix + name if name else self._prefix.removesuffix(".") or "the model"
-            found.append(path if part in whole else f"{path} itself")
-        return found
-
-    def sparse(self) -> list[str]:
-        """Paths of the weights of embeddings with ``sparse=True``."""
-        kinds = (nn.Embedding, nn.EmbeddingBag)
-        weights = {id(part.weight) for part in self.inner.modules() if isinstance(part, kinds) and part.sparse}
-        return [path for path, parameter in self.params.items() if id(parameter) in weights]
-
-    def _named(self, inner_name: str) -> str:
-        parts = [part for part in inner_name.split(".") if part != _WRAPPER]  # submodules may be compiled too
-        path = self._prefix + ".".join(parts)
-        self.names[path] = inner_name
-        return path
-
-    def _own(self, path: str, inner_name: str) -> None:
-        owner, _, attribute = inner_name.rpartition(".")
-        self._owners[path] = (self.inner.get_submodule(owner), attribute)
-
-
-def bound(name: str, model: Any, dtype: torch.dtype | None, device: torch.device | None, compile: str | None) -> Bound:
+def bind_model(
+    name: str, model: Any, dtype: torch.dtype | None, device: torch.device | None, compile: str | None
+) -> Bound:
     """Bind one model.
 
     Args:
@@ -225,30 +38,12 @@ def bound(name: str, model: Any, dtype: torch.dtype | None, device: torch.device
             return BoundKeras(name, model if device is None else model.to(device))
         return BoundModule(name, model if device is None else model.to(device), compile)
     if isinstance(model, (tuple, list, Mapping, Tensor, np.ndarray)):
-        from loopcore_torch.pairs import BoundPair
-
         return BoundPair(name, model, dtype, device, compile)
     hint = f": write {model.__name__}(...)" if isinstance(model, type) else ""
     raise UnknownModelError(
         f"the model{_quoted(name)} is a {type(model).__name__}{hint}. The torch backend takes an nn.Module, "
         "(apply_fn, params[, state]), or a tree (dict, list, tuple) of floating arrays"
     )
-
-
-def unwrapped(module: Any) -> tuple[Any, str]:
-    """The module inside torch.compile, DistributedDataParallel and DataParallel, and the prefix of its names."""
-    prefix = ""
-    while True:
-        if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            module, prefix = module.module, f"{prefix}module."
-        elif _is_compiled(module):
-            module, prefix = module.get_submodule(_WRAPPER), f"{prefix}{_WRAPPER}."
-        else:
-            return module, prefix
-
-
-def _is_compiled(module: Any) -> bool:
-    return isinstance(module, nn.Module) and any(name == _WRAPPER for name, _ in module.named_children())
 
 
 def _quoted(name: str) -> str:
@@ -266,15 +61,15 @@ def build(module: nn.Module, batch: Callable[[], Any]) -> None:
         from loopcore_keras.models import build as build_keras
 
         build_keras(module, batch)
-    elif any(nn.parameter.is_lazy(one) for one in chain(module.parameters(), module.buffers())):
-        xs, modes = batch(), {one: one.training for one in module.modules()}
+    elif any(nn.parameter.is_lazy(tensor) for tensor in chain(module.parameters(), module.buffers())):
+        xs, modes = batch(), {part: part.training for part in module.modules()}
         if xs is None:
             return
         module.eval()  # a batch that is only looked at is in no statistics
         with torch.no_grad():
             module(optree.tree_map(_floats, xs))
-        for one in module.modules():  # one that was lazy is of another class now
-            one.training = modes.get(one, True)
+        for part in module.modules():  # one that was lazy is of another class now
+            part.training = modes.get(part, True)
 
 
 def _floats(leaf: Any) -> Any:

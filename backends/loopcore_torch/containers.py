@@ -12,7 +12,7 @@ import optree
 from torch import Tensor, nn
 
 _SPACE = "loopcore_torch"  # of optree: what is registered here is a leaf for everybody else
-_seen: set[type] = {Tensor, nn.Parameter, np.ndarray, str, bytes, bool, int, float, complex, type(None)}
+_classified: set[type] = {Tensor, nn.Parameter, np.ndarray, str, bytes, bool, int, float, complex, type(None)}
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
@@ -30,16 +30,16 @@ def unflatten(spec: Any, leaves: list[Any]) -> Any:
 
 def tree_map(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Map over the leaves of trees of one structure; None is a leaf."""
-    for one in (tree, *rest):
-        if type(one) not in _seen:
-            flatten(one)
+    for subtree in (tree, *rest):
+        if type(subtree) not in _classified:
+            flatten(subtree)
     return optree.tree_map(fn, tree, *rest, none_is_leaf=True, namespace=_SPACE)
 
 
 def _learn(leaves: list[Any]) -> bool:
     """Look at kinds of leaves that are new; whether one is a container."""
-    new = {type(leaf): leaf for leaf in leaves if type(leaf) not in _seen}
-    _seen.update(new)
+    new = {type(leaf): leaf for leaf in leaves if type(leaf) not in _classified}
+    _classified.update(new)
     return any([_register(kind, value) for kind, value in new.items()])
 
 
@@ -50,27 +50,27 @@ def _register(kind: Any, value: Any) -> bool:
     if is_dataclass(value):
         names = tuple(field.name for field in fields(value))
 
-        def parts(one: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
-            return [getattr(one, name) for name in names], names, names
+        def children_of(container: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
+            return [getattr(container, name) for name in names], names, names
 
-        def whole(keys: Any, children: Iterable[Any]) -> Any:
+        def rebuild(keys: Any, children: Iterable[Any]) -> Any:
             return kind(**dict(zip(keys, children, strict=True)))
     elif isinstance(value, Mapping):
 
-        def parts(one: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
-            keys = tuple(one)
-            return [one[key] for key in keys], keys, keys
+        def children_of(container: Any) -> tuple[list[Any], tuple[str, ...], tuple[str, ...]]:
+            keys = tuple(container)
+            return [container[key] for key in keys], keys, keys
 
-        def whole(keys: Any, children: Iterable[Any]) -> Any:
+        def rebuild(keys: Any, children: Iterable[Any]) -> Any:
             return kind(dict(zip(keys, children, strict=True)))
     else:
         return False
-    children, keys, _ = parts(value)
+    children, keys, _ = children_of(value)
     try:
-        again = whole(keys, children)
-        same = all(old is new for old, new in zip(children, parts(again)[0], strict=True))
+        rebuilt = rebuild(keys, children)
+        same = all(old is new for old, new in zip(children, children_of(rebuilt)[0], strict=True))
     except Exception:  # its own code, which may want anything: it is a leaf, and stays as it is
         return False
     if same:
-        optree.register_pytree_node(kind, parts, whole, namespace=_SPACE)
+        optree.register_pytree_node(kind, children_of, rebuild, namespace=_SPACE)
     return same

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loopcore_keras.models import KerasModel
 from loopcore_keras.optimizers import KerasOptimizer
-from loopcore_torch.binding import Bound
+from loopcore_torch.bound_module import Bound
 
 
 class Mode:
@@ -37,14 +37,14 @@ class BoundKeras(Bound):
         super().__init__(name, layer, self._call)
         self.module = self.moded = Mode()
         self._keras = KerasModel(layer, f"the model {name!r}" if name else "the model")
-        for own, variable in self._keras.arrays.items():
-            path = f"{self._prefix}{own}"
-            self.names[path] = own
+        for keras_path, variable in self._keras.arrays.items():
+            path = f"{self._prefix}{keras_path}"
+            self.names[path] = keras_path
             self.keras_variables[path] = variable
-            if own in self._keras.params:
+            if keras_path in self._keras.params:
                 self.params[path] = variable.value
             else:
-                self._owners[path] = (layer, own)
+                self._owners[path] = (layer, keras_path)
 
     def native(self) -> Any:
         """The user's model."""
@@ -60,8 +60,8 @@ class BoundKeras(Bound):
 
     def buffer(self, path: str) -> Tensor:
         """The present buffer."""
-        found: Tensor = self.keras_variables[path].value
-        return found
+        value: Tensor = self.keras_variables[path].value
+        return value
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         for variable, seed in zip(self._keras.seeds, self._seeds(), strict=True):
@@ -74,8 +74,8 @@ class BoundKeras(Bound):
         """Call with other arrays in place of variables."""
         result, after = self._keras.call_apart(stand_ins, self._seeds(), args, kwargs, self.module.training)
         if update:
-            for own, value in after.items():
-                self._keras.buffers[own].assign(value.detach())
+            for keras_path, value in after.items():
+                self._keras.buffers[keras_path].assign(value.detach())
         return result
 
     def _seeds(self) -> list[Tensor]:

@@ -142,9 +142,9 @@ def expand_dims(x: Tensor, /, *, axis: int = 0) -> Tensor:
 
 def squeeze(x: Tensor, /, axis: int | tuple[int, ...]) -> Tensor:
     """Remove axes, which must have length 1."""
-    for one in axes_of(x, axis):
-        if x.shape[one] != 1:
-            raise ValueError(f"squeeze: axis {one} of shape {tuple(x.shape)} has not length 1")
+    for dim in axes_of(x, axis):
+        if x.shape[dim] != 1:
+            raise ValueError(f"squeeze: axis {dim} of shape {tuple(x.shape)} has not length 1")
     return torch.squeeze(x, axes_of(x, axis))
 
 

@@ -14,7 +14,8 @@ from loopcore.backend import Leaves
 from loopcore.errors import GradientError, LossError
 from loopcore_torch.arrays import Arrays
 from loopcore_torch.models import Models
-from loopcore_torch.objectives import Inputs, along_graph, detach_all, outermost, scalars
+from loopcore_torch.objectives import Inputs, along_graph, detach_all, scalars
+from loopcore_torch.outermost_gradients import outermost
 
 Scopes: TypeAlias = Sequence[MutableMapping[str, Any]]
 Spec: TypeAlias = "optree.PyTreeSpec"
@@ -41,17 +42,17 @@ class Gradients:
             return self._gradient(objective, wrt, at or {}, scopes)
         paths = wrt[0]  # the usual case, and what a step costs: nothing is done twice here
         inputs = models.inputs.get(paths) or models.inputs_of(paths)
-        was = torch.is_grad_enabled()
+        grad_enabled = torch.is_grad_enabled()
         torch.set_grad_enabled(True)
         models.depth = 1
         try:
             result = objective()
             if type(result) is Tensor and result.ndim == 0:
-                return [[outermost(models, result, self._arrays.one, inputs, 0, True)]]
+                return [[outermost(models, result, self._arrays.unit, inputs, 0, True)]]
             return [[grads] for grads in self._outermost(scalars(result), inputs)]
         finally:
             models.depth = 0
-            torch.set_grad_enabled(was)
+            torch.set_grad_enabled(grad_enabled)
             detach_all(scopes)
             if models.states:
                 detach_all(models.states)
@@ -94,7 +95,7 @@ class Gradients:
     def _outermost(self, losses: Sequence[Tensor], inputs: Inputs) -> list[Leaves]:
         last = len(losses) - 1
         return [
-            outermost(self._models, loss, self._arrays.one, inputs, number, number == last)
+            outermost(self._models, loss, self._arrays.unit, inputs, number, number == last)
             for number, loss in enumerate(losses)
         ]
 
@@ -127,12 +128,12 @@ class Gradients:
                     losses = scalars(fn(*_trees(specs, inputs)))
                     if len(losses) > 1:
                         raise LossError(f"the function given to grad returned {len(losses)} values: return one scalar")
-                    found = along_graph(losses[0], list(inputs), list(inputs.values()), 0, nested)
+                    grads = along_graph(losses[0], list(inputs), list(inputs.values()), 0, nested)
             finally:
                 models.leave(outer)
                 if not nested:
                     detach_all([*scopes, *models.states])
-            trees = _trees(specs, found)
+            trees = _trees(specs, grads)
             return trees[0] if len(trees) == 1 else trees
 
         return gradients
@@ -153,9 +154,9 @@ class Gradients:
         value = leaf if isinstance(leaf, str) else self._arrays.tensor(leaf)
         if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             return value
-        what = f"an array of {value.dtype}" if isinstance(value, Tensor) else f"a {type(leaf).__name__}"
+        kind = f"an array of {value.dtype}" if isinstance(value, Tensor) else f"a {type(leaf).__name__}"
         raise GradientError(
-            f"{name} of the function given to grad is {what}, which has no gradient: close over it, as in "
+            f"{name} of the function given to grad is {kind}, which has no gradient: close over it, as in "
             "grad(lambda x: fn(x, labels))(x)"
         )
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from loopcore.backend import Kind, Leaves, Tree
 from loopcore.errors import BackendError, GradientError, UnknownModelError
 from loopcore_torch.arrays import Arrays
-from loopcore_torch.binding import Bound, bound
+from loopcore_torch.binding import bind_model
+from loopcore_torch.bound_module import Bound
 from loopcore_torch.objectives import Inputs, Reach
 
 
@@ -57,44 +58,46 @@ class Models:
         ordered = sorted(models.items(), key=lambda item: not isinstance(item[1], nn.Module))
         dtype: torch.dtype | None = None  # NumPy arrays follow the modules
         for name, model in ordered:
-            self._bound[name] = bound(name, model, dtype, device, self._compile)
+            self._bound[name] = bind_model(name, model, dtype, device, self._compile)
             dtype = next((p.dtype for p in self._bound[name].params.values() if p.is_floating_point()), None) or dtype
             if device is None:
                 device = next((p.device for p in self._bound[name].params.values()), None)
         self._bound = {name: self._bound[name] for name in models}
         self.shared = self._shared()
-        self.params = {path: p for one in self._bound.values() for path, p in one.params.items()}
+        self.params = {path: p for bound in self._bound.values() for path, p in bound.params.items()}
         self._owner = {
-            path: name for name, one in self._bound.items() for path in (*one.paths("params"), *one.paths("buffers"))
+            path: name
+            for name, bound in self._bound.items()
+            for path in (*bound.paths("params"), *bound.paths("buffers"))
         }
-        self.sparse = frozenset(path for one in self._bound.values() for path in one.sparse())
-        self.states = [one.state for one in self._bound.values() if one.state]
+        self.sparse = frozenset(path for bound in self._bound.values() for path in bound.sparse())
+        self.states = [bound.state for bound in self._bound.values() if bound.state]
         plain = all(type(parameter) in (nn.Parameter, Tensor) for parameter in self.params.values())
-        self.hooked = not plain or any(one.distributed for one in self._bound.values())
+        self.hooked = not plain or any(bound.distributed for bound in self._bound.values())
         self._arrays.place(dtype or torch.float32, device or torch.device("cpu"))
 
     def _shared(self) -> dict[str, list[str]]:
         """Leave what several models share to the first one; its path there -> those it would have in others."""
         owners: dict[int, tuple[str, str]] = {}
-        found: dict[str, list[str]] = {}
-        for name, one in self._bound.items():
-            for path, parameter in list(one.params.items()):
+        shared: dict[str, list[str]] = {}
+        for name, bound in self._bound.items():
+            for path, parameter in list(bound.params.items()):
                 first, owner = owners.setdefault(id(parameter), (path, name))
                 if owner == name:
                     continue
-                if not one.shares:
+                if not bound.shares:
                     raise UnknownModelError(
                         f"the models {owner!r} and {name!r} share {first}, and {name!r} is no module: make one model "
                         "of both, such as (apply_fn, {'a': ..., 'b': ...})"
                     )
-                del one.params[path]
-                one.names[first] = one.names.pop(path)
-                found.setdefault(first, []).append(path)
-        return found
+                del bound.params[path]
+                bound.names[first] = bound.names.pop(path)
+                shared.setdefault(first, []).append(path)
+        return shared
 
     def eval_parts(self) -> tuple[str, ...]:
         """Parts that stay in eval mode."""
-        return tuple(path for one in self._bound.values() for path in one.eval_parts())
+        return tuple(path for bound in self._bound.values() for path in bound.eval_parts())
 
     def native(self, model: str) -> Any:
         """The user's own object."""
@@ -102,11 +105,11 @@ class Models:
 
     def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
         """Paths of the arrays of each model."""
-        return {name: one.paths(kind) for name, one in self._bound.items()}
+        return {name: bound.paths(kind) for name, bound in self._bound.items()}
 
     def frozen_by_user(self) -> frozenset[str]:
         """Parameters that the user froze."""
-        return frozenset(path for one in self._bound.values() for path in one.frozen_by_user())
+        return frozenset(path for bound in self._bound.values() for path in bound.frozen_by_user())
 
     def to_device(self, device: torch.device) -> None:
         """Move all models in place.
@@ -114,10 +117,10 @@ class Models:
         Raises:
             BackendError: torch made new parameters for that device, so that optimizers would hold the old ones.
         """
-        for name, one in self._bound.items():
-            before = dict(one.module.named_parameters())
-            one.move(device)
-            if any(before[path] is not parameter for path, parameter in one.module.named_parameters()):
+        for name, bound in self._bound.items():
+            before = dict(bound.module.named_parameters())
+            bound.move(device)
+            if any(before[path] is not parameter for path, parameter in bound.module.named_parameters()):
                 raise BackendError(
                     f"torch cannot move the parameters of {name or 'the model'} to {device} in place: build the "
                     f"Learner anew with device={str(device)!r}"
@@ -128,23 +131,23 @@ class Models:
 
     def array(self, path: str) -> Tensor:
         """The present array: what stands in for it in the running objective, else the model's own."""
-        found = self._stand_ins.get(path)
-        return self._own(path) if found is None else found
+        stand_in = self._stand_ins.get(path)
+        return self._own_array(path) if stand_in is None else stand_in
 
     def inputs_of(self, paths: tuple[str, ...]) -> Inputs:
         """The models' own parameters of some paths, to differentiate by."""
-        found = self.inputs[paths] = Inputs(paths, tuple(self.params[path] for path in paths))
-        return found
+        inputs = self.inputs[paths] = Inputs(paths, tuple(self.params[path] for path in paths))
+        return inputs
 
     def keras_variables(self, paths: Iterable[str]) -> dict[str, Any]:
         """The variables of Keras models among these paths."""
-        found = {path: v for one in self._bound.values() for path, v in one.keras_variables.items()}
-        return {path: found[path] for path in paths if path in found}
+        variables = {path: v for bound in self._bound.values() for path, v in bound.keras_variables.items()}
+        return {path: variables[path] for path in paths if path in variables}
 
     def constraints(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """What becomes of parameters of Keras models after an update, by path."""
-        found = {path: getattr(v, "constraint", None) for path, v in self.keras_variables(self.params).items()}
-        return {path: constraint for path, constraint in found.items() if constraint is not None}
+        constraints = {path: getattr(v, "constraint", None) for path, v in self.keras_variables(self.params).items()}
+        return {path: constraint for path, constraint in constraints.items() if constraint is not None}
 
     def check_trained(self, paths: Iterable[str]) -> None:
         """Refuse to train a model that cannot be trained here.
@@ -152,14 +155,14 @@ class Models:
         Raises:
             OptimizerError: says what to write.
         """
-        wanted = set(paths)
-        for one in self._bound.values():
-            if not wanted.isdisjoint(one.params):
-                one.check_trained()
+        trained = set(paths)
+        for bound in self._bound.values():
+            if not trained.isdisjoint(bound.params):
+                bound.check_trained()
 
-    def _own(self, path: str) -> Tensor:
-        found = self.params.get(path)
-        return self._bound[self._owner[path]].buffer(path) if found is None else found
+    def _own_array(self, path: str) -> Tensor:
+        parameter = self.params.get(path)
+        return self._bound[self._owner[path]].buffer(path) if parameter is None else parameter
 
     def set(self, leaves: Mapping[str, Any]) -> None:
         """Copy values into the models' own arrays."""
@@ -176,7 +179,7 @@ class Models:
         """Copies; inside an objective they belong to its graph."""
         if self.depth:
             return {path: self.array(path).clone() for path in paths}
-        return {path: self._own(path).detach().clone() for path in paths}
+        return {path: self._own_array(path).detach().clone() for path in paths}
 
     def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
         """Leaves by relative name -> the tree its users know."""
@@ -198,38 +201,42 @@ class Models:
         self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
     ) -> Any:
         """Call a model in train or eval mode, with the arrays that stand in for its parameters."""
-        one = self._bound[model]
-        if one.moded.training is not training:
-            one.set_mode(training)
+        bound = self._bound[model]
+        if bound.moded.training is not training:
+            bound.set_mode(training)
         if not self.depth and torch.is_grad_enabled():
             with torch.no_grad():
                 return self.forward(model, args, kwargs, training=training, update_state=update_state)
         if self.depth > 1 or self._stand_ins or not update_state:
-            return one.call_apart(self._stand_ins_of(one), args, kwargs, update_state)
-        return one.call(*args, **kwargs)
+            return bound.call_apart(self._stand_ins_of(bound), args, kwargs, update_state)
+        return bound.call(*args, **kwargs)
 
     def apply(
         self, model: str, leaves: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
     ) -> Any:
         """Call a model with other parameters; its buffers stay as they are."""
-        one = self._bound[model]
-        if one.moded.training is not training:
-            one.set_mode(training)
+        bound = self._bound[model]
+        if bound.moded.training is not training:
+            bound.set_mode(training)
         if not self.depth and torch.is_grad_enabled():
             with torch.no_grad():
                 return self.apply(model, leaves, args, kwargs, training)
-        given = {one.names[path]: self._arrays.tensor(leaf) for path, leaf in leaves.items() if path in one.names}
-        return one.call_apart(self._stand_ins_of(one) | given, args, kwargs, False)
+        replacements = {
+            bound.names[path]: self._arrays.tensor(leaf) for path, leaf in leaves.items() if path in bound.names
+        }
+        return bound.call_apart(self._stand_ins_of(bound) | replacements, args, kwargs, False)
 
-    def _stand_ins_of(self, one: Bound) -> dict[str, Tensor]:
-        found = self._stand_ins
-        mine = {one.names[path]: found[path] for path in one.names if path in found} if found else {}
-        if mine and one.distributed:
+    def _stand_ins_of(self, bound: Bound) -> dict[str, Tensor]:
+        stand_ins = self._stand_ins
+        replacements = (
+            {bound.names[path]: stand_ins[path] for path in bound.names if path in stand_ins} if stand_ins else {}
+        )
+        if replacements and bound.distributed:
             raise GradientError(
                 "gradients at other values, and gradients inside an objective, are not averaged over processes: pass "
                 "the module itself instead of DistributedDataParallel(module)"
             )
-        return mine
+        return replacements
 
     # -- objectives --------------------------------------------------------------------------------------------
 

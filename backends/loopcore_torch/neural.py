@@ -143,7 +143,7 @@ def layer_norm(
         axis: an axis or several.
         epsilon: added to the variance, which divides by the number of elements.
     """
-    axes = sorted(each % x.ndim for each in axes_of(x, axis))
+    axes = sorted(dim % x.ndim for dim in axes_of(x, axis))
     first = x.ndim - len(axes)
     if axes == list(range(first, x.ndim)):  # torch normalises the last axes
         normal = functional.layer_norm(x, x.shape[first:], eps=epsilon)

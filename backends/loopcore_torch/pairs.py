@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from loopcore.backend import Kind, Tree
 from loopcore.backend.pairs import read
 from loopcore.errors import BackendError
-from loopcore_torch.binding import Bound
+from loopcore_torch.bound_module import Bound
 from loopcore_torch.random import generator_of
 
 

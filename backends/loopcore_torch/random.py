@@ -103,18 +103,18 @@ class GlobalGenerators:
         self.state: Callable[[], Any] = cpu.get_state
         self.put_back: Callable[[Any], object] = cpu.set_state
         if device.type not in ("cpu", "meta"):
-            self._both: list[Any] = [cpu, generator_of(device)]
-            self.seed, self.state, self.put_back = self._seed_both, self._states, self._put_both_back
+            self._generators: list[Any] = [cpu, generator_of(device)]
+            self.seed, self.state, self.put_back = self._seed_all, self._states, self._put_all_back
 
-    def _seed_both(self, value: int) -> None:
-        for generator in self._both:
+    def _seed_all(self, value: int) -> None:
+        for generator in self._generators:
             generator.manual_seed(value)
 
     def _states(self) -> list[Tensor]:
-        return [generator.get_state() for generator in self._both]
+        return [generator.get_state() for generator in self._generators]
 
-    def _put_both_back(self, states: list[Tensor]) -> None:
-        for generator, state in zip(self._both, states, strict=True):
+    def _put_all_back(self, states: list[Tensor]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
             generator.set_state(state)
 
 

@@ -14,7 +14,7 @@ Weights: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
 dtypes = ("float64", "float32")
 batch_norm_correction = 1
 _TO_TORCH = {"scale": "weight", "offset": "bias", "mean": "running_mean", "variance": "running_var"}
-_FROM_TORCH = {name: own for own, name in _TO_TORCH.items()}
+_FROM_TORCH = {name: suite_name for suite_name, name in _TO_TORCH.items()}
 
 
 class Mlp(nn.Module):
@@ -84,15 +84,15 @@ def arrays(tree: Any, dtype: str) -> Any:
 
 def neutral(weights: Weights) -> dict[str, np.ndarray[Any, Any]]:
     """Torch keeps dense weights transposed, and calls the parts of a normalisation by other names."""
-    found: dict[str, np.ndarray[Any, Any]] = {}
+    renamed: dict[str, np.ndarray[Any, Any]] = {}
     for path, value in weights.items():
         head, _, name = path.rpartition(".")
         if name == "num_batches_tracked":
             continue
         if head.endswith("norm"):
             name = _FROM_TORCH[name]
-        found[f"{head}.{name}" if head else name] = value.T if name == "weight" else value
-    return found
+        renamed[f"{head}.{name}" if head else name] = value.T if name == "weight" else value
+    return renamed
 
 
 def is_plain(array: Any) -> bool:
@@ -101,17 +101,17 @@ def is_plain(array: Any) -> bool:
 
 
 def _dtype(name: str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, name)
-    return found
+    torch_dtype: torch.dtype = getattr(torch, name)
+    return torch_dtype
 
 
 def _filled(model: nn.Module, weights: Weights, dtype: str) -> nn.Module:
     """The model with these weights."""
     model.to(_dtype(dtype))
-    own = model.state_dict()
+    state = model.state_dict()
     for path, value in weights.items():
         head, _, name = path.rpartition(".")
         name = _TO_TORCH.get(name, name)
         array = value.T if name == "weight" else value
-        own[f"{head}.{name}" if head else name].copy_(torch.tensor(array))
+        state[f"{head}.{name}" if head else name].copy_(torch.tensor(array))
     return model
