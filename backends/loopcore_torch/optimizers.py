@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -30,7 +31,7 @@ class Attached(NamedTuple):
     name: str
     optimizer: Optimizer
     hyper: tuple[str, ...]
-    held: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...]
 
 
 class Plan(NamedTuple):
@@ -49,13 +50,24 @@ class Plan(NamedTuple):
     constrained: tuple[tuple[nn.Parameter, Callable[[Tensor], Tensor]], ...]
 
 
+class Restore(NamedTuple):
+    """How `Optimizers.load` restores a parameter's state, or an optimizer of Keras.
+
+    ``names`` of the state that it uses, ``problems`` of what does not fit, and what writes the values.
+    """
+
+    names: Set[str]
+    problems: list[str]
+    write: Callable[[], None]
+
+
 class Optimizers:
     """The attached optimizers of one learner."""
 
     def __init__(self, models: Models) -> None:
         self._models = models
         self._attached: list[Attached] = []
-        self._given: list[Any] = []
+        self._sources: list[Any] = []
         self._of_path: dict[str, int] = {}
         self._plans: dict[tuple[str, ...], Plan] = {}
 
@@ -67,26 +79,28 @@ class Optimizers:
         """
         for _, paths in optimizers:
             self._models.check_trained(paths)
-        attached = [self._attach(given, paths) for given, paths in optimizers]
+        attached = [self._attach(source, paths) for source, paths in optimizers]
         self._attached = attached
-        self._given = [given for given, _ in optimizers]
+        self._sources = [source for source, _ in optimizers]
         self._of_path = {path: index for index, (_, paths) in enumerate(optimizers) for path in paths}
         self._plans = {}
         self._check_shared()
 
     def _check_shared(self) -> None:
         """Refuse optimizers that would train twice, or not at all, what several models share."""
-        for path, others in self._models.shared.items():
+        for path, aliases in self._models.shared.items():
             parameter = self._models.params[path]
-            holders = [one.name for one in self._attached if any(tensor is parameter for tensor in one.held)]
+            holders = [
+                attached.name for attached in self._attached if any(tensor is parameter for tensor in attached.tensors)
+            ]
             if len(holders) > 1:
                 raise OptimizerError(
-                    f"{' and '.join(holders)} both hold {path}, which is {', '.join(others)} too and would be updated "
+                    f"{' and '.join(holders)} both hold {path}, which is {', '.join(aliases)} too and would be updated "
                     "twice: give the models one optimizer, or leave it out of the parameters of one"
                 )
             if holders or not parameter.requires_grad:
                 continue
-            models = {other.partition(".")[0] for other in others}
+            models = {other.partition(".")[0] for other in aliases}
             training = sorted(models & {trained.partition(".")[0] for trained in self._of_path})
             if training:
                 raise OptimizerError(
@@ -95,28 +109,28 @@ class Optimizers:
                     "requires_grad_(False)"
                 )
 
-    def _attach(self, given: Any, paths: tuple[str, ...]) -> Attached:
+    def _attach(self, source: Any, paths: tuple[str, ...]) -> Attached:
         params = [self._models.params[path] for path in paths]
-        if _is_recipe(given):
-            given = given(params)
-        if isinstance(given, OptimizerSpec):
-            optimizer = _build(given, params)
-            names = _spec_hyper(given)
-        elif isinstance(given, Optimizer):
-            optimizer = given
+        if _is_recipe(source):
+            source = source(params)
+        if isinstance(source, OptimizerSpec):
+            optimizer = _build(source, params)
+            names = _spec_hyper(source)
+        elif isinstance(source, Optimizer):
+            optimizer = source
             self._check(optimizer, paths)
             names = _native_hyper(optimizer)
-        elif any(cls.__module__.split(".")[0] == "keras" for cls in type(given).__mro__):
-            return self._attach_keras(given, paths, params)
+        elif any(cls.__module__.split(".")[0] == "keras" for cls in type(source).__mro__):
+            return self._attach_keras(source, paths, params)
         else:
-            kind = type(given)
+            kind = type(source)
             raise OptimizerError(
                 f"the optimizer is a {kind.__module__}.{kind.__qualname__}, but the model is a torch one: pass "
                 "loopcore.Adam(1e-3), or torch.optim.Adam(model.parameters(), 1e-3)"
             )
-        return Attached(type(given).__name__, optimizer, names, _held(optimizer))
+        return Attached(type(source).__name__, optimizer, names, _tensors_of(optimizer))
 
-    def _attach_keras(self, given: Any, paths: tuple[str, ...], params: list[nn.Parameter]) -> Attached:
+    def _attach_keras(self, source: Any, paths: tuple[str, ...], params: list[nn.Parameter]) -> Attached:
         from loopcore_torch.from_keras import KerasSteps
 
         variables = self._models.keras_variables(paths)
@@ -126,7 +140,7 @@ class Optimizers:
                 f"the optimizer is one of Keras, which trains models of Keras, and {_some(missing)} is a parameter of "
                 "an nn.Module: pass loopcore.Adam(1e-3), or torch.optim.Adam(model.parameters(), 1e-3)"
             )
-        steps: Any = KerasSteps(given, variables)
+        steps: Any = KerasSteps(source, variables)
         names = tuple(name for name in ("learning_rate", "momentum", "weight_decay") if name in steps.keras.names)
         return Attached(steps.keras.name, steps, names, tuple(params))
 
@@ -145,16 +159,16 @@ class Optimizers:
                 "train it by torch.optim.SparseAdam([...], 1e-3) under its own path, "
                 f"optimizer={{{sparse[0]!r}: ..., '': ...}}"
             )
-        held = {id(tensor) for tensor in _held(optimizer)}
-        missing = [path for path in paths if id(self._models.params[path]) not in held]
+        tensor_ids = {id(tensor) for tensor in _tensors_of(optimizer)}
+        missing = [path for path in paths if id(self._models.params[path]) not in tensor_ids]
         if missing:
             raise OptimizerError(
                 f"{name} does not hold {_some(missing)}: build it from model.parameters() of the model that the "
                 "Learner gets, after moving it to its device; for (apply_fn, params) let the Learner build it, "
                 f"functools.partial(torch.optim.{name}, lr=1e-3)"
             )
-        known = {id(parameter) for parameter in self._models.params.values()}
-        foreign = [str(list(tensor.shape)) for tensor in _held(optimizer) if id(tensor) not in known]
+        parameter_ids = {id(parameter) for parameter in self._models.params.values()}
+        foreign = [str(list(tensor.shape)) for tensor in _tensors_of(optimizer) if id(tensor) not in parameter_ids]
         if foreign:
             raise OptimizerError(
                 f"{name} holds tensors that are no parameters of the models, of shapes {_some(foreign)}: build it from "
@@ -166,8 +180,8 @@ class Optimizers:
         """Paths that a torch optimizer holds, in the models' order; None for a neutral spec."""
         if not isinstance(optimizer, Optimizer):
             return None
-        held = {id(tensor) for tensor in _held(optimizer)}
-        return tuple(path for path, parameter in self._models.params.items() if id(parameter) in held)
+        tensor_ids = {id(tensor) for tensor in _tensors_of(optimizer)}
+        return tuple(path for path, parameter in self._models.params.items() if id(parameter) in tensor_ids)
 
     # -- hyperparameters ---------------------------------------------------------------------------------------
 
@@ -250,14 +264,14 @@ class Optimizers:
 
         So does a spec with what the user froze in the meantime.
         """
-        since, found = self._models.reach.since, dict(grads)
+        since, grads_or_none = self._models.reach.since, dict(grads)
         for path, grad in grads.items():
             zeros = since.pop(path, None)
             if zeros is not None and (grad is zeros or not (grad.is_sparse or grad.any())):
-                own = not isinstance(self._given[self._of_path[path]], OptimizerSpec)
-                if own or not self._models.params[path].requires_grad:
-                    found[path] = None
-        return found
+                is_native = not isinstance(self._sources[self._of_path[path]], OptimizerSpec)
+                if is_native or not self._models.params[path].requires_grad:
+                    grads_or_none[path] = None
+        return grads_or_none
 
     def _fitting(self, path: str, grad: Any) -> Any:
         """A gradient as the optimizer takes it: sparse for SparseAdam, dense for a spec, else as it is."""
@@ -266,8 +280,8 @@ class Optimizers:
         attached = self._attached[self._of_path[path]]
         if isinstance(attached.optimizer, torch.optim.SparseAdam):
             return grad if grad.is_sparse else grad.to_sparse(1)  # a callback made it dense: rows of zeros are left out
-        own = isinstance(self._given[self._of_path[path]], Optimizer)
-        return grad.to_dense() if grad.is_sparse and not own else grad
+        is_native = isinstance(self._sources[self._of_path[path]], Optimizer)
+        return grad.to_dense() if grad.is_sparse and not is_native else grad
 
     def _plan(self, paths: tuple[str, ...]) -> Plan:
         frozen = [path for path in paths if path not in self._of_path]
@@ -275,13 +289,13 @@ class Optimizers:
             raise OptimizerError(f"no optimizer trains {_some(frozen)}: leave these out of the gradients")
         params = tuple(self._models.params[path] for path in paths)
         stepping = [self._attached[index] for index in sorted({self._of_path[path] for path in paths})]
-        given = {id(parameter) for parameter in params}
-        idle = tuple(tensor for one in stepping for tensor in one.held if id(tensor) not in given)
-        optimizers = tuple(one.optimizer for one in stepping)
+        trained_ids = {id(parameter) for parameter in params}
+        idle = tuple(tensor for attached in stepping for tensor in attached.tensors if id(tensor) not in trained_ids)
+        optimizers = tuple(attached.optimizer for attached in stepping)
         fused = any(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups)
         constraints = self._models.constraints()
-        theirs = [path for path in paths if isinstance(self._attached[self._of_path[path]].optimizer, Optimizer)]
-        constrained = tuple((self._models.params[p], constraints[p]) for p in theirs if p in constraints)
+        by_torch = [path for path in paths if isinstance(self._attached[self._of_path[path]].optimizer, Optimizer)]
+        constrained = tuple((self._models.params[p], constraints[p]) for p in by_torch if p in constraints)
         sparse = not self._models.sparse.isdisjoint(paths)
         plan = self._plans[paths] = Plan(params, idle, optimizers, fused, sparse, constrained)
         return plan
@@ -293,15 +307,19 @@ class Optimizers:
 
         Of several parameter groups also their hyperparameters, which `get_hyper` gives for the first alone.
         """
-        found: dict[str, Any] = {name: np.array(value) for name, (_, _, value) in self._group_values().items()}
-        for number, one in enumerate(self._attached):
-            if not isinstance(one.optimizer, Optimizer):
-                found |= {f"{number}.{n}": to_numpy(v.value) for n, v in cast(Any, one.optimizer).keras.state().items()}
+        state: dict[str, Any] = {name: np.array(value) for name, (_, _, value) in self._group_values().items()}
+        for number, attached in enumerate(self._attached):
+            if not isinstance(attached.optimizer, Optimizer):
+                state |= {
+                    f"{number}.{n}": to_numpy(v.value) for n, v in cast(Any, attached.optimizer).keras.state().items()
+                }
                 continue
             for path, parameter in self._models.params.items():
-                kept = one.optimizer.state.get(parameter, {})
-                found |= {f"{number}.{path}.{key}": as_numpy(value) for key, value in kept.items() if value is not None}
-        return found
+                slots = attached.optimizer.state.get(parameter, {})
+                state |= {
+                    f"{number}.{path}.{key}": as_numpy(value) for key, value in slots.items() if value is not None
+                }
+        return state
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `export` gave.
@@ -309,52 +327,84 @@ class Optimizers:
         Raises:
             ValueError: it has parameters that no optimizer trains, or other shapes.
         """
-        loaded: list[tuple[Any, Any, dict[str, Any]]] = []
         groups = self._group_values()
-        known, problems = set(groups), [f"{name}: not there" for name in groups if name not in state]
-        for number, one in enumerate(self._attached):
-            if not isinstance(one.optimizer, Optimizer):
-                mine = {f"{number}.{n}": v for n, v in cast(Any, one.optimizer).keras.state().items()}
-                loaded += [(v, None, {"": state[name]}) for name, v in mine.items() if name in state]
-                held = {name: to_numpy(v.value) for name, v in mine.items()}
-                problems += differences(held, {name: value for name, value in state.items() if name in held})
-                known |= mine.keys()
-                continue
-            for path, parameter in self._models.params.items():
-                if self._of_path.get(path) == number:
-                    start = f"{number}.{path}."
-                    kept = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
-                    known |= {start + key for key in kept}
-                    problems += [start + line for line in _unlike(kept, parameter, one.optimizer.state)]
-                    loaded.append((one.optimizer, parameter, kept))
-        problems += [f"{name}: no optimizer keeps it" for name in state if name not in known]
-        if problems:
+        restores = list(self._restores(state))
+        problems = [f"{name}: not there" for name in groups if name not in state]
+        problems += chain.from_iterable(restore.problems for restore in restores)
+        names = set(groups).union(*(restore.names for restore in restores))
+        problems += [f"{name}: no optimizer keeps it" for name in state if name not in names]
+        if problems:  # before anything is written: a state that does not fit changes nothing
             raise ValueError("\n".join(("the state of the optimizers does not fit:", *problems)))
-        for name, (optimizer, place, _) in groups.items():
-            _set_in(optimizer.param_groups[place], name.rpartition("].")[2], float(state[name]))
-        for holder, parameter, kept in loaded:
-            if parameter is None:
-                holder.assign(kept[""])
-            elif kept:
-                holder.state[parameter] = {key: _as_state(key, value, parameter) for key, value in kept.items()}
-            else:
-                holder.state.pop(parameter, None)
+        for name, (group, hyper, _) in groups.items():
+            _set_in(group, hyper, float(state[name]))
+        for restore in restores:
+            restore.write()
 
-    def _group_values(self) -> dict[str, tuple[Optimizer, int, float]]:
-        """Hyperparameters of optimizers with several groups, by name: whose, of which group, and the value."""
+    def _restores(self, state: Mapping[str, Any]) -> Iterator[Restore]:
+        """How to restore each optimizer of Keras, and of torch's each parameter that it trains."""
+        for number, attached in enumerate(self._attached):
+            if isinstance(attached.optimizer, Optimizer):
+                for path, parameter in self._models.params.items():
+                    if self._of_path.get(path) == number:
+                        yield _restore_parameter(f"{number}.{path}.", attached.optimizer, parameter, state)
+            else:
+                yield _restore_keras(f"{number}.", cast(Any, attached.optimizer).keras, state)
+
+    def _group_values(self) -> dict[str, tuple[dict[str, Any], str, float]]:
+        """Hyperparameters of optimizers with several groups, by name: the group, what it is called, and the value."""
         return {
-            f"{number}.param_groups[{place}].{name}": (one.optimizer, place, _get_in(group, name))
-            for number, one in enumerate(self._attached)
-            for place, group in enumerate(one.optimizer.param_groups)
-            for name in one.hyper
-            if len(one.optimizer.param_groups) > 1
+            f"{number}.param_groups[{place}].{hyper}": (group, hyper, _get_in(group, hyper))
+            for number, attached in enumerate(self._attached)
+            for place, group in enumerate(attached.optimizer.param_groups)
+            for hyper in attached.hyper
+            if len(attached.optimizer.param_groups) > 1
         }
 
     def to_device(self, device: torch.device) -> None:
         """Move the state of all optimizers, in place."""
-        for one in self._attached:
-            if isinstance(one.optimizer, Optimizer):
-                move_state(one.optimizer, device)
+        for attached in self._attached:
+            if isinstance(attached.optimizer, Optimizer):
+                move_state(attached.optimizer, device)
+
+
+def _restore_keras(prefix: str, optimizer: Any, state: Mapping[str, Any]) -> Restore:
+    """How to restore an optimizer of Keras from what ``state`` has under a prefix."""
+    variables = {prefix + name: variable for name, variable in optimizer.state().items()}
+    present = {name: to_numpy(variable.value) for name, variable in variables.items()}
+    problems = differences(present, {name: value for name, value in state.items() if name in present})
+
+    def write() -> None:
+        for name, variable in variables.items():
+            variable.assign(state[name])
+
+    return Restore(variables.keys(), problems, write)
+
+
+def _restore_parameter(prefix: str, optimizer: Optimizer, parameter: Tensor, state: Mapping[str, Any]) -> Restore:
+    """How to restore what a torch optimizer keeps for a parameter from what ``state`` has under a prefix."""
+    slots = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    problems = [prefix + line for line in _misfits(slots, parameter, optimizer.state)]
+
+    def write() -> None:
+        if slots:
+            optimizer.state[parameter] = {key: _as_state(key, value, parameter) for key, value in slots.items()}
+        else:  # it was saved before its first step
+            optimizer.state.pop(parameter, None)
+
+    return Restore({prefix + key for key in slots}, problems, write)
+
+
+def _misfits(slots: Mapping[str, Any], parameter: Tensor, state: Mapping[Any, Any]) -> list[str]:
+    """What does not fit of the state for a parameter: other shapes, and other dtypes than there are."""
+    present = {key: as_numpy(value) for key, value in state.get(parameter, {}).items() if value is not None}
+    problems = differences(present, {key: slots[key] for key in present if key in slots}) if present else []
+    problems = [line for line in problems if not line.endswith(": not there")]  # a slot begins with the first step
+    expected = list(parameter.shape)
+    new_shapes = {key: list(np.shape(value)) for key, value in slots.items() if key not in present}
+    # a scalar, such as Adam's step count, belongs to a parameter of any shape
+    return problems + [
+        f"{k}: shape {shape}, not {expected}" for k, shape in new_shapes.items() if shape not in ([], expected)
+    ]
 
 
 def as_numpy(value: Any) -> Any:
@@ -392,9 +442,9 @@ def _laid_out(grad: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(grad)
 
 
-def _is_recipe(given: Any) -> bool:
+def _is_recipe(source: Any) -> bool:
     """Whether it is a torch optimizer without its parameters, ``functools.partial(torch.optim.Adam, lr=1e-3)``."""
-    maker = given.func if isinstance(given, partial) else None
+    maker = source.func if isinstance(source, partial) else None
     return isinstance(maker, type) and issubclass(maker, Optimizer)
 
 
@@ -464,17 +514,7 @@ def _set_in(group: dict[str, Any], name: str, value: float) -> None:
     group[key] = (new, *group[key][1:]) if key == "betas" else new
 
 
-def _unlike(given: Mapping[str, Any], parameter: Tensor, state: Mapping[Any, Any]) -> list[str]:
-    """What does not fit of the state for a parameter: other shapes, and other dtypes than there are."""
-    present = {key: as_numpy(value) for key, value in state.get(parameter, {}).items() if value is not None}
-    found = differences(present, {key: given[key] for key in present if key in given}) if present else []
-    found = [line for line in found if not line.endswith(": not there")]  # one that was never stepped keeps nothing
-    shape = list(parameter.shape)
-    new = ((key, list(np.shape(value))) for key, value in given.items() if key not in present)
-    return found + [f"{key}: shape {its}, not {shape}" for key, its in new if its and its != shape]
-
-
-def _held(optimizer: Optimizer) -> tuple[Tensor, ...]:
+def _tensors_of(optimizer: Optimizer) -> tuple[Tensor, ...]:
     return tuple(tensor for group in optimizer.param_groups for tensor in group["params"])
 
 
