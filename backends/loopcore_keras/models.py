@@ -9,8 +9,8 @@ import keras
 
 from loopcore.backend import Leaves
 from loopcore.errors import OptimizerError, UnknownModelError
-from loopcore_keras.names import paths_of, within
 from loopcore_keras.penalties import regularizers, warn_of, warn_of_mask
+from loopcore_keras.variable_paths import paths_of, within
 
 
 def is_model(value: Any) -> bool:
@@ -63,14 +63,16 @@ class KerasModel:
         trainable = _trainable(layer)
         self.params: dict[str, Any] = {names[id(v)]: v for v in trainable}
         weights = {id(variable) for variable in layer.weights}
-        known = {id(variable) for variable in trainable}
-        others = [variable for variable in layer.variables if id(variable) not in known]
-        self.buffers: dict[str, Any] = {names[id(v)]: v for v in others if id(v) in weights}
-        self.seeds: list[Any] = [v for v in others if id(v) not in weights and v.path.endswith("seed_generator_state")]
+        trainable_ids = {id(variable) for variable in trainable}
+        untrained = [variable for variable in layer.variables if id(variable) not in trainable_ids]
+        self.buffers: dict[str, Any] = {names[id(v)]: v for v in untrained if id(v) in weights}
+        self.seeds: list[Any] = [
+            v for v in untrained if id(v) not in weights and v.path.endswith("seed_generator_state")
+        ]
         self.arrays: dict[str, Any] = {**self.params, **self.buffers}
         self._title = title
         penalties = regularizers(layer, self.params)
-        self._looked = bool(penalties)  # whether there is nothing more to say about penalties
+        self._penalties_checked = bool(penalties)  # whether there is nothing more to say about penalties
         self._unmasked = False  # whether there is nothing more to say about masks
         self._look_for_mask(getattr(layer, "outputs", ()), last=False)  # a tracer of JAX does not show its mask
         if penalties:
@@ -93,7 +95,7 @@ class KerasModel:
         Raises:
             OptimizerError: it computes in float16, for which fit of Keras scales the loss.
         """
-        half = next((one for one in within(self.layer) if one.dtype_policy.name == "mixed_float16"), None)
+        half = next((part for part in within(self.layer) if part.dtype_policy.name == "mixed_float16"), None)
         if half is not None:
             raise OptimizerError(
                 f"{self._title} computes in float16 (the dtype policy of its layer {half.name!r} is mixed_float16), "
@@ -104,23 +106,23 @@ class KerasModel:
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Any:
         """The forward pass; assigns to its buffers and seeds."""
         result = self.layer(*args, **{"training": training, **kwargs})
-        if training and not self._looked:
-            self._look()
+        if training and not self._penalties_checked:
+            self._look_for_losses()
         if not self._unmasked:
             self._look_for_mask(result, last=True)
         return result
 
-    def _look(self) -> None:
+    def _look_for_losses(self) -> None:
         """Whether the call that just ended came upon an ``add_loss``, of which only a call knows."""
-        self._looked = True
+        self._penalties_checked = True
         if self.layer.losses:
             warn_of(self._title, "terms of add_loss")
 
     def _look_for_mask(self, result: Any, last: bool) -> None:
         """Whether what a call returns carries a mask; ``last`` where nothing else could tell."""
-        found = any(getattr(leaf, "_keras_mask", None) is not None for leaf in keras.tree.flatten(result))
-        self._unmasked = found or last
-        if found:
+        has_mask = any(getattr(leaf, "_keras_mask", None) is not None for leaf in keras.tree.flatten(result))
+        self._unmasked = has_mask or last
+        if has_mask:
             warn_of_mask(self._title)
 
     def call_apart(
@@ -136,18 +138,18 @@ class KerasModel:
         Returns:
             The result, and by path what became of the buffers.
         """
-        instead = [(self.arrays[path], value) for path, value in values.items()]
-        instead += list(zip(self.seeds, seeds, strict=True)) if seeds else []
-        with keras.StatelessScope(state_mapping=instead, collect_losses=not self._looked) as scope:
+        state_mapping = [(self.arrays[path], value) for path, value in values.items()]
+        state_mapping += list(zip(self.seeds, seeds, strict=True)) if seeds else []
+        with keras.StatelessScope(state_mapping=state_mapping, collect_losses=not self._penalties_checked) as scope:
             result = self.call(args, kwargs, training)
-        now = {path: scope.get_current_value(variable) for path, variable in self.buffers.items()}
-        return result, {path: value for path, value in now.items() if value is not None}
+        current_values = {path: scope.get_current_value(variable) for path, variable in self.buffers.items()}
+        return result, {path: value for path, value in current_values.items() if value is not None}
 
 
 def constraints(variables: Mapping[str, Any]) -> dict[str, Callable[[Any], Any]]:
     """What Keras makes of a variable after every update, by path."""
-    found = {path: getattr(variable, "constraint", None) for path, variable in variables.items()}
-    return {path: constraint for path, constraint in found.items() if constraint is not None}
+    constraint_of = {path: getattr(variable, "constraint", None) for path, variable in variables.items()}
+    return {path: constraint for path, constraint in constraint_of.items() if constraint is not None}
 
 
 def _trainable(layer: Any) -> list[Any]:

@@ -34,8 +34,8 @@ class KerasOptimizer:
         self.optimizer = optimizer
         self._variables = dict(variables)
         prepare(optimizer, variables)
-        self._own = own_names(optimizer)
-        self.fixed = fixed_reasons(optimizer, self._own)
+        self._keras_names = own_names(optimizer)
+        self.fixed = fixed_reasons(optimizer, self._keras_names)
 
     @property
     def name(self) -> str:
@@ -45,11 +45,11 @@ class KerasOptimizer:
     @property
     def names(self) -> tuple[str, ...]:
         """Of its hyperparameters."""
-        return tuple(self._own)
+        return tuple(self._keras_names)
 
     def get(self, name: str) -> Any:
         """A hyperparameter; within a program what stands for the learning rate."""
-        value = getattr(self.optimizer, self._own[name])
+        value = getattr(self.optimizer, self._keras_names[name])
         try:
             return float(value)
         except TypeError:  # it stands for a value while a program is traced
@@ -125,26 +125,26 @@ def _some(names: Sequence[str]) -> str:
 
 def own_names(optimizer: Any) -> dict[str, str]:
     """What Keras calls the hyperparameters that an optimizer has."""
-    found: dict[str, str] = {}
+    keras_names: dict[str, str] = {}
     for name, candidates in OWN_NAMES.items():
-        own = next((own for own in candidates if getattr(optimizer, own, None) is not None), None)
-        if own is not None:
-            found[name] = own
-    return found
+        keras_name = next((n for n in candidates if getattr(optimizer, n, None) is not None), None)
+        if keras_name is not None:
+            keras_names[name] = keras_name
+    return keras_names
 
 
 def fixed_reasons(optimizer: Any, names: Mapping[str, str]) -> dict[str, str]:
     """Why a hyperparameter cannot be set, where it cannot."""
     kind = type(optimizer).__name__
-    found = {
-        name: f"Keras keeps {own} of {kind} as a Python number, which a compiled step bakes in: pass lc.Adam, lc.AdamW "
-        "or lc.Momentum, whose hyperparameters are all inputs"
-        for name, own in names.items()
+    reasons = {
+        name: f"Keras keeps {keras_name} of {kind} as a Python number, which a compiled step bakes in: pass lc.Adam, "
+        "lc.AdamW or lc.Momentum, whose hyperparameters are all inputs"
+        for name, keras_name in names.items()
         if name != "learning_rate"
     }
     if "learning_rate" in names and not isinstance(optimizer.learning_rate, keras.Variable):
-        found["learning_rate"] = (
+        reasons["learning_rate"] = (
             f"the learning rate of this {kind} follows a schedule of Keras: pass a number to it, and use lc.Scheduler "
             "or assign learner.hyper"
         )
-    return found
+    return reasons

@@ -16,7 +16,7 @@ _TO_KERAS = {
     **{"weight": "kernel", "scale": "gamma", "offset": "beta"},
     **{"mean": "moving_mean", "variance": "moving_variance"},
 }
-_FROM_KERAS = {own: name for name, own in _TO_KERAS.items()}
+_FROM_KERAS = {keras_name: name for name, keras_name in _TO_KERAS.items()}
 
 
 class Structured(keras.Model):  # type: ignore[misc]
@@ -69,21 +69,21 @@ def structured(weights: Weights, dtype: str) -> Any:
 
 def neutral(weights: Weights) -> dict[str, np.ndarray[Any, Any]]:
     """Keras calls the parts of a layer by other names."""
-    found: dict[str, np.ndarray[Any, Any]] = {}
+    renamed: dict[str, np.ndarray[Any, Any]] = {}
     for path, value in weights.items():
         head, _, name = path.rpartition(".")
         name = "offset" if name == "beta" else _FROM_KERAS.get(name, name)
-        found[f"{head}.{name}" if head else name] = value
-    return found
+        renamed[f"{head}.{name}" if head else name] = value
+    return renamed
 
 
 def _sequential(inputs: int, layers: list[Any], dtype: str) -> Any:
-    was = keras.config.floatx()
+    floatx = keras.config.floatx()
     keras.config.set_floatx(dtype)  # else the container casts to float32
     try:
         return keras.Sequential([keras.Input((inputs,), dtype=dtype), *layers])
     finally:
-        keras.config.set_floatx(was)
+        keras.config.set_floatx(floatx)
 
 
 def _out(weights: Weights, dtype: str) -> Any:
@@ -92,10 +92,10 @@ def _out(weights: Weights, dtype: str) -> Any:
 
 def _filled(layer: Any, weights: Weights) -> Any:
     """The layer with these weights."""
-    own = {"/".join(variable.path.split("/")[-2:]): variable for variable in layer.weights}
+    variables = {"/".join(variable.path.split("/")[-2:]): variable for variable in layer.weights}
     for path, value in weights.items():
         head, _, name = path.rpartition(".")
         name = _TO_KERAS.get(name, name)
-        variable = own[f"{head}/{name}"] if head else next(v for v in layer.weights if v.path.endswith(name))
+        variable = variables[f"{head}/{name}"] if head else next(v for v in layer.weights if v.path.endswith(name))
         variable.assign(value)
     return layer

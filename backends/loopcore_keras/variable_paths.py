@@ -17,10 +17,10 @@ def paths_of(layer: Any) -> dict[int, str]:
     Keras calls the layers of a process ``dense``, ``dense_1``, ``dense_2`` as they come. Here they are numbered within
     the model; a name that the user gave stays as it is. The name of the model itself is left out.
     """
-    automatic = {_snake(type(one).__name__) for one in within(layer)}
+    automatic = {_snake(type(part).__name__) for part in within(layer)}
     numbers: dict[tuple[str, str, str], str] = {}
     counts: dict[tuple[str, str], int] = {}
-    found: dict[int, str] = {}
+    paths: dict[int, str] = {}
     for variable in layer.variables:
         words = variable.path.split("/")
         if len(words) > 1 and words[0] == layer.name:
@@ -28,8 +28,8 @@ def paths_of(layer: Any) -> dict[int, str]:
         path: list[str] = []
         for word in words[:-1]:
             path.append(_numbered(".".join(path), word, automatic, numbers, counts))
-        found[id(variable)] = _free(".".join([*path, words[-1]]), set(found.values()))
-    return found
+        paths[id(variable)] = _free(".".join([*path, words[-1]]), set(paths.values()))
+    return paths
 
 
 def _numbered(
@@ -50,25 +50,25 @@ def _numbered(
     return numbers[above, kind, word]
 
 
-def _free(path: str, taken: set[str]) -> str:
+def _free(path: str, used: set[str]) -> str:
     """The path, numbered if another variable has it."""
     number, free = 1, path
-    while free in taken:
+    while free in used:
         free, number = f"{path}_{number}", number + 1
     return free
 
 
-def within(layer: Any, seen: set[int] | None = None) -> Iterator[Any]:
+def within(layer: Any, visited: set[int] | None = None) -> Iterator[Any]:
     """A layer and all layers in it, each once."""
-    seen = set() if seen is None else seen
-    if id(layer) in seen:
+    visited = set() if visited is None else visited
+    if id(layer) in visited:
         return
-    seen.add(id(layer))
+    visited.add(id(layer))
     yield layer
     for value in (*getattr(layer, "layers", ()), *vars(layer).values()):
-        for one in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(one, keras.Layer):
-                yield from within(one, seen)
+        for part in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(part, keras.Layer):
+                yield from within(part, visited)
 
 
 def _snake(name: str) -> str:
