@@ -101,10 +101,10 @@ class Backend:
 
     def bind(self, models: Mapping[str, Any]) -> None:
         """Take the user's models; their arrays are copied."""
-        taken = {name: read(name, model, trees.is_array, self.name) for name, model in models.items()}
-        self._models = {name: pair for name, (pair, _, _) in taken.items()}
-        self._params = {path: _sealed(np.array(x)) for _, params, _ in taken.values() for path, x in params.items()}
-        self._buffers = {path: np.array(x) for _, _, buffers in taken.values() for path, x in buffers.items()}
+        parsed = {name: read(name, model, trees.is_array, self.name) for name, model in models.items()}
+        self._models = {name: pair for name, (pair, _, _) in parsed.items()}
+        self._params = {path: _sealed(np.array(x)) for _, params, _ in parsed.values() for path, x in params.items()}
+        self._buffers = {path: np.array(x) for _, _, buffers in parsed.values() for path, x in buffers.items()}
         self._use(np.result_type(*(value.dtype for value in self._params.values())))
 
     def native(self, model: str) -> Any:
@@ -140,10 +140,10 @@ class Backend:
         self._tunable(optimizer, name)[name] = float(value)
 
     def _tunable(self, optimizer: int, name: str) -> dict[str, float]:
-        chosen = self._optimizers[optimizer]
-        if name not in chosen.tunable:
-            raise OptimizerError(f"optimizer {optimizer} has no {name}, it has {', '.join(chosen.tunable)}")
-        return chosen.hyper
+        target = self._optimizers[optimizer]
+        if name not in target.tunable:
+            raise OptimizerError(f"optimizer {optimizer} has no {name}, it has {', '.join(target.tunable)}")
+        return target.hyper
 
     def to_device(self, device: Any) -> None:
         """Accept the only device there is."""
@@ -152,7 +152,11 @@ class Backend:
 
     def export_optimizers(self) -> dict[str, Any]:
         """Counts and slots, by number of the optimizer and path."""
-        return {f"{n}.{name}": value for n, one in enumerate(self._optimizers) for name, value in one.export().items()}
+        return {
+            f"{n}.{name}": value
+            for n, optimizer in enumerate(self._optimizers)
+            for name, value in optimizer.export().items()
+        }
 
     def import_optimizers(self, state: Mapping[str, Any]) -> None:
         """Go on from what `export_optimizers` gave.
@@ -161,8 +165,10 @@ class Backend:
             ValueError: it is that of other optimizers.
         """
         check_state(self.export_optimizers(), state)
-        for n, one in enumerate(self._optimizers):
-            one.load({name.removeprefix(f"{n}."): value for name, value in state.items() if name.startswith(f"{n}.")})
+        for n, optimizer in enumerate(self._optimizers):
+            optimizer.load(
+                {name.removeprefix(f"{n}."): value for name, value in state.items() if name.startswith(f"{n}.")}
+            )
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
@@ -229,10 +235,10 @@ class Backend:
         result, state = self._call(self._models[model], self._lent, args, kwargs, training)
         if update_state and state:
             inside = self._frame.traced is not None
-            self._buffers.update({path: self._kept(path, value, inside) for path, value in state.items()})
+            self._buffers.update({path: self._new_state(path, value, inside) for path, value in state.items()})
         return result
 
-    def _kept(self, path: str, value: Any, inside: bool) -> Array:
+    def _new_state(self, path: str, value: Any, inside: bool) -> Array:
         """What a call left of its state, in the dtype of what there was."""
         dtype = self._buffers[path].dtype
         return _cast(value, dtype) if inside and isbox(value) else np.array(getval(value), dtype)
@@ -281,8 +287,8 @@ class Backend:
         losses, nodes = tape.scalars(result)
         if not nodes:
             raise GradientError(_unreached(losses, values))
-        found = [tape.backward(nodes[n], loss) if n in nodes else {} for n, loss in enumerate(losses)]
-        settled = [_settle(values, gradients) for gradients in found]
+        gradients = [tape.backward(nodes[n], loss) if n in nodes else {} for n, loss in enumerate(losses)]
+        settled = [_settle(values, by_path) for by_path in gradients]
         return [[{path: leaves[path] for path in paths} for paths in wrt] for leaves in settled]
 
     def _fit(self, at: Leaves) -> Leaves:
@@ -310,8 +316,8 @@ class Backend:
             if not nodes:
                 raise GradientError(f"the result of {_title(fn)} depends on none of its arguments")
             settled = iter(_settle(values, tape.backward(nodes[0], losses[0])).values())
-            found = tuple(optree.tree_map(lambda _: next(settled), arg) for arg in args)
-            return found[0] if len(found) == 1 else found
+            arg_gradients = tuple(optree.tree_map(lambda _: next(settled), arg) for arg in args)
+            return arg_gradients[0] if len(arg_gradients) == 1 else arg_gradients
 
         return gradients
 
@@ -320,9 +326,9 @@ class Backend:
             return leaf if isbox(leaf) else np.asarray(leaf)
         if isinstance(leaf, float):
             return np.asarray(leaf, self._dtype)
-        what = f"holds {leaf.dtype}" if trees.is_array(leaf) else f"holds a {type(leaf).__name__}"
+        kind = f"holds {leaf.dtype}" if trees.is_array(leaf) else f"holds a {type(leaf).__name__}"
         raise GradientError(
-            f"argument {position} of {_title(fn)} {what}, only floating arrays can be differentiated: close over it "
+            f"argument {position} of {_title(fn)} {kind}, only floating arrays can be differentiated: close over it "
             "instead, learner.grad(lambda x: f(x, labels))(x)"
         )
 
@@ -355,15 +361,15 @@ class Backend:
         """Convert what a handler wrote; leaves that are still the memory of ``old`` stay the leaves of ``old``."""
         before, old_spec = optree.tree_flatten(old, none_is_leaf=True)
         after, spec = optree.tree_flatten(new, none_is_leaf=True)
-        known = {trees.place(leaf): leaf for leaf in before}
+        old_leaves = {trees.place(leaf): leaf for leaf in before}
         paired = before if spec == old_spec else [None] * len(after)
-        return spec.unflatten([self._adopt_leaf(*pair, known) for pair in zip(paired, after, strict=True)])
+        return spec.unflatten([self._adopt_leaf(*pair, old_leaves) for pair in zip(paired, after, strict=True)])
 
-    def _adopt_leaf(self, old: Any, new: Any, known: dict[Any, Any]) -> Any:
+    def _adopt_leaf(self, old: Any, new: Any, old_leaves: dict[Any, Any]) -> Any:
         place = trees.place(new)
-        if place not in known:
+        if place not in old_leaves:
             return self._convert_leaf(new)
-        return old if trees.place(old) == place else known[place]
+        return old if trees.place(old) == place else old_leaves[place]
 
     def is_differentiated(self, tree: Tree) -> bool:
         """Whether a leaf is a box: those of objectives that are over have been opened."""
@@ -376,8 +382,8 @@ class Backend:
     def is_bounded(self, leaves: Sequence[Array]) -> bool:
         """Whether the sum of their squares is finite."""
         with np.errstate(over="ignore", invalid="ignore"):
-            flat = [np.ravel(getval(one)) for one in leaves]
-            return bool(np.isfinite(sum(np.dot(one, one) for one in flat)))
+            vectors = [np.ravel(getval(leaf)) for leaf in leaves]
+            return bool(np.isfinite(sum(np.dot(v, v) for v in vectors)))
 
     def to_host(self, tree: Tree) -> Tree:
         """Copies of all arrays."""
@@ -432,15 +438,15 @@ def _cast(value: Any, dtype: np.dtype[Any]) -> Array:
     return value if value.dtype == dtype else f.astype(value, dtype)
 
 
-def _settle(values: Mapping[Any, Array], found: Mapping[Any, Array]) -> dict[Any, Array]:
+def _settle(values: Mapping[Any, Array], gradients: Mapping[Any, Array]) -> dict[Any, Array]:
     """Gradients in the shape and dtype of their values, zeros where there is none, each in memory of its own."""
     settled: dict[Any, Array] = {}
-    seen: set[int] = set()
+    settled_ids: set[int] = set()
     for key, value in values.items():
-        gradient = _settle_one(key, value, found.get(key))
-        if not isbox(gradient) and (gradient.base is not None or id(gradient) in seen):
+        gradient = _settle_one(key, value, gradients.get(key))
+        if not isbox(gradient) and (gradient.base is not None or id(gradient) in settled_ids):
             gradient = gradient.copy()
-        seen.add(id(gradient))
+        settled_ids.add(id(gradient))
         settled[key] = gradient
     return settled
 
@@ -458,10 +464,10 @@ def _settle_one(key: Any, value: Array, gradient: Any) -> Array:
 
 
 def _unreached(losses: Sequence[Any], values: Mapping[str, Array]) -> str:
-    one = "the loss depends" if len(losses) == 1 else "the losses depend"
+    subject = "the loss depends" if len(losses) == 1 else "the losses depend"
     names = ", ".join(map(repr, [*values][:4])) + (f" and {len(values) - 4} more" if len(values) > 4 else "")
     return (
-        f"{one} on none of {names}: compute it from learner.model(...) or the parameters inside "
+        f"{subject} on none of {names}: compute it from learner.model(...) or the parameters inside "
         "the objective, without stop_gradient; what is computed outside is a constant"
     )
 

@@ -39,7 +39,7 @@ def axes_of(shape: tuple[int, ...], axis: Axis) -> set[int]:
     return {a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))}
 
 
-def kept(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
+def reduced_shape(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
     """Shape of a reduction that keeps its axes, as ones."""
     axes = axes_of(shape, axis)
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
@@ -90,9 +90,9 @@ defvjp(
 def _extreme(forward: Callable[[Any, Any], Any], beats: Callable[[Any, Any], Any]) -> Any:
     """Larger or smaller of two; equal operands share the gradient."""
 
-    def share(mine: Any, other: Any, ans: Any) -> Any:
-        mine, other = getval(mine), getval(other)
-        return np.asarray(beats(mine, other) + 0.5 * np.equal(mine, other), _dtype(ans))
+    def share(x: Any, y: Any, ans: Any) -> Any:
+        x, y = getval(x), getval(y)
+        return np.asarray(beats(x, y) + 0.5 * np.equal(x, y), _dtype(ans))
 
     function = primitive(forward)
     defvjp(
@@ -118,7 +118,7 @@ defvjp(flip, lambda ans, x, axis: lambda g: flip(g, axis))
 def _spread(g: Array, x: Array, axis: Axis) -> Array:
     """The gradient of a reduction, repeated over what was reduced."""
     shape = anp.shape(x)
-    return broadcast_to(anp.reshape(g, kept(shape, axis)), shape)
+    return broadcast_to(anp.reshape(g, reduced_shape(shape, axis)), shape)
 
 
 # -- reductions ----------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def _extremum(forward: Callable[..., Any]) -> Any:
 
     def shares(ans: Any, x: Any, axis: Axis) -> Any:
         x = getval(x)
-        hit = x == np.reshape(getval(ans), kept(np.shape(x), axis))
+        hit = x == np.reshape(getval(ans), reduced_shape(np.shape(x), axis))
         return np.asarray(hit / np.sum(hit, axis=axis, keepdims=True), _dtype(x))
 
     function = primitive(lambda x, axis, keepdims: forward(x, axis=axis, keepdims=keepdims))
@@ -154,7 +154,7 @@ def _log_total_exp(x: Any, axis: Axis, keepdims: bool) -> Any:
 def _logsumexp_vjp(ans: Array, x: Array, axis: Axis, keepdims: bool) -> Callable[[Array], Array]:
     def vjp(g: Array) -> Array:
         ceiling = choose(np.isfinite(getval(ans)), ans, 0.0)  # -inf - -inf is not a number
-        return _spread(g, x, axis) * anp.exp(x - anp.reshape(ceiling, kept(anp.shape(x), axis)))
+        return _spread(g, x, axis) * anp.exp(x - anp.reshape(ceiling, reduced_shape(anp.shape(x), axis)))
 
     return vjp
 
@@ -171,7 +171,7 @@ defvjp(softmax, lambda ans, x, axis: lambda g: ans * (g - total(g * ans, axis, T
 
 def _euclidean_vjp(ans: Array, x: Array, axis: Axis, keepdims: bool) -> Callable[[Array], Array]:
     def vjp(g: Array) -> Array:
-        norm = anp.reshape(ans, kept(anp.shape(x), axis))
+        norm = anp.reshape(ans, reduced_shape(anp.shape(x), axis))
         zero = getval(norm) == 0
         return _spread(g, x, axis) * choose(zero, 0.0, x / choose(zero, 1.0, norm))
 
@@ -187,8 +187,8 @@ defvjp(euclidean, _euclidean_vjp)
 def _put(g: Any, indices: Any, axis: int, shape: tuple[int, ...]) -> Any:
     out = np.zeros(shape, np.result_type(g))
     axis %= len(shape)
-    moved = np.moveaxis(g, range(axis, axis + indices.ndim), range(indices.ndim))
-    np.add.at(np.moveaxis(out, axis, 0), indices, moved)
+    rows = np.moveaxis(g, range(axis, axis + indices.ndim), range(indices.ndim))
+    np.add.at(np.moveaxis(out, axis, 0), indices, rows)
     return out
 
 

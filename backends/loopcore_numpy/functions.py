@@ -148,12 +148,12 @@ def einsum(subscripts: str, /, *operands: Array) -> Array:
     terms, arrays = inputs.split(","), list(operands)
     unused = iter(sorted({*ascii_letters} - {*inputs}))
     for number, x in enumerate(operands[: len(terms)]):
-        while twice := [letter for letter in terms[number] if letter != "." and terms[number].count(letter) > 1]:
+        while repeated := [letter for letter in terms[number] if letter != "." and terms[number].count(letter) > 1]:
             # autograd differentiates no letter twice in a term: a diagonal is a product with the unit matrix
-            head, _, tail = terms[number].rpartition(twice[0])
+            head, _, tail = terms[number].rpartition(repeated[0])
             twin = next(unused)
             terms[number] = head + twin + tail
-            terms.append(twice[0] + twin)
+            terms.append(repeated[0] + twin)
             arrays.append(
                 np.eye(anp.shape(x)[-1 - len(tail) if "." not in tail else len(head)], dtype=np.result_type(getval(x)))
             )

@@ -53,10 +53,10 @@ class Optimizer(ABC):
 
     def export(self) -> Leaves:
         """Its state, by name."""
-        found: Leaves = {"steps": np.array(self.steps)}
+        state: Leaves = {"steps": np.array(self.steps)}
         for path, slots in self.state.items():
-            found |= {f"{path}.{number}": slot.copy() for number, slot in enumerate(slots)}
-        return found
+            state |= {f"{path}.{number}": slot.copy() for number, slot in enumerate(slots)}
+        return state
 
     def load(self, state: Leaves) -> None:
         """Go on from what `export` gave."""

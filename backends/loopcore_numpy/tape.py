@@ -67,7 +67,7 @@ class Tape:
     def __init__(self) -> None:
         self._level = _new_level()
         self._anchor = new_box(0.0, self._level, _Exit.new_root())  # makes every `_leave` one of this level
-        self._found: dict[Hashable, Array] = {}
+        self._gradients: dict[Hashable, Array] = {}
 
     def watch(self, key: Hashable, value: Array) -> Array:
         """A box around a floating array (or around the box of an outer tape); ``key`` names its gradient."""
@@ -76,7 +76,7 @@ class Tape:
         return new_box(value, self._level, root)
 
     def _collect(self, key: Hashable, gradient: Array) -> tuple[()]:
-        self._found[key] = gradient
+        self._gradients[key] = gradient
         return ()
 
     def leave(self, values: Sequence[Any]) -> tuple[list[Any], dict[int, Any]]:
@@ -102,9 +102,9 @@ class Tape:
 
     def backward(self, node: Any, value: Array) -> dict[Hashable, Array]:
         """Gradients of one scalar with respect to the watched values it depends on."""
-        self._found = {}
+        self._gradients = {}
         backward_pass(np.ones((), value.dtype), node)
-        return self._found
+        return self._gradients
 
     def scalars(self, result: Any) -> tuple[list[Any], dict[int, Any]]:
         """`leave` for the result of an objective, one scalar or several.

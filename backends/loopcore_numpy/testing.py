@@ -15,7 +15,7 @@ Weights: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
 
 dtypes = ("float64", "float32")
 batch_norm_correction = 0
-_KEPT, _EPSILON = 0.9, 1e-5
+_MOMENTUM, _EPSILON = 0.9, 1e-5
 
 
 def linear(weights: Weights, dtype: str) -> Any:
@@ -88,10 +88,10 @@ def _structured(params: Any, x: Any, *, scale: float) -> Any:
 
 
 def _batch_norm(params: Any, state: Any, x: Any, train: bool) -> Any:
-    kept = state["norm"]
-    mean, variance = (_anp.mean(x, axis=0), _anp.var(x, axis=0)) if train else (kept["mean"], kept["variance"])
+    old = state["norm"]
+    mean, variance = (_anp.mean(x, axis=0), _anp.var(x, axis=0)) if train else (old["mean"], old["variance"])
     if train:
         new = {"mean": mean, "variance": variance}
-        state = {"norm": {name: _KEPT * kept[name] + (1 - _KEPT) * new[name] for name in new}}
+        state = {"norm": {name: _MOMENTUM * old[name] + (1 - _MOMENTUM) * new[name] for name in new}}
     normal = (x - mean) / _anp.sqrt(variance + _EPSILON)
     return _dense(params["out"], normal * params["norm"]["scale"] + params["norm"]["offset"]), state

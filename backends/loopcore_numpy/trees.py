@@ -55,8 +55,8 @@ def convert_leaf(dtype: np.dtype[Any], leaf: Any) -> Any:
         if isinstance(leaf, (type, str, bytes)) or not hasattr(kind, "__array__"):
             return np.array(np.from_dlpack(cast(Any, leaf))) if hasattr(kind, "__dlpack__") else leaf
         leaf = np.asarray(leaf)
-    own = leaf.dtype
-    return leaf.copy() if own is dtype or own == dtype or not is_floating(own) else leaf.astype(dtype)
+    as_it_is = leaf.dtype is dtype or leaf.dtype == dtype or not is_floating(leaf.dtype)
+    return leaf.copy() if as_it_is else leaf.astype(dtype)
 
 
 def _convert_box(box: Array, dtype: np.dtype[Any]) -> Array:
