@@ -30,7 +30,7 @@ _STEPS = ("train_step", "test_step", "predict_step", "compute_loss", "compute_me
 
 
 class KerasModel:
-    """What an adapter knows of a model or layer.
+    """A Keras model or layer as an adapter uses it: its variables by path, its calls, its penalties and masks.
 
     Args:
         layer: the user's; it has to be built.
@@ -60,6 +60,8 @@ class KerasModel:
         _check_steps(layer, title)
         self.layer = layer
         names = paths_of(layer)
+        # Three kinds of variables: those to train, other weights, and the states of random layers, which are no
+        # weights.
         trainable = _trainable(layer)
         self.params: dict[str, Any] = {names[id(v)]: v for v in trainable}
         weights = {id(variable) for variable in layer.weights}
@@ -80,7 +82,7 @@ class KerasModel:
 
     @property
     def frozen(self) -> frozenset[str]:
-        """What the user froze by now, with ``layer.trainable = False``."""
+        """Paths of the parameters that the user has frozen so far with ``layer.trainable = False``."""
         open_ids = {id(variable) for variable in self.layer.trainable_variables}
         return frozenset(path for path, variable in self.params.items() if id(variable) not in open_ids)
 
@@ -95,6 +97,7 @@ class KerasModel:
         Raises:
             OptimizerError: it computes in float16, for which fit of Keras scales the loss.
         """
+        # Of any layer within it: a policy may be set for some layers only.
         half = next((part for part in within(self.layer) if part.dtype_policy.name == "mixed_float16"), None)
         if half is not None:
             raise OptimizerError(
@@ -104,7 +107,7 @@ class KerasModel:
             )
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Any:
-        """The forward pass; assigns to its buffers and seeds."""
+        """Run the forward pass, which assigns to the model's buffers and seeds; returns the output."""
         result = self.layer(*args, **{"training": training, **kwargs})
         if training and not self._penalties_checked:
             self._look_for_losses()
@@ -113,13 +116,13 @@ class KerasModel:
         return result
 
     def _look_for_losses(self) -> None:
-        """Whether the call that just ended came upon an ``add_loss``, of which only a call knows."""
+        """Warn if the call that just ended has used ``add_loss``: only a call knows of it."""
         self._penalties_checked = True
         if self.layer.losses:
             warn_of(self._title, "terms of add_loss")
 
     def _look_for_mask(self, result: Any, last: bool) -> None:
-        """Whether what a call returns carries a mask; ``last`` where nothing else could tell."""
+        """Warn if the output of a call carries a mask; ``last`` ends the search whether it does or not."""
         has_mask = any(getattr(leaf, "_keras_mask", None) is not None for leaf in keras.tree.flatten(result))
         self._unmasked = has_mask or last
         if has_mask:
@@ -133,7 +136,7 @@ class KerasModel:
         kwargs: Mapping[str, Any],
         training: bool,
     ) -> tuple[Any, Leaves]:
-        """The forward pass with other values of some variables. It assigns to none.
+        """Run the forward pass with other values of some variables. It assigns to none.
 
         Returns:
             The result, and by path what became of the buffers.
@@ -142,18 +145,19 @@ class KerasModel:
         state_mapping += list(zip(self.seeds, seeds, strict=True)) if seeds else []
         with keras.StatelessScope(state_mapping=state_mapping, collect_losses=not self._penalties_checked) as scope:
             result = self.call(args, kwargs, training)
+        # Assignments went to the scope and not to the variables.
         current_values = {path: scope.get_current_value(variable) for path, variable in self.buffers.items()}
         return result, {path: value for path, value in current_values.items() if value is not None}
 
 
 def constraints(variables: Mapping[str, Any]) -> dict[str, Callable[[Any], Any]]:
-    """What Keras makes of a variable after every update, by path."""
+    """Return, by path, the functions that Keras applies to variables after every update (``constraint=``)."""
     constraint_of = {path: getattr(variable, "constraint", None) for path, variable in variables.items()}
     return {path: constraint for path, constraint in constraint_of.items() if constraint is not None}
 
 
 def _trainable(layer: Any) -> list[Any]:
-    """The variables of a layer that are trained where nothing is frozen.
+    """Return the variables of a layer that are trained where nothing is frozen.
 
     Keras tells them apart from the state of a layer, such as BatchNormalization's statistics, only while nothing is.
     """
@@ -169,7 +173,8 @@ def _trainable(layer: Any) -> list[Any]:
 
 
 def _check_steps(layer: Any, title: str) -> None:
-    """Refuse a model with steps of its own, which nobody would run."""
+    """Refuse a model that overrides a method of Keras's own fit, such as ``train_step``: nobody would call it."""
+    # Only models have a fit, and the methods that it calls.
     if not isinstance(layer, keras.Model):
         return
     kind = type(layer).__name__

@@ -10,6 +10,7 @@ import keras
 from loopcore.backend import Leaves
 from loopcore.errors import OptimizerError
 
+# What a hyperparameter may be called in Keras: momentum is beta_1 in Adam's family.
 OWN_NAMES = {"learning_rate": ("learning_rate",), "momentum": ("momentum", "beta_1"), "weight_decay": ("weight_decay",)}
 
 
@@ -19,7 +20,7 @@ def is_optimizer(value: Any) -> bool:
 
 
 class KerasOptimizer:
-    """An optimizer and what it trains.
+    """A Keras optimizer together with the variables it trains.
 
     Args:
         optimizer: the user's; it is built for the variables unless it was.
@@ -39,16 +40,16 @@ class KerasOptimizer:
 
     @property
     def name(self) -> str:
-        """The name of its class."""
+        """The name of the optimizer's class."""
         return type(self.optimizer).__name__
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of its hyperparameters."""
+        """The names of its hyperparameters, as loopcore calls them."""
         return tuple(self._keras_names)
 
     def get(self, name: str) -> Any:
-        """A hyperparameter; within a program what stands for the learning rate."""
+        """Return the value of a hyperparameter; while a program is traced, the array that stands for it."""
         value = getattr(self.optimizer, self._keras_names[name])
         try:
             return float(value)
@@ -56,11 +57,12 @@ class KerasOptimizer:
             return keras.ops.convert_to_tensor(value)
 
     def set(self, name: str, value: Any) -> None:
-        """Set the learning rate, for the next update."""
+        """Assign a learning rate for the updates to come; `fixed` has all other hyperparameters."""
+        # A variable, which a compiled step reads anew.
         self.optimizer.learning_rate.assign(value)
 
     def update(self, grads: Leaves) -> None:
-        """One step for these paths."""
+        """Apply gradients by path to their variables: one step."""
         self.optimizer.apply(list(grads.values()), [self._variables[path] for path in grads])
 
     def state(self) -> dict[str, Any]:
@@ -69,7 +71,7 @@ class KerasOptimizer:
 
 
 def prepare(optimizer: Any, variables: Mapping[str, Any]) -> None:
-    """Build an optimizer for what it trains, unless it was.
+    """Build an optimizer for the variables it trains, unless it was built; refuse one that cannot be used here.
 
     Args:
         optimizer: the user's.
@@ -99,9 +101,11 @@ def prepare(optimizer: Any, variables: Mapping[str, Any]) -> None:
             f"{kind} averages the weights (use_ema=True), which become the model only when fit of Keras ends: leave "
             f"use_ema out, and pass Learner(callbacks=[lc.AveragedWeights({optimizer.ema_momentum})])"
         )
+    # For all variables at once, since Keras adds none later.
     if not optimizer.built:
         optimizer.build(list(variables.values()))
         return
+    # The user has called it before, or given it to another Learner.
     unknown = [path for path, variable in variables.items() if not _knows(optimizer, variable)]
     if unknown:
         raise OptimizerError(
@@ -120,11 +124,12 @@ def _knows(optimizer: Any, variable: Any) -> bool:
 
 
 def _some(names: Sequence[str]) -> str:
+    """Join the first five of some names, and say how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def own_names(optimizer: Any) -> dict[str, str]:
-    """What Keras calls the hyperparameters that an optimizer has."""
+    """Return the attributes of a Keras optimizer that hold its hyperparameters, by loopcore's name of each."""
     keras_names: dict[str, str] = {}
     for name, candidates in OWN_NAMES.items():
         keras_name = next((n for n in candidates if getattr(optimizer, n, None) is not None), None)
@@ -134,7 +139,7 @@ def own_names(optimizer: Any) -> dict[str, str]:
 
 
 def fixed_reasons(optimizer: Any, names: Mapping[str, str]) -> dict[str, str]:
-    """Why a hyperparameter cannot be set, where it cannot."""
+    """Return, for each hyperparameter that cannot be set, the message that says why."""
     kind = type(optimizer).__name__
     reasons = {
         name: f"Keras keeps {keras_name} of {kind} as a Python number, which a compiled step bakes in: pass lc.Adam, "
@@ -142,6 +147,7 @@ def fixed_reasons(optimizer: Any, names: Mapping[str, str]) -> dict[str, str]:
         for name, keras_name in names.items()
         if name != "learning_rate"
     }
+    # A schedule is a function of Keras's own count of steps.
     if "learning_rate" in names and not isinstance(optimizer.learning_rate, keras.Variable):
         reasons["learning_rate"] = (
             f"the learning rate of this {kind} follows a schedule of Keras: pass a number to it, and use lc.Scheduler "

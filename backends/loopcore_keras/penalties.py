@@ -10,7 +10,8 @@ from loopcore_keras.variable_paths import within
 
 
 def regularizers(layer: Any, params: Mapping[str, Any]) -> list[str]:
-    """Those of a model in words; ``params`` are its trainable variables by path."""
+    """Describe the regularizers of a model for a message; ``params`` are its trainable variables by path."""
+    # Of a weight, as by kernel_regularizer, and of an output, as by activity_regularizer.
     weights = [
         f"regularizer of {path!r}" for path, variable in params.items() if getattr(variable, "regularizer", None)
     ]
@@ -19,7 +20,7 @@ def regularizers(layer: Any, params: Mapping[str, Any]) -> list[str]:
 
 
 def warn_of(title: str, penalties: str) -> None:
-    """Say that a penalty is left out, and what to write instead."""
+    """Warn that penalties of a model are left out of the loss, and say what to write instead."""
     warnings.warn(
         f"{title} has {penalties}, which fit of Keras adds to the loss and loopcore does not: add the penalty "
         "to the loss in the objective of the phase, from learner.params.value or from what the model returns",
@@ -28,7 +29,7 @@ def warn_of(title: str, penalties: str) -> None:
 
 
 def warn_of_mask(title: str) -> None:
-    """Say who does not see the mask of an output."""
+    """Warn that metrics and losses do not see the mask of a model's output, and say what to write instead."""
     warnings.warn(
         f"{title} masks its output (as Embedding(mask_zero=True) does): a loss of Keras leaves out what is masked, but "
         "lc.losses, losses of your own and metrics do not see the mask: multiply by it in the step of a phase, and "

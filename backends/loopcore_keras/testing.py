@@ -12,6 +12,7 @@ Weights: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
 
 dtypes = ("float32",)  # on torch Keras multiplies float64 matrices in float32
 batch_norm_correction = 0
+# What the suite calls the arrays of a layer -> what Keras calls them.
 _TO_KERAS = {
     **{"weight": "kernel", "scale": "gamma", "offset": "beta"},
     **{"mean": "moving_mean", "variance": "moving_variance"},
@@ -68,7 +69,7 @@ def structured(weights: Weights, dtype: str) -> Any:
 
 
 def neutral(weights: Weights) -> dict[str, np.ndarray[Any, Any]]:
-    """Keras calls the parts of a layer by other names."""
+    """Return weights under the suite's names: Keras calls the parts of a layer by other ones."""
     renamed: dict[str, np.ndarray[Any, Any]] = {}
     for path, value in weights.items():
         head, _, name = path.rpartition(".")
@@ -78,6 +79,7 @@ def neutral(weights: Weights) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _sequential(inputs: int, layers: list[Any], dtype: str) -> Any:
+    """Return a ``keras.Sequential`` whose container computes in the dtype of its layers."""
     floatx = keras.config.floatx()
     keras.config.set_floatx(dtype)  # else the container casts to float32
     try:
@@ -87,11 +89,13 @@ def _sequential(inputs: int, layers: list[Any], dtype: str) -> Any:
 
 
 def _out(weights: Weights, dtype: str) -> Any:
+    """Return the dense layer that the models of the suite end with."""
     return keras.layers.Dense(weights["out.weight"].shape[1], name="out", dtype=dtype)
 
 
 def _filled(layer: Any, weights: Weights) -> Any:
-    """The layer with these weights."""
+    """Assign weights of the suite to the variables of a layer, and return the layer."""
+    # By the names of a layer and of its variable, without those of the models around them.
     variables = {"/".join(variable.path.split("/")[-2:]): variable for variable in layer.weights}
     for path, value in weights.items():
         head, _, name = path.rpartition(".")

@@ -12,17 +12,19 @@ _NUMBERED = re.compile(r"(.+?)(?:_\d+)?$")
 
 
 def paths_of(layer: Any) -> dict[int, str]:
-    """A path for each variable, by its id: ``dense.kernel``.
+    """Return a path such as ``dense.kernel`` for each variable of a layer, by the variable's id.
 
     Keras calls the layers of a process ``dense``, ``dense_1``, ``dense_2`` as they come. Here they are numbered within
     the model; a name that the user gave stays as it is. The name of the model itself is left out.
     """
+    # Names that Keras gives by itself. A user's name that looks like one of these is numbered too.
     automatic = {_snake(type(part).__name__) for part in within(layer)}
     numbers: dict[tuple[str, str, str], str] = {}
     counts: dict[tuple[str, str], int] = {}
     paths: dict[int, str] = {}
     for variable in layer.variables:
         words = variable.path.split("/")
+        # Keras may have numbered the name of the model too.
         if len(words) > 1 and words[0] == layer.name:
             words = words[1:]
         path: list[str] = []
@@ -39,11 +41,13 @@ def _numbered(
     numbers: dict[tuple[str, str, str], str],
     counts: dict[tuple[str, str], int],
 ) -> str:
-    """The name of a layer, numbered among those of its kind below the same layer."""
+    """Return the name of a layer, numbered among those of its kind below the same layer."""
+    # The number that Keras gave counts all layers of the process: only their order within the model is kept.
     match = _NUMBERED.match(word)
     kind = match.group(1) if match else word
     if kind not in automatic:
         return word
+    # All variables of one layer get the same number.
     if (above, kind, word) not in numbers:
         number = counts[above, kind] = counts.get((above, kind), -1) + 1
         numbers[above, kind, word] = f"{kind}_{number}" if number else kind
@@ -51,7 +55,7 @@ def _numbered(
 
 
 def _free(path: str, used: set[str]) -> str:
-    """The path, numbered if another variable has it."""
+    """Return the path, with a number behind it if another variable has it."""
     number, free = 1, path
     while free in used:
         free, number = f"{path}_{number}", number + 1
@@ -59,12 +63,13 @@ def _free(path: str, used: set[str]) -> str:
 
 
 def within(layer: Any, visited: set[int] | None = None) -> Iterator[Any]:
-    """A layer and all layers in it, each once."""
+    """Yield a layer and all layers in it, each once."""
     visited = set() if visited is None else visited
     if id(layer) in visited:
         return
     visited.add(id(layer))
     yield layer
+    # Layers of a model, and those in the attributes of a layer.
     for value in (*getattr(layer, "layers", ()), *vars(layer).values()):
         for part in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(part, keras.Layer):
@@ -72,7 +77,8 @@ def within(layer: Any, visited: set[int] | None = None) -> Iterator[Any]:
 
 
 def _snake(name: str) -> str:
-    """``BatchNormalization`` -> ``batch_normalization``, as Keras names layers."""
+    """Convert ``BatchNormalization`` to ``batch_normalization``, as Keras names layers."""
     name = re.sub(r"\W+", "", name)
+    # The three patterns are those of Keras.
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
