@@ -35,7 +35,7 @@ _FLOAT32: np.dtype[Any] = np.dtype(np.float32)  # of what is made without a mode
 
 
 class _Frame(threading.local):
-    """What one thread is in the middle of.
+    """What the step that a thread is running has: arrays of an objective, and the key of its random numbers.
 
     Attributes:
         traced: the arrays that an open objective sees in place of the present ones, by path; None outside.
@@ -77,9 +77,11 @@ class Backend:
         self.to_device(device)
 
     def _use(self, dtype: np.dtype[Any]) -> None:
+        """Make the namespace, the random numbers and the conversions of one floating dtype."""
         self._dtype = dtype
         self.xp = Namespace(dtype)
         self.random: RandomBackend = Random(dtype)
+        # `convert` maps this over every batch.
         self._convert_leaf = partial(trees.convert_leaf, dtype)
 
     @staticmethod
@@ -105,6 +107,7 @@ class Backend:
         self._models = {name: pair for name, (pair, _, _) in parsed.items()}
         self._params = {path: _sealed(np.array(x)) for _, params, _ in parsed.values() for path, x in params.items()}
         self._buffers = {path: np.array(x) for _, _, buffers in parsed.values() for path, x in buffers.items()}
+        # One dtype for batches and draws, in which no parameter loses precision.
         self._use(np.result_type(*(value.dtype for value in self._params.values())))
 
     def native(self, model: str) -> Any:
@@ -116,7 +119,7 @@ class Backend:
         return {name: model.part(kind).paths for name, model in self._models.items()}
 
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
-        """None: NumPy has no optimizers of its own that could hold parameters."""
+        """Return None: NumPy has no optimizers of its own that could hold parameters."""
         return None
 
     def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
@@ -124,7 +127,7 @@ class Backend:
         self._optimizers = [make(spec, {path: self._params[path] for path in paths}) for spec, paths in optimizers]
 
     def optimizer_name(self, optimizer: int) -> str:
-        """The name of its spec."""
+        """Return the name of the spec that an optimizer was made of, such as ``"Adam"``."""
         return self._optimizers[optimizer].name
 
     def hyper_names(self, optimizer: int) -> tuple[str, ...]:
@@ -132,26 +135,27 @@ class Backend:
         return self._optimizers[optimizer].tunable
 
     def get_hyper(self, optimizer: int, name: str) -> float:
-        """Present value of a hyperparameter."""
+        """Return the present value of a hyperparameter."""
         return self._tunable(optimizer, name)[name]
 
     def set_hyper(self, optimizer: int, name: str, value: float) -> None:
-        """Set it, for the next update."""
+        """Set a hyperparameter for the updates to come."""
         self._tunable(optimizer, name)[name] = float(value)
 
     def _tunable(self, optimizer: int, name: str) -> dict[str, float]:
+        """Return the hyperparameters of an optimizer, if it has the one that is named."""
         target = self._optimizers[optimizer]
         if name not in target.tunable:
             raise OptimizerError(f"optimizer {optimizer} has no {name}, it has {', '.join(target.tunable)}")
         return target.hyper
 
     def to_device(self, device: Any) -> None:
-        """Accept the only device there is."""
+        """Accept ``None`` and ``"cpu"``, and refuse every other device."""
         if device not in (None, "cpu"):
             raise BackendError(f"NumPy computes on the CPU, not on {device!r}: leave device out, or pass device='cpu'")
 
     def export_optimizers(self) -> dict[str, Any]:
-        """Counts and slots, by number of the optimizer and path."""
+        """Return the counts and slots of all optimizers, as ``"number.path.slot"``."""
         return {
             f"{n}.{name}": value
             for n, optimizer in enumerate(self._optimizers)
@@ -159,7 +163,7 @@ class Backend:
         }
 
     def import_optimizers(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `export_optimizers` gave.
+        """Restore what `export_optimizers` gave.
 
         Raises:
             ValueError: it is that of other optimizers.
@@ -173,14 +177,16 @@ class Backend:
     # -- weights ---------------------------------------------------------------------------------------------------
 
     def _stored(self, path: str) -> Array:
+        """Return the array of a path outside any objective."""
         return self._params[path] if path in self._params else self._buffers[path]
 
     def _present(self, path: str) -> Array:
+        """Return the array that a body sees: in an objective the box that stands for it."""
         traced = self._frame.traced
         return traced[path] if traced and path in traced else self._stored(path)
 
     def _lent(self, path: str) -> Array:
-        """The present array for a model to use: its state as a copy, which it may write in place."""
+        """Return the present array for a model to use: its state as a copy, which the model may write in place."""
         value = self._present(path)
         return value if isbox(value) or path in self._params else value.copy()
 
@@ -218,6 +224,7 @@ class Backend:
     def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
         """Run a step body; NumPy's floating point warnings are off, as they are in every other framework."""
         frame = self._frame
+        # A handler may run a step within a step, on the same thread.
         before = frame.traced, frame.key, frame.calls
         if frame.traced is not None:  # a step within an objective is no part of it
             self._buffers = {path: getval(value) for path, value in self._buffers.items()}
@@ -231,22 +238,24 @@ class Backend:
     def forward(
         self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
     ) -> Any:
-        """Call a model with the present arrays and keep its new state."""
+        """Call a model with the present arrays, and store the state that it returns."""
         result, state = self._call(self._models[model], self._lent, args, kwargs, training)
         if update_state and state:
+            # Within an objective the state may hold boxes, through which a second call of the model is differentiated;
+            # `gradient` opens them when the objective ends.
             inside = self._frame.traced is not None
             self._buffers.update({path: self._new_state(path, value, inside) for path, value in state.items()})
         return result
 
     def _new_state(self, path: str, value: Any, inside: bool) -> Array:
-        """What a call left of its state, in the dtype of what there was."""
+        """Return a value of the state that a call gave, in the dtype of the value before it."""
         dtype = self._buffers[path].dtype
         return _cast(value, dtype) if inside and isbox(value) else np.array(getval(value), dtype)
 
     def apply(
         self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
     ) -> Any:
-        """Call a model with other parameters; its state stays."""
+        """Call a model with other parameters; its state stays as it is."""
 
         def values(path: str) -> Array:
             return leaves[path] if path in leaves else self._lent(path)
@@ -260,6 +269,7 @@ class Backend:
         return model.call(params, state, args, kwargs, training, self._generator(model))
 
     def _generator(self, model: Pair) -> np.random.Generator | None:
+        """Return a generator for one call of a model: the calls of a step body get one each."""
         if not model.takes_rng:
             return None
         self._frame.calls += 1
@@ -273,9 +283,13 @@ class Backend:
         scopes: Sequence[MutableMapping[str, Any]],
     ) -> list[list[Leaves]]:
         """Differentiate a closure: one forward, one backward per scalar it returns."""
+        # Parameters are not passed to an objective: models read them from the frame, where boxes lie for as long as the
+        # objective runs.
         frame, tape = self._frame, Tape()
         outer = frame.traced
         traced = {**(outer or {}), **self._fit(at or {})}
+        # Within another objective its boxes get boxes of their own, so that the outer tape records how this gradient is
+        # computed.
         values = {path: traced[path] if path in traced else self._params[path] for paths in wrt for path in paths}
         traced.update({path: tape.watch(path, value) for path, value in values.items()})
         frame.traced = traced
@@ -292,7 +306,7 @@ class Backend:
         return [[{path: leaves[path] for path in paths} for paths in wrt] for leaves in settled]
 
     def _fit(self, at: Leaves) -> Leaves:
-        """Values for ``at`` as arrays in the dtype of the parameters they stand for."""
+        """Convert values for ``at`` to the dtypes of the parameters they stand for."""
         return {path: _cast(value, self._stored(path).dtype) for path, value in at.items()}
 
     def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
@@ -315,6 +329,7 @@ class Backend:
             losses, nodes = tape.scalars(result)
             if not nodes:
                 raise GradientError(f"the result of {_title(fn)} depends on none of its arguments")
+            # optree visits the leaves in the order in which `watch` has numbered them.
             settled = iter(_settle(values, tape.backward(nodes[0], losses[0])).values())
             arg_gradients = tuple(optree.tree_map(lambda _: next(settled), arg) for arg in args)
             return arg_gradients[0] if len(arg_gradients) == 1 else arg_gradients
@@ -340,6 +355,8 @@ class Backend:
         if frozen:
             raise OptimizerError(f"no optimizer trains {', '.join(frozen[:5])}: leave these out of the gradients")
         plain = {path: getval(gradient) for path, gradient in grads.items()}
+        # All are computed before one is stored: an error, as of a gradient of another shape, leaves everything as it
+        # was.
         proposed = [(optimizer, *optimizer.propose(self._params, plain)) for optimizer in self._optimizers]
         for optimizer, params, state in proposed:
             if params:
@@ -359,6 +376,7 @@ class Backend:
 
     def adopt(self, old: Tree, new: Tree) -> Tree:
         """Convert what a handler wrote; leaves that are still the memory of ``old`` stay the leaves of ``old``."""
+        # Who changes a tree may also move its leaves: they are known by their memory wherever they are.
         before, old_spec = optree.tree_flatten(old, none_is_leaf=True)
         after, spec = optree.tree_flatten(new, none_is_leaf=True)
         old_leaves = {trees.place(leaf): leaf for leaf in before}
@@ -369,6 +387,7 @@ class Backend:
         place = trees.place(new)
         if place not in old_leaves:
             return self._convert_leaf(new)
+        # Two old leaves may be one array: the one in the same place of the tree comes first.
         return old if trees.place(old) == place else old_leaves[place]
 
     def is_differentiated(self, tree: Tree) -> bool:
@@ -382,11 +401,12 @@ class Backend:
     def is_bounded(self, leaves: Sequence[Array]) -> bool:
         """Whether the sum of their squares is finite."""
         with np.errstate(over="ignore", invalid="ignore"):
+            # A dot product with itself is the sum of squares, without an array for the squares.
             vectors = [np.ravel(getval(leaf)) for leaf in leaves]
             return bool(np.isfinite(sum(np.dot(v, v) for v in vectors)))
 
     def to_host(self, tree: Tree) -> Tree:
-        """Copies of all arrays."""
+        """Copy all arrays of a tree, and count them as transfers."""
         return trees.transform(self._copy_leaf, tree)
 
     def _copy_leaf(self, leaf: Any) -> Any:
@@ -401,7 +421,7 @@ class Backend:
         return value.item() if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0 else value
 
     def is_ready(self, array: Array) -> bool:
-        """Always: NumPy does not compute in the background."""
+        """Return True: NumPy does not compute in the background."""
         return True
 
     def is_array(self, value: Any) -> bool:
@@ -409,7 +429,7 @@ class Backend:
         return trees.is_array(value)
 
     def signature(self, array: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Shape and dtype."""
+        """Return the shape and the dtype of an array."""
         return tuple(np.shape(getval(array))), np.result_type(getval(array))
 
     def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
@@ -426,7 +446,7 @@ class Backend:
 
 
 def _sealed(value: Any) -> Array:
-    """A parameter nobody can write in place: references to it stay what they were."""
+    """Make a parameter that cannot be written in place: who holds it keeps the values it had."""
     array = np.asarray(value)
     array.flags.writeable = False
     return array
@@ -439,11 +459,13 @@ def _cast(value: Any, dtype: np.dtype[Any]) -> Array:
 
 
 def _settle(values: Mapping[Any, Array], gradients: Mapping[Any, Array]) -> dict[Any, Array]:
-    """Gradients in the shape and dtype of their values, zeros where there is none, each in memory of its own."""
+    """Return gradients in the shape and dtype of their values, zeros where there is none, each in memory of its own."""
     settled: dict[Any, Array] = {}
     settled_ids: set[int] = set()
     for key, value in values.items():
         gradient = _settle_one(key, value, gradients.get(key))
+        # autograd hands out views, and one array for several values: who writes into one gradient must not change
+        # another.
         if not isbox(gradient) and (gradient.base is not None or id(gradient) in settled_ids):
             gradient = gradient.copy()
         settled_ids.add(id(gradient))
@@ -455,6 +477,7 @@ def _settle_one(key: Any, value: Array, gradient: Any) -> Array:
     if gradient is None:
         return np.zeros(value.shape, value.dtype)
     gradient = _cast(gradient, value.dtype)
+    # As where autograd's own rule of numpy.where meets operands that were broadcast.
     if gradient.shape != value.shape:
         raise GradientError(
             f"autograd computed a gradient of shape {gradient.shape} for {key!r} of shape {value.shape}: "

@@ -26,21 +26,21 @@ anp: Any = autograd.numpy
 
 
 def _elementwise(forward: Callable[[Any], Any], derivative: Callable[[Any, Any], Any]) -> Any:
-    """A function of one array; ``derivative`` takes its result and its argument."""
+    """Make a function of one array; ``derivative`` takes its result and its argument."""
     function = primitive(forward)
     defvjp(function, lambda ans, x: lambda g: g * derivative(ans, x))
     return function
 
 
 def axes_of(shape: tuple[int, ...], axis: Axis) -> set[int]:
-    """The axes a reduction runs over, counted from the front."""
+    """Return the axes that a reduction runs over, counted from the front."""
     if axis is None:
         return set(range(len(shape)))
     return {a % len(shape) for a in (axis if isinstance(axis, tuple) else (axis,))}
 
 
 def reduced_shape(shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
-    """Shape of a reduction that keeps its axes, as ones."""
+    """Return the shape of a reduction that keeps its axes, with length 1."""
     axes = axes_of(shape, axis)
     return tuple(1 if i in axes else n for i, n in enumerate(shape))
 
@@ -53,6 +53,7 @@ def _dtype(x: Array) -> np.dtype[Any]:
 
 
 def _stable_sigmoid(x: Any) -> Any:
+    # The exponential of a negative number does not overflow.
     small = np.exp(-np.abs(x))
     return np.where(x >= 0, 1.0, small) / (1.0 + small)
 
@@ -67,6 +68,7 @@ erf = _elementwise(
 )
 sqrt = _elementwise(lambda x: np.sqrt(x), lambda ans, x: 0.5 / ans)
 sign: Any = primitive(lambda x: np.sign(x))
+# A step function: its derivative is 0, and so are those of higher order.
 defvjp(sign, lambda ans, x: lambda g: anp.zeros_like(g))
 absolute = _elementwise(lambda x: np.abs(x), lambda ans, x: sign(x))
 
@@ -78,6 +80,7 @@ def _convert(x: Any, dtype: Any) -> Any:
 astype: Any = primitive(_convert)
 defvjp(astype, lambda ans, x, dtype: lambda g: astype(g, _dtype(x)))
 
+# numpy.where, with a derivative for operands that were broadcast: `unbroadcast_f` sums over the axes they lacked.
 choose: Any = primitive(lambda condition, x, y: np.where(condition, x, y))
 defvjp(
     choose,
@@ -88,7 +91,7 @@ defvjp(
 
 
 def _extreme(forward: Callable[[Any, Any], Any], beats: Callable[[Any, Any], Any]) -> Any:
-    """Larger or smaller of two; equal operands share the gradient."""
+    """Make the larger or the smaller of two arrays; equal operands share the gradient."""
 
     def share(x: Any, y: Any, ans: Any) -> Any:
         x, y = getval(x), getval(y)
@@ -116,7 +119,7 @@ defvjp(flip, lambda ans, x, axis: lambda g: flip(g, axis))
 
 
 def _spread(g: Array, x: Array, axis: Axis) -> Array:
-    """The gradient of a reduction, repeated over what was reduced."""
+    """Repeat the gradient of a reduction over the elements that it reduced."""
     shape = anp.shape(x)
     return broadcast_to(anp.reshape(g, reduced_shape(shape, axis)), shape)
 
@@ -128,10 +131,11 @@ defvjp(total, lambda ans, x, axis, keepdims: lambda g: _spread(g, x, axis))
 
 
 def _extremum(forward: Callable[..., Any]) -> Any:
-    """Largest or smallest along an axis; equal ones share the gradient."""
+    """Make the largest or the smallest element along an axis; equal ones share the gradient."""
 
     def shares(ans: Any, x: Any, axis: Axis) -> Any:
         x = getval(x)
+        # 1 where an element is the extremum, divided by how many are.
         hit = x == np.reshape(getval(ans), reduced_shape(np.shape(x), axis))
         return np.asarray(hit / np.sum(hit, axis=axis, keepdims=True), _dtype(x))
 
@@ -145,6 +149,7 @@ smallest = _extremum(np.min)
 
 
 def _log_total_exp(x: Any, axis: Axis, keepdims: bool) -> Any:
+    # Shifted by the largest element no exponential overflows. An infinite one is no shift: inf - inf is not a number.
     top = np.max(x, axis=axis, keepdims=True)
     top = np.where(np.isfinite(top), top, 0.0)
     result = np.log(np.sum(np.exp(x - top), axis=axis, keepdims=True)) + top
@@ -162,6 +167,7 @@ def _logsumexp_vjp(ans: Array, x: Array, axis: Axis, keepdims: bool) -> Callable
 logsumexp: Any = primitive(_log_total_exp)
 defvjp(logsumexp, _logsumexp_vjp)
 
+# The derivatives of these two need their results alone, and not `x`.
 log_softmax: Any = primitive(lambda x, axis: x - _log_total_exp(x, axis, True))
 defvjp(log_softmax, lambda ans, x, axis: lambda g: g - anp.exp(ans) * total(g, axis, True))
 
@@ -172,6 +178,7 @@ defvjp(softmax, lambda ans, x, axis: lambda g: ans * (g - total(g * ans, axis, T
 def _euclidean_vjp(ans: Array, x: Array, axis: Axis, keepdims: bool) -> Callable[[Array], Array]:
     def vjp(g: Array) -> Array:
         norm = anp.reshape(ans, reduced_shape(anp.shape(x), axis))
+        # x / 0 is not a number: at the zero vector the gradient is 0.
         zero = getval(norm) == 0
         return _spread(g, x, axis) * choose(zero, 0.0, x / choose(zero, 1.0, norm))
 
@@ -185,15 +192,19 @@ defvjp(euclidean, _euclidean_vjp)
 
 
 def _put(g: Any, indices: Any, axis: int, shape: tuple[int, ...]) -> Any:
+    """Add slices of ``g`` to zeros, where `take` has read them: its adjoint."""
     out = np.zeros(shape, np.result_type(g))
     axis %= len(shape)
     rows = np.moveaxis(g, range(axis, axis + indices.ndim), range(indices.ndim))
+    # Unlike out[indices] += rows, this counts an index that occurs several times.
     np.add.at(np.moveaxis(out, axis, 0), indices, rows)
     return out
 
 
 def _put_along(g: Any, indices: Any, axis: int, shape: tuple[int, ...]) -> Any:
+    """Add elements of ``g`` to zeros, where `take_along_axis` has read them: its adjoint."""
     out = np.zeros(shape, np.result_type(g))
+    # Along the other axes an element stays where it is.
     where = list(np.indices(shape, sparse=True))
     where[axis] = indices
     np.add.at(out, tuple(where), g)
@@ -201,6 +212,7 @@ def _put_along(g: Any, indices: Any, axis: int, shape: tuple[int, ...]) -> Any:
 
 
 def _indexing(forward: Callable[..., Any], adjoint: Callable[..., Any]) -> Any:
+    """Make a function that reads at indices, and its adjoint, which adds there; each is the other's derivative."""
     pick, put = primitive(forward), primitive(adjoint)
     defvjp(pick, lambda ans, x, indices, axis: lambda g: put(g, indices, axis, anp.shape(x)))
     defvjp(put, lambda ans, g, indices, axis, shape: lambda h: pick(h, indices, axis))

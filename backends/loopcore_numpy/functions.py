@@ -31,6 +31,7 @@ def relu(x: Array) -> Array:
 def clip(x: Array, min: Array | None = None, max: Array | None = None) -> Array:
     """Limit values to ``[min, max]``; on a limit the gradient is that of ``x``."""
     if min is not None:
+        # Strictly below, so that a value on the limit stays `x`, and has its gradient.
         x = d.choose(getval(x) < getval(min), min, x)
     return x if max is None else d.choose(getval(x) > getval(max), max, x)
 
@@ -65,6 +66,7 @@ def mean(x: Array, axis: Axis = None, keepdims: bool = False) -> Array:
 
 def var(x: Array, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Array:
     """Variance over the axes, divided by their length minus ``correction``."""
+    # The difference of two means of squares would lose digits where the mean is large.
     deviation = x - mean(x, axis=axis, keepdims=True)
     return d.total(deviation * deviation, axis, keepdims) / (_count(x, axis) - correction)
 

@@ -13,6 +13,7 @@ from loopcore.backend import Array
 from loopcore_numpy.derivatives import anp
 from loopcore_numpy.ordering import matrix_transpose
 
+# Of x = A^-1 b: the gradient by b is A^-T g, and by A that times -x^T.
 _solve: Any = primitive(lambda x1, x2: np.linalg.solve(x1, x2))
 defvjp(
     _solve,
@@ -22,9 +23,11 @@ defvjp(
     lambda ans, x1, x2: unbroadcast_f(x2, lambda g: _solve(matrix_transpose(x1), g)),
 )
 
+# d(A^-1) = -A^-1 dA A^-1.
 inv: Any = primitive(lambda x: np.linalg.inv(x))
 defvjp(inv, lambda ans, x: lambda g: -anp.matmul(anp.matmul(matrix_transpose(ans), g), matrix_transpose(ans)))
 
+# The derivative of log|det A| is A^-T; the sign is constant.
 _logarithm: Any = primitive(lambda x: np.linalg.slogdet(x)[1])
 defvjp(_logarithm, lambda ans, x: lambda g: anp.expand_dims(anp.expand_dims(g, -1), -1) * matrix_transpose(inv(x)))
 
@@ -37,6 +40,7 @@ def solve(x1: Array, x2: Array, /) -> Array:
         x2: ``(..., n, k)``, or a vector ``(n,)``.
     """
     if anp.ndim(x2) == 1:
+        # A vector is a matrix of one column.
         return anp.squeeze(_solve(x1, anp.expand_dims(x2, -1)), -1)
     return _solve(x1, x2)
 

@@ -21,6 +21,7 @@ def _pick_classes(logits: Any, labels: Any) -> Any:
 
 def _pick_vjp(ans: Any, logits: Any, labels: Any) -> Callable[[Any], Any]:
     def vjp(g: Any) -> Any:
+        # The derivative of the loss by the logits is softmax minus one-hot.
         classes = np.arange(logits.shape[-1]) == labels[..., None]
         return f.expand_dims(g, -1) * (d.softmax(logits, -1) - classes.astype(logits.dtype))
 
@@ -60,6 +61,7 @@ def _classes(labels: Any, shape: tuple[int, ...]) -> Any:
             f"cross_entropy of logits {shape} takes integer classes of shape {shape[:-1]}, not {labels.shape}: the "
             "class axis is the last one of the logits"
         )
+    # NumPy would count a negative class from the end, as an index.
     if labels.size and not (labels.min() >= 0 and labels.max() < shape[-1]):
         raise LossError(
             f"cross_entropy of logits {shape} takes the classes 0 to {shape[-1] - 1}, "
@@ -85,6 +87,7 @@ def mae(y_pred: Array, ys: Array, reduction: str = "mean") -> Array:
 
 def huber(y_pred: Array, ys: Array, reduction: str = "mean", delta: float = 1.0) -> Array:
     """Half the squared difference up to ``delta``, from there on linear."""
+    # Both branches are computed; each is finite where the other one is taken.
     distance = f.abs(y_pred - _like(ys, y_pred))
     near, far = 0.5 * f.square(distance), delta * (distance - 0.5 * delta)
     return _reduce(f.where(getval(distance) <= delta, near, far), reduction)

@@ -46,6 +46,7 @@ def conv(
     """
     windows = conv_windows(anp.shape(x), anp.shape(kernel), strides, padding, dilation, groups)
     *window, inputs, channels = anp.shape(kernel)
+    # A convolution is a product of matrices: a row for each position of the window, a column for each output channel.
     size, per_group = prod(window) * inputs, channels // groups
     cut = _cut(x, windows, 0.0)  # (batch, *outputs, *window, in)
     positions = anp.shape(cut)[: 1 + len(window)]
@@ -69,6 +70,7 @@ def avg_pool(x: Array, window: PerAxis, /, *, strides: PerAxis | None = None, pa
         ValueError: shapes or arguments do not fit.
     """
     windows = pool_windows("avg_pool", anp.shape(x), window, strides, padding)
+    # How many elements of each window lie in the array.
     counts = np.asarray(windows.counts()[..., None], np.result_type(getval(x)))
     axes = tuple(range(1 + len(counts.shape[:-1]), 2 * len(counts.shape) - 1))
     return d.total(_cut(x, windows, 0.0), axes, False) / counts
@@ -90,6 +92,7 @@ def max_pool(x: Array, window: PerAxis, /, *, strides: PerAxis | None = None, pa
     cut = _cut(x, windows, -np.inf)
     batch, *outputs = anp.shape(cut)[: 1 + len(windows.window)]
     flat = anp.reshape(cut, (batch, *outputs, prod(windows.window), anp.shape(x)[-1]))
+    # By the index and not by d.largest, which would share the gradient among equal elements.
     first = np.argmax(getval(flat), axis=-2, keepdims=True)
     return anp.squeeze(d.take_along_axis(flat, first, -2), -2)
 

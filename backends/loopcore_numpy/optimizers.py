@@ -52,14 +52,14 @@ class Optimizer(ABC):
         self.steps += 1
 
     def export(self) -> Leaves:
-        """Its state, by name."""
+        """Return the count of updates and copies of the slots, by name."""
         state: Leaves = {"steps": np.array(self.steps)}
         for path, slots in self.state.items():
             state |= {f"{path}.{number}": slot.copy() for number, slot in enumerate(slots)}
         return state
 
     def load(self, state: Leaves) -> None:
-        """Go on from what `export` gave."""
+        """Restore what `export` gave."""
         self.steps = int(state["steps"])
         self.state = {
             path: tuple(np.array(state[f"{path}.{number}"]) for number in range(len(slots)))
@@ -68,7 +68,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def step(self, param: Array, grad: Array, slots: Slots, t: int) -> tuple[Array, Slots]:
-        """The t-th update (from 1) of one array."""
+        """Compute the t-th update (from 1) of one array; returns the new array and its new slots."""
 
 
 class _SGD(Optimizer):
@@ -91,6 +91,7 @@ class _Adam(Optimizer):
 
     def step(self, param: Array, grad: Array, slots: Slots, t: int) -> tuple[Array, Slots]:
         beta1, beta2 = self.hyper["momentum"], self.hyper["beta2"]
+        # As torch's lerp computes it, so that trajectories agree.
         mean = slots[0] + (grad - slots[0]) * (1 - beta1)
         square = beta2 * slots[1] + (1 - beta2) * (grad * grad)
         root = np.sqrt(square) / math.sqrt(1 - beta2**t) + self.hyper["epsilon"]
@@ -101,6 +102,7 @@ class _AdamW(_Adam):
     tunable = ("learning_rate", "momentum", "weight_decay")
 
     def step(self, param: Array, grad: Array, slots: Slots, t: int) -> tuple[Array, Slots]:
+        # Decoupled: the decay is not part of the gradient that Adam scales.
         decayed = param * (1 - self.hyper["learning_rate"] * self.hyper["weight_decay"])
         return super().step(decayed, grad, slots, t)
 
@@ -114,7 +116,7 @@ _KINDS: tuple[tuple[type[OptimizerSpec], type[Optimizer]], ...] = (
 
 
 def make(spec: Any, params: Leaves) -> Optimizer:
-    """The optimizer of a neutral spec.
+    """Make the optimizer that a neutral spec describes.
 
     Raises:
         OptimizerError: it is no neutral spec.
@@ -130,6 +132,7 @@ def make(spec: Any, params: Leaves) -> Optimizer:
 
 
 def _fitting(path: str, grad: Any, param: Array) -> Array:
+    """Return a gradient in the dtype of its parameter; refuse one of another shape."""
     grad = np.asarray(grad, param.dtype)
     if grad.shape != param.shape:
         raise GradientError(f"the gradient of {path!r} has shape {grad.shape}, the parameter {param.shape}")

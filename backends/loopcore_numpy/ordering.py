@@ -20,6 +20,7 @@ def _sums(x: Any, axis: int) -> Any:
 
 
 _cumulative: Any = primitive(_sums)
+# An element is part of every sum from its place on: its gradient is a running sum from the other end.
 defvjp(_cumulative, lambda ans, x, axis: lambda g: d.flip(_cumulative(d.flip(g, axis), axis), axis))
 
 
@@ -30,8 +31,10 @@ def _add_rows(x: Any, ids: Any, length: int) -> Any:
 
 
 _segments: Any = primitive(_add_rows)
+# A row is added in one place: its gradient is read there.
 defvjp(_segments, lambda ans, x, ids, length: lambda g: d.take(g, ids, 0))
 
+# The two derivatives are softmax weights: they add up to 1.
 _log_of_two: Any = primitive(lambda x1, x2: np.logaddexp(x1, x2))
 defvjp(
     _log_of_two,
@@ -77,6 +80,7 @@ def argsort(x: Array, /, *, axis: int = -1, descending: bool = False) -> Array:
     values = getval(x)
     if not descending:
         return np.argsort(values, axis, stable=True)
+    # Flipping twice keeps equal elements in their order.
     backwards = np.flip(np.argsort(np.flip(values, axis), axis, stable=True), axis)
     return values.shape[axis] - 1 - backwards
 

@@ -49,6 +49,7 @@ class _Exit(VJPNode):  # type: ignore[misc]  # autograd has no types
         self, value: Any, fun: Any, args: Any, kwargs: Any, parent_argnums: Sequence[int], parents: Sequence[Any]
     ) -> None:
         note, _, *values = args
+        # The first two arguments are the note and the anchor.
         note.append((values, {n - 2: node for n, node in zip(parent_argnums, parents, strict=True) if n > 1}))
 
 
@@ -62,7 +63,7 @@ defvjp_argnums(_leave, lambda argnums, ans, args, kwargs: lambda g: (0.0 for _ i
 
 
 class Tape:
-    """Records what happens to some values until `leave` opens the boxes again. Tapes nest."""
+    """Records what is computed from some values, until `leave` opens the boxes around them again. Tapes nest."""
 
     def __init__(self) -> None:
         self._level = _new_level()
@@ -70,7 +71,8 @@ class Tape:
         self._gradients: dict[Hashable, Array] = {}
 
     def watch(self, key: Hashable, value: Array) -> Array:
-        """A box around a floating array (or around the box of an outer tape); ``key`` names its gradient."""
+        """Put a box around a floating array (or around the box of an outer tape); ``key`` names its gradient."""
+        # A root of a backward pass has nothing to pass on: instead it stores the gradient that arrives.
         root = VJPNode.new_root()
         root.vjp = partial(self._collect, key)
         return new_box(value, self._level, root)
@@ -80,7 +82,7 @@ class Tape:
         return ()
 
     def leave(self, values: Sequence[Any]) -> tuple[list[Any], dict[int, Any]]:
-        """The values without the boxes of this tape, and the nodes of those that had one; outer boxes stay."""
+        """Return the values without the boxes of this tape, and the nodes of those that had one; outer boxes stay."""
         note: list[tuple[list[Any], dict[int, Any]]] = []
         _leave(note, self._anchor, *values)
         return note[0]
@@ -90,6 +92,7 @@ class Tape:
         leaves: list[Any] = []
         places: list[tuple[MutableMapping[str, Any], str, Any]] = []
         for scope, key, value in _candidates(scopes):
+            # All boxes of all scopes are opened by one call, and put back in place afterwards.
             flat, spec = optree.tree_flatten(value, none_is_leaf=True)
             if any(map(isbox, flat)):
                 places.append((scope, key, spec))
@@ -101,13 +104,13 @@ class Tape:
             scope[key] = spec.unflatten([next(plain) for _ in range(spec.num_leaves)])
 
     def backward(self, node: Any, value: Array) -> dict[Hashable, Array]:
-        """Gradients of one scalar with respect to the watched values it depends on."""
+        """Return the gradients of one scalar with respect to the watched values it depends on."""
         self._gradients = {}
         backward_pass(np.ones((), value.dtype), node)
         return self._gradients
 
     def scalars(self, result: Any) -> tuple[list[Any], dict[int, Any]]:
-        """`leave` for the result of an objective, one scalar or several.
+        """Open the boxes of an objective's result, one scalar or several, as `leave` does.
 
         Raises:
             LossError: a value is not a 0-d number.
@@ -119,6 +122,7 @@ class Tape:
 
 
 def _candidates(scopes: Sequence[MutableMapping[str, Any]]) -> Iterator[tuple[MutableMapping[str, Any], str, Any]]:
+    """Yield the entries of the scopes that may hold a box."""
     for scope in scopes:
         for key, value in scope.items():
             if type(value) not in _PLAIN:
@@ -126,7 +130,7 @@ def _candidates(scopes: Sequence[MutableMapping[str, Any]]) -> Iterator[tuple[Mu
 
 
 def check_scalar(value: Any) -> None:
-    """Refuse what cannot be a loss."""
+    """Refuse a result that cannot be a loss: nothing, or an array of several elements."""
     if value is None:
         raise LossError("the objective returned nothing: end it with return state.loss")
     shape: Any = getattr(value, "shape", () if isinstance(value, (int, float)) else None)

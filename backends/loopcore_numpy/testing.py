@@ -52,12 +52,12 @@ def structured(weights: Weights, dtype: str) -> Any:
 
 
 def arrays(tree: Any, dtype: str) -> Any:
-    """A dict of arrays."""
+    """Return a dict of arrays in a dtype."""
     return {name: np.array(value, dtype) for name, value in tree.items()}
 
 
 def neutral(weights: Weights) -> dict[str, np.ndarray[Any, Any]]:
-    """The names here are those of the suite."""
+    """Return weights under the suite's names, which are those of the models here."""
     return dict(weights)
 
 

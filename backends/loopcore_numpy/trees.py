@@ -29,6 +29,7 @@ def transform(fn: Callable[[Any], Any], tree: Tree) -> Tree:
         return tree if all(map(is_, values, tree)) else kind(values)
     if kind in SCALARS:
         return tree
+    # What is left: named tuples and the containers that users have registered with optree.
     if optree.tree_is_leaf(tree, none_is_leaf=True):
         return fn(tree)
     leaves, spec = optree.tree_flatten(tree, none_is_leaf=True)
@@ -47,7 +48,7 @@ def is_floating(dtype: np.dtype[Any]) -> bool:
 
 
 def convert_leaf(dtype: np.dtype[Any], leaf: Any) -> Any:
-    """An array of any framework -> a NumPy array of its own, floats in ``dtype``; anything else as it is."""
+    """Convert an array of any framework to a new NumPy array, floats to ``dtype``; return anything else as it is."""
     kind: type[Any] = type(leaf)
     if kind is not np.ndarray:
         if isbox(leaf):
@@ -55,6 +56,7 @@ def convert_leaf(dtype: np.dtype[Any], leaf: Any) -> Any:
         if isinstance(leaf, (type, str, bytes)) or not hasattr(kind, "__array__"):
             return np.array(np.from_dlpack(cast(Any, leaf))) if hasattr(kind, "__dlpack__") else leaf
         leaf = np.asarray(leaf)
+    # Identity first, which is faster than to compare dtypes.
     as_it_is = leaf.dtype is dtype or leaf.dtype == dtype or not is_floating(leaf.dtype)
     return leaf.copy() if as_it_is else leaf.astype(dtype)
 
@@ -64,16 +66,17 @@ def _convert_box(box: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def freeze(leaf: Any) -> Any:
-    """The plain value of a leaf; arrays as views that cannot be written."""
+    """Return the plain value of a leaf; an array as a view that cannot be written."""
     value = getval(leaf)
     if isinstance(value, np.ndarray) and value.flags.writeable:
+        # The array itself stays writable for whoever owns it.
         value = value.view()
         value.flags.writeable = False
     return value
 
 
 def place(leaf: Any) -> Any:
-    """What tells that two leaves are the same: the memory of an array, the identity of anything else."""
+    """Return a key that is equal for two leaves that are the same: the memory of an array, or the object's id."""
     value = getval(leaf)
     if isinstance(value, np.ndarray):
         return (value.__array_interface__["data"][0], value.shape, value.strides, value.dtype)
