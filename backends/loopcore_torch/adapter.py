@@ -71,6 +71,7 @@ class Backend:
             self._arrays.place(torch.float32, self._device)
         self._models = Models(self._arrays, backends.get(compile, compile))
         self._gradients = Gradients(self._models, self._arrays)
+        # All of these hold the same `Models` and `Arrays`, which `bind` and `to_device` change in place.
         self._optimizers = Optimizers(self._models)
         self.transfers = 0
         self.xp = Namespace(self._arrays.dtype, self._arrays.device)
@@ -89,7 +90,7 @@ class Backend:
 
     @staticmethod
     def compilers() -> list[str]:
-        """The backends of torch.compile; finding them takes two seconds, which the first compilation then saves."""
+        """List the backends of torch.compile, which takes two seconds that the first compilation then saves."""
         return [name for name in torch.compiler.list_backends(exclude_tags=()) if "TESTING" not in name]
 
     def _place(self) -> None:
@@ -98,6 +99,7 @@ class Backend:
         self.xp.dtype, self.xp.device = dtype, device
         self.random: RandomBackend = Random(dtype, device)
         generators = GlobalGenerators(device)
+        # Every step calls these three.
         self._state, self._seed, self._put_back = generators.state, generators.seed, generators.put_back
         self._models.kind = device.type
 
@@ -149,7 +151,7 @@ class Backend:
         return self._models.frozen_by_user()
 
     def wake(self, paths: Iterable[str]) -> None:
-        """Set ``requires_grad`` of these."""
+        """Set ``requires_grad`` of the parameters at these paths."""
         for path in paths:
             self._models.params[path].requires_grad_(True)
 
@@ -166,7 +168,7 @@ class Backend:
         return self._optimizers.native_paths(optimizer)
 
     def optimizer_name(self, optimizer: int) -> str:
-        """What it is called."""
+        """Return the name of an optimizer's class."""
         return self._optimizers.name(optimizer)
 
     def hyper_names(self, optimizer: int) -> tuple[str, ...]:
@@ -174,11 +176,11 @@ class Backend:
         return self._optimizers.hyper_names(optimizer)
 
     def get_hyper(self, optimizer: int, name: str) -> float:
-        """Value in the first parameter group."""
+        """Return the value of a hyperparameter in the first parameter group."""
         return self._optimizers.get_hyper(optimizer, name)
 
     def set_hyper(self, optimizer: int, name: str, value: float) -> None:
-        """Set the value in every parameter group."""
+        """Set the value of a hyperparameter in every parameter group."""
         self._optimizers.set_hyper(optimizer, name, value)
 
     def to_device(self, device: Any) -> None:
@@ -193,11 +195,11 @@ class Backend:
         self._place()
 
     def export_optimizers(self) -> dict[str, Any]:
-        """The state of all optimizers, by name."""
+        """Return the state of all optimizers, as NumPy arrays by name."""
         return self._optimizers.export()
 
     def import_optimizers(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `export_optimizers` gave.
+        """Restore what `export_optimizers` gave.
 
         Raises:
             ValueError: it is that of other optimizers.
@@ -223,7 +225,7 @@ class Backend:
         return self._models.pack(model, kind, leaves)
 
     def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
-        """The inverse of `pack`.
+        """Return the arrays of a tree that `pack` made, by relative path.
 
         Raises:
             ValueError: the structure differs.
@@ -233,21 +235,25 @@ class Backend:
     # -- inside a step -----------------------------------------------------------------------------------------
 
     def scope(self) -> AbstractContextManager[None]:
-        """It begins without any ``.grad``, and leaves nothing behind: each step puts back what it changes globally."""
+        """Drop every ``.grad``. There is nothing to undo at the end: each step puts back what it changes globally."""
         self._models.drop_gradients()
         return _NOTHING
 
     def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
         """Run a step body without gradients; torch's global generators are seeded by the key, and put back after it."""
+        # Dropout and the like draw from torch's global generators. They are seeded by the key alone, so that a step
+        # draws the same numbers whatever was drawn before it, and what the user draws outside is not disturbed.
         state = self._state()
         self._seed((stream_seed(key[0], key[1]) + key[2] * STRIDE) & MASK)
         models = self._models
+        # Asked once a step: objectives then run within autocast, but their gradients and the updates do not.
         models.autocast = models.kind if torch.is_autocast_enabled(models.kind) else None
         grad_enabled = torch.is_grad_enabled()
         torch.set_grad_enabled(False)  # as a function: a third of the cost of a context manager
         try:
             call(*args)
         except RuntimeError as error:
+            # Somebody called loss.backward(), and torch's message does not say what to write instead.
             if "does not require grad" not in str(error):
                 raise
             raise GradientError(
@@ -285,6 +291,7 @@ class Backend:
 
     def lerp(self, a: Array, b: Array, t: Any) -> Array:
         """``a + t * (b - a)``; of floating tensors of one kind in one pass over the memory and not in three."""
+        # torch.lerp neither promotes dtypes nor takes integers.
         alike = isinstance(a, Tensor) and isinstance(b, Tensor) and (a.dtype, a.shape) == (b.dtype, b.shape)
         return torch.lerp(a, b, t) if alike and a.is_floating_point() else a + t * (b - a)
 
@@ -311,12 +318,13 @@ class Backend:
         return arrays.is_array(value)
 
     def signature(self, array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Shape and NumPy dtype, without fetching it."""
+        """Return the shape and the NumPy dtype of an array, without fetching it."""
         return arrays.signature(array)
 
     def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         """Map over the leaves of trees of one structure; None is a leaf, and a sparse gradient is dense for ``fn``."""
         if self._models.sparse:
+            # `fn` is anybody's, and few functions of torch take sparse tensors.
             return tree_map(fn, *map(arrays.dense, (tree, *rest)))
         return tree_map(fn, tree, *rest)
 
@@ -325,11 +333,12 @@ class Backend:
         return flatten(arrays.dense(tree) if self._models.sparse else tree)[0]
 
     def tree_structure(self, tree: Tree) -> Any:
-        """A tree without its leaves."""
+        """Return the structure of a tree, without its leaves."""
         return flatten(tree)[1]
 
 
 def _device(device: Any) -> torch.device:
+    """Return a device as torch names it, such as ``cuda:0`` for ``"cuda"``."""
     if device == "gpu":
         device = torch.accelerator.current_accelerator(check_available=True)
         if device is None:

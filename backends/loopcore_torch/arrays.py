@@ -16,13 +16,14 @@ from loopcore_torch.containers import flatten, tree_map, unflatten
 
 _ATOMS = (str, bytes, bool, int, float, complex, NoneType)
 _FLOATS = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
-_KEPT = frozenset(
+# Dtypes that a batch may have besides the floating one of the parameters; other floats are converted to that.
+_OTHER_DTYPES = frozenset(
     {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex64, torch.complex128}
 )
 
 
 class Arrays:
-    """Conversions for one floating dtype and one device.
+    """Converts batches, values and what handlers write to one floating dtype and one device.
 
     Attributes:
         dtype: the parameters' floating dtype.
@@ -38,13 +39,16 @@ class Arrays:
         self.dtype = dtype
         self.device = device
         self.unit = torch.ones((), dtype=dtype, device=device)
-        self._fitting = _KEPT | {dtype}
+        self._fitting = _OTHER_DTYPES | {dtype}
+        # NumPy's codes for bool, uint8 and the signed integers: arrays of these, and of the parameters' floating dtype,
+        # become tensors without a conversion.
         kinds: list[Any] = [*"?bBhilq", *([_FLOATS[dtype]] if dtype in _FLOATS else [])]
         self._as_it_is = frozenset(np.dtype(kind) for kind in kinds)
         self._on_cpu = device.type == "cpu"
 
     def convert(self, tree: Any) -> Any:
         """A batch as tensors; the same object if nothing changes."""
+        # The usual batch, a dict of tensors, is looked through without flattening it, and given back.
         if type(tree) is dict:
             fitting, on_cpu = self._fitting, self._on_cpu
             for value in tree.values():
@@ -66,8 +70,9 @@ class Arrays:
         return unflatten(spec, converted)
 
     def leaf(self, leaf: Any) -> Any:
-        """One leaf of a batch."""
+        """Convert one leaf of a batch; return what is no array as it is."""
         if type(leaf) is np.ndarray and leaf.dtype in self._as_it_is:  # the usual array in a third of the time
+            # from_numpy alone would share the memory of an array that its loader may write to again.
             copied = torch.from_numpy(leaf.copy())
             return copied if self._on_cpu else copied.to(self.device, non_blocking=True)
         if isinstance(leaf, Tensor):
@@ -101,11 +106,13 @@ class Arrays:
             return tree_map(lambda leaf: self._known_leaf(old_tensors, leaf), new)
 
     def _known_leaf(self, old_tensors: list[Tensor], new: Any) -> Any:
+        """Return the old tensor that a new leaf shares all memory with, else the new leaf, converted."""
         same = (old for old in old_tensors if isinstance(new, Tensor) and _is_same_memory(old, new))
         original = next(same, None)
         return self.convert(new) if original is None else original
 
     def _adopt_leaf(self, old: Any, new: Any) -> Any:
+        """Return the old leaf if the new one shares all its memory, else the new leaf, converted."""
         if isinstance(old, Tensor) and isinstance(new, Tensor) and (new is old or _is_same_memory(old, new)):
             return old
         return self.convert(new)
@@ -118,6 +125,7 @@ def to_host(tree: Any) -> tuple[Any, int]:
     leaves, spec = flatten(tree)
     copies = 0
     host_leaves: list[Any] = [None] * len(leaves)
+    # Each copy from an accelerator waits for it: the metrics of a step, 0-d tensors, wait once.
     scalars: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for index, leaf in enumerate(leaves):
         if isinstance(leaf, Tensor) and leaf.ndim == 0:
@@ -136,7 +144,7 @@ def to_host(tree: Any) -> tuple[Any, int]:
 
 
 def dense(tree: Any) -> Any:
-    """The same values, sparse tensors among them dense."""
+    """Return the same values with sparse tensors among them made dense."""
 
     def leaf(value: Any) -> Any:
         return value.to_dense() if isinstance(value, Tensor) and value.is_sparse else value
@@ -150,7 +158,7 @@ def is_array(value: Any) -> TypeGuard[Tensor | np.ndarray[Any, Any] | np.generic
 
 
 def signature(array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and NumPy dtype; nothing is fetched."""
+    """Return the shape and the NumPy dtype of an array; nothing is fetched."""
     if isinstance(array, Tensor):
         return tuple(array.shape), to_numpy(torch.empty(0, dtype=array.dtype)).dtype
     host = np.asarray(array)
@@ -161,7 +169,7 @@ OPAQUE: set[type] = set(_ATOMS)  # types of values that hold no tensor
 
 
 def detached(tree: Any) -> Any:
-    """The same values without graph; the same object if there was none."""
+    """Return the same values without graph; the same object if there was none."""
     if isinstance(tree, Tensor):
         return tree.detach() if tree.requires_grad else tree
     kind = type(tree)
@@ -169,6 +177,7 @@ def detached(tree: Any) -> Any:
         return tree
     leaves, spec = flatten(tree)
     if len(leaves) == 1 and leaves[0] is tree:
+        # A leaf that is no tensor: neither this function nor `detach_all` flattens its type again.
         OPAQUE.add(kind)
     attached = [isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves]
     if True not in attached:
@@ -179,6 +188,7 @@ def detached(tree: Any) -> Any:
 def from_numpy(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
     """A copy as a CPU tensor; floats get ``dtype``, and unsigned integers that torch hardly supports become int64."""
     if array.dtype.name == "bfloat16":
+        # torch does not read the bfloat16 that ml_dtypes gives to NumPy, so the bits go over as integers.
         bits = np.array(array.view(np.uint16), order="C")
         return torch.from_numpy(bits).view(torch.bfloat16).to(dtype)
     host_dtype: Any = array.dtype.newbyteorder("=")
@@ -213,6 +223,7 @@ _bfloat16 = _bfloat16_or_none()
 
 
 def _as_numpy(leaf: Any) -> np.ndarray[Any, Any] | None:
+    """Return an array of another framework as one of NumPy; None for what is no array of numbers."""
     if isinstance(leaf, Mapping) or not (hasattr(leaf, "__array__") or hasattr(leaf, "__dlpack__")):
         return None
     array = np.asarray(leaf) if hasattr(leaf, "__array__") else np.from_dlpack(leaf)
@@ -220,6 +231,7 @@ def _as_numpy(leaf: Any) -> np.ndarray[Any, Any] | None:
 
 
 def _is_same_memory(old: Tensor, new: Tensor) -> bool:
+    """Whether two tensors are views of the same elements."""
     return (
         old.layout is torch.strided is new.layout
         and old.shape == new.shape
@@ -231,6 +243,11 @@ def _is_same_memory(old: Tensor, new: Tensor) -> bool:
     )
 
 
+def _stored_values(tensor: Tensor) -> Tensor:
+    """Return a strided tensor as it is, and the elements that a sparse one stores, each once."""
+    return tensor if tensor.layout is torch.strided else tensor.coalesce().values()
+
+
 def is_bounded(tensors: Sequence[Tensor]) -> bool | Tensor:
     """Whether the sum of squares of all tensors is finite: a bool if they are on a CPU, else a 0-d tensor."""
     total = 0.0
@@ -239,13 +256,15 @@ def is_bounded(tensors: Sequence[Tensor]) -> bool | Tensor:
             break
         total += _norm(tensor).item()
     else:
+        # If not, the square of a half-precision number may be what overflowed: the norms are taken again, in float32.
         if isfinite(total):
             return True
     if any([tensor.layout is not torch.strided for tensor in tensors]):
-        tensors = [tensor if tensor.layout is torch.strided else tensor.coalesce().values() for tensor in tensors]
+        tensors = [_stored_values(tensor) for tensor in tensors]
     norm = _norm
     if all([tensor.is_cpu for tensor in tensors]):
         return isfinite(sum([norm(tensor, dtype=_WIDE.get(tensor.dtype)).item() for tensor in tensors]))
+    # On an accelerator the answer stays there, so that nobody waits for it.
     if any(tensor.dtype in _WIDE for tensor in tensors):
         device = next(tensor.device for tensor in tensors if not tensor.is_cpu)
         norms = [norm(tensor, dtype=_WIDE.get(tensor.dtype)).to(device, torch.float32) for tensor in tensors]
@@ -253,6 +272,7 @@ def is_bounded(tensors: Sequence[Tensor]) -> bool | Tensor:
     return torch.isfinite(torch.nn.utils.get_total_norm(tensors))
 
 
+# The dtype in which the norm of a half-precision tensor is computed: squares in its own would overflow.
 _WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 _STRIDED = torch.strided
 _norm = torch.linalg.vector_norm

@@ -19,7 +19,7 @@ from loopcore_torch.pairs import BoundPair
 def bind_model(
     name: str, model: Any, dtype: torch.dtype | None, device: torch.device | None, compile: str | None
 ) -> Bound:
-    """Bind one model.
+    """Bind one model in the way of its kind: a module, one of Keras, or a pair.
 
     Args:
         name: prefix of its paths; ``""`` for none.
@@ -33,6 +33,7 @@ def bind_model(
     """
     if isinstance(model, nn.Module):
         if is_keras(model):
+            # This imports Keras, which need not be installed.
             from loopcore_torch.from_keras import BoundKeras
 
             return BoundKeras(name, model if device is None else model.to(device))

@@ -16,7 +16,7 @@ _WRAPPER = "_orig_mod"  # what torch.compile puts in front of names
 
 
 class Bound:
-    """A model as the adapter sees it.
+    """A model with paths for its arrays, and the ways to call it: what the adapter needs of every kind of model.
 
     Attributes:
         module: what the user gave; of another model than a module what has its mode.
@@ -46,7 +46,7 @@ class Bound:
         self._owners: dict[str, tuple[nn.Module, str]] = {}
 
     def native(self) -> Any:
-        """The user's object."""
+        """Return the user's object."""
         return self.module
 
     def call_apart(
@@ -54,6 +54,7 @@ class Bound:
     ) -> Any:
         """Call with other arrays by inner name, eagerly: what torch.compile made cannot be differentiated twice."""
         with torch.compiler.set_stance("force_eager"):
+            # A call writes to the buffers it finds: to clones, where the model's own shall stay as they are.
             if stand_ins:
                 arrays = stand_ins if update else {**self.cloned_buffers(), **stand_ins}
                 return torch.func.functional_call(self.inner, arrays, args, kwargs)
@@ -70,11 +71,11 @@ class Bound:
     # -- modes -------------------------------------------------------------------------------------------------
 
     def set_mode(self, training: bool) -> None:
-        """Train or eval mode."""
+        """Put the model into train or eval mode."""
         self.module.train(training)
 
     def eval_parts(self) -> list[str]:
-        """Paths of the parts that stay in eval mode."""
+        """Return the paths of the parts that stay in eval mode when the model is trained."""
         return []
 
     # -- arrays ------------------------------------------------------------------------------------------------
@@ -92,11 +93,11 @@ class Bound:
         return []
 
     def check_trained(self) -> None:
-        """Refuse to train what cannot be trained here."""
+        """Raise an OptimizerError if the model cannot be trained here; most can."""
 
     @cached_property
     def relative(self) -> dict[Kind, dict[str, str]]:
-        """For each kind name relative to the model -> path."""
+        """For each kind of array the names relative to the model -> their paths."""
         kinds: tuple[Kind, ...] = ("params", "buffers")
         return {kind: {path.removeprefix(self._prefix): path for path in self.paths(kind)} for kind in kinds}
 
@@ -107,7 +108,7 @@ class Bound:
         return buffer
 
     def cloned_buffers(self, prefix: str = "") -> dict[str, Tensor]:
-        """Copies by name, for a call that leaves the buffers alone."""
+        """Return copies of the buffers by name, for a call that leaves the buffers alone."""
         return {prefix + self.names[path]: self.buffer(path).detach().clone() for path in self._owners}
 
     def set_buffer(self, path: str, value: Tensor) -> None:
@@ -121,11 +122,11 @@ class Bound:
     # -- trees -------------------------------------------------------------------------------------------------
 
     def pack(self, kind: Kind, leaves: dict[str, Any]) -> Tree:
-        """Leaves by relative name -> what users of the model know: the dict itself."""
+        """Return leaves by relative name in the structure that users of the model know: the dict itself."""
         return leaves
 
     def unpack(self, kind: Kind, tree: Tree) -> dict[str, Any]:
-        """The inverse of `pack`.
+        """Return the leaves of such a structure by relative name.
 
         Raises:
             ValueError: it is no dict with the names of all arrays.
@@ -138,7 +139,7 @@ class Bound:
 
 
 class BoundModule(Bound):
-    """A bound ``nn.Module``."""
+    """A bound ``nn.Module``, compiled if that was asked for."""
 
     shares = True
 
@@ -153,6 +154,7 @@ class BoundModule(Bound):
                     f"the parameter {path} has no shape yet, and there is no data to find it: call the lazy module "
                     "once on a batch before Learner(...)"
                 )
+            # A tied parameter comes once here, under the first of its names.
             if parameter.is_floating_point() or parameter.is_complex():
                 self.params[path] = parameter
             else:  # an integer parameter cannot be trained
@@ -164,12 +166,14 @@ class BoundModule(Bound):
         if len(self._eval_modules) == len(parts):  # the phase decides on the mode of the whole model
             self._eval_modules = []
         elif self._eval_modules:
+            # `Models` compares the mode with that of this part, which has to be one whose mode changes.
             self.moded = next(part for part in parts if part.training)
 
     def set_mode(self, training: bool) -> None:
         """Train or eval mode, but for the parts that were in eval mode when the model was bound, and others not."""
         self.module.train(training)
         for part in self._eval_modules:
+            # Not by eval(), which would reach the parts within it, and some of these may be trained.
             part.training = False
 
     def eval_parts(self) -> list[str]:
@@ -192,18 +196,21 @@ class BoundModule(Bound):
         return [path for path, parameter in self.params.items() if id(parameter) in weights]
 
     def _named(self, inner_name: str) -> str:
+        """Note the name of an array within ``inner``, and return its path."""
         parts = [part for part in inner_name.split(".") if part != _WRAPPER]  # submodules may be compiled too
         path = self._prefix + ".".join(parts)
         self.names[path] = inner_name
         return path
 
     def _own(self, path: str, inner_name: str) -> None:
+        # The submodule is kept and not the tensor: a forward pass may assign another one to the attribute.
+        """Note which submodule has a buffer."""
         owner, _, attribute = inner_name.rpartition(".")
         self._owners[path] = (self.inner.get_submodule(owner), attribute)
 
 
 def unwrapped(module: Any) -> tuple[Any, str]:
-    """The module inside torch.compile, DistributedDataParallel and DataParallel, and the prefix of its names."""
+    """Return the module inside torch.compile, DistributedDataParallel and DataParallel, and the prefix of its names."""
     prefix = ""
     while True:
         if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
@@ -215,4 +222,5 @@ def unwrapped(module: Any) -> tuple[Any, str]:
 
 
 def _is_compiled(module: Any) -> bool:
+    """Whether torch.compile made the module."""
     return isinstance(module, nn.Module) and any(name == _WRAPPER for name, _ in module.named_children())

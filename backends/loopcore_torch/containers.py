@@ -12,24 +12,27 @@ import optree
 from torch import Tensor, nn
 
 _SPACE = "loopcore_torch"  # of optree: what is registered here is a leaf for everybody else
+# Kinds of leaves that were looked at: each is registered as a container by now, or stays a leaf.
 _classified: set[type] = {Tensor, nn.Parameter, np.ndarray, str, bytes, bool, int, float, complex, type(None)}
 
 
 def flatten(tree: Any) -> tuple[list[Any], Any]:
-    """Leaves and structure of a tree; None is a leaf."""
+    """Return the leaves and the structure of a tree; None is a leaf."""
     leaves, spec = optree.tree_flatten(tree, none_is_leaf=True, namespace=_SPACE)
+    # What was a leaf is a container now, and may hold leaves of further kinds that are new.
     while _learn(leaves):
         leaves, spec = optree.tree_flatten(tree, none_is_leaf=True, namespace=_SPACE)
     return leaves, spec
 
 
 def unflatten(spec: Any, leaves: list[Any]) -> Any:
-    """The tree of a structure with these leaves."""
+    """Return the tree of a structure with these leaves."""
     return optree.tree_unflatten(spec, leaves)
 
 
 def tree_map(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """Map over the leaves of trees of one structure; None is a leaf."""
+    # optree maps over the inside of a container only after it was registered.
     for subtree in (tree, *rest):
         if type(subtree) not in _classified:
             flatten(subtree)
@@ -37,14 +40,14 @@ def tree_map(fn: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def _learn(leaves: list[Any]) -> bool:
-    """Look at kinds of leaves that are new; whether one is a container."""
+    """Look at the kinds of leaves that are new, and return whether one of them became a container."""
     new = {type(leaf): leaf for leaf in leaves if type(leaf) not in _classified}
     _classified.update(new)
     return any([_register(kind, value) for kind, value in new.items()])
 
 
 def _register(kind: Any, value: Any) -> bool:
-    """Make a container of a dataclass or a mapping that can be made anew from its values, such as a ModelOutput."""
+    """Make a container of a dataclass or a mapping that can be made anew from its values, as a ModelOutput can."""
     if isinstance(value, (Enum, nn.Module)):
         return False
     if is_dataclass(value):
@@ -67,6 +70,8 @@ def _register(kind: Any, value: Any) -> bool:
         return False
     children, keys, _ = children_of(value)
     try:
+        # A container is what gives back the same children when it is made of them: a class that computes in its
+        # constructor, or wants other arguments, stays a leaf.
         rebuilt = rebuild(keys, children)
         same = all(old is new for old, new in zip(children, children_of(rebuilt)[0], strict=True))
     except Exception:  # its own code, which may want anything: it is a leaf, and stays as it is

@@ -13,20 +13,20 @@ from loopcore_torch.bound_module import Bound
 
 
 class Mode:
-    """The mode of a model that takes it as an argument, in the words of ``nn.Module``: its own does nothing."""
+    """Stands in for an ``nn.Module`` that has a mode: a layer of Keras takes it as an argument instead."""
 
     def __init__(self) -> None:
         self.training = False
 
     def train(self, mode: bool = True) -> None:
-        """Set it."""
+        """Set the mode that the next call gets."""
         self.training = mode
 
     def to(self, device: torch.device) -> None:
-        """The variables of Keras stay where they were made."""
+        """Do nothing: the variables of Keras stay where they were made."""
 
     def named_parameters(self) -> dict[str, Tensor]:
-        """None of its own."""
+        """Return nothing: the parameters are those of the Keras variables."""
         return {}
 
 
@@ -35,6 +35,7 @@ class BoundKeras(Bound):
 
     def __init__(self, name: str, layer: Any) -> None:
         super().__init__(name, layer, self._call)
+        # A layer of Keras is an nn.Module here, but takes its mode as an argument of the call.
         self.module = self.moded = Mode()
         self._keras = KerasModel(layer, f"the model {name!r}" if name else "the model")
         for keras_path, variable in self._keras.arrays.items():
@@ -44,26 +45,29 @@ class BoundKeras(Bound):
             if keras_path in self._keras.params:
                 self.params[path] = variable.value
             else:
+                # Only the keys are used: `buffer` reads the tensor of the Keras variable.
                 self._owners[path] = (layer, keras_path)
 
     def native(self) -> Any:
-        """The user's model."""
+        """Return the user's model."""
         return self._keras.layer
 
     def frozen_by_user(self) -> list[str]:
-        """Paths of what the user froze with ``layer.trainable = False``."""
+        """Return the paths of what the user froze with ``layer.trainable = False``."""
         return [f"{self._prefix}{path}" for path in self._keras.frozen]
 
     def check_trained(self) -> None:
-        """Refuse to train what needs a loss that is scaled."""
+        """Raise an OptimizerError if the model needs a loss that is scaled."""
         self._keras.check_trained()
 
     def buffer(self, path: str) -> Tensor:
-        """The present buffer."""
+        """Return the present tensor of a buffer."""
         value: Tensor = self.keras_variables[path].value
         return value
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
+        # Keras keeps a seed for each random layer. It is drawn anew from torch's generator, which the step has seeded,
+        # so that dropout is a matter of the step's key here too.
         for variable, seed in zip(self._keras.seeds, self._seeds(), strict=True):
             variable.assign(seed)
         return self._keras.call(args, kwargs, self.module.training)
@@ -75,10 +79,12 @@ class BoundKeras(Bound):
         result, after = self._keras.call_apart(stand_ins, self._seeds(), args, kwargs, self.module.training)
         if update:
             for keras_path, value in after.items():
+                # A buffer that kept its graph would keep the step's memory.
                 self._keras.buffers[keras_path].assign(value.detach())
         return result
 
     def _seeds(self) -> list[Tensor]:
+        """Draw a seed for each random layer from torch's generator, which every step seeds."""
         return [torch.randint(2**31 - 1, (2,), dtype=torch.int64) for _ in self._keras.seeds]
 
 
@@ -93,10 +99,12 @@ class KerasSteps:
     def __init__(self, optimizer: Any, variables: dict[str, Any]) -> None:
         self.keras = KerasOptimizer(optimizer, variables)
         self._variables = variables
+        # Empty: who goes over the groups of torch's optimizers finds none here, and asks `keras`.
         self.param_groups: list[dict[str, Any]] = []
 
     def step(self) -> None:
-        """Update what has a gradient."""
+        """Update the variables that have a gradient."""
         grads = {path: variable.value.grad for path, variable in self._variables.items()}
         with torch.no_grad():
+            # Keras warns of variables whose gradient is None.
             self.keras.update({path: grad for path, grad in grads.items() if grad is not None})

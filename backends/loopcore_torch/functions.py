@@ -162,6 +162,7 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
     """Pick slices along an axis; ``indices`` (integers, any shape) stand in its place."""
     if axis is None and x.ndim != 1:
         raise ValueError(f"take from an array of shape {tuple(x.shape)} needs axis=")
+    # index_select takes a vector of indices; their own shape is put back afterwards.
     at = (axis or 0) % x.ndim
     picked = torch.index_select(x, at, indices.reshape(-1))
     return picked.reshape((*x.shape[:at], *indices.shape, *x.shape[at + 1 :]))
@@ -189,6 +190,7 @@ def ones_like(x: Tensor, /, *, dtype: torch.dtype | None = None) -> Tensor:
 
 def full_like(x: Tensor, /, fill_value: Tensor | Number, *, dtype: torch.dtype | None = None) -> Tensor:
     """One value in the same shape, and dtype unless given."""
+    # torch.full_like would cut a tensor out of its graph.
     if isinstance(fill_value, Tensor):
         return torch.broadcast_to(fill_value.to(dtype or x.dtype), x.shape).clone()
     return torch.full_like(x, fill_value, dtype=dtype)

@@ -66,7 +66,9 @@ class Gradients:
         return [[{path: grads[path] for path in group} for group in wrt] for grads in rows]
 
     def _at(self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves, scopes: Scopes) -> list[Leaves]:
+        """Differentiate an outermost objective, with the values of ``at`` in place of parameters."""
         models = self._models
+        # Leaves of the graph, cut off from where they were computed: no outer gradient is open.
         stand_ins = {path: _variable(self._arrays.tensor(leaf), False) for path, leaf in at.items()}
         if stand_ins:
             inputs = Inputs(paths, tuple(stand_ins.get(path, models.params[path]) for path in paths))
@@ -83,7 +85,7 @@ class Gradients:
             detach_all([*scopes, *models.states])
 
     def _with_autocast(self, kind: str, objective: Callable[[], Any], inputs: Inputs) -> list[Leaves]:
-        """As in a loop by hand: the weights are cast anew in each step, and gradients are taken without autocast."""
+        """Compute the losses with autocast and their gradients without, and cast the weights anew in each step."""
         torch.clear_autocast_cache()  # of what was cast without a graph
         try:
             losses = scalars(objective())
@@ -93,6 +95,7 @@ class Gradients:
             torch.clear_autocast_cache()
 
     def _outermost(self, losses: Sequence[Tensor], inputs: Inputs) -> list[Leaves]:
+        """Return the gradients of each loss of an outermost objective; the last frees the graph."""
         last = len(losses) - 1
         return [
             outermost(self._models, loss, self._arrays.unit, inputs, number, number == last)
@@ -100,10 +103,13 @@ class Gradients:
         ]
 
     def _nested(self, objective: Callable[[], Any], paths: tuple[str, ...], at: Leaves) -> list[Leaves]:
+        """Differentiate an objective within another, so that the outer one can differentiate the result."""
         models = self._models
         values = {path: self._arrays.tensor(leaf) for path, leaf in at.items()}
         values |= {path: models.array(path) for path in paths if path not in values}
         with torch.enable_grad():
+            # By aliases and not by the arrays themselves: the outer objective may have used these already, and what it
+            # computed of them is a constant to the inner one.
             stand_ins = {path: _variable(value, True) for path, value in values.items()}
             inputs = [stand_ins[path] for path in paths]
             outer = models.enter(stand_ins)
@@ -114,13 +120,14 @@ class Gradients:
                 models.leave(outer)
 
     def grad(self, fn: Callable[..., Any], scopes: Scopes) -> Callable[..., Any]:
-        """Gradient of a scalar function of trees of arrays; can be differentiated again inside an objective."""
+        """Return a function that gives the gradient of ``fn``; inside an objective it can be differentiated again."""
 
         def gradients(*args: Any) -> Any:
             if not args:
                 raise GradientError("grad(fn)() needs the arrays to differentiate by: write grad(fn)(x)")
             models = self._models
             nested = models.depth > 0
+            # A model that `fn` calls runs with its graph only while an objective is open.
             outer = models.enter({})
             try:
                 with torch.enable_grad():
@@ -139,18 +146,20 @@ class Gradients:
         return gradients
 
     def _variables(self, args: tuple[Any, ...], nested: bool) -> tuple[dict[str, Tensor], list[Spec]]:
-        """What to differentiate by, by a name that messages can show, and the structure of each argument."""
+        """Return the tensors to differentiate by, named for messages, and the structure of each argument."""
         inputs: dict[str, Tensor] = {}
         specs: list[Spec] = []
         for position, arg in enumerate(args):
             leaves, spec = optree.tree_flatten(arg)
             specs.append(spec)
             for number, leaf in enumerate(leaves):
+                # Messages show it where a path would stand.
                 name = f"argument {position}" if leaf is arg else f"leaf {number} of argument {position}"
                 inputs[name] = _variable(self._argument(leaf, name), nested)
         return inputs, specs
 
     def _argument(self, leaf: Any, name: str) -> Tensor:
+        """Return an argument of a function as a tensor; refuse what has no gradient."""
         value = leaf if isinstance(leaf, str) else self._arrays.tensor(leaf)
         if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             return value
@@ -162,13 +171,15 @@ class Gradients:
 
 
 def _trees(specs: list[Spec], leaves: dict[str, Tensor]) -> tuple[Any, ...]:
+    """Return the arguments with these leaves in place of their own."""
     remaining = iter(leaves.values())
     return tuple(optree.tree_unflatten(spec, [next(remaining) for _ in range(spec.num_leaves)]) for spec in specs)
 
 
 def _variable(value: Tensor, nested: bool) -> Tensor:
-    """A tensor to differentiate by; inside an objective it stays part of the outer graph."""
+    """Make a tensor to differentiate by; inside an objective it stays part of the outer graph."""
     if not nested:
         return value.detach().requires_grad_()
+    # A view is another node of the graph: a gradient by it counts what is computed from the view alone.
     alias = value.view_as(value)
     return alias if alias.requires_grad else alias.requires_grad_()

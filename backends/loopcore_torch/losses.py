@@ -20,6 +20,7 @@ def cross_entropy(y_pred: Tensor, ys: Tensor, reduction: str = "mean") -> Tensor
     if reduction not in _REDUCTIONS:
         raise _unknown(reduction)
     if ys.shape == y_pred.shape[:-1] and not ys.is_floating_point():
+        # torch takes class indices in int64, and probabilities in the dtype of the logits.
         if ys.dtype is not int64:
             ys = ys.to(int64)
     elif ys.shape == y_pred.shape:

@@ -76,6 +76,7 @@ def avg_pool(x: Tensor, window: PerAxis, /, *, strides: PerAxis | None = None, p
     if amount is not None:
         y = pool(channels_first, windows.window, windows.strides, amount, count_include_pad=False)
     else:
+        # The mean over a whole window, zeros included, times its size over the count that lies in the array.
         share = torch.as_tensor(prod(windows.window) / windows.counts(), dtype=x.dtype, device=x.device)
         y = pool(_padded(channels_first, windows, 0.0), windows.window, windows.strides) * share
     return torch.movedim(y, 1, -1)

@@ -16,7 +16,7 @@ PartialGrads: TypeAlias = "dict[str, Tensor | None]"
 
 
 def scalars(result: Any) -> Sequence[Tensor]:
-    """The losses an objective returned, one or a tuple of them.
+    """Return the losses that an objective returned, one or a tuple of them, as a sequence.
 
     Raises:
         LossError: something else came.
@@ -29,6 +29,7 @@ def scalars(result: Any) -> Sequence[Tensor]:
             'reduction="mean" in the loss, or learner.xp.mean(loss)'
         )
     if isinstance(result, (tuple, list)) and result:
+        # The same check, and the same messages, for each of them.
         return [scalars(part)[0] for part in cast("Sequence[Any]", result)]
     if result is None:
         raise LossError("the objective returned nothing: end it with return state.loss")
@@ -41,7 +42,7 @@ def scalars(result: Any) -> Sequence[Tensor]:
 
 
 class Inputs:
-    """What gradients are taken by: leaves of the graph.
+    """The tensors by which a gradient is taken: leaves of the graph.
 
     Attributes:
         paths: their names.
@@ -58,7 +59,7 @@ class Inputs:
 
 
 class Reach:
-    """What gradients do not reach, as far as they were looked at: nothing is noted while all are reached.
+    """Which parameters gradients did not reach. Nothing is noted as long as all are reached.
 
     Attributes:
         since: path -> the zeros that stand for its gradient, or None if one since the last update reached it.
@@ -71,15 +72,17 @@ class Reach:
         self._ever = set[str]()
 
     def note(self, partial_grads: PartialGrads, grads: Leaves, inputs: Inputs, complete: set[str]) -> None:
-        """A gradient was taken: None in ``partial_grads`` is what it did not reach; one before reached ``complete``."""
+        """Note a gradient: None in ``partial_grads`` is what it did not reach; one before reached ``complete``."""
         self._ever |= complete
         for (path, grad), leaf in zip(partial_grads.items(), inputs.tensors, strict=True):
             if grad is not None:
                 self.since[path] = None
                 self._ever.add(path)
                 self.never.pop(path, None)
+            # Once one gradient has reached it, others that do not before the next update change nothing.
             elif path not in self.since or self.since[path] is not None:
                 self.since[path] = grads[path]
+                # A phase may train parts of a model in turn: what was reached once is not forgotten.
                 if leaf.requires_grad and path not in self._ever:
                     self.never[path] = None
 
@@ -87,7 +90,7 @@ class Reach:
 def along_graph(
     loss: Tensor, paths: Sequence[str], inputs: Sequence[Tensor], number: int, differentiable: bool
 ) -> Leaves:
-    """Gradients by ``torch.autograd.grad``, which can be differentiated again if asked."""
+    """Take gradients by ``torch.autograd.grad``, which can be differentiated again if asked."""
     if not loss.requires_grad:
         return filled(dict.fromkeys(paths), inputs, number)
     tensor_grads = torch.autograd.grad(loss, inputs, create_graph=differentiable, allow_unused=True)
@@ -95,11 +98,12 @@ def along_graph(
 
 
 def filled(grads: PartialGrads, inputs: Sequence[Tensor], number: int) -> Leaves:
-    """Zeros for what was not reached.
+    """Return the gradients with zeros in place of None.
 
     Raises:
         GradientError: nothing was reached.
     """
+    # That a loss leaves out some parameters is usual; that it leaves out all of them is a mistake.
     if all(grad is None for grad in grads.values()):
         which = "the loss" if number == 0 else f"loss number {number}"
         names = ", ".join(list(grads)[:5]) + (", ..." if len(grads) > 5 else "")
@@ -115,6 +119,8 @@ def detach_all(scopes: Sequence[MutableMapping[str, Any]]) -> None:
     """Cut the values of the scopes, and the leaves of trees among them, out of their graph."""
     for scope in scopes:
         for name, value in scope.items():
+            # By its exact type: every step pays for this, and the usual values, tensors and numbers, cost one
+            # comparison.
             kind = type(value)
             if kind is Tensor:
                 if value.requires_grad:

@@ -21,12 +21,14 @@ from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
 from loopcore_torch.arrays import to_numpy
 from loopcore_torch.models import Models
 
+# torch does not tell which of its optimizers take sparse gradients. One of another library is not
+# refused: it may take them.
 _SPARSE = (torch.optim.SGD, torch.optim.SparseAdam, torch.optim.Adagrad)
 _DENSE = {kind for kind in vars(torch.optim).values() if isinstance(kind, type)} - {*_SPARSE, Optimizer}
 
 
 class Attached(NamedTuple):
-    """One attached optimizer: what it is called, the names of its hyperparameters and all tensors it holds."""
+    """An attached optimizer: its name, the optimizer, its hyperparameters' names and all tensors it holds."""
 
     name: str
     optimizer: Optimizer
@@ -35,7 +37,7 @@ class Attached(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What an update with certain paths does.
+    """What an update with certain paths does, found once for them.
 
     Parameters that get a gradient, those that get none, who steps, whether one does with a fused kernel, and whether a
     gradient may be sparse. ``constrained`` are parameters that their model keeps within bounds after an update, and
@@ -79,6 +81,7 @@ class Optimizers:
         """
         for _, paths in optimizers:
             self._models.check_trained(paths)
+        # All are built before any takes its place: after an error those from before are still attached.
         attached = [self._attach(source, paths) for source, paths in optimizers]
         self._attached = attached
         self._sources = [source for source, _ in optimizers]
@@ -110,6 +113,7 @@ class Optimizers:
                 )
 
     def _attach(self, source: Any, paths: tuple[str, ...]) -> Attached:
+        """Build or check one optimizer for its paths."""
         params = [self._models.params[path] for path in paths]
         if _is_recipe(source):
             source = source(params)
@@ -131,6 +135,7 @@ class Optimizers:
         return Attached(type(source).__name__, optimizer, names, _tensors_of(optimizer))
 
     def _attach_keras(self, source: Any, paths: tuple[str, ...], params: list[nn.Parameter]) -> Attached:
+        """Attach an optimizer of Keras, which trains variables of Keras only."""
         from loopcore_torch.from_keras import KerasSteps
 
         variables = self._models.keras_variables(paths)
@@ -142,10 +147,13 @@ class Optimizers:
             )
         steps: Any = KerasSteps(source, variables)
         names = tuple(name for name in ("learning_rate", "momentum", "weight_decay") if name in steps.keras.names)
+        # It steps like one of torch, so that an update need not tell them apart.
         return Attached(steps.keras.name, steps, names, tuple(params))
 
     def _check(self, optimizer: Optimizer, paths: tuple[str, ...]) -> None:
+        """Refuse an optimizer of torch that needs a closure, or holds other parameters than those of its paths."""
         name = type(optimizer).__name__
+        # LBFGS asks for one, to compute the loss at other parameters.
         closure = inspect.signature(optimizer.step).parameters.get("closure")
         if closure is not None and closure.default is inspect.Parameter.empty:
             raise OptimizerError(
@@ -186,22 +194,22 @@ class Optimizers:
     # -- hyperparameters ---------------------------------------------------------------------------------------
 
     def name(self, index: int) -> str:
-        """What an optimizer is called."""
+        """Return the name of an optimizer's class."""
         return self._attached[index].name
 
     def hyper_names(self, index: int) -> tuple[str, ...]:
-        """Names of the hyperparameters of an optimizer."""
+        """Return the names of an optimizer's hyperparameters."""
         return self._attached[index].hyper
 
     def get_hyper(self, index: int, name: str) -> float:
-        """Value in the first parameter group."""
+        """Return the value of a hyperparameter in the first parameter group."""
         keras = getattr(self._attached[index].optimizer, "keras", None)
         if keras is not None:
             return float(keras.get(name))
         return _get_in(self._attached[index].optimizer.param_groups[0], name)
 
     def set_hyper(self, index: int, name: str, value: float) -> None:
-        """Set the value in all parameter groups.
+        """Set the value of a hyperparameter in all parameter groups.
 
         Raises:
             OptimizerError: Keras keeps it where it cannot be set.
@@ -212,6 +220,7 @@ class Optimizers:
                 raise OptimizerError(keras.fixed[name])
             keras.set(name, value)
         groups = self._attached[index].optimizer.param_groups
+        # One value for all is what was asked, but it may not be what was meant.
         different = list(dict.fromkeys(_get_in(group, name) for group in groups))
         if len(different) > 1:
             warnings.warn(
@@ -229,6 +238,7 @@ class Optimizers:
         """Step with these gradients and no others; ``.grad`` is None afterwards. Returns whether it happened."""
         if apply is not True and not bool(apply):
             return False
+        # Within autocast the operations of an update would be rounded to half precision.
         if self._models.autocast is not None:
             return self._without_autocast(self._models.autocast, grads)
         params, idle, optimizers, fused, sparse, constrained = self._plans.get(tuple(grads)) or self._plan(tuple(grads))
@@ -237,6 +247,7 @@ class Optimizers:
         if sparse:
             grads = {path: self._fitting(path, grad) for path, grad in grads.items()}
         try:
+            # An optimizer steps on whatever is in .grad. The user may have left something there.
             for tensor in idle:
                 tensor.grad = None
             for parameter, grad in zip(params, grads.values(), strict=True):
@@ -251,6 +262,7 @@ class Optimizers:
         return True
 
     def _without_autocast(self, kind: str, grads: Leaves) -> bool:
+        """Update within ``torch.autocast`` as outside of it."""
         self._models.autocast = None
         try:
             with torch.autocast(kind, enabled=False):
@@ -260,12 +272,14 @@ class Optimizers:
             torch.clear_autocast_cache()
 
     def _of_reached(self, grads: Leaves) -> Leaves:
-        """The gradients, None for what none since the last update reached: torch's own optimizers leave it alone.
+        """Return the gradients with None for those that nothing has reached since the last update.
 
-        So does a spec with what the user froze in the meantime.
+        torch's own optimizers leave these alone. So does a spec with what the user froze in the meantime.
         """
         since, grads_or_none = self._models.reach.since, dict(grads)
         for path, grad in grads.items():
+            # Zeros that stand for a gradient are the same object still, unless a callback made something of them; then
+            # their elements are looked at. With momentum or weight decay a step on zeros is not the same as none.
             zeros = since.pop(path, None)
             if zeros is not None and (grad is zeros or not (grad.is_sparse or grad.any())):
                 is_native = not isinstance(self._sources[self._of_path[path]], OptimizerSpec)
@@ -274,7 +288,7 @@ class Optimizers:
         return grads_or_none
 
     def _fitting(self, path: str, grad: Any) -> Any:
-        """A gradient as the optimizer takes it: sparse for SparseAdam, dense for a spec, else as it is."""
+        """Return a gradient as its optimizer takes it: sparse for SparseAdam, dense for a spec, else as it is."""
         if grad is None or path not in self._models.sparse:
             return grad
         attached = self._attached[self._of_path[path]]
@@ -284,15 +298,18 @@ class Optimizers:
         return grad.to_dense() if grad.is_sparse and not is_native else grad
 
     def _plan(self, paths: tuple[str, ...]) -> Plan:
+        """Work out, and keep, what an update with these paths does."""
         frozen = [path for path in paths if path not in self._of_path]
         if frozen:
             raise OptimizerError(f"no optimizer trains {_some(frozen)}: leave these out of the gradients")
         params = tuple(self._models.params[path] for path in paths)
+        # What depends on the paths alone is worked out once, and kept until others are attached.
         stepping = [self._attached[index] for index in sorted({self._of_path[path] for path in paths})]
         trained_ids = {id(parameter) for parameter in params}
         idle = tuple(tensor for attached in stepping for tensor in attached.tensors if id(tensor) not in trained_ids)
         optimizers = tuple(attached.optimizer for attached in stepping)
         fused = any(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups)
+        # An optimizer of Keras applies constraints itself, one of torch knows of none.
         constraints = self._models.constraints()
         by_torch = [path for path in paths if isinstance(self._attached[self._of_path[path]].optimizer, Optimizer)]
         constrained = tuple((self._models.params[p], constraints[p]) for p in by_torch if p in constraints)
@@ -309,6 +326,7 @@ class Optimizers:
         """
         state: dict[str, Any] = {name: np.array(value) for name, (_, _, value) in self._group_values().items()}
         for number, attached in enumerate(self._attached):
+            # An optimizer of Keras lists the variables that it keeps.
             if not isinstance(attached.optimizer, Optimizer):
                 state |= {
                     f"{number}.{n}": to_numpy(v.value) for n, v in cast(Any, attached.optimizer).keras.state().items()
@@ -322,7 +340,7 @@ class Optimizers:
         return state
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `export` gave.
+        """Restore what `export` gave.
 
         Raises:
             ValueError: it has parameters that no optimizer trains, or other shapes.
@@ -341,7 +359,7 @@ class Optimizers:
             restore.write()
 
     def _restores(self, state: Mapping[str, Any]) -> Iterator[Restore]:
-        """How to restore each optimizer of Keras, and of torch's each parameter that it trains."""
+        """Yield a restore for each optimizer of Keras, and for each parameter that one of torch trains."""
         for number, attached in enumerate(self._attached):
             if isinstance(attached.optimizer, Optimizer):
                 for path, parameter in self._models.params.items():
@@ -395,7 +413,7 @@ def _restore_parameter(prefix: str, optimizer: Optimizer, parameter: Tensor, sta
 
 
 def _misfits(slots: Mapping[str, Any], parameter: Tensor, state: Mapping[Any, Any]) -> list[str]:
-    """What does not fit of the state for a parameter: other shapes, and other dtypes than there are."""
+    """Return what is wrong with the state for a parameter: other shapes, and other dtypes than there are."""
     present = {key: as_numpy(value) for key, value in state.get(parameter, {}).items() if value is not None}
     problems = differences(present, {key: slots[key] for key in present if key in slots}) if present else []
     problems = [line for line in problems if not line.endswith(": not there")]  # a slot begins with the first step
@@ -408,12 +426,12 @@ def _misfits(slots: Mapping[str, Any], parameter: Tensor, state: Mapping[Any, An
 
 
 def as_numpy(value: Any) -> Any:
-    """What torch keeps as a tensor or a number."""
+    """Convert a slot of an optimizer, which torch keeps as a tensor or as a number."""
     return to_numpy(value) if isinstance(value, Tensor) else np.asarray(value)
 
 
 def _as_state(key: str, value: Any, parameter: Tensor) -> Tensor:
-    """A step count stays on the CPU, where torch keeps it."""
+    """Convert a slot back to a tensor: on its parameter's device, but a step count on the CPU, where torch keeps it."""
     device = torch.device("cpu") if key == "step" and not value.ndim else parameter.device
     return torch.tensor(value, device=device)
 
@@ -431,12 +449,13 @@ def move_state(optimizer: Optimizer, device: torch.device) -> None:
 
 @torch.no_grad()
 def _constrain(constrained: tuple[tuple[nn.Parameter, Callable[[Tensor], Tensor]], ...]) -> None:
+    """Apply constraints to parameters, in place."""
     for parameter, constraint in constrained:
         parameter.copy_(constraint(parameter))
 
 
 def _laid_out(grad: Tensor, parameter: Tensor) -> Tensor:
-    """The gradient with the strides of its parameter: torch's fused kernels on a CPU take that for granted."""
+    """Return the gradient with the strides of its parameter: torch's fused kernels on a CPU take that for granted."""
     if grad.stride() == parameter.stride():
         return grad
     return torch.empty_like(parameter).copy_(grad)
@@ -449,6 +468,7 @@ def _is_recipe(source: Any) -> bool:
 
 
 def _build(spec: OptimizerSpec, params: list[nn.Parameter]) -> Optimizer:
+    """Build the optimizer of torch that a neutral spec describes."""
     fused = _can_fuse(params)
     match spec:
         case AdamW():
@@ -481,6 +501,7 @@ def _can_fuse(params: list[nn.Parameter]) -> bool:
 
 
 def _spec_hyper(spec: OptimizerSpec) -> tuple[str, ...]:
+    """Return the names of the hyperparameters that a neutral spec has."""
     match spec:
         case AdamW():
             return ("learning_rate", "momentum", "weight_decay")
@@ -491,23 +512,26 @@ def _spec_hyper(spec: OptimizerSpec) -> tuple[str, ...]:
 
 
 def _native_hyper(optimizer: Optimizer) -> tuple[str, ...]:
+    """Return the names of the hyperparameters that an optimizer of torch has in its first group."""
     group = optimizer.param_groups[0]
     return tuple(name for name in ("learning_rate", "momentum", "weight_decay") if _group_key(group, name) in group)
 
 
 def _group_key(group: dict[str, Any], name: str) -> str:
-    """What torch calls a hyperparameter."""
+    """Return the key of a hyperparameter in a parameter group of torch."""
     if name == "learning_rate":
         return "lr"
     return "betas" if name == "momentum" and "momentum" not in group and "betas" in group else name
 
 
 def _get_in(group: dict[str, Any], name: str) -> float:
+    """Return a hyperparameter of a parameter group; momentum is the first of Adam's betas."""
     key = _group_key(group, name)
     return float(group[key][0] if key == "betas" else group[key])
 
 
 def _set_in(group: dict[str, Any], name: str, value: float) -> None:
+    """Set a hyperparameter of a parameter group."""
     key = _group_key(group, name)
     old = group[key][0] if key == "betas" else group[key]
     new = old.fill_(value) if isinstance(old, Tensor) else value  # a tensor is what a compiled step reads
@@ -515,8 +539,10 @@ def _set_in(group: dict[str, Any], name: str, value: float) -> None:
 
 
 def _tensors_of(optimizer: Optimizer) -> tuple[Tensor, ...]:
+    """Return all parameters of an optimizer."""
     return tuple(tensor for group in optimizer.param_groups for tensor in group["params"])
 
 
 def _some(names: list[str]) -> str:
+    """Join the first five of some names, and say how many more there are."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -15,7 +15,7 @@ from loopcore_torch.objectives import Inputs, PartialGrads, filled
 
 
 def outermost(models: Models, loss: Tensor, unit: Tensor, inputs: Inputs, number: int, last: bool) -> Leaves:
-    """Gradients of an outermost objective.
+    """Return the gradients of a loss of an outermost objective, by path.
 
     Args:
         models: whose parameters they are.
@@ -32,10 +32,13 @@ def outermost(models: Models, loss: Tensor, unit: Tensor, inputs: Inputs, number
                 "predict take no gradients anyway"
             )
         return filled(dict.fromkeys(inputs.paths), inputs.tensors, number)
+    # Once for these inputs: it walks through the graph, which is much the same in each step.
     if inputs.complete is None:
         inputs.complete = False
         models.reentrant = models.reentrant or _is_reentrant(loss)
     try:
+        # DistributedDataParallel averages, and FSDP shards, what arrives in .grad: they see nothing of
+        # torch.autograd.grad.
         if models.hooked or models.reentrant:
             tensor_grads = _backward(models, loss, unit, inputs.tensors, last)
         else:  # 5 microseconds faster, and nobody sees a .grad
@@ -54,6 +57,7 @@ def outermost(models: Models, loss: Tensor, unit: Tensor, inputs: Inputs, number
     for path, grad in zip(inputs.paths, tensor_grads, strict=True):
         by_path[path] = grad
         is_complete &= grad is not None
+    # The usual case, in which there is nothing to fill in and, as a rule, nothing to note.
     if is_complete:
         inputs.complete = True
         if models.reach.since:
@@ -68,7 +72,8 @@ def outermost(models: Models, loss: Tensor, unit: Tensor, inputs: Inputs, number
 def _by_open_ones(
     models: Models, loss: Tensor, unit: Tensor, inputs: Inputs, last: bool, error: RuntimeError
 ) -> tuple[Tensor | None, ...]:
-    """The gradients where some parameters were frozen since the epoch began; None for these."""
+    """Return the gradients where some parameters were frozen since the epoch began; None for these."""
+    # Looked at only after an error: the usual step does not ask each parameter.
     still = tuple(leaf for leaf in inputs.tensors if leaf.requires_grad)
     if len(still) == len(inputs.tensors):
         raise error
@@ -83,7 +88,8 @@ def _by_open_ones(
 def _backward(
     models: Models, loss: Tensor, unit: Tensor, inputs: Sequence[Tensor], last: bool
 ) -> tuple[Tensor | None, ...]:
-    """By ``Tensor.backward``; whatever the user left in ``.grad`` is dropped."""
+    """Take gradients by ``Tensor.backward``; whatever the user left in ``.grad`` is dropped."""
+    # A reentrant checkpoint refuses inputs=, and without that every parameter gets a gradient.
     leaves = (*inputs, *models.params.values()) if models.reentrant else inputs
     try:
         for leaf in leaves:

@@ -17,7 +17,7 @@ from loopcore_torch.random import generator_of
 
 
 class Holder:
-    """What there is of an ``nn.Module`` in a model that is none: a mode, and tensors that move.
+    """Stands in for an ``nn.Module`` where a model is none: it has a mode, and tensors that move.
 
     Args:
         tensors: parameters by name.
@@ -28,7 +28,7 @@ class Holder:
         self._tensors = tensors
 
     def train(self, mode: bool = True) -> None:
-        """Set the mode."""
+        """Set the mode that the next call gets."""
         self.training = mode
 
     def to(self, device: torch.device) -> None:
@@ -37,7 +37,7 @@ class Holder:
             tensor.data = tensor.data.to(device)
 
     def named_parameters(self) -> Iterable[tuple[str, Tensor]]:
-        """The tensors."""
+        """Return the parameters with their names."""
         return self._tensors.items()
 
 
@@ -67,12 +67,15 @@ class BoundPair(Bound):
         parameters: dict[str, Any] = {path: _parameter(leaf, dtype, device) for path, leaf in params.items()}
         super().__init__(name, Holder(parameters), self._call)
         self.params = parameters
+        # The user's own tensors; the others are copies.
         self._users = frozenset(path for path, leaf in params.items() if parameters[path] is leaf)
+        # Building the tree of a call takes the parameters in the order of its leaves.
         self._spec, self._in_order = self._pair.part("params").spec, tuple(parameters.values())
         self.names = {path: path for path in (*params, *state)}
         if device is None:
             device = next((parameter.device for parameter in parameters.values()), None)
         self.state = {path: _tensor(leaf, device) for path, leaf in state.items()}
+        # The function gets torch's global generator, which every step seeds.
         self._rng = generator_of(device or torch.device("cpu")) if self._pair.takes_rng else None
         if compile is not None and self._pair.apply_fn is not None:  # what finds the backend of lc.xp breaks its graph
             raise BackendError(
@@ -81,10 +84,11 @@ class BoundPair(Bound):
             )
 
     def native(self) -> Any:
-        """The pair or the tree with the present values; the user's own parameters where he gave such."""
+        """Return the pair or the tree with the present values; the user's own parameters where he gave such."""
         return self._pair.native(self._native_array)
 
     def _native_array(self, path: str) -> Tensor:
+        """Return the user's own parameter, or a copy of the present value."""
         parameter = self.params.get(path)
         if parameter is None:
             return self.state[path].detach().clone()
@@ -93,6 +97,7 @@ class BoundPair(Bound):
     # -- calling -----------------------------------------------------------------------------------------------
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function with the present arrays, and store the state that it returns."""
         params = self._spec.unflatten(self._in_order)  # a tree of its own: the function may change it
         result, state = self._pair.call(params, self._lent(), args, kwargs, self.module.training, self._rng)
         if state:
@@ -100,7 +105,7 @@ class BoundPair(Bound):
         return result
 
     def _lent(self) -> dict[str, Tensor]:
-        """The state as copies: a function may write into them."""
+        """Return the state as copies: a function may write into them."""
         return {path: tensor.clone() for path, tensor in self.state.items()} if self.state else self.state
 
     def call_apart(
@@ -115,10 +120,11 @@ class BoundPair(Bound):
         return result
 
     def _keep(self, state: Mapping[str, Any]) -> None:
-        """Copies of what a call left, in the dtype of what there was; they stay part of an open objective's graph."""
+        """Store copies of a state that a call returned, in the dtypes of the old one; an open graph goes on to them."""
         for path, value in state.items():
             old = self.state[path]
             tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, device=old.device)
+            # A copy, since the function may go on writing into what it returned.
             self.state[path] = tensor.to(old, copy=True)
 
     # -- arrays ------------------------------------------------------------------------------------------------
@@ -128,7 +134,7 @@ class BoundPair(Bound):
         return self._pair.part(kind).paths
 
     def buffer(self, path: str) -> Tensor:
-        """The present array of the state."""
+        """Return the present array of the state."""
         return self.state[path]
 
     def set_buffer(self, path: str, value: Tensor) -> None:
@@ -142,11 +148,11 @@ class BoundPair(Bound):
         self._rng = generator_of(device) if self._pair.takes_rng else None
 
     def pack(self, kind: Kind, leaves: dict[str, Any]) -> Tree:
-        """Leaves by relative name -> the user's own structure."""
+        """Return leaves by relative name in the user's own structure."""
         return self._pair.part(kind).pack(leaves)
 
     def unpack(self, kind: Kind, tree: Tree) -> dict[str, Any]:
-        """The inverse of `pack`.
+        """Return the leaves of such a structure by relative name.
 
         Raises:
             ValueError: the structure differs.
@@ -155,10 +161,12 @@ class BoundPair(Bound):
 
 
 def _is_own(leaf: Any) -> bool:
+    """Whether a leaf is a tensor to train as it is, such as an ``nn.Parameter``, and not to copy."""
     return isinstance(leaf, nn.Parameter) or (isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_leaf)
 
 
 def _parameter(leaf: Any, dtype: torch.dtype | None, device: torch.device | None) -> Tensor:
+    """Return a leaf as a parameter: the user's own tensor if it is one to train, else a copy."""
     if _is_own(leaf):
         if device is not None:
             leaf.data = leaf.data.to(device)
@@ -169,6 +177,7 @@ def _parameter(leaf: Any, dtype: torch.dtype | None, device: torch.device | None
 
 
 def _tensor(leaf: Any, device: torch.device | None) -> Tensor:
+    """Return a leaf of the state as a tensor: a copy."""
     if isinstance(leaf, Tensor):
         return leaf.detach().to(device, copy=True)
     return torch.tensor(np.asarray(leaf), device=device)

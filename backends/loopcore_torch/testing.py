@@ -13,6 +13,7 @@ Weights: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
 
 dtypes = ("float64", "float32")
 batch_norm_correction = 1
+# What the suite calls the arrays of a normalisation -> what torch calls them.
 _TO_TORCH = {"scale": "weight", "offset": "bias", "mean": "running_mean", "variance": "running_var"}
 _FROM_TORCH = {name: suite_name for suite_name, name in _TO_TORCH.items()}
 
@@ -78,12 +79,12 @@ def structured(weights: Weights, dtype: str) -> Any:
 
 
 def arrays(tree: Any, dtype: str) -> Any:
-    """A dict of tensors."""
+    """Return a dict of tensors in a dtype."""
     return {name: torch.tensor(value, dtype=_dtype(dtype)) for name, value in tree.items()}
 
 
 def neutral(weights: Weights) -> dict[str, np.ndarray[Any, Any]]:
-    """Torch keeps dense weights transposed, and calls the parts of a normalisation by other names."""
+    """Return weights under the suite's names; torch has other ones, and keeps dense weights transposed."""
     renamed: dict[str, np.ndarray[Any, Any]] = {}
     for path, value in weights.items():
         head, _, name = path.rpartition(".")
@@ -106,12 +107,13 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _filled(model: nn.Module, weights: Weights, dtype: str) -> nn.Module:
-    """The model with these weights."""
+    """Copy weights of the suite into a module, and return the module."""
     model.to(_dtype(dtype))
     state = model.state_dict()
     for path, value in weights.items():
         head, _, name = path.rpartition(".")
         name = _TO_TORCH.get(name, name)
+        # The suite has (inputs, outputs), torch (outputs, inputs).
         array = value.T if name == "weight" else value
         state[f"{head}.{name}" if head else name].copy_(torch.tensor(array))
     return model
