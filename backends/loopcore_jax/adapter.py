@@ -16,15 +16,15 @@ import numpy as np
 
 from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.errors import BackendError, UnknownModelError
-from loopcore_jax import arrays, losses, words
+from loopcore_jax import arrays, losses, packed_scalars
+from loopcore_jax.array_store import CurrentArrays
 from loopcore_jax.gradients import Gradients
-from loopcore_jax.libraries import is_keras
+from loopcore_jax.model_kinds import is_keras
 from loopcore_jax.models import Models, names_of
 from loopcore_jax.namespace import Namespace
 from loopcore_jax.optimizers import Optimizers
 from loopcore_jax.programs import Programs, TracedRead
 from loopcore_jax.random import LOOPS, Random
-from loopcore_jax.store import Present
 
 
 class Backend:
@@ -66,13 +66,13 @@ class Backend:
     def __init__(self, *, device: Any = None, compile: Any = "auto") -> None:
         self.transfers = 0
         self._open = False
-        self._present = Present()
+        self._current = CurrentArrays()
         self._arrays = arrays.Arrays()
         self._arrays.device = _device(device)
-        self._models = Models(self._present, self._arrays)
-        self._gradients = Gradients(self._present, self._arrays)
-        self._optimizers = Optimizers(self._models, self._present)
-        self._programs = Programs(self._present)
+        self._models = Models(self._current, self._arrays)
+        self._gradients = Gradients(self._current, self._arrays)
+        self._optimizers = Optimizers(self._models, self._current)
+        self._programs = Programs(self._current)
         self.xp = Namespace(self._arrays.dtype, self._arrays.device)
         self.random: RandomBackend = Random(self._arrays.dtype)
 
@@ -128,13 +128,13 @@ class Backend:
 
     def show(self) -> None:
         """Let the user's own objects hold the present values; where these stand for arrays, they stay as they are."""
-        if not self._present.is_traced:
+        if not self._current.is_traced:
             self._models.show()
             self._optimizers.show()
 
     def take(self) -> None:
         """Go on from what the user wrote into his own objects."""
-        if not self._present.is_traced:
+        if not self._current.is_traced:
             self._models.take()
             self._optimizers.take()
 
@@ -234,15 +234,15 @@ class Backend:
     def get(self, paths: Iterable[str]) -> Leaves:
         """The present arrays; inside an objective those that stand in for parameters."""
         self._take_outside()
-        return {path: self._present.array(path) for path in paths}
+        return {path: self._current.array(path) for path in paths}
 
     def set(self, leaves: Mapping[str, Any]) -> None:
         """Copy values in, in the dtype of what they replace."""
         self._take_outside()
-        store = self._present.store
+        store = self._current.store
         for path, value in leaves.items():
-            held = store.params if path in store.params else store.buffers
-            held[path] = self._arrays.like(value, held[path])
+            group = store.params if path in store.params else store.buffers
+            group[path] = self._arrays.like(value, group[path])
         self._show_outside()
 
     def snapshot(self, paths: Iterable[str]) -> Leaves:
@@ -280,7 +280,7 @@ class Backend:
 
     def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
         """Run a step body; the random keys of its models follow from ``key``."""
-        with self._present.body(key):
+        with self._current.body(key):
             call(*args)
 
     def eval_parts(self) -> tuple[str, ...]:
@@ -385,7 +385,7 @@ class Backend:
     @property
     def depth(self) -> int:
         """How many objectives and functions are being differentiated, one inside the other."""
-        return self._present.frame.depth
+        return self._current.context.depth
 
     # -- programs ----------------------------------------------------------------------------------------------
 
@@ -410,18 +410,18 @@ class Backend:
 
     def carried(self) -> Tree:
         """All that a step may change, by reference; inside an objective as constants."""
-        store = self._present.store
+        store = self._current.store
         if store.is_tree():
             return store.tree
         buffers = dict(store.buffers)
-        if self._present.in_objective:
+        if self._current.in_objective:
             buffers = {path: arrays.primal(value) for path, value in buffers.items()}
         store.tree = {"params": dict(store.params), "buffers": buffers, "optimizers": list(store.states)}
         return store.tree
 
     def put_carried(self, tree: Tree) -> None:
         """Make these the present ones: arrays, or what stands for them while a program is traced."""
-        store = self._present.store
+        store = self._current.store
         store.params, store.buffers = dict(tree["params"]), dict(tree["buffers"])
         store.states = list(tree["optimizers"])
         store.tree = tree
@@ -440,11 +440,11 @@ class Backend:
 
     def to_words(self, values: Sequence[Array]) -> Array:
         """The bits of small arrays in one vector."""
-        return words.to_words(values)
+        return packed_scalars.to_words(values)
 
     def from_words(self, vector: Array, start: int, shape: tuple[int, ...], dtype: str) -> Array:
         """One of the packed arrays."""
-        return words.from_words(vector, start, shape, dtype)
+        return packed_scalars.from_words(vector, start, shape, dtype)
 
     def is_traced(self, value: Any) -> bool:
         """Whether it is an array that stands for one in a trace."""
@@ -478,7 +478,7 @@ class Backend:
 
     def is_differentiated(self, tree: Tree) -> bool:
         """Whether a leaf depends on what an open objective is differentiated by."""
-        return any(map(self._present.is_differentiated, jax.tree_util.tree_leaves(tree)))
+        return any(map(self._current.is_differentiated, jax.tree_util.tree_leaves(tree)))
 
     def concrete(self, tree: Tree) -> Tree:
         """The values without the gradients they are part of."""

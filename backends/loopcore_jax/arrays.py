@@ -50,7 +50,7 @@ class Arrays:
         if isinstance(leaf, jax.Array):
             return self._native(leaf)
         host = leaf if type(leaf) is np.ndarray and leaf.dtype.kind in "biufc" else _as_numpy(leaf)
-        return leaf if host is None else np.array(host, self._kept(host.dtype), order="C")
+        return leaf if host is None else np.array(host, self._dtype_of(host.dtype), order="C")
 
     def place(self, tree: Tree) -> Tree:
         """JAX arrays for what `feed` left on the host."""
@@ -70,21 +70,21 @@ class Arrays:
         if isinstance(leaf, jax.Array):
             return self._native(leaf)
         host = _as_numpy(leaf)
-        return leaf if host is None else self.placed(np.array(host, self._kept(host.dtype), order="C"))
+        return leaf if host is None else self.placed(np.array(host, self._dtype_of(host.dtype), order="C"))
 
     def _native(self, array: Array) -> Array:
         if jnp.issubdtype(array.dtype, jnp.floating) and array.dtype != self.dtype:
             array = array.astype(self.dtype)
         return array if self.device is None or is_traced(array) else jax.device_put(array, self.device)
 
-    def _kept(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    def _dtype_of(self, source: np.dtype[Any]) -> np.dtype[Any]:
         """Floats get the parameters' dtype; without ``jax_enable_x64`` int64 becomes int32, as everywhere in JAX."""
-        key = dtype, self.dtype, _CONFIG.jax_enable_x64
-        found = self._dtypes.get(key)
-        if found is None:
-            found = self.dtype if jnp.issubdtype(dtype, jnp.floating) else canonical(dtype)
-            self._dtypes[key] = found = found.newbyteorder("=")
-        return found
+        key = source, self.dtype, _CONFIG.jax_enable_x64
+        dtype = self._dtypes.get(key)
+        if dtype is None:
+            dtype = self.dtype if jnp.issubdtype(source, jnp.floating) else canonical(source)
+            self._dtypes[key] = dtype = dtype.newbyteorder("=")
+        return dtype
 
     def placed(self, host: np.ndarray[Any, Any]) -> Array:
         """A NumPy array that nobody else holds, on the device."""
@@ -108,14 +108,14 @@ class Arrays:
 
     def adopt(self, old: Tree, new: Tree) -> Tree:
         """Convert what a handler wrote; leaves that it had read and handed back stay those of ``old``."""
-        known: dict[int, Any] = {}
+        leaves_by_id: dict[int, Any] = {}
 
         def remember(leaf: Any) -> Any:
-            known[id(primal(leaf))] = leaf  # JAX hands out the same primal each time
+            leaves_by_id[id(primal(leaf))] = leaf  # JAX hands out the same primal each time
             return leaf
 
         transform(remember, old)
-        return transform(lambda leaf: known[id(leaf)] if id(leaf) in known else self.leaf(leaf), new)
+        return transform(lambda leaf: leaves_by_id[id(leaf)] if id(leaf) in leaves_by_id else self.leaf(leaf), new)
 
 
 def transform(fn: Callable[[Any], Any], tree: Tree) -> Tree:
@@ -221,11 +221,11 @@ def is_bounded(leaves: Sequence[Any]) -> Array:
     totals: list[Any] = []
     small: dict[Any, list[Any]] = {}
     for leaf in map(primal, leaves):
-        one = leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf
-        root = float(np.sqrt(np.finfo(one.dtype).max))
-        if one.ndim > 1 and one.size:
-            totals.append(jnp.sum(one.reshape(-1, one.shape[-1]) @ jnp.full(one.shape[-1], root, one.dtype)))
+        array = leaf.astype(jnp.float32) if leaf.dtype.itemsize < 4 else leaf
+        root = float(np.sqrt(np.finfo(array.dtype).max))
+        if array.ndim > 1 and array.size:
+            totals.append(jnp.sum(array.reshape(-1, array.shape[-1]) @ jnp.full(array.shape[-1], root, array.dtype)))
         else:
-            small.setdefault(one.dtype, []).append(one.reshape(-1) * root)
+            small.setdefault(array.dtype, []).append(array.reshape(-1) * root)
     totals += [jnp.sum(jnp.concatenate(group)) for group in small.values()]
     return jnp.isfinite(sum(totals))

@@ -24,25 +24,25 @@ class Equinox:
     keeps_arrays = False
     state_prefix = True
 
-    def __init__(self, module: Any, rest: list[Any], title: str) -> None:
-        if rest and not isinstance(rest[0], eqx.nn.State):
+    def __init__(self, module: Any, tail: list[Any], title: str) -> None:
+        if tail and not isinstance(tail[0], eqx.nn.State):
             raise UnknownModelError(
-                f"{title} is (module, {type(rest[0]).__name__}): the second part is an equinox.nn.State, as "
+                f"{title} is (module, {type(tail[0]).__name__}): the second part is an equinox.nn.State, as "
                 "equinox.nn.make_with_state returns it"
             )
         self.params, static = eqx.partition(module, eqx.is_inexact_array)
-        self.state: Tree = rest[0] if rest else ()
+        self.state: Tree = tail[0] if tail else ()
         self._static = static
         self.eval_parts = _resting(static)
         training = static if self.eval_parts else eqx.nn.inference_mode(static, value=False)
         self._modes = {True: training, False: eqx.nn.inference_mode(static)}
-        self._has_state = bool(rest)
+        self._has_state = bool(tail)
         self.methods = type(module)
         functions = {name: value for cls in type(module).__mro__ for name, value in vars(cls).items()}
-        self._named = {name: keywords(value)[1] for name, value in functions.items() if isfunction(value)}
-        self._named["__call__"] = keywords(type(module).__call__)[1]
-        self.takes_key = any("key" in named for name, named in self._named.items() if name != "__init__")
-        if self._has_state and "state" not in self._named["__call__"]:
+        self._keywords = {name: keywords(value)[1] for name, value in functions.items() if isfunction(value)}
+        self._keywords["__call__"] = keywords(type(module).__call__)[1]
+        self.takes_key = any("key" in names for name, names in self._keywords.items() if name != "__init__")
+        if self._has_state and "state" not in self._keywords["__call__"]:
             raise UnknownModelError(
                 f"{title} has a state, but {type(module).__name__}.__call__ does not take one: write "
                 "def __call__(self, x, state) and return (y, state)"
@@ -61,11 +61,11 @@ class Equinox:
     ) -> tuple[Any, Tree]:
         """``module(*args, [state=, key=,] **kwargs)`` in training or inference mode."""
         module = eqx.combine(params, self._modes[training])
-        named = self._named[method] if method in self._named else keywords(getattr(self.methods, method))[1]
-        given = {"key": key, **kwargs} if "key" in named else kwargs
-        if not (self._has_state and "state" in named):
-            return getattr(module, method)(*args, **given), None
-        result = getattr(module, method)(*args, **{"state": state, **given})
+        names = self._keywords[method] if method in self._keywords else keywords(getattr(self.methods, method))[1]
+        options = {"key": key, **kwargs} if "key" in names else kwargs
+        if not (self._has_state and "state" in names):
+            return getattr(module, method)(*args, **options), None
+        result = getattr(module, method)(*args, **{"state": state, **options})
         return two_parts(result, f"{self._title} has a state, so its {method}")
 
     def native(self, params: Tree, state: Tree) -> Any:

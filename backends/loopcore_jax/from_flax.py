@@ -32,10 +32,10 @@ class Nnx:
         self.owner = module
         self.methods = type(module)
         parts: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
-        self._graph, params, rngs, rest = parts
+        self._graph, params, rngs, buffers = parts
         self._params = dict(nnx.to_flat_state(params))
         self._rngs = dict(nnx.to_flat_state(rngs))
-        self._rest = dict(nnx.to_flat_state(rest))
+        self._buffers = dict(nnx.to_flat_state(buffers))
         self.params, self.state = self.present()
         self._resting = _resting(module)
         self.eval_parts = [".".join(map(str, path)) for path in self._resting]
@@ -58,27 +58,31 @@ class Nnx:
         _set_mode(module, training, self._resting)
         result = getattr(module, method)(*args, **kwargs)
         new = dict(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))))
-        return result, _tree({path: new[path].get_value() if path in new else _at(state, path) for path in self._rest})
+        return result, _tree(
+            {path: new[path].get_value() if path in new else _at(state, path) for path in self._buffers}
+        )
 
     def _filled(self, params: Tree, state: Tree, rngs: Any) -> Any:
         """A copy of the module with these arrays."""
-        return nnx.merge(self._graph, _filled(self._params, params), rngs, _filled(self._rest, state), copy=True)
+        return nnx.merge(self._graph, _filled(self._params, params), rngs, _filled(self._buffers, state), copy=True)
 
     def _seeded(self, key: Array) -> Any:
         """The random state at the begin of a call: a key of its own for each stream, and counts of zero."""
-        found: list[tuple[Any, Any]] = []
+        entries: list[tuple[Any, Any]] = []
         for number, (path, variable) in enumerate(self._rngs.items()):
             old = variable.get_value()
             if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
-                own = jax.random.fold_in(key, number)
-                found.append((path, variable.replace(jax.random.split(own, old.shape) if old.shape else own)))
+                stream_key = jax.random.fold_in(key, number)
+                entries.append(
+                    (path, variable.replace(jax.random.split(stream_key, old.shape) if old.shape else stream_key))
+                )
             else:
-                found.append((path, variable.replace(jnp.zeros_like(old))))
-        return nnx.from_flat_state(found)
+                entries.append((path, variable.replace(jnp.zeros_like(old))))
+        return nnx.from_flat_state(entries)
 
     def native(self, params: Tree, state: Tree) -> Any:
         """The user's module, with these arrays written into it."""
-        nnx.update(self.owner, _filled(self._params, params), _filled(self._rest, state))
+        nnx.update(self.owner, _filled(self._params, params), _filled(self._buffers, state))
         return self.owner
 
     def copy(self, params: Tree, state: Tree) -> Any:
@@ -87,13 +91,13 @@ class Nnx:
 
     def variables(self) -> tuple[Tree, Tree]:
         """The variables of the user's module."""
-        return _tree(self._params), _tree(self._rest)
+        return _tree(self._params), _tree(self._buffers)
 
     def present(self) -> tuple[Tree, Tree]:
         """The arrays of the variables of the user's module."""
         return tuple(  # type: ignore[return-value]
             _tree({path: variable.get_value() for path, variable in variables.items()})
-            for variables in (self._params, self._rest)
+            for variables in (self._params, self._buffers)
         )
 
     def check(self) -> None:
@@ -102,16 +106,16 @@ class Nnx:
         Raises:
             BackendError: it has others.
         """
-        if all(len(now) == len(before) and _same(now, before) for now, before in self._attributes):
+        if all(len(attributes) == len(before) and _same(attributes, before) for attributes, before in self._attributes):
             return
         new = Nnx(self.owner)
         before = self._filled(*self.present(), self._old())
-        if [*new._params, *new._rest] != [*self._params, *self._rest] or _plain(self.owner) != _plain(before):
+        if [*new._params, *new._buffers] != [*self._params, *self._buffers] or _plain(self.owner) != _plain(before):
             raise BackendError(
                 "the module of flax.nnx has other parts or settings than when the learner took it, and compiled steps "
                 "would not know: call learner.set_model(module)"
             )
-        self._params, self._rngs, self._rest = new._params, new._rngs, new._rest
+        self._params, self._rngs, self._buffers = new._params, new._rngs, new._buffers
         self._attributes = new._attributes
 
     def _old(self) -> Any:
@@ -123,15 +127,15 @@ class Nnx:
         Raises:
             OptimizerError: it takes variables that are no parameters.
         """
-        taken = dict(nnx.to_flat_state(nnx.state(self.owner, wrt)))
-        others = [path for path in taken if path not in self._params]
-        if others:
-            names = ", ".join(".".join(map(str, path)) for path in others[:5])
+        selected = dict(nnx.to_flat_state(nnx.state(self.owner, wrt)))
+        invalid = [path for path in selected if path not in self._params]
+        if invalid:
+            names = ", ".join(".".join(map(str, path)) for path in invalid[:5])
             raise OptimizerError(
                 f"wrt={wrt!r} of the nnx.Optimizer takes {names}, and only what is an nnx.Param is trained: make the "
                 "class of these variables a subclass of nnx.Param"
             )
-        return nnx.from_flat_state([(path, ".".join(map(str, path))) for path in taken])
+        return nnx.from_flat_state([(path, ".".join(map(str, path))) for path in selected])
 
 
 def _resting(module: Any) -> tuple[Any, ...]:
@@ -159,8 +163,8 @@ def _attributes(module: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return [(part, dict(part)) for part in parts]
 
 
-def _same(now: dict[str, Any], before: dict[str, Any]) -> bool:
-    return all(map(is_, now.values(), before.values()))
+def _same(attributes: dict[str, Any], before: dict[str, Any]) -> bool:
+    return all(map(is_, attributes.values(), before.values()))
 
 
 def _plain(module: Any) -> Any:
@@ -174,10 +178,10 @@ def _tree(leaves: Mapping[tuple[Any, ...], Any]) -> dict[Any, Any]:
     """Values by path -> nested dicts."""
     tree: dict[Any, Any] = {}
     for path, value in leaves.items():
-        here = tree
+        branch = tree
         for word in path[:-1]:
-            here = here.setdefault(word, {})
-        here[path[-1]] = value
+            branch = branch.setdefault(word, {})
+        branch[path[-1]] = value
     return tree
 
 
@@ -198,20 +202,20 @@ class Linen:
     takes_key = True
     keeps_arrays = state_prefix = False
 
-    def __init__(self, module: Any, rest: list[Any], title: str) -> None:
-        if len(rest) not in (1, 2) or not isinstance(rest[0], Mapping) or "params" not in rest[0]:
+    def __init__(self, module: Any, tail: list[Any], title: str) -> None:
+        if len(tail) not in (1, 2) or not isinstance(tail[0], Mapping) or "params" not in tail[0]:
             raise UnknownModelError(
                 f"{title} is a linen module, whose arrays are apart from it: write (module, variables), with "
                 'variables = module.init(key, x), a dict with the key "params"'
             )
-        if len(rest) == 2 and (isinstance(rest[1], (str, Mapping)) or not all(isinstance(n, str) for n in rest[1])):
+        if len(tail) == 2 and (isinstance(tail[1], (str, Mapping)) or not all(isinstance(n, str) for n in tail[1])):
             raise UnknownModelError(
                 f"{title} is a tuple of three: the third part are the names of the random streams of the module, such "
                 'as (module, variables, ("dropout", "noise")); all collections belong into variables'
             )
-        variables: dict[str, Any] = flax.core.unfreeze(dict(rest[0]))
-        self._streams: tuple[str, ...] = ("dropout",) if len(rest) == 1 else tuple(rest[1])
-        self._extra = rest[1:]
+        variables: dict[str, Any] = flax.core.unfreeze(dict(tail[0]))
+        self._streams: tuple[str, ...] = ("dropout",) if len(tail) == 1 else tuple(tail[1])
+        self._extra = tail[1:]
         self._module = module
         self.methods = type(module)
         self._title = title
@@ -234,19 +238,25 @@ class Linen:
         A call may name a ``method=``, give some of the ``rngs=`` itself, and ask for more collections by ``mutable=``,
         such as ``["intermediates"]``: then it returns ``(y, those collections)``, as in linen.
         """
-        asked = dict(kwargs)
-        method = asked.pop("method", method)
+        user_options = dict(kwargs)
+        method = user_options.pop("method", method)
         mode = self._mode if method is None else keywords(_function(self._module, method))[0]
-        given = {**mode_of(mode, training), **asked, **({} if method is None else {"method": method})}
+        options = {**mode_of(mode, training), **user_options, **({} if method is None else {"method": method})}
         rngs = {name: jax.random.fold_in(key, number) for number, name in enumerate(self._streams)}
-        given["rngs"] = {**rngs, **(given.get("rngs") or {})}
-        wanted = given.pop("mutable", False)
-        names = (wanted,) if isinstance(wanted, str) else tuple(wanted) if wanted not in (True, False) else ()
-        variables, mutable = {"params": params, **state}, wanted is True or list(dict.fromkeys((*state, *names)))
+        options["rngs"] = {**rngs, **(options.get("rngs") or {})}
+        user_mutable = options.pop("mutable", False)
+        names = (
+            (user_mutable,)
+            if isinstance(user_mutable, str)
+            else tuple(user_mutable)
+            if user_mutable not in (True, False)
+            else ()
+        )
+        variables, mutable = {"params": params, **state}, user_mutable is True or list(dict.fromkeys((*state, *names)))
         try:
             if not mutable:
-                return self._module.apply(variables, *args, **given), None
-            result, new = self._module.apply(variables, *args, mutable=mutable, **given)
+                return self._module.apply(variables, *args, **options), None
+            result, new = self._module.apply(variables, *args, mutable=mutable, **options)
         except flax.errors.InvalidRngError as error:
             error.add_note(
                 f"{self._title} has random streams for {', '.join(self._streams) or 'nothing'}: name all that it "
@@ -254,9 +264,9 @@ class Linen:
             )
             raise
         new = flax.core.unfreeze(new)
-        asked_for = {name: new[name] for name in new if wanted is True or name in names}
-        kept = {name: new.get(name, old) for name, old in state.items()}
-        return (result, asked_for) if wanted else result, kept
+        asked_for = {name: new[name] for name in new if user_mutable is True or name in names}
+        new_state = {name: new.get(name, old) for name, old in state.items()}
+        return (result, asked_for) if user_mutable else result, new_state
 
     def native(self, params: Tree, state: Tree) -> Any:
         """The tuple."""

@@ -11,8 +11,8 @@ import numpy as np
 
 from loopcore.backend import Array, Leaves, Tree
 from loopcore.errors import BackendError
+from loopcore_jax.array_store import Mirror
 from loopcore_jax.arrays import copied
-from loopcore_jax.store import Mirror
 from loopcore_keras.models import KerasModel, constraints
 from loopcore_keras.optimizers import fixed_reasons, own_names, prepare
 
@@ -77,8 +77,8 @@ class Keras:
 
     def present(self) -> tuple[Tree, Tree]:
         """The arrays of the variables of the user's model."""
-        held = ({path: variable.value for path, variable in part.items()} for part in self.variables())
-        return tuple(held)  # type: ignore[return-value]
+        arrays = ({path: variable.value for path, variable in part.items()} for part in self.variables())
+        return tuple(arrays)  # type: ignore[return-value]
 
 
 class KerasRule:
@@ -126,21 +126,21 @@ class KerasRule:
                 rate = np.asarray(hyper["learning_rate"], array.dtype)
                 if rate != np.asarray(variable.value):
                     variable.assign(jax.numpy.asarray(rate))
-            elif self._mirror.theirs(number, array) is None:
+            elif self._mirror.user_array(number, array) is None:
                 variable.assign(copied(array))
             self._mirror.agree(number, array, variable.value)
 
     def take(self, state: list[Any]) -> tuple[list[Any], dict[str, float]]:
         """The state, and hyperparameters, with what the user wrote into his own object since it was shown last."""
-        found, hyper = list(state), dict[str, float]()
+        new_state, hyper = list(state), dict[str, float]()
         for number, variable in enumerate(self._variables):
             value = variable.value
-            if not self._mirror.is_theirs(number, value):
-                found[number] = copied(value)
-                self._mirror.agree(number, found[number], value)
+            if not self._mirror.is_user_array(number, value):
+                new_state[number] = copied(value)
+                self._mirror.agree(number, new_state[number], value)
                 if number == self._rate:
                     hyper["learning_rate"] = float(value)
-        return found, hyper
+        return new_state, hyper
 
     def step(
         self, grads: Leaves, state: list[Any], params: Leaves, hyper: Mapping[str, Any]
@@ -154,8 +154,8 @@ class KerasRule:
         trained = {path: variable for path, variable in self._trained.items() if path in grads}
         with keras.StatelessScope(state_mapping=mapping) as scope:
             self._optimizer.apply([grads[path] for path in trained], list(trained.values()))
-        found = {path: scope.get_current_value(variable) for path, variable in trained.items()}
-        return found, [scope.get_current_value(variable) for variable in self._variables]
+        new_params = {path: scope.get_current_value(variable) for path, variable in trained.items()}
+        return new_params, [scope.get_current_value(variable) for variable in self._variables]
 
 
 def _stand_in(path: str, array: Array) -> Any:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from loopcore.backend import Array, CutError, Leaves
 from loopcore.errors import GradientError, LossError
+from loopcore_jax.array_store import CurrentArrays
 from loopcore_jax.arrays import Arrays, is_traced, transform
-from loopcore_jax.store import Present
 
 Scopes: TypeAlias = Sequence[MutableMapping[str, Any]]
 Pullback: TypeAlias = Callable[[list[Array]], tuple[list[Array]]]
@@ -23,22 +23,22 @@ _LOOKS = 16  # at what an objective reaches, which may be another thing at every
 class Gradients:
     """Differentiates closures with respect to parameters, and functions of arrays."""
 
-    def __init__(self, present: Present, arrays: Arrays) -> None:
-        self._present = present
+    def __init__(self, current: CurrentArrays, arrays: Arrays) -> None:
+        self._current = current
         self._arrays = arrays
-        self._reached: dict[str, bool] = {}  # by path of what gradients were taken by
+        self._dependence: dict[str, bool] = {}  # by path of what gradients were taken by
         self._looks: Counter[Any] = Counter()  # by objective
 
     def unreached(self) -> tuple[str, ...]:
         """Paths that gradients were taken by, and that no objective has reached."""
-        there = self._present.store.params
-        return tuple(path for path, reached in self._reached.items() if not reached and path in there)
+        params = self._current.store.params
+        return tuple(path for path, depends in self._dependence.items() if not depends and path in params)
 
     def gradient(
         self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves | None, scopes: Scopes
     ) -> list[list[Leaves]]:
         """Differentiate a zero-argument closure: for each loss, for each group of paths, gradients by path."""
-        return [found for found, _ in self.piece(objective, wrt, at, scopes, (), lambda _: None)]
+        return [groups for groups, _ in self.piece(objective, wrt, at, scopes, (), lambda _: None)]
 
     def piece(
         self,
@@ -50,20 +50,20 @@ class Gradients:
         receive: Callable[[list[Array]], None],
     ) -> list[tuple[list[Leaves], list[Array]]]:
         """The same for the last piece of an objective, and the gradients of each loss by its inputs."""
-        present = self._present
-        outer = present.frame.traced or {}
-        fixed = {path: jnp.asarray(value, present.store.params[path].dtype) for path, value in (at or {}).items()}
+        current = self._current
+        outer = current.context.traced or {}
+        fixed = {path: jnp.asarray(value, current.store.params[path].dtype) for path, value in (at or {}).items()}
         paths = tuple(dict.fromkeys(chain(*wrt)))
-        values = [fixed[path] if path in fixed else present.array(path) for path in paths]
+        values = [fixed[path] if path in fixed else current.array(path) for path in paths]
         count = len(paths)
 
         def call(traced: list[Array]) -> list[Array]:
-            present.frame.traced = {**outer, **fixed, **dict(zip(paths, traced[:count], strict=True))}
+            current.context.traced = {**outer, **fixed, **dict(zip(paths, traced[:count], strict=True))}
             receive(traced[count:])
             return scalars(objective())
 
-        known = (paths, getattr(objective, "__code__", None))
-        rows = self._differentiate(call, [*values, *inputs], paths, scopes, known)
+        objective_key = (paths, getattr(objective, "__code__", None))
+        rows = self._differentiate(call, [*values, *inputs], paths, scopes, objective_key)
         return [(_grouped(paths, row, wrt), row[count:]) for row in rows]
 
     @staticmethod
@@ -86,14 +86,14 @@ class Gradients:
             values = [self._argument(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
 
             def call(traced: list[Array]) -> list[Array]:
-                self._present.frame.traced = self._present.frame.traced or {}
+                self._current.context.traced = self._current.context.traced or {}
                 losses = scalars(fn(*jax.tree_util.tree_unflatten(spec, traced), **kwargs))
                 if len(losses) > 1:
                     raise LossError(f"the function given to grad returned {len(losses)} values: return one scalar")
                 return losses
 
-            found = jax.tree_util.tree_unflatten(spec, self._differentiate(call, values, names, scopes)[0])
-            return found[0] if len(found) == 1 else found
+            trees = jax.tree_util.tree_unflatten(spec, self._differentiate(call, values, names, scopes)[0])
+            return trees[0] if len(trees) == 1 else trees
 
         return gradients
 
@@ -103,62 +103,62 @@ class Gradients:
         values: list[Array],
         names: Sequence[str],
         scopes: Scopes,
-        known: Any = None,
+        objective_key: Any = None,
     ) -> list[list[Array]]:
         """Gradients of each loss that ``call`` returns with respect to each of the values.
 
         What ``call`` wrote leaves the gradient as its side output, also when it raised: no scope keeps a tracer.
         """
-        frame = self._present.frame
-        outer, kind, written = frame.traced, frame.kind, [*scopes, self._present.store.buffers]
-        raised: list[BaseException] = []
-        reached: list[bool] = []
+        context = self._current.context
+        outer, kind, side_scopes = context.traced, context.kind, [*scopes, self._current.store.buffers]
+        errors: list[BaseException] = []
+        dependence: list[bool] = []
 
         def fn(traced: list[Array]) -> tuple[list[Array], list[Array]]:
             losses: list[Array] = []
-            frame.kind = type(traced[0])
-            frame.depth += 1
+            context.kind = type(traced[0])
+            context.depth += 1
             try:
                 losses = call(traced)
-                reached.extend(type(loss) is frame.kind for loss in losses)
+                dependence.extend(type(loss) is context.kind for loss in losses)
             except BaseException as error:  # raised again below, when the values written until then are plain
-                raised.append(error)
+                errors.append(error)
                 losses = error.leaves if isinstance(error, CutError) else []
             finally:
-                frame.traced, frame.kind = outer, kind
-                frame.depth -= 1
-            return losses, _traced_in(written)
+                context.traced, context.kind = outer, kind
+                context.depth -= 1
+            return losses, _traced_in(side_scopes)
 
         losses, pullback, plain = jax.vjp(fn, values, has_aux=True)
-        _put_back(written, plain)
-        if known is not None and losses:
-            self._note_reached(names, pullback, losses, known)
-        if raised:
-            if isinstance(raised[0], CutError):
-                raised[0].leaves, raised[0].pullback = losses, pullback
+        _put_back(side_scopes, plain)
+        if objective_key is not None and losses:
+            self._note_reached(names, pullback, losses, objective_key)
+        if errors:
+            if isinstance(errors[0], CutError):
+                errors[0].leaves, errors[0].pullback = losses, pullback
             try:
-                raise raised[0]
+                raise errors[0]
             finally:
-                raised.clear()  # the exception keeps this frame, which must not keep the exception
-        if not any(reached) or (outer is not None and not _depends(pullback, losses)):
+                errors.clear()  # the exception keeps this frame, which must not keep the exception
+        if not any(dependence) or (outer is not None and not _depends(pullback, losses)):
             raise GradientError(_unreached(len(losses), names))
         return [pullback(_unit(losses, number))[0] for number in range(len(losses))]
 
-    def _note_reached(self, paths: Sequence[str], pullback: Pullback, losses: list[Array], known: Any) -> None:
+    def _note_reached(self, paths: Sequence[str], pullback: Pullback, losses: list[Array], objective_key: Any) -> None:
         """Keep which parameters an objective reaches, as long as some are left that none has."""
-        if self._looks[known] >= _LOOKS or all(self._reached.get(path) for path in paths):
+        if self._looks[objective_key] >= _LOOKS or all(self._dependence.get(path) for path in paths):
             return
-        self._looks[known] += 1
-        for path, reached in zip(paths, _dependent(pullback, losses), strict=False):
-            self._reached[path] = self._reached.get(path, False) or reached
+        self._looks[objective_key] += 1
+        for path, depends in zip(paths, _dependent(pullback, losses), strict=False):
+            self._dependence[path] = self._dependence.get(path, False) or depends
 
     def _argument(self, leaf: Any, name: str) -> Array:
         value = jnp.asarray(leaf, self._arrays.dtype) if type(leaf) is float else self._arrays.leaf(leaf)
         if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.inexact):
             return value
-        what = f"an array of {value.dtype}" if isinstance(value, jax.Array) else f"a {type(leaf).__name__}"
+        description = f"an array of {value.dtype}" if isinstance(value, jax.Array) else f"a {type(leaf).__name__}"
         raise GradientError(
-            f"{name} of the function given to grad is {what}, which has no gradient: close over it, as in "
+            f"{name} of the function given to grad is {description}, which has no gradient: close over it, as in "
             "grad(lambda x: fn(x, labels))(x)"
         )
 
@@ -197,17 +197,17 @@ def scalars(result: Any) -> list[Array]:
 
 def _traced_in(scopes: Scopes) -> list[Array]:
     """All tracers in the values of the scopes, at any depth."""
-    found: list[Array] = []
+    tracers: list[Array] = []
 
     def note(leaf: Any) -> Any:
         if is_traced(leaf):
-            found.append(leaf)
+            tracers.append(leaf)
         return leaf
 
     for scope in scopes:
         for value in scope.values():
             transform(note, value)
-    return found
+    return tracers
 
 
 def _put_back(scopes: Scopes, plain: list[Array]) -> None:
@@ -227,11 +227,11 @@ def _depends(pullback: Pullback, losses: list[Array]) -> bool:
 def _dependent(pullback: Pullback, losses: list[Array]) -> list[bool]:
     """Which gradients depend on the losses."""
     program = jax.make_jaxpr(pullback)([jnp.zeros_like(loss) for loss in losses]).jaxpr
-    reached = {id(variable) for variable in program.invars}
+    dependent = {id(variable) for variable in program.invars}
     for equation in program.eqns:
-        if any(id(variable) in reached for variable in equation.invars):
-            reached |= {id(variable) for variable in equation.outvars}
-    return [id(variable) in reached for variable in program.outvars]
+        if any(id(variable) in dependent for variable in equation.invars):
+            dependent |= {id(variable) for variable in equation.outvars}
+    return [id(variable) in dependent for variable in program.outvars]
 
 
 def _unit(losses: list[Array], number: int) -> list[Array]:
@@ -242,17 +242,17 @@ def _names(args: tuple[Any, ...]) -> Iterator[str]:
     """What messages call the leaves of the arguments."""
     for position, arg in enumerate(args):
         leaves = jax.tree_util.tree_leaves(arg)
-        alone = len(leaves) == 1 and leaves[0] is arg
+        is_leaf = len(leaves) == 1 and leaves[0] is arg
         yield from (
-            f"argument {position}" if alone else f"leaf {number} of argument {position}"
+            f"argument {position}" if is_leaf else f"leaf {number} of argument {position}"
             for number in range(len(leaves))
         )
 
 
 def _unreached(losses: int, names: Sequence[str]) -> str:
-    one = "the loss does" if losses == 1 else "the losses do"
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    subject = "the loss does" if losses == 1 else "the losses do"
+    listing = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return (
-        f"{one} not depend on {shown}: compute it inside the objective from learner.model(...); what was computed "
-        "before it began, values cut by stop_gradient and integers are constants"
+        f"{subject} not depend on {listing}: compute it inside the objective from learner.model(...); what was "
+        "computed before it began, values cut by stop_gradient and integers are constants"
     )

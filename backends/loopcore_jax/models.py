@@ -12,10 +12,10 @@ import numpy as np
 from loopcore.backend import Kind, Leaves, Tree
 from loopcore.backend.foreign import foreign
 from loopcore.errors import BackendError, OptimizerError, UnknownModelError
+from loopcore_jax.array_store import CurrentArrays, Mirror
 from loopcore_jax.arrays import Arrays, copied, is_key
-from loopcore_jax.libraries import Keeper, Library, library_of
+from loopcore_jax.model_kinds import Keeper, Library, library_of
 from loopcore_jax.random import typed
-from loopcore_jax.store import Mirror, Present
 
 
 class Part(NamedTuple):
@@ -63,8 +63,8 @@ class Bound(NamedTuple):
 class Models:
     """The bound models."""
 
-    def __init__(self, present: Present, arrays: Arrays) -> None:
-        self._present = present
+    def __init__(self, current: CurrentArrays, arrays: Arrays) -> None:
+        self._current = current
         self._arrays = arrays
         self._bound: dict[str, Bound] = {}
         self._mirror = Mirror()
@@ -72,7 +72,7 @@ class Models:
 
     def bind(self, models: Mapping[str, Any]) -> None:
         """Take the models; their arrays are copied. Sets the dtype of `Arrays` from the parameters."""
-        bound: dict[str, Bound] = {}
+        bound_models: dict[str, Bound] = {}
         params: Leaves = {}
         buffers: Leaves = {}
         for name, model in models.items():
@@ -86,38 +86,38 @@ class Models:
                 state, values = _described(library.state, prefix, f"{prefix}state.", f"{prefix}state")
             params |= self._copies(title, part.paths, weights, _parameter_problem)
             buffers |= self._copies(title, state.paths, values, _buffer_problem)
-            bound[name] = Bound(title, library, part, state)
-        self._twins = _twins(bound)
-        self._bound = bound
-        store = self._present.store
+            bound_models[name] = Bound(title, library, part, state)
+        self._twins = _twins(bound_models)
+        self._bound = bound_models
+        store = self._current.store
         store.params, store.buffers = params, buffers
         self._mirror = Mirror()
-        for one in self._keepers():
-            for path, theirs in _held(one).items():
-                self._mirror.agree(path, self._present.array(path), theirs)
+        for bound in self._keepers():
+            for path, user_array in _user_arrays(bound).items():
+                self._mirror.agree(path, self._current.array(path), user_array)
         self._arrays.dtype = np.dtype(jnp.result_type(*(value.dtype for value in params.values())))
 
     def _copies(
         self, title: str, paths: tuple[str, ...], leaves: list[Any], problem: Callable[[Any], str | None]
     ) -> Leaves:
-        found: Leaves = {}
+        copies: Leaves = {}
         for path, leaf in zip(paths, leaves, strict=True):
-            wrong = "two arrays have this path: rename one" if path in found else problem(leaf)
+            wrong = "two arrays have this path: rename one" if path in copies else problem(leaf)
             if wrong:
                 raise UnknownModelError(f"{title} cannot be used because of {path!r}: {wrong}")
-            found[path] = self._arrays.owned(leaf)
-        return found
+            copies[path] = self._arrays.owned(leaf)
+        return copies
 
     # -- trees -------------------------------------------------------------------------------------------------
 
     def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
         """Paths of the arrays of each model."""
-        return {name: one.part(kind).paths for name, one in self._bound.items()}
+        return {name: bound.part(kind).paths for name, bound in self._bound.items()}
 
-    def whole(self, paths: Iterable[str]) -> Part | None:
+    def tree_of(self, paths: Iterable[str]) -> Part | None:
         """The parameters of the model of which these are all."""
-        wanted = set(paths)
-        return next((one.params for one in self._bound.values() if set(one.params.paths) == wanted), None)
+        selected = set(paths)
+        return next((bound.params for bound in self._bound.values() if set(bound.params.paths) == selected), None)
 
     def trained_by(self, wrt: Any) -> list[Part]:
         """For each module of flax.nnx the parameters that a filter of nnx takes, as an ``nnx.State``.
@@ -125,15 +125,15 @@ class Models:
         Raises:
             OptimizerError: it takes variables that are no parameters.
         """
-        found: list[Part] = []
-        for one in self._bound.values():
-            trained_by: Any = getattr(one.library, "trained_by", None)
+        parts: list[Part] = []
+        for bound in self._bound.values():
+            trained_by: Any = getattr(bound.library, "trained_by", None)
             if trained_by is not None:
                 words = trained_by(wrt)
                 leaves, spec = jax.tree_util.tree_flatten(words)
                 if leaves:
-                    found.append(Part(one.params.prefix, tuple(one.params.prefix + word for word in leaves), spec))
-        return found
+                    parts.append(Part(bound.params.prefix, tuple(bound.params.prefix + word for word in leaves), spec))
+        return parts
 
     def check_twins(self, trained: Iterable[str]) -> None:
         """Refuse arrays that two models share and that would be trained as two.
@@ -170,31 +170,34 @@ class Models:
         Where they stand for arrays, in an objective or in a program that is traced, one that is differentiated: a
         module that keeps its arrays cannot hold those, and is copied.
         """
-        one, present = self._bound[model], self._present
-        if one.library.keeps_arrays and not present.is_traced:
+        bound, current = self._bound[model], self._current
+        if bound.library.keeps_arrays and not current.is_traced:
             self.show()
-            return _keeper(one).owner
-        trees = (part.build({path: copied(present.array(path)) for path in part.paths}) for part in one[2:])
-        make = getattr(one.library, "copy", one.library.native)
+            return _keeper(bound).owner
+        trees = (part.build({path: copied(current.array(path)) for path in part.paths}) for part in bound[2:])
+        make = getattr(bound.library, "copy", bound.library.native)
         return make(*trees)
 
     def _keepers(self) -> list[Bound]:
         """Models whose user's objects hold their arrays."""
-        return [one for one in self._bound.values() if one.library.keeps_arrays]
+        return [bound for bound in self._bound.values() if bound.library.keeps_arrays]
 
     def show(self) -> None:
         """Write copies of the present arrays into what the user's objects hold, where these have other values."""
-        store = self._present.store
-        for one in self._keepers():
-            paths = (*one.params.paths, *one.state.paths)
-            present = {path: store.params[path] if path in store.params else store.buffers[path] for path in paths}
-            theirs = {path: self._mirror.theirs(path, array) for path, array in present.items()}
-            if all(value is not None for value in theirs.values()):
+        store = self._current.store
+        for bound in self._keepers():
+            paths = (*bound.params.paths, *bound.state.paths)
+            current = {path: store.params[path] if path in store.params else store.buffers[path] for path in paths}
+            user_arrays = {path: self._mirror.user_array(path, array) for path, array in current.items()}
+            if all(value is not None for value in user_arrays.values()):
                 continue
-            values = {path: copied(array) if theirs[path] is None else theirs[path] for path, array in present.items()}
-            one.library.native(one.params.build(values), one.state.build(values))
-            for path, value in _held(one).items():
-                self._mirror.agree(path, present[path], value)
+            values = {
+                path: copied(array) if user_arrays[path] is None else user_arrays[path]
+                for path, array in current.items()
+            }
+            bound.library.native(bound.params.build(values), bound.state.build(values))
+            for path, value in _user_arrays(bound).items():
+                self._mirror.agree(path, current[path], value)
 
     def take(self) -> None:
         """Go on from what the user wrote into his objects since they were written last.
@@ -202,19 +205,20 @@ class Models:
         Raises:
             BackendError: one has other parts than it had, or he gave an array another shape.
         """
-        store = self._present.store
+        store = self._current.store
         self.check()
-        for one in self._keepers():
-            for path, theirs in _held(one).items():
-                if not self._mirror.is_theirs(path, theirs):
-                    held = store.params if path in store.params else store.buffers
-                    if np.shape(theirs) != held[path].shape:
+        for bound in self._keepers():
+            for path, user_array in _user_arrays(bound).items():
+                if not self._mirror.is_user_array(path, user_array):
+                    group = store.params if path in store.params else store.buffers
+                    if np.shape(user_array) != group[path].shape:
                         raise BackendError(
-                            f"{path!r} of {one.title} was {list(held[path].shape)} and is {list(np.shape(theirs))} "
-                            "now: a module that is another one is passed to learner.set_model(module)"
+                            f"{path!r} of {bound.title} was {list(group[path].shape)} and is "
+                            f"{list(np.shape(user_array))} now: a module that is another one is passed to "
+                            "learner.set_model(module)"
                         )
-                    held[path] = self._arrays.like(theirs, held[path])
-                    self._mirror.agree(path, held[path], theirs)
+                    group[path] = self._arrays.like(user_array, group[path])
+                    self._mirror.agree(path, group[path], user_array)
 
     def check(self) -> None:
         """See that the user's objects have the parts they had.
@@ -222,35 +226,35 @@ class Models:
         Raises:
             BackendError: one has others.
         """
-        for one in self._keepers():
-            check: Any = getattr(one.library, "check", None)
+        for bound in self._keepers():
+            check: Any = getattr(bound.library, "check", None)
             if check is not None:
                 check()
 
     def keras_variables(self) -> dict[str, Any]:
         """The variables of all models of Keras, by full path."""
         return {
-            f"{one.params.prefix}{path}": variable
-            for one in self._bound.values()
-            for path, variable in getattr(one.library, "keras_variables", {}).items()
+            f"{bound.params.prefix}{path}": variable
+            for bound in self._bound.values()
+            for path, variable in getattr(bound.library, "keras_variables", {}).items()
         }
 
     def constraints(self) -> dict[str, Callable[[Any], Any]]:
         """What becomes of parameters after an update, by full path."""
         return {
-            f"{one.params.prefix}{path}": constraint
-            for one in self._bound.values()
-            for path, constraint in getattr(one.library, "constraints", {}).items()
+            f"{bound.params.prefix}{path}": constraint
+            for bound in self._bound.values()
+            for path, constraint in getattr(bound.library, "constraints", {}).items()
         }
 
     def frozen(self) -> frozenset[str]:
         """Full paths of what the user froze by the means of the model's own library."""
-        found = ((one.params.prefix, getattr(one.library, "frozen", ())) for one in self._bound.values())
-        return frozenset(f"{prefix}{path}" for prefix, paths in found for path in paths)
+        frozen = ((bound.params.prefix, getattr(bound.library, "frozen", ())) for bound in self._bound.values())
+        return frozenset(f"{prefix}{path}" for prefix, paths in frozen for path in paths)
 
     def eager(self) -> bool:
         """Whether the user asked by a model for steps without a program."""
-        return any(getattr(one.library, "eager", False) for one in self._bound.values())
+        return any(getattr(bound.library, "eager", False) for bound in self._bound.values())
 
     def check_trained(self, paths: Iterable[str]) -> None:
         """Refuse to train a model that cannot be trained here.
@@ -258,10 +262,10 @@ class Models:
         Raises:
             OptimizerError: says what to write.
         """
-        wanted = set(paths)
-        for one in self._bound.values():
-            check = getattr(one.library, "check_trained", None)
-            if check is not None and not wanted.isdisjoint(one.params.paths):
+        trained = set(paths)
+        for bound in self._bound.values():
+            check = getattr(bound.library, "check_trained", None)
+            if check is not None and not trained.isdisjoint(bound.params.paths):
                 check()
 
     # -- forward -----------------------------------------------------------------------------------------------
@@ -269,7 +273,9 @@ class Models:
     def eval_parts(self) -> tuple[str, ...]:
         """Parts that stay in evaluation mode, as the user left them."""
         return tuple(
-            one.params.prefix + path for one in self._bound.values() for path in getattr(one.library, "eval_parts", ())
+            bound.params.prefix + path
+            for bound in self._bound.values()
+            for path in getattr(bound.library, "eval_parts", ())
         )
 
     def has_method(self, model: str, name: str) -> bool:
@@ -287,25 +293,25 @@ class Models:
         method: str | None = None,
     ) -> Any:
         """Call a model, or a method of it, with the present arrays and keep its new state."""
-        one, store = self._bound[model], self._present.store
-        result, state = self._call(one, self._params(one), args, kwargs, training, method)
-        if update_state and state is not None and one.state.paths:
-            store.buffers.update(self._new_state(one, state, store.buffers))
+        bound, store = self._bound[model], self._current.store
+        result, state = self._call(bound, self._params(bound), args, kwargs, training, method)
+        if update_state and state is not None and bound.state.paths:
+            store.buffers.update(self._new_state(bound, state, store.buffers))
         return result
 
     def apply(
         self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
     ) -> Any:
         """Call a model with other parameters; its state stays."""
-        one = self._bound[model]
-        return self._call(one, {**self._params(one), **leaves}, args, kwargs, training)[0]
+        bound = self._bound[model]
+        return self._call(bound, {**self._params(bound), **leaves}, args, kwargs, training)[0]
 
-    def _params(self, one: Bound) -> Leaves:
-        return {path: self._present.array(path) for path in one.params.paths}
+    def _params(self, bound: Bound) -> Leaves:
+        return {path: self._current.array(path) for path in bound.params.paths}
 
     def _call(
         self,
-        one: Bound,
+        bound: Bound,
         params: Leaves,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -313,59 +319,59 @@ class Models:
         method: str | None = None,
     ) -> tuple[Any, Tree]:
         key = None
-        if one.library.takes_key:
-            frame = self._present.frame
-            frame.calls += 1
-            key = jax.random.fold_in(typed(frame.key), np.uint32(frame.calls))
-        state = one.state.build(self._present.store.buffers)
-        named = () if method is None else (method,)
-        return one.library.call(one.params.build(params), state, args, kwargs, training, key, *named)
+        if bound.library.takes_key:
+            context = self._current.context
+            context.calls += 1
+            key = jax.random.fold_in(typed(context.key), np.uint32(context.calls))
+        state = bound.state.build(self._current.store.buffers)
+        method_argument = () if method is None else (method,)
+        return bound.library.call(bound.params.build(params), state, args, kwargs, training, key, *method_argument)
 
-    def _new_state(self, one: Bound, state: Tree, old: Leaves) -> Leaves:
+    def _new_state(self, bound: Bound, state: Tree, old: Leaves) -> Leaves:
         """What a call left, as new arrays in the dtype and shape of what there was."""
         try:
-            found = one.state.flatten(state)
+            leaves = bound.state.flatten(state)
         except ValueError as error:
             raise BackendError(
-                f"{one.title} changed the structure of its state: {error}. Return a tree like the one it got"
+                f"{bound.title} changed the structure of its state: {error}. Return a tree like the one it got"
             ) from None
-        for path, value in found.items():
+        for path, value in leaves.items():
             before = old[path]
             if jnp.shape(value) != before.shape:
                 raise BackendError(
-                    f"{one.title} changed the shape of its state {path!r} from {before.shape} to {jnp.shape(value)}: a "
-                    "state keeps its shapes, so that the next step can take it"
+                    f"{bound.title} changed the shape of its state {path!r} from {before.shape} to {jnp.shape(value)}: "
+                    "a state keeps its shapes, so that the next step can take it"
                 )
             # A copy: what the model handed through may be the user's own array, which a program would use up.
-            found[path] = value.copy() if is_key(before) else jnp.array(value, before.dtype)
-        return found
+            leaves[path] = value.copy() if is_key(before) else jnp.array(value, before.dtype)
+        return leaves
 
 
-def _keeper(one: Bound) -> Keeper:
-    return cast(Keeper, one.library)
+def _keeper(bound: Bound) -> Keeper:
+    return cast(Keeper, bound.library)
 
 
-def _held(one: Bound) -> Leaves:
+def _user_arrays(bound: Bound) -> Leaves:
     """What the user's object holds, by path."""
-    params, state = _keeper(one).present()
-    return one.params.flatten(params) | one.state.flatten(state)
+    params, state = _keeper(bound).present()
+    return bound.params.flatten(params) | bound.state.flatten(state)
 
 
-def _twins(bound: Mapping[str, Bound]) -> list[tuple[str, str]]:
+def _twins(bound_models: Mapping[str, Bound]) -> list[tuple[str, str]]:
     """Pairs of paths of two models that are one array.
 
     Raises:
         UnknownModelError: two models that keep their arrays share a variable, which copies would make two of.
     """
-    seen: dict[int, tuple[str, str]] = {}
-    found: list[tuple[str, str]] = []
-    for name, one in bound.items():
-        keeps = one.library.keeps_arrays
-        trees = _keeper(one).variables() if keeps else (one.library.params, ())
-        spec: Any = jax.tree_util.tree_structure((one.library.params, one.library.state if keeps else ()))
-        paths = (*one.params.paths, *(one.state.paths if keeps else ()))
+    owners: dict[int, tuple[str, str]] = {}
+    twins: list[tuple[str, str]] = []
+    for name, bound in bound_models.items():
+        keeps = bound.library.keeps_arrays
+        trees = _keeper(bound).variables() if keeps else (bound.library.params, ())
+        spec: Any = jax.tree_util.tree_structure((bound.library.params, bound.library.state if keeps else ()))
+        paths = (*bound.params.paths, *(bound.state.paths if keeps else ()))
         for path, leaf in zip(paths, spec.flatten_up_to(trees), strict=True):
-            other, first = seen.setdefault(id(leaf), (name, path))
+            other, first = owners.setdefault(id(leaf), (name, path))
             if other == name:
                 continue
             if keeps:
@@ -374,8 +380,8 @@ def _twins(bound: Mapping[str, Bound]) -> list[tuple[str, str]]:
                     "pass one model that holds both parts, whose methods are called as learner.model.<method>(...); "
                     "or, if they are to be two, a copy, such as nnx.clone(module)"
                 )
-            found.append((first, path))
-    return found
+            twins.append((first, path))
+    return twins
 
 
 def _described(tree: Tree, prefix: str, start: str, bare: str) -> tuple[Part, list[Any]]:

@@ -17,10 +17,10 @@ from loopcore.backend import Array, Leaves, Tree
 from loopcore.errors import OptimizerError
 from loopcore.handles.parameters import check_state
 from loopcore.optimizers import SGD, Adam, AdamW, Momentum, OptimizerSpec
+from loopcore_jax.array_store import CurrentArrays, Mirror
 from loopcore_jax.arrays import as_key, copied, is_key, is_traced, primal, to_numpy, transform
+from loopcore_jax.conditional_update import update_if
 from loopcore_jax.models import Models, Part
-from loopcore_jax.selection import selected
-from loopcore_jax.store import Mirror, Present
 
 _OPTAX_NAMES = {"learning_rate": ("learning_rate",), "momentum": ("momentum", "b1"), "weight_decay": ("weight_decay",)}
 
@@ -64,9 +64,9 @@ class Counted(NamedTuple):
 class Optimizers:
     """The attached optimizers of one learner; their states are in the store."""
 
-    def __init__(self, models: Models, present: Present) -> None:
+    def __init__(self, models: Models, current: CurrentArrays) -> None:
         self._models = models
-        self._present = present
+        self._current = current
         self._attached: list[Attached] = []
         self._constraints: dict[str, Callable[[Any], Any]] = {}
         self._mirror = Mirror()
@@ -80,59 +80,68 @@ class Optimizers:
         Raises:
             OptimizerError: one of another framework.
         """
-        store = self._present.store
+        store = self._current.store
         attached: list[Attached] = []
         states: list[Tree] = []
         hyper: dict[str, Any] = {}
         self._constraints = self._models.constraints()
-        for index, (given, paths) in enumerate(optimizers):
+        for index, (optimizer, paths) in enumerate(optimizers):
             self._models.check_trained(paths)
-            if isinstance(given, OptimizerSpec):
-                make, values = _of_spec(given)
-                own = {name: name for name in values}
-                one = Attached(type(given).__name__, make(**values), make, paths, None, own, {}, {})
-            elif (rule := self._keras_rule(given, paths)) is not None:
-                attached.append(Attached(rule.name, rule, None, paths, None, rule.names, rule.fixed, {}))
-                states.append(rule.init())
-                if "learning_rate" not in rule.fixed:
-                    hyper[f"{index}.learning_rate"] = rule.value("learning_rate")
-                continue
-            else:
-                one, state, values = self._native(given, paths)
-                attached.append(one)
-                states.append(state)
-                hyper |= {f"{index}.{name}": value for name, value in values.items()}
-                continue
-            attached.append(one)
-            states.append(transform(copied, one.tx.init(self._tree(one, store.params))))
+            adapted, state, values = self._adapted(optimizer, paths)
+            attached.append(adapted)
+            states.append(state)
             hyper |= {f"{index}.{name}": value for name, value in values.items()}
-        self._models.check_twins(path for one in attached for path in one.paths)
+        self._models.check_twins(path for optimizer in attached for path in optimizer.paths)
         self._attached, store.states, store.hyper = attached, states, hyper
-        self.takes_value = any(one.valued for one in attached)
+        self.takes_value = any(optimizer.valued for optimizer in attached)
         self._mirror = Mirror()
-        self._owners = [n for n, one in enumerate(attached) if one.owner is not None]
-        self._rules = [n for n, one in enumerate(attached) if not hasattr(one.tx, "update")]
+        self._owners = [n for n, optimizer in enumerate(attached) if optimizer.owner is not None]
+        self._rules = [n for n, optimizer in enumerate(attached) if not hasattr(optimizer.tx, "update")]
         for n in self._owners:
             for place, (leaf, variable) in enumerate(self._pairs(n)):
                 self._mirror.agree((n, place), leaf, variable.get_value())
 
-    def _native(self, given: Any, paths: tuple[str, ...]) -> tuple[Attached, Tree, dict[str, float]]:
+    def _adapted(self, optimizer: Any, paths: tuple[str, ...]) -> tuple[Attached, Tree, dict[str, Any]]:
+        """An optimizer of any kind with its first state, and the first values of what can be set in it."""
+        if isinstance(optimizer, OptimizerSpec):
+            return self._adapted_spec(optimizer, paths)
+        keras = sys.modules.get("keras")  # not imported: without it no optimizer can be one of Keras
+        if keras is not None and isinstance(optimizer, keras.optimizers.Optimizer):
+            return self._adapted_keras(optimizer, paths)
+        return self._adapted_optax(optimizer, paths)
+
+    def _adapted_spec(self, spec: OptimizerSpec, paths: tuple[str, ...]) -> tuple[Attached, Tree, dict[str, Any]]:
+        make, values = _of_spec(spec)
+        names = {name: name for name in values}
+        attached = Attached(type(spec).__name__, make(**values), make, paths, None, names, {}, {})
+        return attached, transform(copied, attached.tx.init(self._tree(attached, self._current.store.params))), values
+
+    def _adapted_keras(self, optimizer: Any, paths: tuple[str, ...]) -> tuple[Attached, Tree, dict[str, Any]]:
+        from loopcore_jax.from_keras import KerasRule
+
+        params = self._current.store.params
+        rule = KerasRule(optimizer, {path: params[path] for path in paths}, self._models.keras_variables())
+        attached = Attached(rule.name, rule, None, paths, None, rule.names, rule.fixed, {})
+        rate = {} if "learning_rate" in rule.fixed else {"learning_rate": rule.value("learning_rate")}
+        return attached, rule.init(), rate
+
+    def _adapted_optax(self, optimizer: Any, paths: tuple[str, ...]) -> tuple[Attached, Tree, dict[str, float]]:
         """One of optax, its state, and the present values of what can be set in it."""
-        tx, params = _transformation(given), self._present.store.params
-        owner = given if _is_of_nnx(given) else None
-        part = self._models.whole(paths) if owner is None else self._part_of(owner, paths)
-        one = Attached(_name_of(tx), tx, None, paths, part, {}, {}, {}, owner=owner)
-        tree = self._tree(one, params)
+        tx, params = _transformation(optimizer), self._current.store.params
+        owner = optimizer if _is_of_nnx(optimizer) else None
+        part = self._models.tree_of(paths) if owner is None else self._part_of(owner, paths)
+        attached = Attached(_name_of(tx), tx, None, paths, part, {}, {}, {}, owner=owner)
+        tree = self._tree(attached, params)
         state = tx.init(tree)
         if owner is not None:
             state = _state_of(owner, state)
         state = transform(copied, state)  # some keep the parameters themselves
         names = _names(state)
         fixed = _fixed(state, names)
-        places = {name: _places(state, own) for name, own in names.items() if name not in fixed}
-        one = one._replace(names=names, fixed=fixed, places=places, valued=_takes_value(tx, state, tree))
-        values = _settable(one, state)
-        return one, state if owner is None else Counted(state, copied(owner.step.get_value())), values
+        places = {name: _places(state, optax_name) for name, optax_name in names.items() if name not in fixed}
+        attached = attached._replace(names=names, fixed=fixed, places=places, valued=_takes_value(tx, state, tree))
+        values = _settable(attached, state)
+        return attached, state if owner is None else Counted(state, copied(owner.step.get_value())), values
 
     def _part_of(self, owner: Any, paths: tuple[str, ...]) -> Part:
         """The state of nnx with what an ``nnx.Optimizer`` was made for.
@@ -149,31 +158,21 @@ class Optimizers:
             "pass optimizer.tx, the transformation alone"
         )
 
-    def _keras_rule(self, given: Any, paths: tuple[str, ...]) -> Any:
-        """The rule of an optimizer of Keras; None for another one."""
-        keras = sys.modules.get("keras")
-        if keras is None or not isinstance(given, keras.optimizers.Optimizer):
-            return None
-        from loopcore_jax.from_keras import KerasRule
-
-        params = self._present.store.params
-        return KerasRule(given, {path: params[path] for path in paths}, self._models.keras_variables())
-
     def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
         """What the ``wrt`` of an ``nnx.Optimizer`` takes; None: a transformation is made for nothing in particular."""
         if not _is_of_nnx(optimizer):
             return None
-        found = tuple(path for part in self._models.trained_by(optimizer.wrt) for path in part.paths)
-        if not found:
+        paths = tuple(path for part in self._models.trained_by(optimizer.wrt) for path in part.paths)
+        if not paths:
             raise OptimizerError(f"wrt={optimizer.wrt!r} of the nnx.Optimizer takes no parameter of the model")
-        return found
+        return paths
 
-    def _tree(self, one: Attached, leaves: Mapping[str, Any]) -> Tree:
+    def _tree(self, attached: Attached, leaves: Mapping[str, Any]) -> Tree:
         """What the transformation sees: the model's own tree, or a dict by path."""
-        return {path: leaves[path] for path in one.paths} if one.part is None else one.part.build(leaves)
+        return {path: leaves[path] for path in attached.paths} if attached.part is None else attached.part.build(leaves)
 
-    def _leaves(self, one: Attached, tree: Tree) -> Leaves:
-        return tree if one.part is None else one.part.flatten(tree)
+    def _leaves(self, attached: Attached, tree: Tree) -> Leaves:
+        return tree if attached.part is None else attached.part.flatten(tree)
 
     # -- the user's own objects --------------------------------------------------------------------------------
 
@@ -183,9 +182,9 @@ class Optimizers:
         Raises:
             OptimizerError: the user's object has another state.
         """
-        one, state = self._attached[index], self._present.store.states[index]
+        attached, state = self._attached[index], self._current.store.states[index]
         leaves = jax.tree_util.tree_leaves(state)
-        variables = [*_variables(one.owner.opt_state), one.owner.step]
+        variables = [*_variables(attached.owner.opt_state), attached.owner.step]
         if len(leaves) != len(variables):
             raise OptimizerError(
                 f"the opt_state of the nnx.Optimizer has {len(variables) - 1} arrays now and had {len(leaves) - 1}: "
@@ -197,43 +196,45 @@ class Optimizers:
         """Write copies of the present states into those of the user's objects, where these have other values."""
         for n in self._owners:
             hyper = self._hyper_of(n)
-            set_now = {place: hyper[key] for key, place in _slots(self._attached[n])}
+            values_by_place = {place: hyper[key] for key, place in _slots(self._attached[n])}
             for place, (leaf, variable) in enumerate(self._pairs(n)):
-                if place in set_now:  # the state has it after the next update
-                    value = jnp.asarray(set_now[place], leaf.dtype)
+                if place in values_by_place:  # the state has it after the next update
+                    value = jnp.asarray(values_by_place[place], leaf.dtype)
                     same = float(value) == float(variable.get_value())
                 else:
-                    value, same = leaf, self._mirror.theirs((n, place), leaf) is not None
+                    value, same = leaf, self._mirror.user_array((n, place), leaf) is not None
                 if not same:
                     variable.set_value(copied(value))
                 self._mirror.agree((n, place), leaf, variable.get_value())
         for n in self._rules:
-            self._attached[n].tx.show(self._present.store.states[n], self._hyper_of(n))
+            self._attached[n].tx.show(self._current.store.states[n], self._hyper_of(n))
 
     def take(self) -> None:
         """Go on from what the user wrote into his objects since they were written last."""
-        store = self._present.store
+        store = self._current.store
         for n in self._rules:
             changed, hyper = self._attached[n].tx.take(store.states[n])
             store.states[n] = changed
             store.hyper = {**store.hyper, **{f"{n}.{name}": value for name, value in hyper.items()}}
         for n in self._owners:
             leaves, spec = jax.tree_util.tree_flatten(store.states[n])
-            theirs = [variable.get_value() for _, variable in self._pairs(n)]
-            changed = [place for place, value in enumerate(theirs) if not self._mirror.is_theirs((n, place), value)]
+            user_arrays = [variable.get_value() for _, variable in self._pairs(n)]
+            changed = [
+                place for place, value in enumerate(user_arrays) if not self._mirror.is_user_array((n, place), value)
+            ]
             for place in changed:
-                leaves[place] = jnp.array(theirs[place], leaves[place].dtype)
-                self._mirror.agree((n, place), leaves[place], theirs[place])
+                leaves[place] = jnp.array(user_arrays[place], leaves[place].dtype)
+                self._mirror.agree((n, place), leaves[place], user_arrays[place])
             if changed:
                 store.states[n] = state = jax.tree_util.tree_unflatten(spec, leaves)
                 self._take_hyper(n, state.state, changed)
 
     def _take_hyper(self, index: int, state: Tree, changed: Iterable[int]) -> None:
         """What can be set has the values that a state holds, where these are others now."""
-        one = self._attached[index]
-        if not set(changed).isdisjoint(place for _, place in _slots(one)):
-            values = {f"{index}.{key}": value for key, value in _settable(one, state).items()}
-            self._present.store.hyper = {**self._present.store.hyper, **values}
+        attached = self._attached[index]
+        if not set(changed).isdisjoint(place for _, place in _slots(attached)):
+            values = {f"{index}.{key}": value for key, value in _settable(attached, state).items()}
+            self._current.store.hyper = {**self._current.store.hyper, **values}
 
     # -- hyperparameters ---------------------------------------------------------------------------------------
 
@@ -252,14 +253,14 @@ class Optimizers:
         Raises:
             OptimizerError: optax keeps it where nobody can read it.
         """
-        one, hyper = self._attached[index], self._present.store.hyper
+        attached, hyper = self._attached[index], self._current.store.hyper
         if f"{index}.{name}" in hyper:
             return hyper[f"{index}.{name}"]
-        if not hasattr(one.tx, "update"):
-            return one.tx.value(name)
-        if name in one.names:
-            return float(_scalars(self._present.store.states[index], one.names[name])[0])
-        raise OptimizerError(one.fixed[name])
+        if not hasattr(attached.tx, "update"):
+            return attached.tx.value(name)
+        if name in attached.names:
+            return float(_scalars(self._current.store.states[index], attached.names[name])[0])
+        raise OptimizerError(attached.fixed[name])
 
     def set_hyper(self, index: int, name: str, value: Any) -> None:
         """Set it, for the next update.
@@ -267,10 +268,10 @@ class Optimizers:
         Raises:
             OptimizerError: optax keeps it where nobody can set it.
         """
-        one, hyper = self._attached[index], self._present.store.hyper
-        if name in one.fixed:
-            raise OptimizerError(one.fixed[name])
-        keys = [f"{index}.{key}" for key in _keys(one, name)]
+        attached, hyper = self._attached[index], self._current.store.hyper
+        if name in attached.fixed:
+            raise OptimizerError(attached.fixed[name])
+        keys = [f"{index}.{key}" for key in _keys(attached, name)]
         different = list(dict.fromkeys(hyper[key] for key in keys if key in hyper))
         if len(different) > 1:
             warnings.warn(
@@ -283,25 +284,26 @@ class Optimizers:
 
     def hyper_values(self) -> dict[str, Any]:
         """All that can be set, under ``"index.name"``, by reference."""
-        return self._present.store.hyper
+        return self._current.store.hyper
 
     def put_hyper_values(self, values: Mapping[str, Any]) -> None:
         """The inverse of `hyper_values`."""
-        self._present.store.hyper = dict(values)
+        self._current.store.hyper = dict(values)
 
     def _hyper_of(self, index: int) -> dict[str, Any]:
         start = f"{index}."
-        hyper = self._present.store.hyper
+        hyper = self._current.store.hyper
         return {name.removeprefix(start): value for name, value in hyper.items() if name.startswith(start)}
 
     # -- state -------------------------------------------------------------------------------------------------
 
     def export(self) -> dict[str, Any]:
         """The leaves of all states, by number of the optimizer and place in its tree; injected values too."""
-        states = dict(enumerate(self._present.store.states))
-        for n, one in enumerate(self._attached):
-            if any(len(places) > 1 for places in one.places.values()):  # which the hyperparameters do not tell apart
-                states[n] = self._set_in(one, states[n], self._hyper_of(n))
+        states = dict(enumerate(self._current.store.states))
+        for n, attached in enumerate(self._attached):
+            # A checkpoint has one value for each hyperparameter; several of one name may differ, and go with the state.
+            if any(len(places) > 1 for places in attached.places.values()):
+                states[n] = self._set_in(attached, states[n], self._hyper_of(n))
         leaves, _ = jax.tree_util.tree_flatten_with_path({str(n): state for n, state in states.items()})
         return {jax.tree_util.keystr(path, simple=True, separator="."): to_numpy(leaf) for path, leaf in leaves}
 
@@ -312,8 +314,8 @@ class Optimizers:
             ValueError: it is that of other optimizers.
         """
         check_state(self.export(), state)
-        store = self._present.store
-        leaves, spec = jax.tree_util.tree_flatten_with_path({str(n): one for n, one in enumerate(store.states)})
+        store = self._current.store
+        leaves, spec = jax.tree_util.tree_flatten_with_path({str(n): tree for n, tree in enumerate(store.states)})
         names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
         new = [
             as_key(state[name], leaf) if is_key(leaf) else jnp.array(state[name], leaf.dtype)
@@ -321,8 +323,8 @@ class Optimizers:
         ]
         tree = jax.tree_util.tree_unflatten(spec, new)
         store.states = [tree[str(n)] for n in range(len(store.states))]
-        for n, one in enumerate(self._attached):
-            for places in one.places.values():
+        for n, attached in enumerate(self._attached):
+            for places in attached.places.values():
                 if len(places) > 1:
                     self._take_hyper(n, _inner(store.states[n]), places)
 
@@ -339,21 +341,21 @@ class Optimizers:
         if apply is not True and not traced and not bool(apply):
             return False
         grads = {path: primal(jnp.asarray(grad)) for path, grad in grads.items()}
-        owned = {path for one in self._attached for path in one.paths}
+        owned = {path for attached in self._attached for path in attached.paths}
         frozen = [path for path in grads if path not in owned]
         if frozen:
             raise OptimizerError(f"no optimizer trains {', '.join(frozen[:5])}: leave these out of the gradients")
-        store = self._present.store
-        stepping = [n for n, one in enumerate(self._attached) if not grads.keys().isdisjoint(one.paths)]
+        store = self._current.store
+        stepping = [n for n, attached in enumerate(self._attached) if not grads.keys().isdisjoint(attached.paths)]
         params = {path: store.params[path] for n in stepping for path in self._attached[n].paths}
         hyper = [self._hyper_of(n) for n in stepping]
-        now = (params, [store.states[n] for n in stepping])
+        current = (params, [store.states[n] for n in stepping])
 
-        def step(now: tuple[Leaves, list[Tree]]) -> tuple[Leaves, list[Tree]]:
-            return self._stepped(stepping, grads, hyper, value, *now)
+        def step(current: tuple[Leaves, list[Tree]]) -> tuple[Leaves, list[Tree]]:
+            return self._stepped(stepping, grads, hyper, value, *current)
 
-        moved, states = selected(apply, step, now) if traced else step(now)
-        store.params.update(moved)
+        new_params, states = update_if(apply, step, current) if traced else step(current)
+        store.params.update(new_params)
         for n, state in zip(stepping, states, strict=True):
             store.states[n] = state
         return apply if traced else True
@@ -367,41 +369,49 @@ class Optimizers:
         params: Leaves,
         states: list[Tree],
     ) -> tuple[Leaves, list[Tree]]:
-        moved, after = dict(params), list(states)
+        """Parameters and states after one step of some optimizers; ``hyper`` and ``states`` are in the same order."""
+        new_params, new_states = dict(params), list(states)
         for place, n in enumerate(stepping):
-            if not hasattr(self._attached[n].tx, "update"):
-                mine = {path: grads[path] for path in self._attached[n].paths if path in grads}
-                found, after[place] = self._attached[n].tx.step(mine, states[place], params, hyper[place])
-                moved.update(found)
-                continue
-            counted = states[place] if self._attached[n].owner is not None else None
-            one, tx, state = self._present_of(n, _inner(states[place]), hyper[place])
-            given = {path: grads[path] if path in grads else jnp.zeros_like(params[path]) for path in one.paths}
-            tree = self._tree(one, params)
-            extra = {"value": value} if one.valued else {}
-            updates, new = tx.update(self._tree(one, given), state, tree, **extra)
-            found = self._leaves(one, optax.apply_updates(tree, updates))
-            moved.update({path: self._constrained(path, found[path]) for path in one.paths if path in grads})
-            whole = all(path in grads for path in one.paths)
-            new = new if whole else self._partly(one, grads, new, state)
-            after[place] = new if counted is None else Counted(new, counted.step + 1)
-        return moved, after
+            attached = self._attached[n]
+            own_grads = {path: grads[path] for path in attached.paths if path in grads}
+            if hasattr(attached.tx, "update"):
+                updated, state = self._optax_step(attached, own_grads, states[place], params, hyper[place], value)
+            else:
+                updated, state = attached.tx.step(own_grads, states[place], params, hyper[place])
+            new_params.update(updated)
+            new_states[place] = state
+        return new_params, new_states
+
+    def _optax_step(
+        self, attached: Attached, grads: Leaves, state: Tree, params: Leaves, hyper: Mapping[str, Any], value: Any
+    ) -> tuple[Leaves, Tree]:
+        """The parameters that have gradients, and the state, after one step of a transformation of optax."""
+        tx, old = self._with_present_hyper(attached, _inner(state), hyper)
+        # A transformation takes a gradient for each parameter it was made for; what zeros did is undone below.
+        full = {path: grads[path] if path in grads else jnp.zeros_like(params[path]) for path in attached.paths}
+        tree = self._tree(attached, params)
+        extra = {"value": value} if attached.valued else {}
+        updates, new = tx.update(self._tree(attached, full), old, tree, **extra)
+        leaves = self._leaves(attached, optax.apply_updates(tree, updates))
+        updated = {path: self._constrained(path, leaves[path]) for path in grads}
+        if len(grads) < len(attached.paths):
+            new = self._partly(attached, grads, new, old)
+        return updated, new if attached.owner is None else Counted(new, state.step + 1)
 
     def _constrained(self, path: str, array: Array) -> Array:
         """A parameter after an update, within what its model allows."""
         constraint = self._constraints.get(path)
         return array if constraint is None else jnp.asarray(constraint(array), array.dtype)
 
-    def _present_of(self, index: int, state: Tree, values: Mapping[str, Any]) -> tuple[Attached, Any, Tree]:
-        """An optimizer, its transformation and its state, with the present hyperparameters."""
-        one = self._attached[index]
-        if one.make is not None:
-            return one, one.make(**values), state
-        return one, one.tx, self._with_hyper(one, state, values)
+    def _with_present_hyper(self, attached: Attached, state: Tree, values: Mapping[str, Any]) -> tuple[Any, Tree]:
+        """A transformation and its state, with the present hyperparameters in that of both which takes them."""
+        if attached.make is not None:
+            return attached.make(**values), state
+        return attached.tx, self._with_hyper(attached, state, values)
 
-    def _with_hyper(self, one: Attached, state: Tree, values: Mapping[str, Any]) -> Tree:
+    def _with_hyper(self, attached: Attached, state: Tree, values: Mapping[str, Any]) -> Tree:
         """A state of optax with these values where it keeps them."""
-        slots = _slots(one)
+        slots = _slots(attached)
         if not slots:
             return state
         leaves, spec = jax.tree_util.tree_flatten(state)
@@ -409,18 +419,18 @@ class Optimizers:
             leaves[place] = jnp.asarray(values[key], leaves[place].dtype)
         return jax.tree_util.tree_unflatten(spec, leaves)
 
-    def _set_in(self, one: Attached, state: Tree, values: Mapping[str, Any]) -> Tree:
-        inner = self._with_hyper(one, _inner(state), values)
+    def _set_in(self, attached: Attached, state: Tree, values: Mapping[str, Any]) -> Tree:
+        inner = self._with_hyper(attached, _inner(state), values)
         return state._replace(state=inner) if isinstance(state, Counted) else inner
 
-    def _partly(self, one: Attached, grads: Leaves, new: Tree, old: Tree) -> Tree:
+    def _partly(self, attached: Attached, grads: Leaves, new: Tree, old: Tree) -> Tree:
         """The new state, but for parameters that had no gradient the old one."""
-        labels = self._tree(one, {path: path for path in one.paths})
+        labels = self._tree(attached, {path: path for path in attached.paths})
         of_leaf = optax.tree_utils.tree_map_params(
-            one.tx, lambda _, path: path, old, labels, transform_non_params=lambda _: ""
+            attached.tx, lambda _, path: path, old, labels, transform_non_params=lambda _: ""
         )
-        kept = {path for path in one.paths if path not in grads}
-        return jax.tree.map(lambda path, a, b: b if path in kept else a, of_leaf, new, old)
+        without_gradient = {path for path in attached.paths if path not in grads}
+        return jax.tree.map(lambda path, a, b: b if path in without_gradient else a, of_leaf, new, old)
 
 
 def _is_of_nnx(optimizer: Any) -> bool:
@@ -445,8 +455,8 @@ def _state_of(owner: Any, like: Tree) -> Tree:
         OptimizerError: it was made for another module.
     """
     leaves = [variable.get_value() for variable in _variables(owner.opt_state)]
-    wanted, spec = jax.tree_util.tree_flatten(like)
-    if [jnp.shape(leaf) for leaf in leaves] != [jnp.shape(leaf) for leaf in wanted]:
+    expected, spec = jax.tree_util.tree_flatten(like)
+    if [jnp.shape(leaf) for leaf in leaves] != [jnp.shape(leaf) for leaf in expected]:
         raise OptimizerError(
             "the opt_state of the nnx.Optimizer does not fit the model: make it for this module, nnx.Optimizer(module, "
             "tx, wrt=nnx.Param)"
@@ -503,30 +513,32 @@ def _entry(key: Any) -> Any:
     return getattr(key, "name", getattr(key, "key", None))
 
 
-def _keys(one: Attached, name: str) -> list[str]:
+def _keys(attached: Attached, name: str) -> list[str]:
     """What the values of a hyperparameter are kept under: one that has several places has several."""
-    return [name, *(f"{name}.{number}" for number in range(1, len(one.places.get(name, ()))))]
+    return [name, *(f"{name}.{number}" for number in range(1, len(attached.places.get(name, ()))))]
 
 
-def _slots(one: Attached) -> list[tuple[str, int]]:
+def _slots(attached: Attached) -> list[tuple[str, int]]:
     """For each value that can be set its key, and its place among the leaves of the state."""
-    return [slot for name, places in one.places.items() for slot in zip(_keys(one, name), places, strict=True)]
+    return [
+        slot for name, places in attached.places.items() for slot in zip(_keys(attached, name), places, strict=True)
+    ]
 
 
-def _settable(one: Attached, state: Tree) -> dict[str, float]:
+def _settable(attached: Attached, state: Tree) -> dict[str, float]:
     """What can be set, as the state has it."""
     leaves = jax.tree_util.tree_leaves(state)
-    return {key: float(leaves[place]) for key, place in _slots(one)}
+    return {key: float(leaves[place]) for key, place in _slots(attached)}
 
 
-def _transformation(given: Any) -> Any:
-    if _is_of_nnx(given):
-        return given.tx
-    if isinstance(given, optax.MultiSteps):
-        return given.gradient_transformation()
-    if isinstance(given, optax.GradientTransformation):
-        return given
-    kind = type(given)
+def _transformation(optimizer: Any) -> Any:
+    if _is_of_nnx(optimizer):
+        return optimizer.tx
+    if isinstance(optimizer, optax.MultiSteps):
+        return optimizer.gradient_transformation()
+    if isinstance(optimizer, optax.GradientTransformation):
+        return optimizer
+    kind = type(optimizer)
     raise OptimizerError(
         f"the optimizer is a {kind.__module__}.{kind.__qualname__}, but the model is a JAX one: pass "
         "loopcore.Adam(1e-3), or a transformation of optax such as "
@@ -536,20 +548,20 @@ def _transformation(given: Any) -> Any:
 
 def _name_of(tx: Any) -> str:
     """The functions of optax it was put together from: it has no name, those of adam and adamw keep states alike."""
-    found: list[str] = []
-    _collect(tx.update, found, set())
-    return f"optax({', '.join(found) or type(tx).__name__})"
+    functions: list[str] = []
+    _collect(tx.update, functions, set())
+    return f"optax({', '.join(functions) or type(tx).__name__})"
 
 
-def _collect(function: Any, found: list[str], seen: set[int]) -> None:
-    seen.add(id(function))
+def _collect(function: Any, functions: list[str], visited: set[int]) -> None:
+    visited.add(id(function))
     parts = function.__qualname__.split(".")
     if parts[-1] in (parts[0], "update_fn") and not parts[0].startswith(("chain", "init", "<")):
-        found.append(parts[0])
+        functions.append(parts[0])
     for inner in inspect.getclosurevars(function).nonlocals.values() if inspect.isfunction(function) else ():
-        for one in inner if isinstance(inner, (tuple, list)) else (inner,):
-            if inspect.isfunction(one) and id(one) not in seen:
-                _collect(one, found, seen)
+        for value in inner if isinstance(inner, (tuple, list)) else (inner,):
+            if inspect.isfunction(value) and id(value) not in visited:
+                _collect(value, functions, visited)
 
 
 def _of_spec(spec: OptimizerSpec) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -557,8 +569,8 @@ def _of_spec(spec: OptimizerSpec) -> tuple[Callable[..., Any], dict[str, Any]]:
     match spec:
         case AdamW():
             adamw = partial(_adam, optax.adamw, spec)
-            rest = {"momentum": spec.beta1, "weight_decay": spec.weight_decay}
-            return adamw, {"learning_rate": spec.learning_rate, **rest}
+            hyper = {"momentum": spec.beta1, "weight_decay": spec.weight_decay}
+            return adamw, {"learning_rate": spec.learning_rate, **hyper}
         case Adam():
             return partial(_adam, optax.adam, spec), {"learning_rate": spec.learning_rate, "momentum": spec.beta1}
         case Momentum():
@@ -586,23 +598,24 @@ def _scalars(state: Tree, name: str) -> list[Array]:
 
 
 def _names(state: Tree) -> dict[str, str]:
-    found = {
-        name: next((own for own in candidates if _scalars(state, own)), "") for name, candidates in _OPTAX_NAMES.items()
+    names = {
+        name: next((optax_name for optax_name in candidates if _scalars(state, optax_name)), "")
+        for name, candidates in _OPTAX_NAMES.items()
     }
-    return {name: own for name, own in found.items() if own}
+    return {name: optax_name for name, optax_name in names.items() if optax_name}
 
 
 def _fixed(state: Tree, names: Mapping[str, str]) -> dict[str, str]:
     """Why a hyperparameter cannot be set, where it cannot."""
-    found = {
+    reasons = {
         name: f"the {name} of this optimizer follows a schedule of optax: pass a number to inject_hyperparams, and "
         "use lc.Scheduler or assign learner.hyper"
-        for name, own in names.items()
-        if optax.tree_utils.tree_get_all_with_path(state, own, _within("hyperparams_states"))
+        for name, optax_name in names.items()
+        if optax.tree_utils.tree_get_all_with_path(state, optax_name, _within("hyperparams_states"))
     }
     if "learning_rate" not in names:
-        found["learning_rate"] = (
+        reasons["learning_rate"] = (
             "optax keeps the learning rate of this optimizer in a closure, where nobody can read or set it: write "
             "optax.inject_hyperparams(optax.adam)(learning_rate=1e-3), or lc.Adam(1e-3)"
         )
-    return found
+    return reasons

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from loopcore.backend import Tree
-from loopcore_jax.store import Present
+from loopcore_jax.array_store import CurrentArrays
 
 _FRAME = re.compile(r"^(?!The )(.+?):(\d+)(?::\d+)? \(", re.MULTILINE)  # how JAX writes where a leaked value was made
 
@@ -46,8 +46,8 @@ class Programs:
         traces: how often a function was traced.
     """
 
-    def __init__(self, present: Present) -> None:
-        self._present = present
+    def __init__(self, current: CurrentArrays) -> None:
+        self._current = current
         self.traces = 0
 
     def compile(
@@ -56,7 +56,7 @@ class Programs:
         """``fn(*trees) -> (tree, static)`` as one program; ``static`` is what the trace that fits a call returned."""
 
         def traced(*trees: Tree) -> tuple[Tree, Recorded]:
-            with self._present.tracing():
+            with self._current.tracing():
                 tree, static = fn(*trees)
             self.traces += 1
             return tree, Recorded(static)

@@ -14,7 +14,7 @@ Weights: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
 
 dtypes = ("float64", "float32") if jax.dtypes.canonicalize_dtype("float64") == "float64" else ("float32",)
 batch_norm_correction = 0
-_KEPT, _EPSILON = 0.9, 1e-5
+_MOMENTUM, _EPSILON = 0.9, 1e-5
 
 
 def linear(weights: Weights, dtype: str) -> Any:
@@ -87,10 +87,12 @@ def _structured(params: Any, x: Any, *, scale: float) -> Any:
 
 
 def _batch_norm(params: Any, state: Any, x: Any, train: bool) -> Any:
-    kept = state["norm"]
-    mean, variance = (jnp.mean(x, axis=0), jnp.var(x, axis=0)) if train else (kept["mean"], kept["variance"])
+    statistics = state["norm"]
+    mean, variance = (
+        (jnp.mean(x, axis=0), jnp.var(x, axis=0)) if train else (statistics["mean"], statistics["variance"])
+    )
     if train:
         new = {"mean": mean, "variance": variance}
-        state = {"norm": {name: _KEPT * kept[name] + (1 - _KEPT) * new[name] for name in new}}
+        state = {"norm": {name: _MOMENTUM * statistics[name] + (1 - _MOMENTUM) * new[name] for name in new}}
     normal = (x - mean) / jnp.sqrt(variance + _EPSILON)
     return _dense(params["out"], normal * params["norm"]["scale"] + params["norm"]["offset"]), state

@@ -15,16 +15,16 @@ from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
 from loopcore.backend.pairs import recognises
 from loopcore.errors import BackendError
 from loopcore_keras.models import build, is_model
-from loopcore_tensorflow import arrays, losses, words
-from loopcore_tensorflow.frame import Frame
+from loopcore_tensorflow import arrays, losses, packed_scalars
+from loopcore_tensorflow.autodiff_context import AutodiffContext
 from loopcore_tensorflow.gradients import Gradients
 from loopcore_tensorflow.models import Models
 from loopcore_tensorflow.namespace import Namespace
 from loopcore_tensorflow.optimizers import Optimizers
 from loopcore_tensorflow.pairs import is_native
-from loopcore_tensorflow.parts import Parts
 from loopcore_tensorflow.programs import LeakedTensor, Programs, TracedRead
 from loopcore_tensorflow.random import LOOPS, Random
+from loopcore_tensorflow.step_parts import StepParts
 
 
 class Backend:
@@ -54,14 +54,14 @@ class Backend:
 
     def __init__(self, *, device: Any = None, compile: Any = "auto") -> None:
         self.transfers = 0
-        self._frame = Frame()
+        self._context = AutodiffContext()
         self._arrays = arrays.Arrays()
         self._arrays.device = _device(device)
         xla = compile == "xla"
-        self._programs, parts = Programs(self._arrays, xla), Parts(self._arrays, xla)
-        self._models = Models(self._arrays, self._frame, parts)
-        self._gradients = Gradients(self._models, self._arrays, self._frame)
-        self._optimizers = Optimizers(self._models, self._arrays, self._frame, parts)
+        self._programs, parts = Programs(self._arrays, xla), StepParts(self._arrays, xla)
+        self._models = Models(self._arrays, self._context, parts)
+        self._gradients = Gradients(self._models, self._arrays, self._context)
+        self._optimizers = Optimizers(self._models, self._arrays, self._context, parts)
         self._place()
 
     def _place(self) -> None:
@@ -75,7 +75,9 @@ class Backend:
 
     def accelerator(self) -> str | None:
         """The first of TensorFlow's devices that is no CPU."""
-        devices = [one for one in tf.config.list_logical_devices() if one.device_type not in ("CPU", "TPU_SYSTEM")]
+        devices = [
+            device for device in tf.config.list_logical_devices() if device.device_type not in ("CPU", "TPU_SYSTEM")
+        ]
         return devices[0].name if devices else None
 
     @contextmanager
@@ -206,12 +208,12 @@ class Backend:
 
     def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
         """Run a step body; the seeds of its models follow from ``key``."""
-        with self._frame.body(key, parts=False):
+        with self._context.body(key, parts=False):
             call(*args)
 
     def run_parts(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
         """Run a step body whose model calls and updates are compiled, each by itself."""
-        with self._frame.body(key, parts=True):
+        with self._context.body(key, parts=True):
             call(*args)
 
     def forward(
@@ -246,14 +248,14 @@ class Backend:
 
     def stop_gradient(self, tree: Tree) -> Tree:
         """The same values, constant for every gradient."""
-        if not self._frame.tapes:
+        if not self._context.tapes:
             return tree
         return _mapped(lambda leaf: tf.stop_gradient(leaf) if isinstance(leaf, tf.Tensor) else leaf, tree)
 
     @property
     def depth(self) -> int:
         """How many objectives and functions are being differentiated, one inside the other."""
-        return len(self._frame.tapes)
+        return len(self._context.tapes)
 
     # -- programs ----------------------------------------------------------------------------------------------
 
@@ -288,11 +290,11 @@ class Backend:
 
     def to_words(self, values: Sequence[Array]) -> Array:
         """The bits of small arrays in one vector."""
-        return words.to_words(values)
+        return packed_scalars.to_words(values)
 
     def from_words(self, vector: Array, start: int, shape: tuple[int, ...], dtype: str) -> Array:
         """One of the packed arrays."""
-        return words.from_words(vector, start, shape, dtype)
+        return packed_scalars.from_words(vector, start, shape, dtype)
 
     # -- arrays ------------------------------------------------------------------------------------------------
 
@@ -302,13 +304,13 @@ class Backend:
 
     def adopt(self, old: Tree, new: Tree) -> Tree:
         """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
-        known = {id(leaf): leaf for leaf in self.tree_leaves(old)}
+        leaves_by_id = {id(leaf): leaf for leaf in self.tree_leaves(old)}
 
         def adopted(leaf: Any) -> Any:
-            if id(leaf) in known:
+            if id(leaf) in leaves_by_id:
                 return leaf
-            found = self._frame.returned(leaf)
-            return self._arrays.leaf(leaf) if found is None else found
+            original = self._context.returned(leaf)
+            return self._arrays.leaf(leaf) if original is None else original
 
         return self.tree_map(adopted, new)
 
@@ -318,9 +320,9 @@ class Backend:
 
     def concrete(self, tree: Tree) -> Tree:
         """The values as tensors that no open tape knows."""
-        if not self._frame.tapes:
+        if not self._context.tapes:
             return tree
-        return _mapped(lambda leaf: self._frame.lend(leaf) if isinstance(leaf, tf.Tensor) else leaf, tree)
+        return _mapped(lambda leaf: self._context.lend(leaf) if isinstance(leaf, tf.Tensor) else leaf, tree)
 
     def lerp(self, a: Array, b: Array, t: Any) -> Array:
         """``a + t * (b - a)``; of large arrays by XLA, in one pass over the memory and not in three."""
@@ -330,8 +332,8 @@ class Backend:
 
     def is_bounded(self, leaves: Sequence[Array]) -> Any:
         """Whether the sum of their squares is finite, by a kernel that makes no array of squares."""
-        floats = [tf.cast(one, tf.float32) if one.dtype.size < 4 else tf.convert_to_tensor(one) for one in leaves]
-        return self.number(tf.math.is_finite(tf.add_n([tf.cast(tf.nn.l2_loss(one), tf.float64) for one in floats])))
+        floats = [tf.cast(leaf, tf.float32) if leaf.dtype.size < 4 else tf.convert_to_tensor(leaf) for leaf in leaves]
+        return self.number(tf.math.is_finite(tf.add_n([tf.cast(tf.nn.l2_loss(leaf), tf.float64) for leaf in floats])))
 
     def to_host(self, tree: Tree) -> Tree:
         """NumPy copies of all arrays."""
@@ -389,10 +391,10 @@ def _mapped(fn: Callable[[Any], Any], tree: Tree) -> Tree:
     if isinstance(tree, tf.Tensor):
         return fn(tree)
     leaves, spec = arrays.flatten(tree)
-    found = [fn(leaf) for leaf in leaves]
-    if all(new is old for new, old in zip(found, leaves, strict=True)):
+    mapped = [fn(leaf) for leaf in leaves]
+    if all(new is old for new, old in zip(mapped, leaves, strict=True)):
         return tree
-    return optree.tree_unflatten(spec, found)
+    return optree.tree_unflatten(spec, mapped)
 
 
 _LARGE = 2**16  # elements: below, a call of XLA's costs more than it saves
@@ -406,9 +408,9 @@ def _device(device: Any) -> str | None:
     if device is None:
         return None
     kind, _, number = str(device).removeprefix("/device:").upper().partition(":")
-    there = tf.config.list_logical_devices(kind)
+    candidates = tf.config.list_logical_devices(kind)
     name = f"{kind}:{number or 0}"
-    if not any(one.name.endswith(name) for one in there):
-        have = ", ".join(one.name.removeprefix("/device:") for one in tf.config.list_logical_devices())
+    if not any(candidate.name.endswith(name) for candidate in candidates):
+        have = ", ".join(candidate.name.removeprefix("/device:") for candidate in tf.config.list_logical_devices())
         raise BackendError(f"device={device!r} is none of TensorFlow's, which are {have}")
     return name

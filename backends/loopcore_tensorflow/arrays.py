@@ -59,10 +59,10 @@ class Arrays:
 
     def tensor(self, value: Any, dtype: Any = None) -> Array:
         """An array or a number as a tensor, in this dtype if one is given."""
-        found = self.leaf(value)
-        if not isinstance(found, tf.Tensor):
-            return tf.constant(found, dtype or (self.dtype if isinstance(found, float) else None))
-        return found if dtype is None or found.dtype == dtype else tf.cast(found, dtype)
+        tensor = self.leaf(value)
+        if not isinstance(tensor, tf.Tensor):
+            return tf.constant(tensor, dtype or (self.dtype if isinstance(tensor, float) else None))
+        return tensor if dtype is None or tensor.dtype == dtype else tf.cast(tensor, dtype)
 
     def _placed(self, tensor: Array) -> Array:
         if self.device is None or type(tensor) is not Eager or tensor.device.endswith(self.device):

@@ -79,10 +79,10 @@ def var(x: Array, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bo
     if not correction:
         return variance
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    lengths = [x.shape[each] for each in axes]
+    lengths = [x.shape[dimension] for dimension in axes]
     if None not in lengths:
         return variance * (prod(lengths) / (prod(lengths) - correction))
-    count = tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), [each % x.ndim for each in axes])), x.dtype)
+    count = tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), [dimension % x.ndim for dimension in axes])), x.dtype)
     return variance * (count / (count - correction))
 
 
@@ -117,20 +117,20 @@ def argmin(x: Array, /, *, axis: int | None = None, keepdims: bool = False) -> A
 
 
 def _index(find: Callable[..., Array], x: Array, axis: int | None, keepdims: bool) -> Array:
-    found = find(tf.reshape(x, (-1,)) if axis is None else x, axis=axis or 0)
+    indices = find(tf.reshape(x, (-1,)) if axis is None else x, axis=axis or 0)
     if not keepdims:
-        return found
-    return tf.reshape(found, (1,) * x.ndim) if axis is None else tf.expand_dims(found, axis)
+        return indices
+    return tf.reshape(indices, (1,) * x.ndim) if axis is None else tf.expand_dims(indices, axis)
 
 
 def matmul(x1: Array, x2: Array, /) -> Array:
     """Matrix product of the last two axes; a vector is a row on the left, a column on the right."""
-    left, right = x1.ndim == 1, x2.ndim == 1
-    x1 = x1[tf.newaxis, :] if left else x1
-    x2 = x2[:, tf.newaxis] if right else x2
-    found = tf.matmul(x1, x2)
-    found = tf.squeeze(found, -1) if right else found
-    return tf.squeeze(found, -1 if right else -2) if left else found
+    row, column = x1.ndim == 1, x2.ndim == 1
+    x1 = x1[tf.newaxis, :] if row else x1
+    x2 = x2[:, tf.newaxis] if column else x2
+    product = tf.matmul(x1, x2)
+    product = tf.squeeze(product, -1) if column else product
+    return tf.squeeze(product, -1 if column else -2) if row else product
 
 
 def einsum(subscripts: str, /, *operands: Array) -> Array:
@@ -173,9 +173,9 @@ def expand_dims(x: Array, /, *, axis: int = 0) -> Array:
 def squeeze(x: Array, /, axis: int | tuple[int, ...]) -> Array:
     """Remove axes, which must have length 1."""
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    for one in axes:
-        if x.shape[one] != 1:
-            raise ValueError(f"squeeze: axis {one} of shape {tuple(x.shape)} has not length 1")
+    for dimension in axes:
+        if x.shape[dimension] != 1:
+            raise ValueError(f"squeeze: axis {dimension} of shape {tuple(x.shape)} has not length 1")
     return tf.squeeze(x, axes)
 
 
@@ -187,7 +187,7 @@ def broadcast_to(x: Array, /, shape: Sequence[int]) -> Array:
 def flip(x: Array, /, *, axis: Axis = None) -> Array:
     """Reverse along axes, all of them by default."""
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    return tf.reverse(x, [one % x.ndim for one in axes])
+    return tf.reverse(x, [dimension % x.ndim for dimension in axes])
 
 
 def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
@@ -203,11 +203,11 @@ def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
     order = (*(n for n in range(x.ndim) if n != at), at)
     back = tuple(order.index(n) for n in range(x.ndim))
     leading = [x.shape[n] for n in order[:-1]]  # the other axes of both broadcast against each other
-    moved = tf.transpose(indices, order)
-    wide = [size if size != 1 else other for size, other in zip(leading, moved.shape[:-1], strict=True)]
-    moved = tf.broadcast_to(moved, (*wide, moved.shape[-1]))
+    indices_last = tf.transpose(indices, order)
+    wide = [size if size != 1 else other for size, other in zip(leading, indices_last.shape[:-1], strict=True)]
+    indices_last = tf.broadcast_to(indices_last, (*wide, indices_last.shape[-1]))
     values = tf.broadcast_to(tf.transpose(x, order), (*wide, x.shape[at]))
-    return tf.transpose(tf.gather(values, moved, axis=-1, batch_dims=x.ndim - 1), back)
+    return tf.transpose(tf.gather(values, indices_last, axis=-1, batch_dims=x.ndim - 1), back)
 
 
 def astype(x: Array, dtype: Any, /) -> Array:

@@ -17,8 +17,8 @@ def solve(x1: Array, x2: Array, /) -> Array:
     if x2.ndim == 1:
         return tf.squeeze(solve(x1, x2[:, tf.newaxis]), -1)
     batch = tf.broadcast_dynamic_shape(tf.shape(x1)[:-2], tf.shape(x2)[:-2])
-    left, right = (tf.broadcast_to(x, tf.concat([batch, tf.shape(x)[-2:]], 0)) for x in (x1, x2))
-    return tf.linalg.solve(left, right)
+    coefficients, constants = (tf.broadcast_to(x, tf.concat([batch, tf.shape(x)[-2:]], 0)) for x in (x1, x2))
+    return tf.linalg.solve(coefficients, constants)
 
 
 def slogdet(x: Array, /) -> tuple[Array, Array]:

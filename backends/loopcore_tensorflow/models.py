@@ -13,10 +13,10 @@ from loopcore.errors import UnknownModelError
 from loopcore_keras.models import KerasModel, is_model
 from loopcore_tensorflow import modules
 from loopcore_tensorflow.arrays import Arrays
-from loopcore_tensorflow.frame import Frame
+from loopcore_tensorflow.autodiff_context import AutodiffContext
 from loopcore_tensorflow.pairs import BoundPair
-from loopcore_tensorflow.parts import Parts
 from loopcore_tensorflow.random import folded, typed
+from loopcore_tensorflow.step_parts import StepParts
 
 Bound: TypeAlias = KerasModel | modules.Module | BoundPair
 
@@ -29,10 +29,10 @@ class Models:
         buffers: their other variables.
     """
 
-    def __init__(self, arrays: Arrays, frame: Frame, parts: Parts) -> None:
+    def __init__(self, arrays: Arrays, context: AutodiffContext, parts: StepParts) -> None:
         self._arrays = arrays
         self._parts = parts
-        self._frame = frame
+        self._context = context
         self._bound: dict[str, Bound] = {}
         self.params: dict[str, Any] = {}
         self.buffers: dict[str, Any] = {}
@@ -47,12 +47,12 @@ class Models:
         self._parts.clear()
         dtype: Any = None
         for name, model in sorted(models.items(), key=lambda item: is_pair(item[1])):  # whose arrays follow the others
-            self._bound[name] = one = bound(name, model, dtype, self._arrays)
-            dtype = dtype or next((tf.as_dtype(v.dtype) for v in one.params.values()), None)
+            self._bound[name] = bound = bind_model(name, model, dtype, self._arrays)
+            dtype = dtype or next((tf.as_dtype(v.dtype) for v in bound.params.values()), None)
         self._bound = {name: self._bound[name] for name in models}
-        for name, one in self._bound.items():
-            self.params |= {_full(name, one, path): variable for path, variable in one.params.items()}
-            self.buffers |= {_full(name, one, path): variable for path, variable in one.buffers.items()}
+        for name, bound in self._bound.items():
+            self.params |= {_full(name, bound, path): variable for path, variable in bound.params.items()}
+            self.buffers |= {_full(name, bound, path): variable for path, variable in bound.buffers.items()}
         self._arrays.dtype = dtype or tf.float32
 
     def native(self, model: str) -> Any:
@@ -61,15 +61,17 @@ class Models:
 
     def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
         """Full paths of the variables of each model."""
-        return {name: tuple(_full(name, one, path) for path in _part(one, kind)) for name, one in self._bound.items()}
+        return {
+            name: tuple(_full(name, bound, path) for path in _part(bound, kind)) for name, bound in self._bound.items()
+        }
 
     def frozen(self) -> frozenset[str]:
         """Full paths of what the user froze with ``layer.trainable = False`` of Keras."""
-        return frozenset(_full(name, one, path) for name, one in self._keras() for path in one.frozen)
+        return frozenset(_full(name, bound, path) for name, bound in self._keras() for path in bound.frozen)
 
     def eager(self) -> bool:
         """Whether the user asked for steps without a program, by ``run_eagerly`` of a Keras model or of TensorFlow."""
-        return tf.config.functions_run_eagerly() or any(one.eager for _, one in self._keras())
+        return tf.config.functions_run_eagerly() or any(bound.eager for _, bound in self._keras())
 
     def check_trained(self, paths: Iterable[str]) -> None:
         """Refuse to train a model that cannot be trained here.
@@ -77,38 +79,38 @@ class Models:
         Raises:
             OptimizerError: says what to write.
         """
-        wanted = set(paths)
-        for name, one in self._keras():
-            if not wanted.isdisjoint(_full(name, one, path) for path in one.params):
-                one.check_trained()
+        trained = set(paths)
+        for name, bound in self._keras():
+            if not trained.isdisjoint(_full(name, bound, path) for path in bound.params):
+                bound.check_trained()
 
     def _keras(self) -> list[tuple[str, KerasModel]]:
-        return [(name, one) for name, one in self._bound.items() if isinstance(one, KerasModel)]
+        return [(name, bound) for name, bound in self._bound.items() if isinstance(bound, KerasModel)]
 
     # -- weights -----------------------------------------------------------------------------------------------
 
     def variable(self, path: str) -> Any:
         """The variable of a path, as TensorFlow knows it."""
-        found = self.params[path] if path in self.params else self.buffers[path]
-        return found if isinstance(found, tf.Variable) else found.value
+        variable = self.params[path] if path in self.params else self.buffers[path]
+        return variable if isinstance(variable, tf.Variable) else variable.value
 
     def array(self, path: str) -> Array:
         """The present value: what stands in for it in the running objective, else that of the variable."""
-        frame = self._frame
-        present = frame.states.get(path) if path in frame.states else frame.stand_ins.get(path)
+        context = self._context
+        present = context.states.get(path) if path in context.states else context.stand_ins.get(path)
         return tf.identity(self.variable(path)) if present is None else present
 
     def set(self, leaves: Mapping[str, Any]) -> None:
         """Copy values into the variables."""
         for path, value in leaves.items():
             variable = self.variable(path)
-            self._frame.states.pop(path, None)
+            self._context.states.pop(path, None)
             variable.assign(self._arrays.tensor(value, variable.dtype))
 
     def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
         """Leaves by relative path -> what users of the model know: the dict itself, or the user's tree."""
-        one = self._bound[model]
-        return one.pack(kind, leaves) if isinstance(one, BoundPair) else leaves
+        bound = self._bound[model]
+        return bound.pack(kind, leaves) if isinstance(bound, BoundPair) else leaves
 
     def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
         """The inverse of `pack`.
@@ -116,13 +118,13 @@ class Models:
         Raises:
             ValueError: the structure differs.
         """
-        one = self._bound[model]
-        if isinstance(one, BoundPair):
-            return one.unpack(kind, tree)
-        names = _part(one, kind).keys()
+        bound = self._bound[model]
+        if isinstance(bound, BoundPair):
+            return bound.unpack(kind, tree)
+        names = _part(bound, kind).keys()
         if not isinstance(tree, Mapping) or tree.keys() != names:
-            there = list(tree) if isinstance(tree, Mapping) else type(tree).__name__
-            raise ValueError(f"expected a dict with the keys {list(names)}, got {there}")
+            keys = list(tree) if isinstance(tree, Mapping) else type(tree).__name__
+            raise ValueError(f"expected a dict with the keys {list(names)}, got {keys}")
         return tree if type(tree) is dict else dict(tree)
 
     # -- forward -----------------------------------------------------------------------------------------------
@@ -131,63 +133,69 @@ class Models:
         self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
     ) -> Any:
         """Call a model with what stands in for its parameters; it keeps its new state if it shall."""
-        one, frame = self._bound[model], self._frame
-        stand_ins = _relative(model, one, frame.stand_ins)
-        if isinstance(one, BoundPair):
-            result, state = self._call_pair(model, one, stand_ins, args, kwargs, training)
+        bound, context = self._bound[model], self._context
+        stand_ins = _relative(model, bound, context.stand_ins)
+        if isinstance(bound, BoundPair):
+            result, state = self._call_pair(model, bound, stand_ins, args, kwargs, training)
             if update_state:
-                self._keep(one, state)
+                self._keep(bound, state)
             return result
-        seeds = self._seeds(one)
+        seeds = self._seeds(bound)
         if update_state and not stand_ins:
-            for variable, seed in zip(one.seeds, seeds, strict=True):
+            for variable, seed in zip(bound.seeds, seeds, strict=True):
                 variable.assign(tf.cast(seed, variable.dtype))
-            if frame.parts:
-                key = (id(one), training)
-                return self._parts.run(key, lambda args, kwargs: one.call(args, kwargs, training), args, kwargs)
-            return one.call(args, kwargs, training)
-        result, after = one.call_apart(stand_ins, seeds, args, kwargs, training)
+            if context.parts:
+                key = (id(bound), training)
+                return self._parts.run(key, lambda args, kwargs: bound.call(args, kwargs, training), args, kwargs)
+            return bound.call(args, kwargs, training)
+        result, after = bound.call_apart(stand_ins, seeds, args, kwargs, training)
         if update_state:
             for path, value in after.items():
-                one.buffers[path].assign(value)
+                bound.buffers[path].assign(value)
         return result
 
     def apply(
         self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
     ) -> Any:
         """Call a model with other parameters; its state stays."""
-        one = self._bound[model]
-        given = {path: self._arrays.tensor(leaf, self.variable(path).dtype) for path, leaf in leaves.items()}
-        values = _relative(model, one, {**self._frame.stand_ins, **given})
-        if isinstance(one, BoundPair):
-            return self._call_pair(model, one, values, args, kwargs, training)[0]
-        return one.call_apart(values, self._seeds(one), args, kwargs, training)[0]
+        bound = self._bound[model]
+        tensors = {path: self._arrays.tensor(leaf, self.variable(path).dtype) for path, leaf in leaves.items()}
+        values = _relative(model, bound, {**self._context.stand_ins, **tensors})
+        if isinstance(bound, BoundPair):
+            return self._call_pair(model, bound, values, args, kwargs, training)[0]
+        return bound.call_apart(values, self._seeds(bound), args, kwargs, training)[0]
 
     def _call_pair(
-        self, model: str, one: BoundPair, values: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
+        self,
+        model: str,
+        bound: BoundPair,
+        values: Leaves,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        training: bool,
     ) -> tuple[Any, Leaves]:
         """A function of the user: never a program of its own, since nobody knows what else it reads."""
-        frame, rng = self._frame, None
-        if one.takes_rng:
-            frame.calls += 1
-            rng = typed(frame.key, frame.calls)
-        states = {path: frame.states[full] for path, full in one.full.items() if full in frame.states}
-        return one.call_with({**states, **values}, rng, args, kwargs, training)
+        context, rng = self._context, None
+        if bound.takes_rng:
+            context.calls += 1
+            rng = typed(context.key, context.calls)
+        states = {path: context.states[full] for path, full in bound.full.items() if full in context.states}
+        return bound.call_with({**states, **values}, rng, args, kwargs, training)
 
-    def _keep(self, one: BoundPair, state: Leaves) -> None:
+    def _keep(self, bound: BoundPair, state: Leaves) -> None:
         """Assign a new state; an open objective also keeps the tensors, which its tape knows."""
         for path, value in state.items():
-            if self._frame.tapes:
-                self._frame.states[one.full[path]] = value
-            one.buffers[path].assign(value)
+            if self._context.tapes:
+                self._context.states[bound.full[path]] = value
+            bound.buffers[path].assign(value)
 
-    def _seeds(self, one: KerasModel | modules.Module) -> list[Array]:
+    def _seeds(self, bound: KerasModel | modules.Module) -> list[Array]:
         """What the random layers of a call draw by; each call of a step gets others."""
-        if not one.seeds:
+        if not bound.seeds:
             return []
-        self._frame.calls += 1
-        seed = typed(self._frame.key, self._frame.calls)
-        return [folded(seed, number) for number in range(len(one.seeds))]
+        self._context.calls += 1
+        seed = typed(self._context.key, self._context.calls)
+        return [folded(seed, number) for number in range(len(bound.seeds))]
 
 
 def is_pair(model: Any) -> bool:
@@ -195,7 +203,7 @@ def is_pair(model: Any) -> bool:
     return isinstance(model, (tuple, list, Mapping, np.ndarray, tf.Tensor, tf.Variable))
 
 
-def bound(name: str, model: Any, dtype: Any, arrays: Arrays) -> Bound:
+def bind_model(name: str, model: Any, dtype: Any, arrays: Arrays) -> Bound:
     """Bind one model.
 
     Raises:
@@ -215,18 +223,18 @@ def bound(name: str, model: Any, dtype: Any, arrays: Arrays) -> Bound:
     )
 
 
-def _part(one: Bound, kind: Kind) -> dict[str, Any]:
-    return one.params if kind == "params" else one.buffers
+def _part(bound: Bound, kind: Kind) -> dict[str, Any]:
+    return bound.params if kind == "params" else bound.buffers
 
 
-def _full(name: str, one: Bound, path: str) -> str:
-    if isinstance(one, BoundPair):
-        return one.full[path]
+def _full(name: str, bound: Bound, path: str) -> str:
+    if isinstance(bound, BoundPair):
+        return bound.full[path]
     return f"{name}.{path}" if name else path
 
 
-def _relative(model: str, one: Bound, values: Leaves) -> Leaves:
+def _relative(model: str, bound: Bound, values: Leaves) -> Leaves:
     """Those of one model, by relative path."""
     if not values:
         return {}
-    return {path: values[full] for path in one.params if (full := _full(model, one, path)) in values}
+    return {path: values[full] for path in bound.params if (full := _full(model, bound, path)) in values}

@@ -35,14 +35,14 @@ class Module:
     def __init__(self, module: Any, title: str) -> None:
         self.layer = module
         self._places: dict[str, tuple[Any, Any]] = {}
-        found: dict[str, Any] = {}
+        variables: dict[str, Any] = {}
         for path, owner, key, variable in _variables(module, "", set()):
-            found[path] = variable
+            variables[path] = variable
             self._places[path] = owner, key
-        if not found:
+        if not variables:
             raise UnknownModelError(f"{title} has no variables yet: call it once on a batch before Learner(...)")
-        self.params = {path: variable for path, variable in found.items() if variable.trainable}
-        self.buffers = {path: variable for path, variable in found.items() if not variable.trainable}
+        self.params = {path: variable for path, variable in variables.items() if variable.trainable}
+        self.buffers = {path: variable for path, variable in variables.items() if not variable.trainable}
         signature = inspect.signature(type(module).__call__) if callable(module) else None
         self._mode = signature is not None and "training" in signature.parameters
         self._title = title
@@ -62,7 +62,7 @@ class Module:
             The result, and by path what became of the buffers.
         """
         before = {path: tf.identity(variable) for path, variable in self.buffers.items()}
-        with self._instead(values):
+        with self._replaced(values):
             result = self.call(args, kwargs, training)
         after = {path: tf.identity(variable) for path, variable in self.buffers.items()}
         for path, variable in self.buffers.items():
@@ -70,32 +70,32 @@ class Module:
         return result, after
 
     @contextmanager
-    def _instead(self, values: Leaves) -> Iterator[None]:
+    def _replaced(self, values: Leaves) -> Iterator[None]:
         """Tensors are where the module has its variables."""
         places = [(self._places[path], value) for path, value in values.items()]
-        own = [_get(*place) for place, _ in places]
+        originals = [_get(*place) for place, _ in places]
         try:
             for place, value in places:
                 _put(*place, value)
             yield
         finally:
-            for (place, _), variable in zip(places, own, strict=True):
+            for (place, _), variable in zip(places, originals, strict=True):
                 _put(*place, variable)
 
 
-def _variables(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Any, Any, Any]]:
+def _variables(value: Any, path: str, visited: set[int]) -> Iterator[tuple[str, Any, Any, Any]]:
     """Path, owner, key and variable of all variables below a module, in the order of its attributes."""
-    if id(value) in seen:
+    if id(value) in visited:
         return
-    seen.add(id(value))
+    visited.add(id(value))
     for key, part in _parts(value):
         name = f"{path}.{key}" if path else str(key)
         if isinstance(part, tf.Variable):
-            if id(part) not in seen:
-                seen.add(id(part))
+            if id(part) not in visited:
+                visited.add(id(part))
                 yield name, value, key, part
         elif isinstance(part, (tf.Module, Mapping, list, tuple)):
-            yield from _variables(part, name, seen)
+            yield from _variables(part, name, visited)
         elif is_model(part):
             raise UnknownModelError(
                 f"{name} is a layer of Keras within a tf.Module, which does not know its variables, so that nobody "

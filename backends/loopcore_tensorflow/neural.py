@@ -51,8 +51,8 @@ def conv(
     x, word = _padded(x, windows, 0.0, spelled_out=thinned)
     steps = (1,) * len(windows.strides) if thinned else windows.strides
     if depthwise:
-        each = tf.reshape(kernel, (*windows.window, groups, kernel.shape[-1] // groups))
-        y = _depthwise(x, each, steps, word, windows.dilation)
+        channel_kernels = tf.reshape(kernel, (*windows.window, groups, kernel.shape[-1] // groups))
+        y = _depthwise(x, channel_kernels, steps, word, windows.dilation)
     else:
         layout = _LAYOUTS[len(windows.window)]
         convolve = partial(

@@ -14,10 +14,10 @@ from loopcore.optimizers import OptimizerSpec
 from loopcore_keras.models import constraints
 from loopcore_keras.optimizers import KerasOptimizer, is_optimizer
 from loopcore_tensorflow.arrays import Arrays, is_symbolic, to_numpy
-from loopcore_tensorflow.frame import Frame
+from loopcore_tensorflow.autodiff_context import AutodiffContext
 from loopcore_tensorflow.models import Models
-from loopcore_tensorflow.parts import Parts
-from loopcore_tensorflow.rules import rule_of
+from loopcore_tensorflow.step_parts import StepParts
+from loopcore_tensorflow.update_rules import rule_of
 
 _NAMES = ("learning_rate", "momentum", "weight_decay")
 
@@ -70,26 +70,26 @@ class Kernels:
         for path, grad in grads.items():
             variable = self._variables[path]
             count = tf.cast(self._counts[path].assign_add(1), variable.dtype) if self._counts else tf.constant(0.0)
-            own = {name: tf.cast(value, variable.dtype) for name, value in hyper.items()}
-            self._rule.apply(variable, self._slots[path], grad, own, count)
+            typed_hyper = {name: tf.cast(value, variable.dtype) for name, value in hyper.items()}
+            self._rule.apply(variable, self._slots[path], grad, typed_hyper, count)
             if path in self._constraints:
                 variable.assign(self._constraints[path](variable))
 
     def state(self) -> dict[str, Any]:
         """All variables it keeps, by name."""
-        found: dict[str, Any] = {f"{path}.count": count for path, count in self._counts.items()}
+        variables: dict[str, Any] = {f"{path}.count": count for path, count in self._counts.items()}
         for path, slots in self._slots.items():
-            found |= {f"{path}.{name}": slot for name, slot in zip(self._rule.slots, slots, strict=True)}
-        return found
+            variables |= {f"{path}.{name}": slot for name, slot in zip(self._rule.slots, slots, strict=True)}
+        return variables
 
 
 class Optimizers:
     """The attached optimizers of one learner."""
 
-    def __init__(self, models: Models, arrays: Arrays, frame: Frame, parts: Parts) -> None:
+    def __init__(self, models: Models, arrays: Arrays, context: AutodiffContext, parts: StepParts) -> None:
         self._models = models
         self._arrays = arrays
-        self._frame = frame
+        self._context = context
         self._parts = parts
         self._attached: list[tuple[Any, tuple[str, ...]]] = []
         self._owner: dict[str, int] = {}
@@ -102,17 +102,17 @@ class Optimizers:
         """
         for _, paths in optimizers:
             self._models.check_trained(paths)
-        self._attached = [(self._made(given, paths), paths) for given, paths in optimizers]
+        self._attached = [(self._adapted(optimizer, paths), paths) for optimizer, paths in optimizers]
         self._parts.clear()
         self._owner = {path: number for number, (_, paths) in enumerate(self._attached) for path in paths}
 
-    def _made(self, given: Any, paths: tuple[str, ...]) -> Any:
-        if isinstance(given, OptimizerSpec):
+    def _adapted(self, optimizer: Any, paths: tuple[str, ...]) -> Any:
+        if isinstance(optimizer, OptimizerSpec):
             variables = {path: self._models.variable(path) for path in paths}
-            return Kernels(given, variables, constraints({path: self._models.params[path] for path in paths}))
-        if is_optimizer(given):
-            return KerasOptimizer(given, {path: self._models.params[path] for path in paths})
-        kind = type(given)
+            return Kernels(optimizer, variables, constraints({path: self._models.params[path] for path in paths}))
+        if is_optimizer(optimizer):
+            return KerasOptimizer(optimizer, {path: self._models.params[path] for path in paths})
+        kind = type(optimizer)
         raise OptimizerError(
             f"the optimizer is a {kind.__module__}.{kind.__qualname__}, but the model is a TensorFlow one: pass "
             "loopcore.Adam(1e-3), or an optimizer of Keras such as keras.optimizers.Adam(1e-3)"
@@ -141,10 +141,10 @@ class Optimizers:
         Raises:
             OptimizerError: Keras keeps it where a program would bake it in.
         """
-        one = self._attached[index][0]
-        if name in one.fixed:
-            raise OptimizerError(one.fixed[name])
-        one.set(name, value)
+        optimizer = self._attached[index][0]
+        if name in optimizer.fixed:
+            raise OptimizerError(optimizer.fixed[name])
+        optimizer.set(name, value)
 
     def export(self) -> dict[str, Any]:
         """The variables of all optimizers, by number and name."""
@@ -161,7 +161,9 @@ class Optimizers:
             variable.assign(state[name])
 
     def _variables(self) -> dict[str, Any]:
-        return {f"{n}.{name}": v for n, (one, _) in enumerate(self._attached) for name, v in one.state().items()}
+        return {
+            f"{n}.{name}": v for n, (optimizer, _) in enumerate(self._attached) for name, v in optimizer.state().items()
+        }
 
     def update(self, grads: Leaves, apply: Any) -> Any:
         """One step of every optimizer that trains one of these paths; under ``cond`` where a tensor decides."""
@@ -174,7 +176,7 @@ class Optimizers:
         tensors = {path: self._arrays.tensor(grad, self._models.variable(path).dtype) for path, grad in grads.items()}
         if symbolic:
             return tf.cond(apply, lambda: self._step(tensors), lambda: tf.constant(False))
-        if self._frame.parts:
+        if self._context.parts:
             self._parts.run((id(self), *tensors), self._step, tensors)
         else:
             self._step(tensors)
@@ -184,8 +186,8 @@ class Optimizers:
         by_optimizer: dict[int, Leaves] = {}
         for path, grad in grads.items():
             by_optimizer.setdefault(self._owner[path], {})[path] = grad
-        for number, mine in by_optimizer.items():
-            self._attached[number][0].update(mine)
+        for number, own_grads in by_optimizer.items():
+            self._attached[number][0].update(own_grads)
         return tf.constant(True)
 
 

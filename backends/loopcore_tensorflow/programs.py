@@ -28,7 +28,7 @@ class LeakedTensor(Exception):
     lines: tuple[tuple[str, int], ...] = ()
 
 
-class Made(NamedTuple):
+class TracedProgram(NamedTuple):
     """One traced program: what runs it, the structure of its results, and what its trace recorded."""
 
     run: Callable[..., Any]
@@ -58,24 +58,24 @@ class Programs:
         Concrete functions are called themselves: what ``tf.function`` does to find the one that fits costs a small
         step 100 microseconds, the same for flat arguments here 5.
         """
-        programs: dict[Any, Made] = {}
+        programs: dict[Any, TracedProgram] = {}
 
         def call(*trees: Tree) -> tuple[Tree, Any]:
             leaves, spec = optree.tree_flatten(cast(Any, trees))
             tensors = [leaf if type(leaf) is Eager else self._input(leaf) for leaf in leaves]
             key = (spec, *[(tensor.dtype, *tensor.shape) for tensor in tensors])
-            made = programs.get(key)
-            if made is None:
-                made = programs[key] = self._trace(fn, spec, tensors)
-            return optree.tree_unflatten(made.results, made.run(*tensors)), made.recorded
+            program = programs.get(key)
+            if program is None:
+                program = programs[key] = self._trace(fn, spec, tensors)
+            return optree.tree_unflatten(program.results, program.run(*tensors)), program.recorded
 
         return call
 
     def _input(self, leaf: Any) -> Any:
         return tf.constant(leaf, self._arrays.dtype if isinstance(leaf, float) else None)
 
-    def _trace(self, fn: Callable[..., tuple[Tree, Any]], spec: Any, tensors: list[Any]) -> Made:
-        found: list[Any] = []
+    def _trace(self, fn: Callable[..., tuple[Tree, Any]], spec: Any, tensors: list[Any]) -> TracedProgram:
+        outputs: list[Any] = []
 
         def flat(*leaves: Any) -> list[Any]:
             try:
@@ -89,7 +89,7 @@ class Programs:
                     better.add_note(note)
                 raise better from error
             results, structure = optree.tree_flatten(tree)
-            found[:] = structure, recorded
+            outputs[:] = structure, recorded
             self.traces += 1
             return [tf.convert_to_tensor(result) for result in results]
 
@@ -97,9 +97,9 @@ class Programs:
         program = function.get_concrete_function(*[tf.TensorSpec(t.shape, t.dtype) for t in tensors])
         for leaked in filter(is_symbolic, program.captured_inputs):
             error = LeakedTensor(f"{leaked} is a tensor of another trace")
-            error.lines = tuple((one.filename, one.lineno) for one in leaked.op.traceback)
+            error.lines = tuple((line.filename, line.lineno) for line in leaked.op.traceback)
             raise error
-        return Made(program, *found)
+        return TracedProgram(program, *outputs)
 
 
 def _kind_of(error: Exception) -> type[Exception] | None:

@@ -94,5 +94,5 @@ class Random:
         """For each row of ``logits`` an index along its last axis, drawn with the softmax of the row, int32."""
         logits = tf.convert_to_tensor(logits)
         rows = tf.reshape(logits, (-1, logits.shape[-1]))
-        drawn = _random.stateless_categorical(rows, 1, typed(key), tf.int32)
-        return tf.reshape(drawn, logits.shape[:-1])
+        indices = _random.stateless_categorical(rows, 1, typed(key), tf.int32)
+        return tf.reshape(indices, logits.shape[:-1])

@@ -16,7 +16,7 @@ _OUTSIDE = DrawKey(0, 0, 0)
 
 
 @dataclass
-class Frame(threading.local):
+class AutodiffContext(threading.local):
     """What one thread is in the middle of.
 
     Attributes:
@@ -76,15 +76,15 @@ class Frame(threading.local):
 
     def lend(self, tensor: Any) -> Any:
         """The value of a tensor that the tapes do not know; the same one each time."""
-        known = self.lent.get(~id(tensor))
-        if known is None:
+        pair = self.lent.get(~id(tensor))
+        if pair is None:
             with self.unrecorded():
                 plain = tf.identity(tensor)
             self.lent[id(plain)] = plain, tensor
-            known = self.lent[~id(tensor)] = tensor, plain
-        return known[1]
+            pair = self.lent[~id(tensor)] = tensor, plain
+        return pair[1]
 
     def returned(self, leaf: Any) -> Any:
         """What a tensor stands for that a host handler hands back; None for another one."""
-        known = self.lent.get(id(leaf))
-        return None if known is None else known[1]
+        pair = self.lent.get(id(leaf))
+        return None if pair is None else pair[1]

@@ -13,7 +13,7 @@ from loopcore_tensorflow.arrays import Arrays
 from loopcore_tensorflow.programs import Programs
 
 
-class Parts:
+class StepParts:
     """Programs of parts, which an open tape sees as one operation each.
 
     Args:
@@ -23,11 +23,11 @@ class Parts:
 
     def __init__(self, arrays: Arrays, xla: bool) -> None:
         self._programs = Programs(arrays, xla)
-        self._made: dict[Hashable, Callable[..., Any]] = {}
+        self._compiled: dict[Hashable, Callable[..., Any]] = {}
 
     def clear(self) -> None:
         """Forget all programs: they hold the variables of models and optimizers."""
-        self._made.clear()
+        self._compiled.clear()
 
     def run(self, key: Hashable, fn: Callable[..., Tree], *trees: Tree) -> Tree:
         """``fn(*trees)``, compiled once for each key; as it is where an argument is more than tensors.
@@ -39,6 +39,6 @@ class Parts:
         """
         if not all(isinstance(leaf, tf.Tensor) for leaf in optree.tree_leaves(cast(Any, trees))):
             return fn(*trees)
-        if key not in self._made:
-            self._made[key] = self._programs.compile(lambda *given: (fn(*given), None))
-        return self._made[key](*trees)[0]
+        if key not in self._compiled:
+            self._compiled[key] = self._programs.compile(lambda *arguments: (fn(*arguments), None))
+        return self._compiled[key](*trees)[0]

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import loopcore as lc
-from loopcore_jax.selection import selected
+from loopcore_jax.conditional_update import update_if
 
 NOW = {"w": jnp.arange(3.0), "b": jnp.full(3, 7.0), "n": jnp.int32(4), "key": jax.random.key(1)}
 
@@ -34,7 +34,7 @@ def plain(tree: Any) -> Any:
 @pytest.mark.parametrize("update", [mixed, turned])
 def test_what_is_chosen_is_all_new_or_all_old(update: Any, compiled: bool) -> None:
     def call(holds: Any, now: Any) -> Any:
-        return selected(holds, update, now)
+        return update_if(holds, update, now)
 
     run = jax.jit(call) if compiled else call
     wanted = jax.jit(update) if compiled else update
@@ -65,7 +65,7 @@ def test_what_optax_computes_is_chosen_as_it_is(name: str) -> None:
         updates, state = tx.update(grads, now[1], now[0])
         return optax.apply_updates(now[0], updates), state
 
-    run = jax.jit(lambda holds, now: selected(holds, update, now))
+    run = jax.jit(lambda holds, now: update_if(holds, update, now))
     now = params, tx.init(params)
     for _ in range(3):
         new = jax.jit(update)(now)
@@ -88,7 +88,7 @@ def test_each_value_is_chosen_once_where_it_is_computed() -> None:
         return optax.apply_updates(now[0], updates), state
 
     now = params, tx.init(params)
-    jaxpr = jax.make_jaxpr(lambda holds: selected(holds, update, now))(True).jaxpr
+    jaxpr = jax.make_jaxpr(lambda holds: update_if(holds, update, now))(True).jaxpr
     equations = jaxpr.eqns
     choices = [one for one in equations if one.primitive.name == "select_n"]
     assert len(choices) == len(jax.tree.leaves(now)) == 4

@@ -13,8 +13,8 @@ from loopcore.backend import Array, Tree
 from loopcore.errors import OptimizerError
 
 
-def selected(holds: Array, update: Callable[[Tree], Tree], now: Tree) -> Tree:
-    """``update(now)`` if ``holds``, else ``now``.
+def update_if(holds: Array, update: Callable[[Tree], Tree], current: Tree) -> Tree:
+    """``update(current)`` if ``holds``, else ``current``.
 
     Each array is chosen right where it is computed, and what follows goes on with the choice: the moments of Adam are
     written once and read from there for the parameters. A ``where`` around the whole would have XLA compute them twice,
@@ -22,34 +22,36 @@ def selected(holds: Array, update: Callable[[Tree], Tree], now: Tree) -> Tree:
 
     Args:
         holds: a 0-d boolean array.
-        update: gives a tree of the structure, shapes and dtypes of ``now``.
-        now: a tree of arrays.
+        update: gives a tree of the structure, shapes and dtypes of ``current``.
+        current: a tree of arrays.
 
     Raises:
         OptimizerError: it gives another dtype or shape.
     """
     holds = _computed_once(holds)
-    old, structure = jax.tree.flatten(now)
-    closed = jax.make_jaxpr(update)(now)
+    old, structure = jax.tree.flatten(current)
+    closed = jax.make_jaxpr(update)(current)
     jaxpr = closed.jaxpr
     values: dict[Any, Array] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *old), strict=True))
     places = {var: place for place, var in enumerate(jaxpr.outvars) if not isinstance(var, Literal)}
-    chosen: set[int] = set()
+    selected_places: set[int] = set()
 
     def read(var: Any) -> Any:
         return var.val if isinstance(var, Literal) else values[var]
 
     for equation in jaxpr.eqns:
-        given = map(read, equation.invars)
-        found = equation.primitive.bind(*given, **equation.primitive.get_bind_params(equation.params))
-        for var, value in zip(equation.outvars, found if equation.primitive.multiple_results else [found], strict=True):
+        inputs = map(read, equation.invars)
+        outputs = equation.primitive.bind(*inputs, **equation.primitive.get_bind_params(equation.params))
+        for var, value in zip(
+            equation.outvars, outputs if equation.primitive.multiple_results else [outputs], strict=True
+        ):
             values[var] = value
             if var in places:
                 place = places[var]
                 values[var] = _either(holds, value, old[place])
-                chosen.add(place)
+                selected_places.add(place)
     results = [  # what is an input, a constant, or a second time the same
-        read(var) if place in chosen else _either(holds, jnp.asarray(read(var)), old[place])
+        read(var) if place in selected_places else _either(holds, jnp.asarray(read(var)), old[place])
         for place, var in enumerate(jaxpr.outvars)
     ]
     return jax.tree.unflatten(structure, results)

@@ -78,7 +78,7 @@ def library_of(model: Any, title: str) -> Library:
     Raises:
         UnknownModelError: it is of no kind that the JAX backend takes.
     """
-    first, *rest = model if isinstance(model, tuple) and model else (model,)
+    first, *tail = model if isinstance(model, tuple) and model else (model,)
     nnx, linen = sys.modules.get("flax.nnx"), sys.modules.get("flax.linen")
     equinox, haiku = sys.modules.get("equinox"), sys.modules.get("haiku")
     if is_keras(model):
@@ -92,25 +92,25 @@ def library_of(model: Any, title: str) -> Library:
     if linen is not None and isinstance(first, linen.Module):
         from loopcore_jax.from_flax import Linen
 
-        return Linen(first, rest, title)
+        return Linen(first, tail, title)
     if linen is not None and (module := _applied(first, linen, title)) is not None:
         from loopcore_jax.from_flax import Linen
 
-        return Linen(module, rest, title)
-    if equinox is not None and isinstance(first, equinox.Module) and len(rest) < 2:
+        return Linen(module, tail, title)
+    if equinox is not None and isinstance(first, equinox.Module) and len(tail) < 2:
         from loopcore_jax.from_equinox import Equinox
 
-        return Equinox(first, rest, title)
+        return Equinox(first, tail, title)
     if haiku is not None and isinstance(model, (haiku.Transformed, haiku.TransformedWithState)):
         raise UnknownModelError(
             f"{title} has no parameters yet: write (transformed, params), with params = transformed.init(key, x)"
         )
     if haiku is not None and isinstance(first, (haiku.Transformed, haiku.TransformedWithState)):
-        return Haiku(first, rest, title)
+        return Haiku(first, tail, title)
     if isinstance(model, tuple) and any(map(callable, model)):
-        if callable(first) and len(rest) in (1, 2):
-            _check_collections(rest[0], title)
-            return Plain(first, *rest, title=title)
+        if callable(first) and len(tail) in (1, 2):
+            _check_collections(tail[0], title)
+            return Plain(first, *tail, title=title)
         raise UnknownModelError(
             f"{title} is a tuple of {len(model)} with a function in it: write (apply_fn, params) or "
             "(apply_fn, params, state), in this order"
@@ -196,19 +196,19 @@ class Plain:
         self._apply_fn = apply_fn
         self._has_state = state is not None
         self._title = title
-        self._mode, named = keywords(apply_fn)
-        self.takes_key = "rng" in named
+        self._mode, names = keywords(apply_fn)
+        self.takes_key = "rng" in names
 
     def call(
         self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
     ) -> tuple[Any, Tree]:
         """``apply_fn(params, [state,] *args, **kwargs)`` with the mode and ``rng=`` if its signature has them."""
         rng = {"rng": key} if self.takes_key else {}
-        given = {**mode_of(self._mode, training), **rng, **kwargs}
+        options = {**mode_of(self._mode, training), **rng, **kwargs}
         if not self._has_state:
-            return called(self._apply_fn, self._title, "jax", params, *args, **given), None
-        both = called(self._apply_fn, self._title, "jax", params, state, *args, **given)
-        return two_parts(both, f"{self._title} has a state, so its apply_fn")
+            return called(self._apply_fn, self._title, "jax", params, *args, **options), None
+        result = called(self._apply_fn, self._title, "jax", params, state, *args, **options)
+        return two_parts(result, f"{self._title} has a state, so its apply_fn")
 
     def native(self, params: Tree, state: Tree) -> Any:
         """The tuple."""
@@ -220,14 +220,14 @@ class Haiku:
 
     keeps_arrays = state_prefix = False
 
-    def __init__(self, transformed: Any, rest: list[Any], title: str) -> None:
+    def __init__(self, transformed: Any, tail: list[Any], title: str) -> None:
         haiku = sys.modules["haiku"]
         self._has_state = isinstance(transformed, haiku.TransformedWithState)
-        if len(rest) != 1 + self._has_state:
-            wanted = "(transformed, params, state)" if self._has_state else "(transformed, params)"
-            raise UnknownModelError(f"{title} is a tuple of {1 + len(rest)}, but its haiku function needs {wanted}")
-        self.params: Tree = rest[0]
-        self.state: Tree = rest[1] if self._has_state else ()
+        if len(tail) != 1 + self._has_state:
+            form = "(transformed, params, state)" if self._has_state else "(transformed, params)"
+            raise UnknownModelError(f"{title} is a tuple of {1 + len(tail)}, but its haiku function needs {form}")
+        self.params: Tree = tail[0]
+        self.state: Tree = tail[1] if self._has_state else ()
         self._transformed = transformed
         self._mode, _ = keywords(transformed.apply)
         names = list(signature(transformed.apply).parameters)
@@ -237,11 +237,11 @@ class Haiku:
         self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
     ) -> tuple[Any, Tree]:
         """``apply(params, [state,] [rng,] *args, **kwargs)`` with the mode if its signature has it."""
-        given = {**mode_of(self._mode, training), **kwargs}
+        options = {**mode_of(self._mode, training), **kwargs}
         rng = (key,) if self.takes_key else ()
         if not self._has_state:
-            return self._transformed.apply(params, *rng, *args, **given), None
-        result, new = self._transformed.apply(params, state, *rng, *args, **given)
+            return self._transformed.apply(params, *rng, *args, **options), None
+        result, new = self._transformed.apply(params, state, *rng, *args, **options)
         return result, new
 
     def native(self, params: Tree, state: Tree) -> Any:

@@ -15,7 +15,7 @@ from loopcore_jax.arrays import primal
 
 
 @dataclass
-class Store:
+class ArrayStore:
     """All that a step may change.
 
     Attributes:
@@ -32,9 +32,9 @@ class Store:
     tree: Tree = None
     hyper: dict[str, Any] = field(default_factory=dict[str, Any])
 
-    def copy(self) -> Store:
+    def copy(self) -> ArrayStore:
         """Another store of the same arrays."""
-        return Store(dict(self.params), dict(self.buffers), list(self.states), None, dict(self.hyper))
+        return ArrayStore(dict(self.params), dict(self.buffers), list(self.states), None, dict(self.hyper))
 
     def is_tree(self) -> bool:
         """Whether ``tree`` still holds the present arrays."""
@@ -58,21 +58,21 @@ class Mirror:
     def __init__(self) -> None:
         self._agreed: dict[Any, tuple[weakref.ref[Any], Any]] = {}
 
-    def agree(self, name: Any, present: Array, theirs: Any) -> None:
+    def agree(self, name: Any, present: Array, user_array: Any) -> None:
         """From now on these two have the same value."""
-        self._agreed[name] = weakref.ref(present), theirs
+        self._agreed[name] = weakref.ref(present), user_array
 
-    def theirs(self, name: Any, present: Array) -> Any:
+    def user_array(self, name: Any, present: Array) -> Any:
         """What the user's object holds for it, if that has its value; else None."""
-        reference, theirs = self._agreed.get(name, (None, None))
-        return theirs if reference is not None and reference() is present else None
+        reference, user_array = self._agreed.get(name, (None, None))
+        return user_array if reference is not None and reference() is present else None
 
-    def is_theirs(self, name: Any, value: Any) -> bool:
+    def is_user_array(self, name: Any, value: Any) -> bool:
         """Whether it is what the user's object held when both agreed."""
         return name in self._agreed and self._agreed[name][1] is value
 
 
-class Frame(threading.local):
+class AutodiffContext(threading.local):
     """What one thread is in the middle of.
 
     Attributes:
@@ -84,7 +84,7 @@ class Frame(threading.local):
         calls: how many random keys its models were given.
     """
 
-    store: Store | None = None
+    store: ArrayStore | None = None
     traced: Leaves | None = None
     kind: type | None = None
     key: DrawKey = DrawKey(0, 0, 0)
@@ -92,36 +92,36 @@ class Frame(threading.local):
     calls: int = 0
 
 
-class Present:
+class CurrentArrays:
     """The present arrays. Tracers of a program live in a store of its own, which other threads never see."""
 
     def __init__(self) -> None:
-        self._store = Store()
-        self.frame = Frame()
+        self._store = ArrayStore()
+        self.context = AutodiffContext()
 
     @property
-    def store(self) -> Store:
+    def store(self) -> ArrayStore:
         """That of the program being traced in this thread, else the learner's."""
-        inner = self.frame.store
+        inner = self.context.store
         return self._store if inner is None else inner
 
     @property
     def is_traced(self) -> bool:
         """Whether what this thread computes stands for arrays, in an objective or in a program that is traced."""
-        return self.frame.traced is not None or self.frame.store is not None
+        return self.context.traced is not None or self.context.store is not None
 
     @property
     def in_objective(self) -> bool:
         """Whether an objective is open in this thread."""
-        return self.frame.traced is not None
+        return self.context.traced is not None
 
     def is_differentiated(self, leaf: Any) -> bool:
         """Whether an array depends on what the open objective is differentiated by."""
-        return self.in_objective and type(leaf) is self.frame.kind
+        return self.in_objective and type(leaf) is self.context.kind
 
     def array(self, path: str) -> Array:
         """The present array; inside an objective the one that stands for it."""
-        traced, store = self.frame.traced, self.store
+        traced, store = self.context.traced, self.store
         if traced and path in traced:
             return traced[path]
         return store.params[path] if path in store.params else store.buffers[path]
@@ -129,24 +129,24 @@ class Present:
     @contextmanager
     def tracing(self) -> Iterator[None]:
         """A program is traced: what it writes does not reach the learner's own arrays."""
-        frame, store = self.frame, self.store.copy()
-        outer = frame.store, frame.traced, frame.key, frame.calls, frame.depth
-        frame.store, frame.traced, frame.depth = store, None, 0
+        context, store = self.context, self.store.copy()
+        outer = context.store, context.traced, context.key, context.calls, context.depth
+        context.store, context.traced, context.depth = store, None, 0
         try:
             yield
         finally:
-            frame.store, frame.traced, frame.key, frame.calls, frame.depth = outer
+            context.store, context.traced, context.key, context.calls, context.depth = outer
 
     @contextmanager
     def body(self, key: DrawKey) -> Iterator[None]:
         """A step body runs; one within an objective is no part of it."""
-        frame = self.frame
-        outer = frame.traced, frame.key, frame.calls, frame.depth
+        context = self.context
+        outer = context.traced, context.key, context.calls, context.depth
         if self.in_objective:
             store = self.store
             store.buffers = {path: primal(value) for path, value in store.buffers.items()}
-        frame.traced, frame.key, frame.calls, frame.depth = None, key, 0, 0
+        context.traced, context.key, context.calls, context.depth = None, key, 0, 0
         try:
             yield
         finally:
-            frame.traced, frame.key, frame.calls, frame.depth = outer
+            context.traced, context.key, context.calls, context.depth = outer
