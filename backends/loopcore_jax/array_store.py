@@ -1,4 +1,4 @@
-"""What a step may change, and what one thread is in the middle of."""
+"""The arrays that a step may change, and which of them are current in a thread that traces or differentiates."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from loopcore_jax.arrays import primal
 
 @dataclass
 class ArrayStore:
-    """All that a step may change.
+    """The arrays that a step may change, which is the state of a learner for JAX, whose functions change nothing.
 
     Attributes:
-        params: by path.
+        params: parameters, by path.
         buffers: non-trainable state, by path.
         states: one tree for each optimizer.
-        tree: all but the hyperparameters, as it was asked for last.
+        tree: all but the hyperparameters, as it was asked for last. It is kept, since between two programs
+            most steps replace nothing, and need not build it again then.
         hyper: present hyperparameters of the optimizers, by ``"index.name"``.
     """
 
@@ -33,11 +34,11 @@ class ArrayStore:
     hyper: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def copy(self) -> ArrayStore:
-        """Another store of the same arrays."""
+        """Make another store of the same arrays."""
         return ArrayStore(dict(self.params), dict(self.buffers), list(self.states), None, dict(self.hyper))
 
     def is_tree(self) -> bool:
-        """Whether ``tree`` still holds the present arrays."""
+        """Whether ``tree`` still has all current arrays, by identity."""
         tree = self.tree
         if tree is None:
             return False
@@ -50,30 +51,37 @@ class ArrayStore:
 
 
 class Mirror:
-    """The present arrays beside those that the user's own object holds: which of both are others than they were.
+    """Remembers which arrays of a user's own object have the values of which current arrays.
 
-    Of a present array only the identity is kept, so that none lives longer for it.
+    So only what has changed is copied, from the learner into the object or back. Of a current array only the identity
+    is kept, by a weak reference, so that its memory is free as soon as a step has replaced it.
     """
 
     def __init__(self) -> None:
         self._agreed: dict[Any, tuple[weakref.ref[Any], Any]] = {}
 
     def agree(self, name: Any, present: Array, user_array: Any) -> None:
-        """From now on these two have the same value."""
+        """Note that a current array and one of the user's object have the same value from now on.
+
+        Args:
+            name: what both are the value of.
+            present: the learner's array.
+            user_array: the one that the user's object holds.
+        """
         self._agreed[name] = weakref.ref(present), user_array
 
     def user_array(self, name: Any, present: Array) -> Any:
-        """What the user's object holds for it, if that has its value; else None."""
+        """The array that the user's object holds, if it has the value of a current array; else None."""
         reference, user_array = self._agreed.get(name, (None, None))
         return user_array if reference is not None and reference() is present else None
 
     def is_user_array(self, name: Any, value: Any) -> bool:
-        """Whether it is what the user's object held when both agreed."""
+        """Whether an array is the one that the user's object held when both agreed; else the user wrote another."""
         return name in self._agreed and self._agreed[name][1] is value
 
 
 class AutodiffContext(threading.local):
-    """What one thread is in the middle of.
+    """The trace, the objectives and the step body that one thread is in the middle of.
 
     Attributes:
         store: that of the program being traced; None outside.
@@ -93,7 +101,13 @@ class AutodiffContext(threading.local):
 
 
 class CurrentArrays:
-    """The present arrays. Tracers of a program live in a store of its own, which other threads never see."""
+    """The arrays that are current in the calling thread: the learner's, or tracers that stand for them.
+
+    Tracers of a program live in a store of its own, which other threads never see.
+
+    Attributes:
+        context: what this thread is in the middle of.
+    """
 
     def __init__(self) -> None:
         self._store = ArrayStore()
@@ -101,7 +115,7 @@ class CurrentArrays:
 
     @property
     def store(self) -> ArrayStore:
-        """That of the program being traced in this thread, else the learner's."""
+        """The store of the program being traced in this thread, else the learner's."""
         inner = self.context.store
         return self._store if inner is None else inner
 
@@ -120,7 +134,7 @@ class CurrentArrays:
         return self.in_objective and type(leaf) is self.context.kind
 
     def array(self, path: str) -> Array:
-        """The present array; inside an objective the one that stands for it."""
+        """The current array of a path; inside an objective the tracer that stands for it."""
         traced, store = self.context.traced, self.store
         if traced and path in traced:
             return traced[path]
@@ -128,9 +142,10 @@ class CurrentArrays:
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        """A program is traced: what it writes does not reach the learner's own arrays."""
+        """Run a block as the trace of a program: what it writes does not reach the learner's own arrays."""
         context, store = self.context, self.store.copy()
         outer = context.store, context.traced, context.key, context.calls, context.depth
+        # JAX may trace in the middle of an objective, whose tracers are none of the program's.
         context.store, context.traced, context.depth = store, None, 0
         try:
             yield
@@ -139,11 +154,12 @@ class CurrentArrays:
 
     @contextmanager
     def body(self, key: DrawKey) -> Iterator[None]:
-        """A step body runs; one within an objective is no part of it."""
+        """Run a block as a step body, whose random keys follow from ``key``; it is no part of an open objective."""
         context = self.context
         outer = context.traced, context.key, context.calls, context.depth
         if self.in_objective:
             store = self.store
+            # The model calls of the objective left tracers in the buffers; the inner step starts from their values.
             store.buffers = {path: primal(value) for path, value in store.buffers.items()}
         context.traced, context.key, context.calls, context.depth = None, key, 0, 0
         try:

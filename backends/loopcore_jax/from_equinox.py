@@ -25,6 +25,7 @@ class Equinox:
     state_prefix = True
 
     def __init__(self, module: Any, tail: list[Any], title: str) -> None:
+        # ``tail`` is what follows the module in the tuple that the user gave: a state, or nothing.
         if tail and not isinstance(tail[0], eqx.nn.State):
             raise UnknownModelError(
                 f"{title} is (module, {type(tail[0]).__name__}): the second part is an equinox.nn.State, as "
@@ -34,10 +35,12 @@ class Equinox:
         self.state: Tree = tail[0] if tail else ()
         self._static = static
         self.eval_parts = _resting(static)
+        # Where the user put some parts in inference mode, training is the module as it is; else all parts train.
         training = static if self.eval_parts else eqx.nn.inference_mode(static, value=False)
         self._modes = {True: training, False: eqx.nn.inference_mode(static)}
         self._has_state = bool(tail)
         self.methods = type(module)
+        # Which keywords each method takes is read once, not at each call.
         functions = {name: value for cls in type(module).__mro__ for name, value in vars(cls).items()}
         self._keywords = {name: keywords(value)[1] for name, value in functions.items() if isfunction(value)}
         self._keywords["__call__"] = keywords(type(module).__call__)[1]
@@ -59,7 +62,20 @@ class Equinox:
         key: Any,
         method: str = "__call__",
     ) -> tuple[Any, Tree]:
-        """``module(*args, [state=, key=,] **kwargs)`` in training or inference mode."""
+        """Call ``module(*args, [state=, key=,] **kwargs)``, or a method of it, in training or inference mode.
+
+        Args:
+            params: the floating arrays of the module.
+            state: its ``equinox.nn.State``, or an empty tree.
+            args: of the call.
+            kwargs: of the call.
+            training: the mode.
+            key: a random key, for a method that takes one.
+            method: which is called.
+
+        Returns:
+            The result and the new state, None without.
+        """
         module = eqx.combine(params, self._modes[training])
         names = self._keywords[method] if method in self._keywords else keywords(getattr(self.methods, method))[1]
         options = {"key": key, **kwargs} if "key" in names else kwargs
@@ -69,13 +85,16 @@ class Equinox:
         return two_parts(result, f"{self._title} has a state, so its {method}")
 
     def native(self, params: Tree, state: Tree) -> Any:
-        """The module, or the pair."""
+        """Build the module with these arrays, or the pair of it and the state."""
         module = eqx.combine(params, self._static)
         return (module, state) if self._has_state else module
 
 
 def _resting(module: Any) -> list[str]:
-    """Paths of the parts that the user put in inference mode; none where all are."""
+    """Find the paths of the parts that the user put in inference mode; none where all are.
+
+    A module that is all in inference mode comes from an evaluation, and is meant to be trained.
+    """
     parts, _ = jax.tree_util.tree_flatten_with_path(module, is_leaf=_has_mode)
     modes = {path: part.inference for path, part in parts if _has_mode(part) and isinstance(part.inference, bool)}
     resting = [path for path, inference in modes.items() if inference]
@@ -83,4 +102,5 @@ def _resting(module: Any) -> list[str]:
 
 
 def _has_mode(part: Any) -> bool:
+    """Whether a part of a module has a mode, as dropout and batch normalisation do."""
     return hasattr(part, "inference")

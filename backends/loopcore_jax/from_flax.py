@@ -31,6 +31,7 @@ class Nnx:
     def __init__(self, module: Any) -> None:
         self.owner = module
         self.methods = type(module)
+        # The graph of the module and its variables in three groups: parameters, random state, and all the others.
         parts: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
         self._graph, params, rngs, buffers = parts
         self._params = dict(nnx.to_flat_state(params))
@@ -51,26 +52,41 @@ class Nnx:
         key: Any,
         method: str = "__call__",
     ) -> tuple[Any, Tree]:
-        """Call a copy of the module in train or eval mode."""
+        """Call a copy of the module, or a method of it, in train or eval mode.
+
+        Args:
+            params: values of its parameters.
+            state: values of its other variables.
+            args: of the call.
+            kwargs: of the call.
+            training: the mode.
+            key: the random streams of the module follow from it.
+            method: which is called.
+
+        Returns:
+            The result and the new values of the other variables.
+        """
         if training and self._rngs:
             refuse_in_a_loop(LOOPS, f"{self.methods.__name__} drew random numbers, as dropout does,")
         module = self._filled(params, state, self._seeded(key))
         _set_mode(module, training, self._resting)
         result = getattr(module, method)(*args, **kwargs)
+        # The call may have made other variables, as ``self.sow`` does, and removed some: the state keeps its paths.
         new = dict(nnx.to_flat_state(nnx.state(module, nnx.Not(nnx.Any(nnx.Param, nnx.RngState)))))
         return result, _tree(
             {path: new[path].get_value() if path in new else _at(state, path) for path in self._buffers}
         )
 
     def _filled(self, params: Tree, state: Tree, rngs: Any) -> Any:
-        """A copy of the module with these arrays."""
+        """Build a copy of the module with these values of its variables."""
         return nnx.merge(self._graph, _filled(self._params, params), rngs, _filled(self._buffers, state), copy=True)
 
     def _seeded(self, key: Array) -> Any:
-        """The random state at the begin of a call: a key of its own for each stream, and counts of zero."""
+        """Make the random state at the begin of a call: a key of its own for each stream, and counts of zero."""
         entries: list[tuple[Any, Any]] = []
         for number, (path, variable) in enumerate(self._rngs.items()):
             old = variable.get_value()
+            # Of a stream nnx has a key and the count of keys taken from it; `nnx.split_rngs` makes arrays of keys.
             if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
                 stream_key = jax.random.fold_in(key, number)
                 entries.append(
@@ -81,12 +97,12 @@ class Nnx:
         return nnx.from_flat_state(entries)
 
     def native(self, params: Tree, state: Tree) -> Any:
-        """The user's module, with these arrays written into it."""
+        """Write arrays into the variables of the user's module, and return it."""
         nnx.update(self.owner, _filled(self._params, params), _filled(self._buffers, state))
         return self.owner
 
     def copy(self, params: Tree, state: Tree) -> Any:
-        """A copy of the module, for where no array can be written into the user's own."""
+        """Build a copy of the module, for where the user's own cannot hold the arrays, since they are tracers."""
         return self._filled(params, state, self._old())
 
     def variables(self) -> tuple[Tree, Tree]:
@@ -106,6 +122,7 @@ class Nnx:
         Raises:
             BackendError: it has others.
         """
+        # Before every run: identity of the attributes is compared first, and the graph only where one differs.
         if all(len(attributes) == len(before) and _same(attributes, before) for attributes, before in self._attributes):
             return
         new = Nnx(self.owner)
@@ -119,10 +136,11 @@ class Nnx:
         self._attributes = new._attributes
 
     def _old(self) -> Any:
+        """The random state that the user's module has."""
         return nnx.from_flat_state(list(self._rngs.items()))
 
     def trained_by(self, wrt: Any) -> Any:
-        """The state of the parameters that a filter of nnx takes, with their paths in their place.
+        """Find the parameters that a filter of nnx takes, as a state of nnx with their paths in place of the arrays.
 
         Raises:
             OptimizerError: it takes variables that are no parameters.
@@ -139,7 +157,7 @@ class Nnx:
 
 
 def _resting(module: Any) -> tuple[Any, ...]:
-    """Paths of the parts that the user put in eval mode; none where the whole module is."""
+    """Find the paths of the parts that the user put in eval mode; none where the whole module is."""
     modes = {
         path: flag
         for path, part in nnx.iter_modules(module)
@@ -150,6 +168,7 @@ def _resting(module: Any) -> tuple[Any, ...]:
 
 
 def _set_mode(module: Any, training: bool, resting: tuple[Any, ...]) -> None:
+    """Put a module in train or eval mode, some of its parts in eval mode anyway."""
     module.train() if training else module.eval()
     if training and resting:
         parts = dict(nnx.iter_modules(module))
@@ -164,18 +183,19 @@ def _attributes(module: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def _same(attributes: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether attributes are the very objects they were before."""
     return all(map(is_, attributes.values(), before.values()))
 
 
 def _plain(module: Any) -> Any:
     """What a module is besides its arrays and its mode."""
     copy = nnx.clone(module)
-    copy.train()
+    copy.train()  # the mode is an attribute like others, and the user may change it
     return nnx.graphdef(copy)
 
 
 def _tree(leaves: Mapping[tuple[Any, ...], Any]) -> dict[Any, Any]:
-    """Values by path -> nested dicts."""
+    """Turn values by path into nested dicts."""
     tree: dict[Any, Any] = {}
     for path, value in leaves.items():
         branch = tree
@@ -186,13 +206,14 @@ def _tree(leaves: Mapping[tuple[Any, ...], Any]) -> dict[Any, Any]:
 
 
 def _at(tree: Tree, path: tuple[Any, ...]) -> Any:
+    """The value at a path of nested dicts."""
     for word in path:
         tree = tree[word]
     return tree
 
 
 def _filled(variables: Mapping[Any, Any], tree: Tree) -> Any:
-    """A state of nnx with the variables of one and the values of the other."""
+    """Make a state of nnx with the variables of one and the values of the other."""
     return nnx.from_flat_state([(path, variable.replace(_at(tree, path))) for path, variable in variables.items()])
 
 
@@ -215,7 +236,7 @@ class Linen:
             )
         variables: dict[str, Any] = flax.core.unfreeze(dict(tail[0]))
         self._streams: tuple[str, ...] = ("dropout",) if len(tail) == 1 else tuple(tail[1])
-        self._extra = tail[1:]
+        self._extra = tail[1:]  # the names as the user gave them, for `native`
         self._module = module
         self.methods = type(module)
         self._title = title
@@ -233,7 +254,7 @@ class Linen:
         key: Any,
         method: Any = None,
     ) -> tuple[Any, Tree]:
-        """``module.apply(variables, *args, rngs=..., mutable=...)`` with the mode if its signature has it.
+        """Call ``module.apply(variables, *args, rngs=..., mutable=...)`` with the mode if its signature has it.
 
         A call may name a ``method=``, give some of the ``rngs=`` itself, and ask for more collections by ``mutable=``,
         such as ``["intermediates"]``: then it returns ``(y, those collections)``, as in linen.
@@ -245,13 +266,8 @@ class Linen:
         rngs = {name: jax.random.fold_in(key, number) for number, name in enumerate(self._streams)}
         options["rngs"] = {**rngs, **(options.get("rngs") or {})}
         user_mutable = options.pop("mutable", False)
-        names = (
-            (user_mutable,)
-            if isinstance(user_mutable, str)
-            else tuple(user_mutable)
-            if user_mutable not in (True, False)
-            else ()
-        )
+        names = _collection_names(user_mutable)
+        # All collections of the state may change, as running statistics do; the caller decides whether that is kept.
         variables, mutable = {"params": params, **state}, user_mutable is True or list(dict.fromkeys((*state, *names)))
         try:
             if not mutable:
@@ -269,9 +285,17 @@ class Linen:
         return (result, asked_for) if user_mutable else result, new_state
 
     def native(self, params: Tree, state: Tree) -> Any:
-        """The tuple."""
+        """Build the tuple that the user gave, with these arrays."""
         return (self._module, {"params": params, **state}, *self._extra)
 
 
+def _collection_names(mutable: Any) -> tuple[str, ...]:
+    """The collections that ``mutable=`` of a call names: one, several, or none where it is a bool."""
+    if isinstance(mutable, str):
+        return (mutable,)
+    return () if mutable in (True, False) else tuple(mutable)
+
+
 def _function(module: Any, method: Any) -> Any:
+    """The function of a method, which linen takes by name or as it is."""
     return getattr(type(module), method) if isinstance(method, str) else method

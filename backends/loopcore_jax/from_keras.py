@@ -39,33 +39,34 @@ class Keras:
 
     @property
     def frozen(self) -> frozenset[str]:
-        """Paths of what the user froze by now."""
+        """Paths of the variables that the user has frozen by now."""
         return self._model.frozen
 
     @property
     def eager(self) -> bool:
-        """Whether the user asked for steps without a program."""
+        """Whether the user asked for steps without a program, by ``run_eagerly``."""
         return self._model.eager
 
     def check_trained(self) -> None:
-        """Refuse to train what needs a loss that is scaled."""
+        """Refuse to train a model that needs a scaled loss, as one in float16 does."""
         self._model.check_trained()
 
     def call(
         self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
     ) -> tuple[Any, Tree]:
-        """Call it with these arrays in place of its variables."""
+        """Call the model with these arrays in place of its variables; returns the result and its new state."""
+        # Each random layer has a seed of its own, and the key is another one at every call.
         seeds = [jax.random.key_data(jax.random.fold_in(key, number)) for number in range(len(self._model.seeds))]
         return self._model.call_apart({**params, **state}, seeds, args, kwargs, training)
 
     def native(self, params: Tree, state: Tree) -> Any:
-        """The user's model, with these arrays written into it."""
+        """Write arrays into the variables of the user's model, and return it."""
         for path, value in {**params, **state}.items():
             self._model.arrays[path].assign(value)
         return self._model.layer
 
     def copy(self, params: Tree, state: Tree) -> Any:
-        """There is none, and the user's own variables hold no tracers."""
+        """Refuse: a model of Keras cannot be copied cheaply, and the user's own variables hold no tracers."""
         raise BackendError(
             "learner.model.native of a Keras model on JAX, in an objective or a compiled step, would have the weights "
             "of before: call learner.model(x), learner.model.apply(params, x), or read learner.params.value"
@@ -109,18 +110,18 @@ class KerasRule:
         self._mirror = Mirror()
 
     def init(self) -> list[Any]:
-        """The state it has by now."""
+        """The state that the optimizer has by now, as copies."""
         state = [copied(variable.value) for variable in self._variables]
         for number, (array, variable) in enumerate(zip(state, self._variables, strict=True)):
             self._mirror.agree(number, array, variable.value)
         return state
 
     def value(self, name: str) -> float:
-        """A hyperparameter as the user gave it."""
+        """The value of a hyperparameter as the user gave it."""
         return float(getattr(self._optimizer, self.names[name]))
 
     def show(self, state: list[Any], hyper: Mapping[str, Any]) -> None:
-        """Let the user's own object have this state, and the present learning rate."""
+        """Write the state and the present learning rate into the user's own object."""
         for number, (array, variable) in enumerate(zip(state, self._variables, strict=True)):
             if number == self._rate and "learning_rate" in hyper:  # the state has it after the next update
                 rate = np.asarray(hyper["learning_rate"], array.dtype)
@@ -131,7 +132,14 @@ class KerasRule:
             self._mirror.agree(number, array, variable.value)
 
     def take(self, state: list[Any]) -> tuple[list[Any], dict[str, float]]:
-        """The state, and hyperparameters, with what the user wrote into his own object since it was shown last."""
+        """Read what the user wrote into his own object since `show`.
+
+        Args:
+            state: the learner's.
+
+        Returns:
+            The state with these values, and the hyperparameters among them.
+        """
         new_state, hyper = list(state), dict[str, float]()
         for number, variable in enumerate(self._variables):
             value = variable.value
@@ -145,13 +153,18 @@ class KerasRule:
     def step(
         self, grads: Leaves, state: list[Any], params: Leaves, hyper: Mapping[str, Any]
     ) -> tuple[Leaves, list[Any]]:
-        """Parameters and state after one step; what has no gradient stays as it is, and so does what is kept for it."""
+        """Compute parameters and state after one step.
+
+        What has no gradient stays as it is, and so does what the state has for it.
+        """
+        # The rate is a variable of Keras, but a hyperparameter of the learner, whose value wins.
         if self._rate is not None and "learning_rate" in hyper:
             rate = jax.numpy.asarray(hyper["learning_rate"], state[self._rate].dtype)
             state = [rate if number == self._rate else value for number, value in enumerate(state)]
         present = [(variable, params[path]) for path, variable in self._trained.items()]
         mapping = [*present, *zip(self._variables, state, strict=True)]
         trained = {path: variable for path, variable in self._trained.items() if path in grads}
+        # In this scope Keras assigns to no variable: it reads the arrays given here, and what it writes stays in it.
         with keras.StatelessScope(state_mapping=mapping) as scope:
             self._optimizer.apply([grads[path] for path in trained], list(trained.values()))
         new_params = {path: scope.get_current_value(variable) for path, variable in trained.items()}
@@ -159,5 +172,5 @@ class KerasRule:
 
 
 def _stand_in(path: str, array: Array) -> Any:
-    """A variable of Keras for a parameter of another library."""
+    """Make a variable of Keras for a parameter of another library; only its shape, dtype and name matter."""
     return keras.Variable(np.zeros(array.shape, array.dtype), name=path.replace("/", "."))

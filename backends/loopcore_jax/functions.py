@@ -17,6 +17,8 @@ def astype(x: Array, dtype: Any, /) -> Array:
     return jnp.asarray(x).astype(dtype)
 
 
+# ``jnp.sign`` has no derivative at all, so that a loss that depends on a parameter by it alone would be refused; in the
+# other frameworks the derivative is zero.
 @jax.custom_jvp
 def _sign(x: Array) -> Array:
     return jnp.sign(x)

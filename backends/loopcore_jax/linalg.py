@@ -8,7 +8,7 @@ from loopcore.backend import Array
 
 
 def solve(x1: Array, x2: Array, /) -> Array:
-    """The solution of ``x1 @ x = x2``; batches broadcast.
+    """Solve ``x1 @ x = x2`` for ``x``; batches broadcast.
 
     Args:
         x1: ``(..., n, n)``.

@@ -66,6 +66,11 @@ def huber(y_pred: Array, ys: Array, reduction: str = "mean") -> Array:
 
 
 def _reduced(values: Array, reduction: str) -> Array:
+    """The mean or the sum of the losses of a batch, or these themselves.
+
+    Raises:
+        ValueError: unknown reduction.
+    """
     if reduction == "mean":
         return jnp.mean(values)
     if reduction == "sum":
@@ -76,10 +81,11 @@ def _reduced(values: Array, reduction: str) -> Array:
 
 
 def _labels(ys: Array) -> Array:
-    """Labels as int32, in which a negative one, that would count from the end, becomes one that is no class."""
+    """Labels as int32, in which a negative one becomes one that is no class, as JAX would count it from the end."""
     labels = jnp.asarray(ys, jnp.int32)
     return jnp.where(labels < 0, np.iinfo(np.int32).max, labels)
 
 
 def _like(ys: Array, y_pred: Array) -> Array:
+    """Targets in the dtype of the predictions, so that none of float64 widens the loss."""
     return jnp.asarray(ys, y_pred.dtype)

@@ -73,10 +73,23 @@ def is_keras(model: Any) -> bool:
 
 
 def library_of(model: Any, title: str) -> Library:
-    """Take a model apart.
+    """Take a model apart, whichever library it is of.
 
     Raises:
         UnknownModelError: it is of no kind that the JAX backend takes.
+    """
+    library = _of_imported_library(model, title)
+    return _of_functions_and_arrays(model, title) if library is None else library
+
+
+def _of_imported_library(model: Any, title: str) -> Library | None:
+    """A model of one of the libraries that the user imported, taken apart; None if it is of none of them.
+
+    A model can only be of a library that was imported before it was made. So ``sys.modules`` decides, and nobody waits
+    for the import of a library that he does not use.
+
+    Raises:
+        UnknownModelError: it is of one of them, and not in the form that the backend takes.
     """
     first, *tail = model if isinstance(model, tuple) and model else (model,)
     nnx, linen = sys.modules.get("flax.nnx"), sys.modules.get("flax.linen")
@@ -89,11 +102,7 @@ def library_of(model: Any, title: str) -> Library:
         from loopcore_jax.from_flax import Nnx
 
         return Nnx(model)
-    if linen is not None and isinstance(first, linen.Module):
-        from loopcore_jax.from_flax import Linen
-
-        return Linen(first, tail, title)
-    if linen is not None and (module := _applied(first, linen, title)) is not None:
+    if linen is not None and (module := _linen_module(first, linen, title)) is not None:
         from loopcore_jax.from_flax import Linen
 
         return Linen(module, tail, title)
@@ -107,6 +116,17 @@ def library_of(model: Any, title: str) -> Library:
         )
     if haiku is not None and isinstance(first, (haiku.Transformed, haiku.TransformedWithState)):
         return Haiku(first, tail, title)
+    return None
+
+
+def _of_functions_and_arrays(model: Any, title: str) -> Library:
+    """``(apply_fn, params[, state])`` or a tree of arrays, taken apart.
+
+    Raises:
+        UnknownModelError: it is neither, as are models without their arrays and objects that hold an optimizer too.
+    """
+    first, *tail = model if isinstance(model, tuple) and model else (model,)
+    # A tuple of arrays is a tree of parameters; a function in it says that a pair was meant.
     if isinstance(model, tuple) and any(map(callable, model)):
         if callable(first) and len(tail) in (1, 2):
             _check_collections(tail[0], title)
@@ -115,7 +135,7 @@ def library_of(model: Any, title: str) -> Library:
             f"{title} is a tuple of {len(model)} with a function in it: write (apply_fn, params) or "
             "(apply_fn, params, state), in this order"
         )
-    if all(hasattr(model, name) for name in ("apply_fn", "params", "tx", "opt_state")):
+    if all(hasattr(model, name) for name in ("apply_fn", "params", "tx", "opt_state")):  # a TrainState of Flax
         raise UnknownModelError(
             f"{title} is a {type(model).__name__}, which is a model and an optimizer: write Learner((state.apply_fn, "
             '{"params": state.params}), ..., optimizer=state.tx); of flax.linen the model is (module, variables)'
@@ -129,17 +149,19 @@ def library_of(model: Any, title: str) -> Library:
     return Arrays(model, title)
 
 
-def _applied(apply_fn: Any, linen: Any, title: str) -> Any:
-    """The linen module of a bound ``module.apply``; None if it is none.
+def _linen_module(first: Any, linen: Any, title: str) -> Any:
+    """The linen module that is the first part of a model, itself or as a bound ``module.apply``; None if it is none.
 
     Raises:
-        UnknownModelError: arguments are bound too, which the learner would not know of.
+        UnknownModelError: arguments of ``module.apply`` are bound too, which the learner would not know of.
     """
-    inner = apply_fn.func if isinstance(apply_fn, partial) else apply_fn
+    if isinstance(first, linen.Module):
+        return first
+    inner = first.func if isinstance(first, partial) else first
     module: Any = getattr(inner, "__self__", None)
     if not isinstance(module, linen.Module) or inner != module.apply:
         return None
-    if inner is not apply_fn:
+    if inner is not first:
         raise UnknownModelError(
             f"{title} is a partial of module.apply: write (module, variables), whose mode, rngs= and mutable= the "
             'learner gives; more names of rngs as (module, variables, ("dropout", "noise"))'

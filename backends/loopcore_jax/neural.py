@@ -88,6 +88,7 @@ def max_pool(x: Array, window: PerAxis, /, *, strides: PerAxis | None = None, pa
 
 
 def _reduce(x: Array, windows: Windows, combine: Callable[[Any, Any], Any], start: float) -> Array:
+    """Combine the elements of each window of the space axes, beginning with ``start``."""
     window, strides, padding = (1, *windows.window, 1), (1, *windows.strides, 1), ((0, 0), *windows.pairs, (0, 0))
     return lax.reduce_window(x, np.array(start, x.dtype), combine, window, strides, padding)
 

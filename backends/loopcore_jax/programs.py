@@ -20,7 +20,10 @@ class TracedRead(Exception):
 
 @jax.tree_util.register_pytree_node_class
 class Recorded:
-    """A Python object among the results of a program: part of their structure, compared by identity.
+    """A Python object among the results of a program.
+
+    ``jax.jit`` returns arrays only; but the structure of the results, which it keeps for each trace, may have any
+    object in it. So each call gets the object of the very trace that its program came from.
 
     Args:
         value: any object.
@@ -40,7 +43,10 @@ class Recorded:
 
 
 class Programs:
-    """Makes programs of functions that read and write the present arrays.
+    """Makes programs of functions that read and write the current arrays.
+
+    Args:
+        current: gets a store of tracers while a function is traced.
 
     Attributes:
         traces: how often a function was traced.
@@ -53,7 +59,12 @@ class Programs:
     def compile(
         self, fn: Callable[..., tuple[Tree, Any]], donate: tuple[int, ...] = ()
     ) -> Callable[..., tuple[Tree, Any]]:
-        """``fn(*trees) -> (tree, static)`` as one program; ``static`` is what the trace that fits a call returned."""
+        """Compile ``fn(*trees) -> (tree, static)`` by ``jax.jit``; ``static`` is from the trace that fits a call.
+
+        Args:
+            fn: array code; ``static`` is any object that its trace recorded.
+            donate: which arguments the program may write its results over.
+        """
 
         def traced(*trees: Tree) -> tuple[Tree, Recorded]:
             with self._current.tracing():
@@ -67,6 +78,7 @@ class Programs:
             try:
                 tree, recorded = program(*trees)
             except jax.errors.UnexpectedTracerError as error:
+                # The message says where the leaked value was made; the core shows these lines to the user.
                 vars(error)["lines"] = tuple((name, int(line)) for name, line in _FRAME.findall(str(error)))
                 raise
             except TypeError as error:

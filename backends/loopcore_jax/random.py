@@ -17,13 +17,15 @@ _WORD = 0xFFFFFFFF
 
 
 def typed(key: DrawKey) -> Array:
-    """A key of JAX; its step may be an array of a program."""
+    """Make a typed key of JAX from a key of loopcore, whose step may be an array of a program."""
+    # The stream is the same in all steps, and cached; only the step is folded in each time.
     step = np.uint32(int(key.step) & _WORD) if isinstance(key.step, int) else key.step
     return jax.random.fold_in(_stream(key.seed, key.stream), step)
 
 
 @lru_cache(maxsize=4096)
 def _stream(seed: int, stream: int) -> Array:
+    """The key of a stream of a seed; seeds of more than 32 bits have their upper half folded in."""
     with jax.ensure_compile_time_eval():  # it is kept, so it must belong to no trace
         key = jax.random.fold_in(jax.random.key(np.uint32(seed & _WORD)), np.uint32(stream & _WORD))
         return jax.random.fold_in(key, np.uint32(seed >> 32 & _WORD)) if seed >> 32 else key

@@ -65,12 +65,13 @@ class Backend:
         self._place()
 
     def _place(self) -> None:
+        """Make what creates arrays anew, in the dtype of the parameters and on the device."""
         self.xp = Namespace(self._arrays.dtype, self._arrays.device)
         self.random: RandomBackend = Random(self._arrays.dtype)
 
     @staticmethod
     def recognises(model: Any) -> bool:
-        """Whether it is a Keras model or layer, a ``tf.Module``, or a pair or a tree with a tensor in it."""
+        """Whether an object is a Keras model or layer, a ``tf.Module``, or a pair or a tree with a tensor in it."""
         return is_model(model) or isinstance(model, tf.Module) or recognises(model, is_native)
 
     def accelerator(self) -> str | None:
@@ -129,19 +130,19 @@ class Backend:
         return self._optimizers.native_paths(optimizer)
 
     def optimizer_name(self, optimizer: int) -> str:
-        """What it is called."""
+        """The name of an optimizer for messages and logs."""
         return self._optimizers.name(optimizer)
 
     def hyper_names(self, optimizer: int) -> tuple[str, ...]:
-        """Which of ``learning_rate, momentum, weight_decay`` it has; momentum is beta1 in Adam's family."""
+        """Which of ``learning_rate, momentum, weight_decay`` an optimizer has; momentum is beta1 in Adam's family."""
         return self._optimizers.hyper_names(optimizer)
 
     def get_hyper(self, optimizer: int, name: str) -> Any:
-        """Its present value; within a program what stands for it."""
+        """The present value of a hyperparameter; within a program the tensor that stands for it."""
         return self._optimizers.get_hyper(optimizer, name)
 
     def set_hyper(self, optimizer: int, name: str, value: float) -> None:
-        """Set it, for the next update, without recompiling.
+        """Set a hyperparameter for the next update, without recompiling.
 
         Raises:
             OptimizerError: Keras keeps it where a program would bake it in.
@@ -149,7 +150,7 @@ class Backend:
         self._optimizers.set_hyper(optimizer, name, value)
 
     def to_device(self, device: Any) -> None:
-        """Batches go there from now on. Variables of TensorFlow stay where they were made.
+        """Convert batches to arrays of a device from now on. Variables of TensorFlow stay where they were made.
 
         Raises:
             BackendError: TensorFlow does not have the device, or the variables are on another one.
@@ -203,7 +204,7 @@ class Backend:
     # -- inside a step -----------------------------------------------------------------------------------------
 
     def scope(self) -> AbstractContextManager[Any]:
-        """Nothing global is changed: every draw has a seed of its own."""
+        """Return an empty context: no global state is changed, since every draw has a seed of its own."""
         return nullcontext()
 
     def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
@@ -219,7 +220,7 @@ class Backend:
     def forward(
         self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
     ) -> Any:
-        """Call a model with what stands in for its parameters."""
+        """Call a model with its present parameters, or with what stands in for them in an objective."""
         return self._models.forward(model, args, kwargs, training=training, update_state=update_state)
 
     def apply(
@@ -235,19 +236,22 @@ class Backend:
         at: Leaves | None,
         scopes: Sequence[MutableMapping[str, Any]],
     ) -> list[list[Leaves]]:
-        """Differentiate a closure, by a tape. What it wrote into ``scopes`` belongs to no tape that has ended."""
+        """Differentiate a closure by a tape.
+
+        Nothing has to be done about ``scopes``: tensors that a closure wrote there outlive the tape as plain values.
+        """
         return self._gradients.gradient(objective, wrt, at)
 
     def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
-        """Gradient of a scalar function of trees of arrays."""
+        """Make a function that returns the gradient of a scalar function of trees of arrays."""
         return self._gradients.grad(fn)
 
     def update(self, grads: Leaves, apply: Any) -> Any:
-        """One step of every optimizer that trains one of these paths; under ``cond`` where a tensor decides."""
+        """Make one step of every optimizer that trains one of these paths; under ``cond`` where a tensor decides."""
         return self._optimizers.update(grads, apply)
 
     def stop_gradient(self, tree: Tree) -> Tree:
-        """The same values, constant for every gradient."""
+        """Return the same values as constants for every gradient."""
         if not self._context.tapes:
             return tree
         return _mapped(lambda leaf: tf.stop_gradient(leaf) if isinstance(leaf, tf.Tensor) else leaf, tree)
@@ -271,14 +275,14 @@ class Backend:
         return self._programs.compile(fn)
 
     def carried(self) -> Tree:
-        """Nothing: programs read and assign the models' own variables."""
+        """Return nothing: programs read and assign the models' own variables."""
         return ()
 
     def put_carried(self, tree: Tree) -> None:
         """There is nothing to put."""
 
     def hyper_values(self) -> dict[str, Any]:
-        """None: hyperparameters are variables too."""
+        """Return nothing: hyperparameters are variables too, which programs read."""
         return {}
 
     def put_hyper_values(self, values: Mapping[str, Any]) -> None:
@@ -289,21 +293,22 @@ class Backend:
         return self._arrays.tensor(value)
 
     def to_words(self, values: Sequence[Array]) -> Array:
-        """The bits of small arrays in one vector."""
+        """Pack small arrays into one vector, by their bits."""
         return packed_scalars.to_words(values)
 
     def from_words(self, vector: Array, start: int, shape: tuple[int, ...], dtype: str) -> Array:
-        """One of the packed arrays."""
+        """Unpack one array from the vector of `to_words`."""
         return packed_scalars.from_words(vector, start, shape, dtype)
 
     # -- arrays ------------------------------------------------------------------------------------------------
 
     def convert(self, tree: Tree) -> Tree:
-        """A batch from any loader -> tensors on the device; NumPy leaves are copied."""
+        """Convert a batch from any loader to tensors on the device; NumPy leaves are copied."""
         return self._arrays.convert(tree)
 
     def adopt(self, old: Tree, new: Tree) -> Tree:
         """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
+        # The handler may hand back a leaf as it is, or the copy of one that `concrete` lent to it.
         leaves_by_id = {id(leaf): leaf for leaf in self.tree_leaves(old)}
 
         def adopted(leaf: Any) -> Any:
@@ -319,19 +324,21 @@ class Backend:
         return any(map(self._gradients.is_differentiated, self.tree_leaves(tree)))
 
     def concrete(self, tree: Tree) -> Tree:
-        """The values as tensors that no open tape knows."""
+        """Return the values as tensors that no open tape knows."""
         if not self._context.tapes:
             return tree
         return _mapped(lambda leaf: self._context.lend(leaf) if isinstance(leaf, tf.Tensor) else leaf, tree)
 
     def lerp(self, a: Array, b: Array, t: Any) -> Array:
         """``a + t * (b - a)``; of large arrays by XLA, in one pass over the memory and not in three."""
+        # The shape may be unknown in a program, and then counts as small.
         if not isinstance(a, tf.Tensor) or (a.shape.num_elements() or 0) < _LARGE or a.shape != b.shape:
             return a + t * (b - a)
         return _lerp(a, tf.convert_to_tensor(b), tf.convert_to_tensor(t, a.dtype))
 
     def is_bounded(self, leaves: Sequence[Array]) -> Any:
         """Whether the sum of their squares is finite, by a kernel that makes no array of squares."""
+        # Squares of float16 overflow where the numbers themselves are harmless; the sum of squares is in float64.
         floats = [tf.cast(leaf, tf.float32) if leaf.dtype.size < 4 else tf.convert_to_tensor(leaf) for leaf in leaves]
         return self.number(tf.math.is_finite(tf.add_n([tf.cast(tf.nn.l2_loss(leaf), tf.float64) for leaf in floats])))
 
@@ -340,19 +347,23 @@ class Backend:
         return _mapped(self._fetch, tree)
 
     def _fetch(self, leaf: Any) -> Any:
+        """A NumPy copy of an array; anything else as it is. Counts what had to come from TensorFlow."""
         if not arrays.is_array(leaf):
             return leaf
         self.transfers += isinstance(leaf, (tf.Tensor, tf.Variable))
         return arrays.to_numpy(leaf)
 
     def number(self, value: Any) -> Any:
-        """A number for a 0-d tensor on the CPU, anything else as it is."""
+        """Read a 0-d tensor on the CPU as a Python number; return anything else as it is.
+
+        A tensor on an accelerator stays one: to read it would wait for all that was started there.
+        """
         if type(value) is not arrays.Eager or value.ndim or "CPU" not in value.device:
             return value
         return value.numpy().item()
 
     def is_ready(self, array: Array) -> bool:
-        """True: operations of TensorFlow return when they are done, on a CPU."""
+        """Whether a value has been computed: always, since operations on a CPU return when they are done."""
         return True
 
     def is_array(self, value: Any) -> bool:
@@ -364,7 +375,8 @@ class Backend:
         return arrays.signature(array)
 
     def advice(self, error: Exception) -> str | None:
-        """Operators take one dtype."""
+        """What to write instead of an operator between arrays of two dtypes, if that is the error; else None."""
+        # The messages differ: of the eager kernels, of the conversion of an operand, and of symbolic tensors.
         text = str(error)
         if not any(words in text for words in ("does not match type", "tensor but is a", "requested dtype")):
             return None
@@ -374,15 +386,15 @@ class Backend:
         )
 
     def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-        """Map over the leaves of trees of one structure; None stays."""
+        """Map a function over the leaves of trees of one structure; None stays."""
         return optree.tree_map(fn, tree, *rest)
 
     def tree_leaves(self, tree: Tree) -> list[Any]:
-        """The leaves; dict entries in the order of their keys."""
+        """List the leaves of a tree; dict entries in the order of their keys."""
         return optree.tree_leaves(tree)
 
     def tree_structure(self, tree: Tree) -> Any:
-        """A tree without its leaves."""
+        """The structure of a tree, which is equal for trees that differ in their leaves alone."""
         return optree.tree_structure(tree)
 
 
@@ -398,13 +410,16 @@ def _mapped(fn: Callable[[Any], Any], tree: Tree) -> Tree:
 
 
 _LARGE = 2**16  # elements: below, a call of XLA's costs more than it saves
-
-
+# TensorFlow alone writes two intermediate arrays; XLA fuses the three operations.
 _lerp: Any = tf.function(lambda a, b, t: a + t * (b - a), autograph=False, jit_compile=True)
 
 
 def _device(device: Any) -> str | None:
-    """The end of the names of TensorFlow's devices that mean this one."""
+    """The end of TensorFlow's long device name for what the user wrote; None for TensorFlow's own choice.
+
+    Raises:
+        BackendError: TensorFlow has no such device.
+    """
     if device is None:
         return None
     kind, _, number = str(device).removeprefix("/device:").upper().partition(":")

@@ -29,7 +29,8 @@ class Arrays:
         self.device: str | None = None
 
     def convert(self, tree: Tree) -> Tree:
-        """A batch as tensors; the same object if nothing changes."""
+        """Convert a batch from any loader to tensors; the same object if nothing changes."""
+        # A dict of tensors that fit, the usual case, is found out without taking the tree apart.
         if type(tree) is dict and self.device is None and all(map(self._fits, tree.values())):
             return tree
         leaves, spec = flatten(tree)
@@ -39,10 +40,11 @@ class Arrays:
         return optree.tree_unflatten(spec, converted)
 
     def _fits(self, leaf: Any) -> bool:
+        """Whether a leaf is a tensor already, and in the right dtype; anything else `leaf` looks at."""
         return type(leaf) is Eager and (leaf.dtype == self.dtype or not leaf.dtype.is_floating)
 
     def leaf(self, leaf: Any) -> Any:
-        """One leaf of a batch."""
+        """Convert one leaf of a batch to a tensor; what holds no numbers, and Python numbers, stay as they are."""
         if isinstance(leaf, tf.Variable):
             leaf = leaf.read_value()
         if isinstance(leaf, tf.Tensor):
@@ -53,18 +55,20 @@ class Arrays:
         return leaf if host is None else self.from_numpy(host)
 
     def from_numpy(self, host: np.ndarray[Any, Any]) -> Array:
-        """A copy of a NumPy array on the device; floats in the parameters' dtype."""
+        """Copy a NumPy array to the device; floats in the parameters' dtype."""
         dtype = self.dtype if tf.as_dtype(host.dtype).is_floating else tf.as_dtype(host.dtype)
+        # Cast on the host, so that the device gets no more bytes than it keeps.
         return self._placed(tf.constant(np.array(host, dtype.as_numpy_dtype, order="C")))
 
     def tensor(self, value: Any, dtype: Any = None) -> Array:
-        """An array or a number as a tensor, in this dtype if one is given."""
+        """Convert an array or a number to a tensor, in a dtype if one is given."""
         tensor = self.leaf(value)
         if not isinstance(tensor, tf.Tensor):
             return tf.constant(tensor, dtype or (self.dtype if isinstance(tensor, float) else None))
         return tensor if dtype is None or tensor.dtype == dtype else tf.cast(tensor, dtype)
 
     def _placed(self, tensor: Array) -> Array:
+        """A tensor on the device; one in a trace stays, since the program places it."""
         if self.device is None or type(tensor) is not Eager or tensor.device.endswith(self.device):
             return tensor
         with tf.device(self.device):
@@ -101,16 +105,18 @@ def signature(array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 
 def to_numpy(array: Any) -> np.ndarray[Any, Any]:
-    """A copy on the host."""
+    """Copy an array to the host; the user may write into the copy."""
     return np.array(array.numpy() if isinstance(array, (tf.Tensor, tf.Variable)) else array)
 
 
 def dense(gradient: Any) -> Array:
-    """A gradient as a tensor; that of a gather comes as slices."""
+    """Convert a gradient to a tensor; TensorFlow gives that of a gather as ``IndexedSlices``."""
     return tf.convert_to_tensor(gradient)
 
 
 def _as_numpy(leaf: Any) -> np.ndarray[Any, Any] | None:
+    """A foreign array as one of NumPy; None for what is no array of numbers or bools."""
+    # A class has the methods of its instances, and a mapping of arrays may have ``__array__``: neither is an array.
     if isinstance(leaf, (type, Mapping)) or not (hasattr(leaf, "__array__") or hasattr(leaf, "__dlpack__")):
         return None
     array = np.asarray(leaf) if hasattr(leaf, "__array__") else np.from_dlpack(leaf)

@@ -1,4 +1,4 @@
-"""What one thread is in the middle of: open objectives, their tapes, and the step body whose models they call."""
+"""The state of automatic differentiation in one thread: its open tapes, and the step body whose models they record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ _OUTSIDE = DrawKey(0, 0, 0)
 
 @dataclass
 class AutodiffContext(threading.local):
-    """What one thread is in the middle of.
+    """The open objectives of one thread, and the key of its step body.
+
+    Each thread has its own, since a loader or a second learner may compute while another thread differentiates.
 
     Attributes:
         tapes: of the open objectives and functions, the outermost first, each with what it differentiates by.
@@ -40,9 +42,15 @@ class AutodiffContext(threading.local):
 
     @contextmanager
     def body(self, key: DrawKey, parts: bool) -> Iterator[None]:
-        """A step body runs; one within an objective is no part of it."""
+        """Run a block as a step body; one that begins within an objective is no part of that.
+
+        Args:
+            key: names the random numbers of its models.
+            parts: whether its model calls and updates are compiled, each by itself.
+        """
         outer = self.tapes, self.stand_ins, self.key, self.calls, self.lent, self.parts
         self.states.clear()
+        # The tapes of an enclosing objective are put aside, or they would record the inner step and keep its memory.
         with self.unrecorded():
             self.tapes, self.stand_ins, self.key, self.calls, self.lent, self.parts = [], {}, key, 0, {}, parts
             try:
@@ -53,7 +61,13 @@ class AutodiffContext(threading.local):
 
     @contextmanager
     def objective(self, tape: Any, sources: list[Any], stand_ins: Leaves) -> Iterator[None]:
-        """An objective or a function is differentiated by this tape."""
+        """Run a block as an objective or a function that a tape records.
+
+        Args:
+            tape: records the block.
+            sources: what it differentiates by.
+            stand_ins: tensors that models read in place of parameters, by path; outer ones stay.
+        """
         outer = self.stand_ins
         self.stand_ins = {**outer, **stand_ins}
         self.tapes.append((tape, sources))
@@ -62,20 +76,27 @@ class AutodiffContext(threading.local):
         finally:
             self.tapes.pop()
             self.stand_ins = outer
+            # The outermost objective has ended: the variables have every new state, and no tape knows a lent tensor.
             if not self.tapes:
                 self.lent.clear()
                 self.states.clear()
 
     @contextmanager
     def unrecorded(self) -> Iterator[None]:
-        """What is computed here is part of no open objective."""
+        """Run a block that is part of no open objective: no tape records it."""
         with ExitStack() as stack:
             for tape, _ in reversed(self.tapes):
                 stack.enter_context(tape.stop_recording())
             yield
 
     def lend(self, tensor: Any) -> Any:
-        """The value of a tensor that the tapes do not know; the same one each time."""
+        """Copy a tensor for a host handler, such that no tape knows the copy; the same copy each time.
+
+        The handler may hand the copy back, and it has to count as the tensor itself then, with its gradient: see
+        `returned`.
+        """
+        # One dict has both directions: a copy is under its id, an original under the complement, which is no id. The
+        # entries hold both tensors, so that neither id is given to another object.
         pair = self.lent.get(~id(tensor))
         if pair is None:
             with self.unrecorded():
@@ -85,6 +106,6 @@ class AutodiffContext(threading.local):
         return pair[1]
 
     def returned(self, leaf: Any) -> Any:
-        """What a tensor stands for that a host handler hands back; None for another one."""
+        """The original of a copy that `lend` gave and a host handler hands back; None for any other tensor."""
         pair = self.lent.get(id(leaf))
         return None if pair is None else pair[1]

@@ -15,7 +15,10 @@ Number: TypeAlias = bool | int | float
 
 
 def pair(x1: Array | Number, x2: Array | Number) -> tuple[Array, Array]:
-    """Two arrays; a number gets the dtype of the other one, the narrower of two dtypes that of the wider."""
+    """Bring two operands to one dtype: that of the array for a number, else the wider of both.
+
+    TensorFlow's own operations promote nothing, as those of the other frameworks do.
+    """
     if not isinstance(x1, (tf.Tensor, tf.Variable)):
         x2 = tf.convert_to_tensor(x2)
         return tf.cast(x1, x2.dtype) if hasattr(x1, "dtype") else tf.constant(x1, x2.dtype), x2
@@ -24,12 +27,14 @@ def pair(x1: Array | Number, x2: Array | Number) -> tuple[Array, Array]:
         return first, second
     if x1.dtype != x2.dtype:
         wider = tf.experimental.numpy.result_type(x1.dtype, x2.dtype)
+        # NumPy makes float64 of float32 and int32; here an array of floats decides, as in JAX and torch.
         wider = next((x.dtype for x in (x1, x2) if x.dtype.is_floating), tf.as_dtype(wider))
         return tf.cast(x1, wider), tf.cast(x2, wider)
     return x1, x2
 
 
 def _keywords(axis: Axis, keepdims: bool) -> dict[str, Any]:
+    """Arguments of TensorFlow's reductions, whose types know less than they take."""
     return {"axis": axis, "keepdims": keepdims}
 
 
@@ -80,6 +85,7 @@ def var(x: Array, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bo
         return variance
     axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
     lengths = [x.shape[dimension] for dimension in axes]
+    # In a program for any batch size a length is known only when it runs.
     if None not in lengths:
         return variance * (prod(lengths) / (prod(lengths) - correction))
     count = tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), [dimension % x.ndim for dimension in axes])), x.dtype)
@@ -117,6 +123,7 @@ def argmin(x: Array, /, *, axis: int | None = None, keepdims: bool = False) -> A
 
 
 def _index(find: Callable[..., Array], x: Array, axis: int | None, keepdims: bool) -> Array:
+    """Indices that ``find`` gives along an axis, or in the flat array, which TensorFlow does not search by itself."""
     indices = find(tf.reshape(x, (-1,)) if axis is None else x, axis=axis or 0)
     if not keepdims:
         return indices
@@ -125,6 +132,7 @@ def _index(find: Callable[..., Array], x: Array, axis: int | None, keepdims: boo
 
 def matmul(x1: Array, x2: Array, /) -> Array:
     """Matrix product of the last two axes; a vector is a row on the left, a column on the right."""
+    # TensorFlow multiplies matrices only: a vector gets an axis of length 1, which the product loses again.
     row, column = x1.ndim == 1, x2.ndim == 1
     x1 = x1[tf.newaxis, :] if row else x1
     x2 = x2[:, tf.newaxis] if column else x2
@@ -199,6 +207,7 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
 
 def take_along_axis(x: Array, indices: Array, /, *, axis: int = -1) -> Array:
     """Pick elements along an axis, one index each."""
+    # `tf.gather` has batch axes only in front: the axis goes to the end, and back afterwards.
     at = axis % x.ndim
     order = (*(n for n in range(x.ndim) if n != at), at)
     back = tuple(order.index(n) for n in range(x.ndim))

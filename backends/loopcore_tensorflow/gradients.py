@@ -17,7 +17,13 @@ from loopcore_tensorflow.models import Models
 
 
 class Gradients:
-    """Differentiates closures with respect to parameters, and functions of arrays."""
+    """Differentiates closures with respect to parameters, and functions of arrays.
+
+    Args:
+        models: have the variables of the parameters.
+        arrays: makes tensors of what a function is differentiated by.
+        context: has the open tapes of this thread.
+    """
 
     def __init__(self, models: Models, arrays: Arrays, context: AutodiffContext) -> None:
         self._models = models
@@ -27,15 +33,25 @@ class Gradients:
     def gradient(
         self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves | None
     ) -> list[list[Leaves]]:
-        """Differentiate a zero-argument closure: for each loss, for each group of paths, gradients by path."""
-        models = self._models
+        """Differentiate a zero-argument closure by a tape.
+
+        Args:
+            objective: returns a scalar loss, or a tuple of them.
+            wrt: groups of paths of parameters.
+            at: values by path that the objective reads in place of parameters.
+
+        Returns:
+            For each loss, for each group of paths, the gradients by path; zeros where a loss does not depend on one.
+
+        Raises:
+            GradientError: no loss depends on any of the parameters.
+            LossError: the objective returned something else than losses.
+        """
         paths = tuple(dict.fromkeys(chain(*wrt)))
-        stand_ins = {path: self._stand_in(path, value) for path, value in (at or {}).items()}
-        for path in paths:  # what stands in for it in an outer objective must count only where this one reads it
-            outer = self._context.stand_ins.get(path)
-            if path not in stand_ins and outer is not None:
-                stand_ins[path] = tf.identity(outer)
-        sources = [stand_ins[path] if path in stand_ins else models.variable(path) for path in paths]
+        stand_ins = self._stand_ins(paths, at)
+        sources = [stand_ins[path] if path in stand_ins else self._models.variable(path) for path in paths]
+        # Only the sources are watched, so that gradients by anything else take no memory. The tape is persistent: there
+        # is a backward pass for each loss, and `is_differentiated` asks it while it still records.
         tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
         with self._context.objective(tape, sources, stand_ins), tape:
             tape.watch(sources)
@@ -43,19 +59,32 @@ class Gradients:
         rows = [tape.gradient(loss, sources) for loss in losses]
         if all(gradient is None for row in rows for gradient in row):
             raise GradientError(_unreached(len(losses), paths))
-        plain = [
-            {path: _or_zeros(gradient, source) for path, gradient, source in zip(paths, row, sources, strict=True)}
-            for row in rows
-        ]
-        return [[{path: row[path] for path in group} for group in wrt] for row in plain]
+        return [_grouped(paths, row, sources, wrt) for row in rows]
 
-    def _stand_in(self, path: str, value: Any) -> Array:
+    def _stand_ins(self, paths: Sequence[str], at: Leaves | None) -> Leaves:
+        """Tensors that the objective reads in place of parameters: the values of ``at``, and copies of outer ones.
+
+        What stands in for a parameter in an outer objective gets a copy here, since this gradient must count only what
+        this objective reads, not what the outer one computed from it before.
+        """
+        stand_ins = {path: self._value_at(path, value) for path, value in (at or {}).items()}
+        for path in paths:
+            outer = self._context.stand_ins.get(path)
+            if path not in stand_ins and outer is not None:
+                stand_ins[path] = tf.identity(outer)
+        return stand_ins
+
+    def _value_at(self, path: str, value: Any) -> Array:
+        """A value of ``at=`` as a new tensor in the dtype of its parameter."""
         if path not in self._models.params:
             raise GradientError(f"at= has a value for {path}, which is no parameter of the models")
         return tf.identity(self._arrays.tensor(value, self._models.params[path].dtype))
 
     def grad(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """Gradient of a scalar function of trees of arrays; can be differentiated again inside an objective."""
+        """Make a function that returns the gradient of a scalar function of trees of arrays.
+
+        It can be differentiated again inside an objective, or by another `grad`.
+        """
 
         def gradients(*args: Any, **kwargs: Any) -> Any:
             if not args:
@@ -82,14 +111,25 @@ class Gradients:
         """Whether a tensor depends on what an open objective is differentiated by."""
         if not isinstance(leaf, tf.Tensor):
             return False
+        # A tape cannot be asked whether it knows a tensor, only for its gradients.
         with self._context.unrecorded():
             rows = [tape.gradient(leaf, sources) for tape, sources in self._context.tapes]
         return any(gradient is not None for row in rows for gradient in row)
 
     def _argument(self, leaf: Any, name: str) -> Array:
+        """A leaf of the arguments of a function as a tensor of its own.
+
+        Args:
+            leaf: what the caller passed.
+            name: what messages call it.
+
+        Raises:
+            GradientError: it has no gradient.
+        """
         value = self._arrays.tensor(leaf) if type(leaf) is float else self._arrays.leaf(leaf)
         if isinstance(value, tf.Tensor) and (value.dtype.is_floating or value.dtype.is_complex):
-            return tf.identity(value)  # where the function reaches the same array by another way, it is a constant
+            # A copy: where the function reaches the same array by another way, that one is a constant.
+            return tf.identity(value)
         description = f"an array of {value.dtype.name}" if isinstance(value, tf.Tensor) else f"a {type(leaf).__name__}"
         raise GradientError(
             f"{name} of the function given to grad is {description}, which has no gradient: close over it, as in "
@@ -98,12 +138,13 @@ class Gradients:
 
 
 def scalars(result: Any) -> list[Array]:
-    """The losses an objective returned, one or a tuple of them.
+    """List the losses an objective returned, one or a tuple of them.
 
     Raises:
         LossError: something else came.
     """
     if isinstance(result, (tf.Tensor, tf.Variable)):
+        # A variable has no ``ndim``.
         if result.ndim if isinstance(result, tf.Tensor) else result.shape.rank:
             raise LossError(
                 f"the objective returned a loss of shape {tuple(result.shape)}, a scalar is needed: use "
@@ -126,12 +167,21 @@ def scalars(result: Any) -> list[Array]:
     raise LossError(f"the objective returned a {type(result).__name__}: return a scalar, or a tuple of scalars")
 
 
+def _grouped(
+    paths: Sequence[str], row: Sequence[Any], sources: Sequence[Any], wrt: Sequence[tuple[str, ...]]
+) -> list[Leaves]:
+    """The gradients of one loss by path, a dict for each group of paths."""
+    leaves = {path: _or_zeros(gradient, source) for path, gradient, source in zip(paths, row, sources, strict=True)}
+    return [{path: leaves[path] for path in group} for group in wrt]
+
+
 def _or_zeros(gradient: Any, source: Any) -> Array:
+    """A gradient as a dense tensor; TensorFlow has None where the loss does not depend on the source."""
     return tf.zeros_like(source) if gradient is None else dense(gradient)
 
 
 def _names(args: tuple[Any, ...]) -> Iterator[str]:
-    """What messages call the leaves of the arguments."""
+    """Name each leaf of the arguments of a function, as messages call it."""
     for position, arg in enumerate(args):
         leaves = optree.tree_leaves(arg, none_is_leaf=True)
         is_leaf = len(leaves) == 1 and leaves[0] is arg
@@ -142,6 +192,7 @@ def _names(args: tuple[Any, ...]) -> Iterator[str]:
 
 
 def _unreached(losses: int, names: Sequence[str]) -> str:
+    """The message for losses that depend on none of the named parameters or arguments."""
     subject = "the loss does" if losses == 1 else "the losses do"
     listing = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return (

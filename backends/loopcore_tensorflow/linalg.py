@@ -8,14 +8,15 @@ from loopcore.backend import Array
 
 
 def solve(x1: Array, x2: Array, /) -> Array:
-    """The solution of ``x1 @ x = x2``; batches broadcast.
+    """Solve ``x1 @ x = x2`` for ``x``; batches broadcast.
 
     Args:
         x1: ``(..., n, n)``.
         x2: ``(..., n, k)``, or a vector ``(n,)``.
     """
-    if x2.ndim == 1:
+    if x2.ndim == 1:  # a matrix of one column for TensorFlow
         return tf.squeeze(solve(x1, x2[:, tf.newaxis]), -1)
+    # TensorFlow's solve takes equal batches only.
     batch = tf.broadcast_dynamic_shape(tf.shape(x1)[:-2], tf.shape(x2)[:-2])
     coefficients, constants = (tf.broadcast_to(x, tf.concat([batch, tf.shape(x)[-2:]], 0)) for x in (x1, x2))
     return tf.linalg.solve(coefficients, constants)

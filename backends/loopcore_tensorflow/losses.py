@@ -65,6 +65,11 @@ def huber(y_pred: Array, ys: Array, reduction: str = "mean") -> Array:
 
 
 def _reduced(values: Array, reduction: str) -> Array:
+    """The mean or the sum of the losses of a batch, or these themselves.
+
+    Raises:
+        ValueError: unknown reduction.
+    """
     if reduction == "mean":
         return tf.reduce_mean(values)
     if reduction == "sum":
@@ -75,4 +80,5 @@ def _reduced(values: Array, reduction: str) -> Array:
 
 
 def _like(ys: Array, y_pred: Array) -> Array:
+    """Targets in the dtype of the predictions, since TensorFlow's operators promote nothing."""
     return ys if ys.dtype == y_pred.dtype else tf.cast(ys, y_pred.dtype)

@@ -22,7 +22,12 @@ Bound: TypeAlias = KerasModel | modules.Module | BoundPair
 
 
 class Models:
-    """The bound models.
+    """The bound models of one learner.
+
+    Args:
+        arrays: makes tensors; gets its dtype from the parameters.
+        context: has what stands in for parameters in this thread.
+        parts: compiles calls of a step that is cut.
 
     Attributes:
         params: trainable variables of all models, by full path, as their library has them.
@@ -46,7 +51,8 @@ class Models:
         self._bound, self.params, self.buffers = {}, {}, {}
         self._parts.clear()
         dtype: Any = None
-        for name, model in sorted(models.items(), key=lambda item: is_pair(item[1])):  # whose arrays follow the others
+        # Pairs come last: their NumPy arrays, float64 by habit, get the dtype of a model that has variables.
+        for name, model in sorted(models.items(), key=lambda item: is_pair(item[1])):
             self._bound[name] = bound = bind_model(name, model, dtype, self._arrays)
             dtype = dtype or next((tf.as_dtype(v.dtype) for v in bound.params.values()), None)
         self._bound = {name: self._bound[name] for name in models}
@@ -56,7 +62,7 @@ class Models:
         self._arrays.dtype = dtype or tf.float32
 
     def native(self, model: str) -> Any:
-        """The user's own object."""
+        """The user's own object, whose variables the learner trains; a pair or a tree has copies."""
         return self._bound[model].layer
 
     def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
@@ -85,12 +91,13 @@ class Models:
                 bound.check_trained()
 
     def _keras(self) -> list[tuple[str, KerasModel]]:
+        """The models of Keras, each with its name."""
         return [(name, bound) for name, bound in self._bound.items() if isinstance(bound, KerasModel)]
 
     # -- weights -----------------------------------------------------------------------------------------------
 
     def variable(self, path: str) -> Any:
-        """The variable of a path, as TensorFlow knows it."""
+        """The variable of a path, as TensorFlow knows it and not as Keras wraps it."""
         variable = self.params[path] if path in self.params else self.buffers[path]
         return variable if isinstance(variable, tf.Variable) else variable.value
 
@@ -104,11 +111,12 @@ class Models:
         """Copy values into the variables."""
         for path, value in leaves.items():
             variable = self.variable(path)
+            # What a model left in an open objective would hide the new value from `array`.
             self._context.states.pop(path, None)
             variable.assign(self._arrays.tensor(value, variable.dtype))
 
     def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
-        """Leaves by relative path -> what users of the model know: the dict itself, or the user's tree."""
+        """Turn leaves by relative path into what users of the model know: the dict itself, or the user's tree."""
         bound = self._bound[model]
         return bound.pack(kind, leaves) if isinstance(bound, BoundPair) else leaves
 
@@ -132,7 +140,15 @@ class Models:
     def forward(
         self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
     ) -> Any:
-        """Call a model with what stands in for its parameters; it keeps its new state if it shall."""
+        """Call a model with what stands in for its parameters.
+
+        Args:
+            model: its name.
+            args: of the call.
+            kwargs: of the call.
+            training: the mode.
+            update_state: whether it keeps the state that the call leaves, such as running statistics.
+        """
         bound, context = self._bound[model], self._context
         stand_ins = _relative(model, bound, context.stand_ins)
         if isinstance(bound, BoundPair):
@@ -141,6 +157,7 @@ class Models:
                 self._keep(bound, state)
             return result
         seeds = self._seeds(bound)
+        # Nothing stands in and the state may change: the model runs on its own variables, which costs the least.
         if update_state and not stand_ins:
             for variable, seed in zip(bound.seeds, seeds, strict=True):
                 variable.assign(tf.cast(seed, variable.dtype))
@@ -174,7 +191,7 @@ class Models:
         kwargs: dict[str, Any],
         training: bool,
     ) -> tuple[Any, Leaves]:
-        """A function of the user: never a program of its own, since nobody knows what else it reads."""
+        """Call a function of the user; never as a program of its own, since nobody knows what else it reads."""
         context, rng = self._context, None
         if bound.takes_rng:
             context.calls += 1
@@ -183,14 +200,14 @@ class Models:
         return bound.call_with({**states, **values}, rng, args, kwargs, training)
 
     def _keep(self, bound: BoundPair, state: Leaves) -> None:
-        """Assign a new state; an open objective also keeps the tensors, which its tape knows."""
+        """Assign the new state of a pair; an open objective also keeps the tensors, which its tape knows."""
         for path, value in state.items():
             if self._context.tapes:
                 self._context.states[bound.full[path]] = value
             bound.buffers[path].assign(value)
 
     def _seeds(self, bound: KerasModel | modules.Module) -> list[Array]:
-        """What the random layers of a call draw by; each call of a step gets others."""
+        """Make the seeds that the random layers of a call draw by; each call of a step gets others."""
         if not bound.seeds:
             return []
         self._context.calls += 1
@@ -204,7 +221,13 @@ def is_pair(model: Any) -> bool:
 
 
 def bind_model(name: str, model: Any, dtype: Any, arrays: Arrays) -> Bound:
-    """Bind one model.
+    """Bind one model: find its variables, or make them of its arrays.
+
+    Args:
+        name: of the model, ``""`` if it is the only one.
+        model: what the user gave.
+        dtype: what NumPy arrays of a pair become; None keeps theirs.
+        arrays: knows the device.
 
     Raises:
         UnknownModelError: it is none that TensorFlow takes.
@@ -224,17 +247,19 @@ def bind_model(name: str, model: Any, dtype: Any, arrays: Arrays) -> Bound:
 
 
 def _part(bound: Bound, kind: Kind) -> dict[str, Any]:
+    """The parameters or the buffers of a model, by relative path."""
     return bound.params if kind == "params" else bound.buffers
 
 
 def _full(name: str, bound: Bound, path: str) -> str:
+    """The path that the learner has for a relative one: with the name of the model, if there are several."""
     if isinstance(bound, BoundPair):
         return bound.full[path]
     return f"{name}.{path}" if name else path
 
 
 def _relative(model: str, bound: Bound, values: Leaves) -> Leaves:
-    """Those of one model, by relative path."""
+    """Of values by full path those for parameters of one model, by relative path."""
     if not values:
         return {}
     return {path: values[full] for path in bound.params if (full := _full(model, bound, path)) in values}

@@ -48,7 +48,7 @@ class Module:
         self._title = title
 
     def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool) -> Any:
-        """The forward pass; assigns to its buffers."""
+        """Call the module on a batch; it assigns to its own buffers."""
         if not callable(self.layer):
             raise BackendError(f"{self._title} has no __call__: define def __call__(self, x)")
         return self.layer(*args, **({"training": training, **kwargs} if self._mode else kwargs))
@@ -56,11 +56,19 @@ class Module:
     def call_apart(
         self, values: Leaves, seeds: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
     ) -> tuple[Any, Leaves]:
-        """The forward pass with other values of some variables; leaves the buffers as they are.
+        """Call the module with other values of some variables, and leave its buffers as they are.
+
+        Args:
+            values: tensors by path, in place of its variables.
+            seeds: nothing, see the class.
+            args: of the call.
+            kwargs: of the call.
+            training: passed on as ``training=`` where the module takes it.
 
         Returns:
             The result, and by path what became of the buffers.
         """
+        # The module assigns to its buffers as it likes. Their new values are read, then the old ones are put back.
         before = {path: tf.identity(variable) for path, variable in self.buffers.items()}
         with self._replaced(values):
             result = self.call(args, kwargs, training)
@@ -71,7 +79,10 @@ class Module:
 
     @contextmanager
     def _replaced(self, values: Leaves) -> Iterator[None]:
-        """Tensors are where the module has its variables."""
+        """Run a block while tensors are where the module has its variables.
+
+        A tape differentiates by these tensors then, since a module can read nothing else in place of its attributes.
+        """
         places = [(self._places[path], value) for path, value in values.items()]
         originals = [_get(*place) for place, _ in places]
         try:
@@ -84,7 +95,20 @@ class Module:
 
 
 def _variables(value: Any, path: str, visited: set[int]) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Path, owner, key and variable of all variables below a module, in the order of its attributes."""
+    """Find the variables below a module, in the order of its attributes.
+
+    Args:
+        value: a module, or a dict, list or tuple in one.
+        path: the way to it.
+        visited: ids of what has been seen; it grows.
+
+    Yields:
+        The path of a variable, the object that holds it, the attribute or key under which it does, and the variable.
+
+    Raises:
+        UnknownModelError: a layer of Keras is among the parts.
+    """
+    # Modules may refer to each other in circles, and one variable may have two names: the first counts.
     if id(value) in visited:
         return
     visited.add(id(value))
@@ -105,16 +129,20 @@ def _variables(value: Any, path: str, visited: set[int]) -> Iterator[tuple[str, 
 
 
 def _parts(value: Any) -> list[tuple[Any, Any]]:
+    """Attributes, entries or elements, each with its name, key or number."""
     if isinstance(value, tf.Module):
+        # ``_self_`` and ``_name`` are where TensorFlow tracks dependencies and keeps the name scope.
         return [(key, part) for key, part in vars(value).items() if not key.startswith(("_self_", "_name"))]
     return list(value.items()) if isinstance(value, Mapping) else list(enumerate(value))
 
 
 def _get(owner: Any, key: Any) -> Any:
+    """What an object holds under a name or a key."""
     return getattr(owner, key) if isinstance(owner, tf.Module) else owner[key]
 
 
 def _put(owner: Any, key: Any, value: Any) -> None:
+    """Let an object hold a value under a name or a key."""
     if isinstance(owner, tf.Module):
         setattr(owner, key, value)
     else:

@@ -105,11 +105,13 @@ class Namespace(IteratingNamespace):
     def eye(self, n_rows: int, n_cols: int | None = None, /, *, k: int = 0, dtype: Any = None) -> Array:
         """Ones on the k-th diagonal."""
         with self._placed():
+            # `tf.eye` has no other diagonals.
             rows, columns = tf.range(n_rows), tf.range(n_rows if n_cols is None else n_cols)
             return tf.cast(columns - rows[:, tf.newaxis] == k, dtype or self.dtype)
 
     def one_hot(self, x: Array, num_classes: int, /, *, dtype: Any = None) -> Array:
         """``(...)`` integers below ``num_classes`` -> ``(..., num_classes)`` zeros and ones."""
+        # TensorFlow's kernel takes these integers only.
         labels = x if x.dtype in (tf.uint8, tf.int8, tf.int32, tf.int64) else tf.cast(x, tf.int64)
         return tf.cast(tf.one_hot(labels, num_classes, dtype=self.dtype), dtype or self.dtype)
 
@@ -120,6 +122,7 @@ class Namespace(IteratingNamespace):
         return self._where(condition, x1, x2)
 
     def _placed(self) -> AbstractContextManager[Any]:
+        """A block whose new tensors are on the device."""
         return nullcontext() if self.device is None else tf.device(self.device)
 
     zeros_like = staticmethod(functions.zeros_like)

@@ -65,7 +65,8 @@ def conv(
 
 
 def _depthwise(x: Array, kernel: Array, steps: tuple[int, ...], word: _Word, dilation: tuple[int, ...]) -> Array:
-    """Each channel by itself, with a kernel ``(*window, in, n)``; one space axis as two."""
+    """Convolve each channel by itself, with a kernel ``(*window, in, n)``."""
+    # TensorFlow has it for two space axes only: one axis is an image of one row.
     flat = len(steps) == 1
     if flat:
         x, kernel = tf.expand_dims(x, 1), tf.expand_dims(kernel, 0)
@@ -91,6 +92,7 @@ def avg_pool(x: Array, window: PerAxis, /, *, strides: PerAxis | None = None, pa
     y = tf.nn.avg_pool(padded, windows.window, windows.strides, word)
     if padded is x:
         return y
+    # TensorFlow divides by the size of the window: the share of real elements in each corrects that.
     real, _ = _padded(tf.ones_like(x[:1, ..., :1]), windows, 0.0)
     return y / tf.nn.avg_pool(real, windows.window, windows.strides, word)
 
@@ -113,7 +115,17 @@ def max_pool(x: Array, window: PerAxis, /, *, strides: PerAxis | None = None, pa
 
 
 def _padded(x: Array, windows: Windows, fill: float, spelled_out: bool = False) -> tuple[Array, _Word]:
-    """The array and the word for its padding, which is done here where there is no word for it."""
+    """Pad an array where TensorFlow has no word for the padding.
+
+    Args:
+        x: ``(batch, *space, channels)``.
+        windows: what is to be padded, and how.
+        fill: the value of the padding.
+        spelled_out: pad also where there is a word, since the strides are not those that TensorFlow will see.
+
+    Returns:
+        The array and TensorFlow's word for the padding that is left to do.
+    """
     if windows.padding == "valid":
         return x, "VALID"
     if windows.padding == "same" and not spelled_out:

@@ -23,10 +23,10 @@ _NAMES = ("learning_rate", "momentum", "weight_decay")
 
 
 class Kernels:
-    """A spec and the variables it keeps.
+    """An optimizer that updates variables by TensorFlow's kernels, as a neutral spec says, and keeps its state.
 
     Args:
-        spec: of the user.
+        spec: what the user gave the learner.
         variables: what it trains, by path.
         constraints: what becomes of a variable after its update, by path.
     """
@@ -40,32 +40,34 @@ class Kernels:
         self._rule = rule_of(spec)
         self._variables = dict(variables)
         self._constraints = constraints
+        # Hyperparameters are variables, so that a program reads those of now, and none compiles anew for another rate.
         dtype = next(iter(variables.values())).dtype
         self._hyper = {name: tf.Variable(tf.constant(value, dtype)) for name, value in self._rule.hyper.items()}
         self._slots = {
             path: tuple(tf.Variable(tf.zeros_like(variable)) for _ in self._rule.slots)
             for path, variable in variables.items()
         }
+        # Each path has a count of its own: parameters without a gradient in some steps make fewer of them.
         self._counts = {path: tf.Variable(tf.constant(0, tf.int64)) for path in variables} if self._rule.slots else {}
-        self._values = dict(self._rule.hyper)
+        self._values = dict(self._rule.hyper)  # the same numbers for the host, which waits for no device
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of its hyperparameters."""
+        """Names of the hyperparameters that it has."""
         return tuple(self._hyper)
 
     def get(self, name: str) -> Any:
-        """A hyperparameter; within a program what stands for it."""
+        """The present value of a hyperparameter; within a program the tensor that stands for it."""
         return self._values[name] if tf.executing_eagerly() else tf.identity(self._hyper[name])
 
     def set(self, name: str, value: Any) -> None:
-        """Set it, for the next update."""
+        """Set a hyperparameter, for the next update."""
         if isinstance(value, (int, float)):
             self._values[name] = float(value)
         self._hyper[name].assign(value)
 
     def update(self, grads: Leaves) -> None:
-        """One step for these paths."""
+        """Update the variables of these paths by one step."""
         hyper = {name: tf.identity(variable) for name, variable in self._hyper.items()}
         for path, grad in grads.items():
             variable = self._variables[path]
@@ -76,7 +78,7 @@ class Kernels:
                 variable.assign(self._constraints[path](variable))
 
     def state(self) -> dict[str, Any]:
-        """All variables it keeps, by name."""
+        """All variables of its state, by name: counts of steps, and the slots of each path."""
         variables: dict[str, Any] = {f"{path}.count": count for path, count in self._counts.items()}
         for path, slots in self._slots.items():
             variables |= {f"{path}.{name}": slot for name, slot in zip(self._rule.slots, slots, strict=True)}
@@ -84,7 +86,14 @@ class Kernels:
 
 
 class Optimizers:
-    """The attached optimizers of one learner."""
+    """The attached optimizers of one learner.
+
+    Args:
+        models: have the variables.
+        arrays: makes tensors of gradients.
+        context: says whether updates are compiled by themselves.
+        parts: compiles them then.
+    """
 
     def __init__(self, models: Models, arrays: Arrays, context: AutodiffContext, parts: StepParts) -> None:
         self._models = models
@@ -107,6 +116,11 @@ class Optimizers:
         self._owner = {path: number for number, (_, paths) in enumerate(self._attached) for path in paths}
 
     def _adapted(self, optimizer: Any, paths: tuple[str, ...]) -> Any:
+        """What updates these paths as an optimizer of the user says: kernels for a spec, or the user's own of Keras.
+
+        Raises:
+            OptimizerError: it is of another framework.
+        """
         if isinstance(optimizer, OptimizerSpec):
             variables = {path: self._models.variable(path) for path in paths}
             return Kernels(optimizer, variables, constraints({path: self._models.params[path] for path in paths}))
@@ -123,20 +137,20 @@ class Optimizers:
         return None
 
     def name(self, index: int) -> str:
-        """What an optimizer is called."""
+        """The name of an optimizer for messages and logs."""
         return str(self._attached[index][0].name)
 
     def hyper_names(self, index: int) -> tuple[str, ...]:
-        """Names of the hyperparameters."""
+        """Which hyperparameters an optimizer has, in a fixed order."""
         names = self._attached[index][0].names
         return tuple(name for name in _NAMES if name in names)
 
     def get_hyper(self, index: int, name: str) -> Any:
-        """Its present value; within a program what stands for it."""
+        """The present value of a hyperparameter; within a program the tensor that stands for it."""
         return self._attached[index][0].get(name)
 
     def set_hyper(self, index: int, name: str, value: Any) -> None:
-        """Set it, for the next update.
+        """Set a hyperparameter of an optimizer, for the next update.
 
         Raises:
             OptimizerError: Keras keeps it where a program would bake it in.
@@ -161,12 +175,24 @@ class Optimizers:
             variable.assign(state[name])
 
     def _variables(self) -> dict[str, Any]:
+        """The variables of all optimizers, by number of the optimizer and name."""
         return {
             f"{n}.{name}": v for n, (optimizer, _) in enumerate(self._attached) for name, v in optimizer.state().items()
         }
 
     def update(self, grads: Leaves, apply: Any) -> Any:
-        """One step of every optimizer that trains one of these paths; under ``cond`` where a tensor decides."""
+        """Make one step of every optimizer that trains one of these paths.
+
+        Args:
+            grads: gradients by path.
+            apply: whether to; where a tensor of a program says so, the update is under ``tf.cond``.
+
+        Returns:
+            Whether it happened; a tensor if that decides.
+
+        Raises:
+            OptimizerError: no optimizer trains one of the paths.
+        """
         symbolic = is_symbolic(apply)
         if apply is not True and not symbolic and not bool(apply):
             return False
@@ -176,6 +202,7 @@ class Optimizers:
         tensors = {path: self._arrays.tensor(grad, self._models.variable(path).dtype) for path, grad in grads.items()}
         if symbolic:
             return tf.cond(apply, lambda: self._step(tensors), lambda: tf.constant(False))
+        # The paths are in the key: another selection of parameters is another program.
         if self._context.parts:
             self._parts.run((id(self), *tensors), self._step, tensors)
         else:
@@ -183,6 +210,7 @@ class Optimizers:
         return True
 
     def _step(self, grads: Leaves) -> Array:
+        """Hand each optimizer its gradients; returns True as a tensor, which ``tf.cond`` and programs need."""
         by_optimizer: dict[int, Leaves] = {}
         for path, grad in grads.items():
             by_optimizer.setdefault(self._owner[path], {})[path] = grad

@@ -18,6 +18,7 @@ def logaddexp(x1: Array, x2: Array, /) -> Array:
     """``log(exp(x1) + exp(x2))`` without overflow."""
     x1, x2 = pair(x1, x2)
     top = tf.stop_gradient(tf.maximum(x1, x2))  # the sum does not depend on it
+    # Two infinities of one sign would give NaN by their difference.
     top = tf.where(tf.math.is_finite(top), top, tf.zeros_like(top))
     return tf.math.log(tf.exp(x1 - top) + tf.exp(x2 - top)) + top
 
@@ -55,6 +56,7 @@ def top_k(x: Array, k: int, /, *, axis: int = -1) -> tuple[Array, Array]:
         k: how many.
         axis: along which.
     """
+    # TensorFlow looks along the last axis only.
     last = (*(number for number in range(x.ndim) if number != axis % x.ndim), axis % x.ndim)
     back = tuple(last.index(number) for number in range(x.ndim))
     values, indices = tf.math.top_k(tf.transpose(x, last), k)
@@ -73,4 +75,5 @@ def segment_sum(x: Array, segment_ids: Array, num_segments: int) -> Array:
 
 
 def _direction(descending: bool) -> str:
+    """The word of TensorFlow for an order."""
     return "DESCENDING" if descending else "ASCENDING"

@@ -39,6 +39,7 @@ class BoundPair:
     def __init__(self, model: Any, name: str, dtype: Any, arrays: Arrays) -> None:
         self._pair, params, state = read(name, model, is_native, "tensorflow")
         prefix = f"{name}." if name else ""
+        # The core has full paths, which begin with the model's name; the user's trees have relative ones.
         self.full = {path.removeprefix(prefix): path for path in (*params, *state)}
         self._relative = {full: path for path, full in self.full.items()}
         self.params: dict[str, Any] = {
@@ -52,7 +53,7 @@ class BoundPair:
 
     @property
     def layer(self) -> Any:
-        """The pair or the tree with the present values; the user's own variables where he gave such."""
+        """Build the pair or the tree with the present values; with the user's own variables where he gave such."""
 
         def array(full: str) -> Any:
             variable = self._variable(full)
@@ -61,6 +62,7 @@ class BoundPair:
         return self._pair.native(array)
 
     def _variable(self, full: str) -> Any:
+        """The variable of a full path."""
         path = self._relative[full]
         return self.params[path] if path in self.params else self.buffers[path]
 
@@ -79,7 +81,7 @@ class BoundPair:
     def call_with(
         self, values: Leaves, rng: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool
     ) -> tuple[Any, Leaves]:
-        """The forward pass. It assigns to no variable.
+        """Call the function with tensors for variables. It assigns to none of these.
 
         Args:
             values: tensors in place of variables, by relative path.
@@ -102,6 +104,7 @@ class BoundPair:
         return result, {self._relative[full]: self._fitting(full, value) for full, value in state.items()}
 
     def _fitting(self, full: str, value: Any) -> Any:
+        """A new value of the state as a tensor in the dtype of its variable."""
         dtype = self._variable(full).dtype
         return tf.cast(value, dtype) if tf.is_tensor(value) else tf.constant(value, dtype)
 
@@ -112,8 +115,10 @@ def is_native(leaf: Any) -> bool:
 
 
 def _variable(leaf: Any, dtype: Any, arrays: Arrays, trainable: bool) -> Any:
+    """Make a variable of a leaf; a variable among the parameters stays the user's own."""
     if isinstance(leaf, tf.Variable) and trainable:
         return leaf
+    # One in the state is copied: the function gets tensors and returns new ones, and the user's own would stay behind.
     value = leaf if tf.is_tensor(leaf) else np.asarray(leaf)
     with tf.device(arrays.device):
         return tf.Variable(tf.cast(value, dtype or value.dtype), trainable=trainable)

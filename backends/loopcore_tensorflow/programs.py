@@ -29,7 +29,13 @@ class LeakedTensor(Exception):
 
 
 class TracedProgram(NamedTuple):
-    """One traced program: what runs it, the structure of its results, and what its trace recorded."""
+    """One traced program.
+
+    Attributes:
+        run: takes the leaves of the arguments, returns those of the results.
+        results: the structure of the results.
+        recorded: the object that the function returned besides the tree when it was traced.
+    """
 
     run: Callable[..., Any]
     results: Any
@@ -62,6 +68,7 @@ class Programs:
 
         def call(*trees: Tree) -> tuple[Tree, Any]:
             leaves, spec = optree.tree_flatten(cast(Any, trees))
+            # Numbers become inputs too, or each value would be traced anew.
             tensors = [leaf if type(leaf) is Eager else self._input(leaf) for leaf in leaves]
             key = (spec, *[(tensor.dtype, *tensor.shape) for tensor in tensors])
             program = programs.get(key)
@@ -72,12 +79,14 @@ class Programs:
         return call
 
     def _input(self, leaf: Any) -> Any:
+        """A number or an array of the host as a tensor; floats in the parameters' dtype."""
         return tf.constant(leaf, self._arrays.dtype if isinstance(leaf, float) else None)
 
     def _trace(self, fn: Callable[..., tuple[Tree, Any]], spec: Any, tensors: list[Any]) -> TracedProgram:
         outputs: list[Any] = []
 
         def flat(*leaves: Any) -> list[Any]:
+            # TensorFlow traces when it likes; what the trace found out leaves it by ``outputs``.
             try:
                 tree, recorded = fn(*optree.tree_unflatten(spec, leaves))
             except (TypeError, NotImplementedError, AttributeError) as error:
@@ -95,6 +104,7 @@ class Programs:
 
         function = tf.function(flat, autograph=False, jit_compile=self._xla)
         program = function.get_concrete_function(*[tf.TensorSpec(t.shape, t.dtype) for t in tensors])
+        # A tensor of another trace that is still alive is captured as an input, which nobody could feed.
         for leaked in filter(is_symbolic, program.captured_inputs):
             error = LeakedTensor(f"{leaked} is a tensor of another trace")
             error.lines = tuple((line.filename, line.lineno) for line in leaked.op.traceback)
@@ -103,7 +113,10 @@ class Programs:
 
 
 def _kind_of(error: Exception) -> type[Exception] | None:
-    """Whether an error says that a tensor has no value, or is none of this trace; TensorFlow has no types for it."""
+    """The type of an error that says a tensor has no value, or is of another trace; None for any other error.
+
+    TensorFlow has no types for these, so that their texts have to tell.
+    """
     text = str(error)
     if "out of scope" in text:
         return LeakedTensor

@@ -20,7 +20,7 @@ _WORD = 0xFFFFFFFFFFFFFFFF
 
 
 def typed(key: DrawKey, call: int = 0) -> Array:
-    """A seed of TensorFlow, int64 of shape (2,); the step of the key may be a tensor of a program.
+    """Make a seed of TensorFlow from a key, int64 of shape (2,); its step may be a tensor of a program.
 
     Args:
         key: names the draw.
@@ -30,20 +30,24 @@ def typed(key: DrawKey, call: int = 0) -> Array:
 
 
 def folded(seed: Array, number: Any) -> Array:
-    """One of many seeds that follow from one."""
+    """Derive one of many seeds from a seed: that of a number, which may be a tensor."""
     return _random.experimental.stateless_fold_in(seed, number)
 
 
 @lru_cache(maxsize=4096)
 def _stream(seed: int, stream: int, call: int) -> list[int]:
-    """Two words by SplitMix64."""
+    """Mix the numbers of a stream into two words of 63 bits, by SplitMix64.
+
+    This is arithmetic of Python on the host: only the step, which changes, is folded in by an operation.
+    """
+    # Odd constants spread streams and calls over all bits, so that neighbours share no words.
     z = (seed * 0xD1342543DE82EF95 + (stream + 1) * 0x9E3779B97F4A7C15 + call * 0xA0761D6478BD642F) & _WORD
     words: list[int] = []
     for _ in range(2):
         z = (z + 0x9E3779B97F4A7C15) & _WORD
         x = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
-        words.append((x ^ (x >> 31)) >> 1)
+        words.append((x ^ (x >> 31)) >> 1)  # of 64 bits the upper 63, since int64 has a sign
     return words
 
 
@@ -84,6 +88,8 @@ class Random:
 
     def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Array:
         """Numbers in [0, 1] of the Beta(a, b) distribution, from two of the Gamma distribution."""
+        # X / (X + Y) of two Gamma variables is a Beta variable. In float64, since for small parameters both may be
+        # so small that float32 has zeros for them, and the quotient is NaN.
         first, second = (
             _random.stateless_gamma(tuple(shape), typed(key, call), scalar(alpha, tf.float64), dtype=tf.float64)
             for call, alpha in ((1, a), (2, b))
@@ -92,7 +98,7 @@ class Random:
 
     def categorical(self, key: DrawKey, logits: Array) -> Array:
         """For each row of ``logits`` an index along its last axis, drawn with the softmax of the row, int32."""
-        logits = tf.convert_to_tensor(logits)
+        logits = tf.convert_to_tensor(logits)  # TensorFlow draws for rows of a matrix only
         rows = tf.reshape(logits, (-1, logits.shape[-1]))
         indices = _random.stateless_categorical(rows, 1, typed(key), tf.int32)
         return tf.reshape(indices, logits.shape[:-1])

@@ -14,7 +14,7 @@ from loopcore_tensorflow.programs import Programs
 
 
 class StepParts:
-    """Programs of parts, which an open tape sees as one operation each.
+    """Compiles parts of a step and runs them; an open tape sees each run as one operation.
 
     Args:
         arrays: makes tensors of the arguments.
@@ -26,17 +26,20 @@ class StepParts:
         self._compiled: dict[Hashable, Callable[..., Any]] = {}
 
     def clear(self) -> None:
-        """Forget all programs: they hold the variables of models and optimizers."""
+        """Forget all programs, since they hold the variables of models and optimizers that were replaced."""
         self._compiled.clear()
 
     def run(self, key: Hashable, fn: Callable[..., Tree], *trees: Tree) -> Tree:
-        """``fn(*trees)``, compiled once for each key; as it is where an argument is more than tensors.
+        """Return ``fn(*trees)``, run as a program that is compiled once for each key.
+
+        Where an argument is more than tensors, ``fn`` is called as it is.
 
         Args:
-            key: of a function that always does the same.
+            key: names a function that always does the same.
             fn: tensor code.
             trees: its arguments.
         """
+        # A program would bake in a number or an object of the first call, and use it in every later one.
         if not all(isinstance(leaf, tf.Tensor) for leaf in optree.tree_leaves(cast(Any, trees))):
             return fn(*trees)
         if key not in self._compiled:

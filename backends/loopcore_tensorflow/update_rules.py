@@ -33,7 +33,7 @@ class Rule(NamedTuple):
 
 
 def rule_of(spec: OptimizerSpec) -> Rule:
-    """The rule of a spec.
+    """Find how TensorFlow's kernels update a variable as a neutral spec says.
 
     Raises:
         OptimizerError: there is no kernel for it.
@@ -66,12 +66,13 @@ def _momentum(variable: Any, slots: tuple[Any, ...], grad: Array, hyper: Hyper, 
 
 
 def _adam(spec: Adam) -> Callable[[Any, tuple[Any, ...], Array, Hyper, Array], None]:
-    """Adam, and with a weight decay AdamW."""
+    """Make the function that updates a variable by Adam, or with a weight decay by AdamW."""
 
     def apply(variable: Any, slots: tuple[Any, ...], grad: Array, hyper: Hyper, count: Array) -> None:
         dtype, rate, beta1 = variable.dtype, hyper["learning_rate"], hyper["momentum"]
         beta2 = tf.constant(spec.beta2, dtype)
         powers = beta1**count, beta2**count
+        # Decoupled: the weights decay by themselves before the step, and the moments see nothing of it.
         if "weight_decay" in hyper:
             variable.assign_sub(rate * hyper["weight_decay"] * variable)
         mean, square = slots
