@@ -49,6 +49,7 @@ class Backend:
     """
 
     name = "jax"
+    # Nothing is changed in place: a program may run a body from its begin again, and go on from pieces of gradients.
     compiles = replays = chains = True
     loops = LOOPS
     tracing_errors: tuple[type[Exception], ...] = (
@@ -78,7 +79,7 @@ class Backend:
 
     @staticmethod
     def recognises(model: Any) -> bool:
-        """Whether it is one of the models above."""
+        """Whether an object can be the model of a learner on JAX: one of the kinds above."""
         try:
             Backend().bind({"": model})
         except UnknownModelError:
@@ -86,7 +87,7 @@ class Backend:
         return True
 
     def accelerator(self) -> Any:
-        """The first of JAX's devices that is no CPU."""
+        """The first of JAX's devices that is no CPU, None without one."""
         return next((device for device in jax.devices() if device.platform != "cpu"), None)
 
     @contextmanager
@@ -138,11 +139,16 @@ class Backend:
             self._models.take()
             self._optimizers.take()
 
+    # Within a run the user's objects are not looked at, which would cost every call of a model the comparison of all
+    # arrays. Outside each method that reads goes on from them, and each that writes leaves its values in them.
+
     def _take_outside(self) -> None:
+        """Outside a run, go on from what the user's own objects hold."""
         if not self._open:
             self.take()
 
     def _show_outside(self) -> None:
+        """Outside a run, leave the present values in the user's own objects."""
         if not self._open:
             self.show()
 
@@ -173,15 +179,15 @@ class Backend:
         return self._optimizers.native_paths(optimizer)
 
     def optimizer_name(self, optimizer: int) -> str:
-        """What it is called."""
+        """The name of an optimizer for messages and logs."""
         return self._optimizers.name(optimizer)
 
     def hyper_names(self, optimizer: int) -> tuple[str, ...]:
-        """Which of ``learning_rate, momentum, weight_decay`` it has; momentum is beta1 in Adam's family."""
+        """Which of ``learning_rate, momentum, weight_decay`` an optimizer has; momentum is beta1 in Adam's family."""
         return self._optimizers.hyper_names(optimizer)
 
     def get_hyper(self, optimizer: int, name: str) -> Any:
-        """Its present value; within a program what stands for it.
+        """The present value of a hyperparameter; within a program the tracer that stands for it.
 
         Raises:
             OptimizerError: optax keeps it where nobody can read it.
@@ -190,7 +196,7 @@ class Backend:
         return self._optimizers.get_hyper(optimizer, name)
 
     def set_hyper(self, optimizer: int, name: str, value: float) -> None:
-        """Set it, for the next update, without recompiling; all values of that name, if there are several.
+        """Set a hyperparameter for the next update, without recompiling; all values of that name, if there are several.
 
         Raises:
             OptimizerError: optax keeps it where nobody can set it.
@@ -203,13 +209,14 @@ class Backend:
         self._show_outside()
 
     def to_device(self, device: Any) -> None:
-        """Move parameters, buffers and optimizer state.
+        """Move parameters, buffers and optimizer state to a device, and make new arrays there.
 
         Raises:
             BackendError: JAX does not have the device.
         """
         self._take_outside()
         self._arrays.device = self.xp.device = target = _device(device)
+        # None is JAX's own choice for new arrays, and nothing to move to.
         if target is not None:
             self.put_carried(jax.device_put(self.carried(), target))
         self._show_outside()
@@ -232,7 +239,7 @@ class Backend:
     # -- weights -----------------------------------------------------------------------------------------------
 
     def get(self, paths: Iterable[str]) -> Leaves:
-        """The present arrays; inside an objective those that stand in for parameters."""
+        """The present arrays by path; inside an objective the tracers that stand in for parameters."""
         self._take_outside()
         return {path: self._current.array(path) for path in paths}
 
@@ -241,20 +248,21 @@ class Backend:
         self._take_outside()
         store = self._current.store
         for path, value in leaves.items():
+            # The old array tells the dtype and whether it holds random keys.
             group = store.params if path in store.params else store.buffers
             group[path] = self._arrays.like(value, group[path])
         self._show_outside()
 
     def snapshot(self, paths: Iterable[str]) -> Leaves:
-        """Copies; inside an objective and in a program what stands for the arrays, which nothing can change."""
+        """Copy arrays by path; in an objective and in a program return the tracers, which nothing can change."""
         return {path: arrays.copied(array) for path, array in self.get(paths).items()}
 
     def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
-        """Arrays by relative path -> the model's own tree."""
+        """Build the model's own tree of arrays by relative path."""
         return self._models.pack(model, kind, leaves)
 
     def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
-        """The inverse of `pack`.
+        """Sort the leaves of a model's own tree by relative path, the inverse of `pack`.
 
         Raises:
             ValueError: the structure differs.
@@ -265,11 +273,12 @@ class Backend:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """A run goes on from what the user's own objects hold, and leaves the present values in them.
+        """Run a block as an outermost run: it goes on from the user's own objects, and leaves the new values in them.
 
         Raises:
             BackendError: a module has other parts or settings than it had.
         """
+        # Within the block the arrays of the store alone count: programs use them up and hand on others.
         self.take()
         self._open = True
         try:
@@ -284,11 +293,11 @@ class Backend:
             call(*args)
 
     def eval_parts(self) -> tuple[str, ...]:
-        """Parts of modules that were in evaluation mode when others were not, and stay in it."""
+        """Names of the parts of modules that were in evaluation mode when others were not, and stay in it."""
         return self._models.eval_parts()
 
     def has_method(self, model: str, name: str) -> bool:
-        """Whether `call_method` can call it."""
+        """Whether `call_method` can call a method of this name of a model."""
         return self._models.has_method(model, name)
 
     def call_method(
@@ -312,6 +321,7 @@ class Backend:
         self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
     ) -> Any:
         """Call a model with the present arrays and keep its new state."""
+        # The usual case first, without a further call.
         if self._open:
             return self._models.forward(model, args, kwargs, training=training, update_state=update_state)
         self.take()
@@ -351,17 +361,17 @@ class Backend:
         inputs: Sequence[Array],
         receive: Callable[[list[Array]], None],
     ) -> list[tuple[list[Leaves], list[Array]]]:
-        """Differentiate a piece of a closure that is cut."""
+        """Differentiate the last piece of a closure that is cut, also by the inputs of the piece."""
         return self._gradients.piece(objective, wrt, at, scopes, inputs, receive)
 
     def pull(
         self, pullback: Any, cotangents: list[Array], wrt: Sequence[tuple[str, ...]]
     ) -> tuple[list[Leaves], list[Array]]:
-        """Go backwards through an earlier piece."""
+        """Take gradients backwards through an earlier piece of a closure that is cut."""
         return self._gradients.pull(pullback, cotangents, wrt)
 
     def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
-        """Gradient of a scalar function of trees of arrays."""
+        """Make a function that returns the gradient of a scalar function of trees of arrays."""
         return self._gradients.grad(fn, scopes)
 
     @property
@@ -370,7 +380,7 @@ class Backend:
         return self._optimizers.takes_value
 
     def update(self, grads: Leaves, apply: Any, value: Any = None) -> Any:
-        """One step of every optimizer that trains one of these paths, or of none where an array decides so."""
+        """Make one step of every optimizer that trains one of these paths, or of none where an array decides so."""
         if self._open:
             return self._optimizers.update(grads, apply, value)
         self.take()
@@ -379,7 +389,7 @@ class Backend:
         return updated
 
     def stop_gradient(self, tree: Tree) -> Tree:
-        """The same values, constant for every gradient."""
+        """Return the same values as constants for every gradient."""
         return arrays.transform(arrays.constant, tree)
 
     @property
@@ -411,8 +421,10 @@ class Backend:
     def carried(self) -> Tree:
         """All that a step may change, by reference; inside an objective as constants."""
         store = self._current.store
+        # The core asks before every program: most often nothing was replaced since the last one.
         if store.is_tree():
             return store.tree
+        # What model calls of an open objective left in the buffers are its tracers.
         buffers = dict(store.buffers)
         if self._current.in_objective:
             buffers = {path: arrays.primal(value) for path, value in buffers.items()}
@@ -427,7 +439,7 @@ class Backend:
         store.tree = tree
 
     def hyper_values(self) -> dict[str, Any]:
-        """Present hyperparameters of all optimizers, under ``"index.name"``."""
+        """The present hyperparameters of all optimizers, under ``"index.name"``."""
         return self._optimizers.hyper_values()
 
     def put_hyper_values(self, values: Mapping[str, Any]) -> None:
@@ -439,37 +451,37 @@ class Backend:
         return jax.device_put(jnp.asarray(value), self._arrays.device)
 
     def to_words(self, values: Sequence[Array]) -> Array:
-        """The bits of small arrays in one vector."""
+        """Pack small arrays into one vector, by their bits."""
         return packed_scalars.to_words(values)
 
     def from_words(self, vector: Array, start: int, shape: tuple[int, ...], dtype: str) -> Array:
-        """One of the packed arrays."""
+        """Unpack one array from the vector of `to_words`."""
         return packed_scalars.from_words(vector, start, shape, dtype)
 
     def is_traced(self, value: Any) -> bool:
-        """Whether it is an array that stands for one in a trace."""
+        """Whether a value is a tracer, which stands for an array in a trace or a gradient."""
         return arrays.is_traced(value)
 
     def copy(self, tree: Tree) -> Tree:
-        """New arrays with the same values."""
+        """Copy the arrays of a tree, which may be donated then."""
         return arrays.transform(arrays.copied, tree)
 
     # -- arrays ------------------------------------------------------------------------------------------------
 
     def convert(self, tree: Tree) -> Tree:
-        """A batch from any loader -> JAX arrays; NumPy leaves are copied on the host, since programs start later."""
+        """Convert a batch from any loader to JAX arrays; NumPy leaves are copied first, as programs start later."""
         return self._arrays.convert(tree)
 
     def feed(self, tree: Tree) -> Tree:
-        """A batch for a program: NumPy leaves are copied, and stay NumPy arrays."""
+        """Prepare a batch for a program: NumPy leaves are copied, and stay NumPy arrays."""
         return self._arrays.feed(tree)
 
     def place(self, tree: Tree) -> Tree:
-        """JAX arrays for what `feed` left."""
+        """Make JAX arrays of the NumPy arrays that `feed` left."""
         return self._arrays.place(tree)
 
     def restore(self, host: np.ndarray[Any, Any], old: Any) -> Any:
-        """Random keys from their data; anything else as a batch is."""
+        """Convert an array of a checkpoint: random keys from their data, anything else as a batch is."""
         return self._arrays.like(host, old) if arrays.is_key(old) else self._arrays.convert(host)
 
     def adopt(self, old: Tree, new: Tree) -> Tree:
@@ -481,7 +493,7 @@ class Backend:
         return any(map(self._current.is_differentiated, jax.tree_util.tree_leaves(tree)))
 
     def concrete(self, tree: Tree) -> Tree:
-        """The values without the gradients they are part of."""
+        """Return the values without the gradients they are part of."""
         return arrays.transform(arrays.primal, tree)
 
     def is_bounded(self, leaves: Sequence[Array]) -> Any:
@@ -489,17 +501,18 @@ class Backend:
         return arrays.is_bounded(leaves)
 
     def to_host(self, tree: Tree) -> Tree:
-        """NumPy copies of all arrays."""
+        """Copy all arrays to the host."""
         return arrays.transform(self._fetch, tree)
 
     def _fetch(self, leaf: Any) -> Any:
+        """A NumPy copy of an array; anything else as it is. Counts what had to come from JAX."""
         if not arrays.is_array(leaf):
             return leaf
         self.transfers += isinstance(leaf, jax.Array)
         return arrays.to_numpy(leaf)
 
     def number(self, value: Any) -> Any:
-        """The value itself: a look at an array of JAX may have to wait."""
+        """Return the value itself: to read a number from an array of JAX may have to wait for the device."""
         return value
 
     def is_ready(self, array: Array) -> bool:
@@ -516,23 +529,28 @@ class Backend:
         return arrays.signature(array)
 
     def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-        """Map over the leaves of trees of one structure; None is an empty tree, as everywhere in JAX."""
+        """Map a function over the leaves of trees of one structure; None is an empty tree, as everywhere in JAX."""
         return jax.tree_util.tree_map(fn, tree, *rest)
 
     def tree_names(self, tree: Tree) -> list[str]:
-        """The names of the leaves, as in exported weights."""
+        """Name the leaves of a tree as in exported weights, such as ``layers.0.kernel``."""
         return names_of(tree)
 
     def tree_leaves(self, tree: Tree) -> list[Any]:
-        """The leaves; dict entries in the order of their keys."""
+        """List the leaves of a tree; dict entries in the order of their keys."""
         return jax.tree_util.tree_leaves(tree)
 
     def tree_structure(self, tree: Tree) -> Any:
-        """A tree without its leaves."""
+        """The structure of a tree, which is equal for trees that differ in their leaves alone."""
         return jax.tree_util.tree_structure(tree)
 
 
 def _device(device: Any) -> Any:
+    """The device of JAX for what the user wrote; None for JAX's own choice.
+
+    Raises:
+        BackendError: JAX has no such device.
+    """
     if device is None or isinstance(device, jax.Device):
         return device
     platform, _, number = str(device).partition(":")

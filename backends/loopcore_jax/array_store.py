@@ -39,6 +39,7 @@ class ArrayStore:
 
     def is_tree(self) -> bool:
         """Whether ``tree`` still has all current arrays, by identity."""
+        # Stores are changed by assignment to their dicts and lists, without notice, so that every array is compared.
         tree = self.tree
         if tree is None:
             return False
@@ -92,6 +93,7 @@ class AutodiffContext(threading.local):
         calls: how many random keys its models were given.
     """
 
+    # A subclass of ``threading.local`` has these defaults anew in each thread.
     store: ArrayStore | None = None
     traced: Leaves | None = None
     kind: type | None = None
@@ -136,6 +138,7 @@ class CurrentArrays:
     def array(self, path: str) -> Array:
         """The current array of a path; inside an objective the tracer that stands for it."""
         traced, store = self.context.traced, self.store
+        # Buffers are never in ``traced``: what an objective leaves in them goes into the store itself.
         if traced and path in traced:
             return traced[path]
         return store.params[path] if path in store.params else store.buffers[path]

@@ -78,6 +78,7 @@ class Equinox:
         """
         module = eqx.combine(params, self._modes[training])
         names = self._keywords[method] if method in self._keywords else keywords(getattr(self.methods, method))[1]
+        # What the caller passes wins over the key and the state of the learner.
         options = {"key": key, **kwargs} if "key" in names else kwargs
         if not (self._has_state and "state" in names):
             return getattr(module, method)(*args, **options), None
@@ -86,6 +87,7 @@ class Equinox:
 
     def native(self, params: Tree, state: Tree) -> Any:
         """Build the module with these arrays, or the pair of it and the state."""
+        # As the user made it, with the modes that its parts had.
         module = eqx.combine(params, self._static)
         return (module, state) if self._has_state else module
 

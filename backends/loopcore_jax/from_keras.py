@@ -102,10 +102,12 @@ class KerasRule:
         self._trained = {
             path: variables[path] if path in variables else _stand_in(path, array) for path, array in params.items()
         }
+        # Keras makes the slots of an optimizer for variables: parameters of other libraries need stand-ins.
         prepare(optimizer, self._trained)
         self.names = own_names(optimizer)
         self.fixed = fixed_reasons(optimizer, self.names)
         self._variables = list(optimizer.variables)
+        # Keras counts the learning rate among the variables of an optimizer, unless a schedule computes it.
         self._rate = next((n for n, v in enumerate(self._variables) if v is optimizer.learning_rate), None)
         self._mirror = Mirror()
 
@@ -161,6 +163,7 @@ class KerasRule:
         if self._rate is not None and "learning_rate" in hyper:
             rate = jax.numpy.asarray(hyper["learning_rate"], state[self._rate].dtype)
             state = [rate if number == self._rate else value for number, value in enumerate(state)]
+        # A variable of the model and the learner's array for it, and so for each variable of the state.
         present = [(variable, params[path]) for path, variable in self._trained.items()]
         mapping = [*present, *zip(self._variables, state, strict=True)]
         trained = {path: variable for path, variable in self._trained.items() if path in grads}

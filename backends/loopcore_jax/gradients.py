@@ -21,13 +21,21 @@ _LOOKS = 16  # at what an objective reaches, which may be another thing at every
 
 
 class Gradients:
-    """Differentiates closures with respect to parameters, and functions of arrays."""
+    """Differentiates closures with respect to parameters, and functions of arrays.
+
+    JAX differentiates functions of arrays, and an objective is a closure that reads parameters. So the closure runs as
+    a function of tracers, which stand for the parameters as long as it does, and what it wrote is a further result.
+
+    Args:
+        current: gets the tracers.
+        arrays: makes arrays of what a function is differentiated by.
+    """
 
     def __init__(self, current: CurrentArrays, arrays: Arrays) -> None:
         self._current = current
         self._arrays = arrays
-        self._dependence: dict[str, bool] = {}  # by path of what gradients were taken by
-        self._looks: Counter[Any] = Counter()  # by objective
+        self._dependence: dict[str, bool] = {}  # whether some loss depended on a path that gradients were taken by
+        self._looks: Counter[Any] = Counter()  # how often the dependence was looked up, by objective
 
     def unreached(self) -> tuple[str, ...]:
         """Paths that gradients were taken by, and that no objective has reached."""
@@ -37,7 +45,17 @@ class Gradients:
     def gradient(
         self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves | None, scopes: Scopes
     ) -> list[list[Leaves]]:
-        """Differentiate a zero-argument closure: for each loss, for each group of paths, gradients by path."""
+        """Differentiate a zero-argument closure.
+
+        Args:
+            objective: returns a scalar loss, or a tuple of them.
+            wrt: groups of paths of parameters.
+            at: values by path that the objective reads in place of parameters.
+            scopes: what the objective may write arrays into; none of these is a tracer afterwards.
+
+        Returns:
+            For each loss, for each group of paths, the gradients by path.
+        """
         return [groups for groups, _ in self.piece(objective, wrt, at, scopes, (), lambda _: None)]
 
     def piece(
@@ -49,11 +67,24 @@ class Gradients:
         inputs: Sequence[Array],
         receive: Callable[[list[Array]], None],
     ) -> list[tuple[list[Leaves], list[Array]]]:
-        """The same for the last piece of an objective, and the gradients of each loss by its inputs."""
+        """Differentiate the last piece of an objective that is cut, by the inputs of the piece too.
+
+        Args:
+            objective: the rest of it.
+            wrt: as for `gradient`.
+            at: as for `gradient`.
+            scopes: as for `gradient`.
+            inputs: what the piece before handed on.
+            receive: gets the tracers of the inputs before the objective runs.
+
+        Returns:
+            For each loss the gradients by parameters, as `gradient` returns them, and those by the inputs.
+        """
         current = self._current
         outer = current.context.traced or {}
         fixed = {path: jnp.asarray(value, current.store.params[path].dtype) for path, value in (at or {}).items()}
         paths = tuple(dict.fromkeys(chain(*wrt)))
+        # In an outer objective a value is a tracer, so that this gradient can be differentiated again.
         values = [fixed[path] if path in fixed else current.array(path) for path in paths]
         count = len(paths)
 
@@ -62,6 +93,7 @@ class Gradients:
             receive(traced[count:])
             return scalars(objective())
 
+        # A closure is a new object at every step, its code is not.
         objective_key = (paths, getattr(objective, "__code__", None))
         rows = self._differentiate(call, [*values, *inputs], paths, scopes, objective_key)
         return [(_grouped(paths, row, wrt), row[count:]) for row in rows]
@@ -70,13 +102,25 @@ class Gradients:
     def pull(
         pullback: Pullback, cotangents: list[Array], wrt: Sequence[tuple[str, ...]]
     ) -> tuple[list[Leaves], list[Array]]:
-        """Through one more piece, backwards: from gradients by what it handed on to those by what it began with."""
+        """Take gradients backwards through one more piece of an objective that is cut.
+
+        Args:
+            pullback: of the piece, from the `CutError` at its end.
+            cotangents: gradients by what the piece handed on.
+            wrt: groups of paths of parameters.
+
+        Returns:
+            The gradients by parameters, and those by what the piece began with.
+        """
         paths = tuple(dict.fromkeys(chain(*wrt)))
         (row,) = pullback(cotangents)
         return _grouped(paths, row, wrt), row[len(paths) :]
 
     def grad(self, fn: Callable[..., Any], scopes: Scopes) -> Callable[..., Any]:
-        """Gradient of a scalar function of trees of arrays; can be differentiated again inside an objective."""
+        """Make a function that returns the gradient of a scalar function of trees of arrays.
+
+        It can be differentiated again inside an objective, or by another `grad`.
+        """
 
         def gradients(*args: Any, **kwargs: Any) -> Any:
             if not args:
@@ -86,6 +130,7 @@ class Gradients:
             values = [self._argument(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
 
             def call(traced: list[Array]) -> list[Array]:
+                # An empty dict says that this thread differentiates, though nothing stands for parameters.
                 self._current.context.traced = self._current.context.traced or {}
                 losses = scalars(fn(*jax.tree_util.tree_unflatten(spec, traced), **kwargs))
                 if len(losses) > 1:
@@ -110,12 +155,14 @@ class Gradients:
         What ``call`` wrote leaves the gradient as its side output, also when it raised: no scope keeps a tracer.
         """
         context = self._current.context
+        # The buffers are a scope too: models write their new state into them in the objective.
         outer, kind, side_scopes = context.traced, context.kind, [*scopes, self._current.store.buffers]
         errors: list[BaseException] = []
         dependence: list[bool] = []
 
         def fn(traced: list[Array]) -> tuple[list[Array], list[Array]]:
             losses: list[Array] = []
+            # An array that depends on the values is a tracer of this type; one of the trace of a program is another.
             context.kind = type(traced[0])
             context.depth += 1
             try:
@@ -123,6 +170,7 @@ class Gradients:
                 dependence.extend(type(loss) is context.kind for loss in losses)
             except BaseException as error:  # raised again below, when the values written until then are plain
                 errors.append(error)
+                # A cut ends the piece here: it is differentiated by what it hands on instead of by losses.
                 losses = error.leaves if isinstance(error, CutError) else []
             finally:
                 context.traced, context.kind = outer, kind
@@ -140,8 +188,10 @@ class Gradients:
                 raise errors[0]
             finally:
                 errors.clear()  # the exception keeps this frame, which must not keep the exception
+        # The type of a loss tells at once, but for an inner objective, whose losses may be tracers of the outer one.
         if not any(dependence) or (outer is not None and not _depends(pullback, losses)):
             raise GradientError(_unreached(len(losses), names))
+        # One forward pass, and a backward pass for each loss.
         return [pullback(_unit(losses, number))[0] for number in range(len(losses))]
 
     def _note_reached(self, paths: Sequence[str], pullback: Pullback, losses: list[Array], objective_key: Any) -> None:
@@ -153,6 +203,15 @@ class Gradients:
             self._dependence[path] = self._dependence.get(path, False) or depends
 
     def _argument(self, leaf: Any, name: str) -> Array:
+        """A leaf of the arguments of a function as an array that has gradients.
+
+        Args:
+            leaf: what the caller passed.
+            name: what messages call it.
+
+        Raises:
+            GradientError: it has no gradient.
+        """
         value = jnp.asarray(leaf, self._arrays.dtype) if type(leaf) is float else self._arrays.leaf(leaf)
         if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jnp.inexact):
             return value
@@ -164,12 +223,13 @@ class Gradients:
 
 
 def _grouped(paths: Sequence[str], row: Sequence[Array], wrt: Sequence[tuple[str, ...]]) -> list[Leaves]:
+    """The gradients of one loss by path, a dict for each group; those by inputs are behind them in ``row``."""
     leaves = dict(zip(paths, row, strict=False))
     return [{path: leaves[path] for path in group} for group in wrt]
 
 
 def scalars(result: Any) -> list[Array]:
-    """The losses an objective returned, one or a tuple of them.
+    """List the losses an objective returned, one or a tuple of them.
 
     Raises:
         LossError: something else came.
@@ -196,7 +256,7 @@ def scalars(result: Any) -> list[Array]:
 
 
 def _traced_in(scopes: Scopes) -> list[Array]:
-    """All tracers in the values of the scopes, at any depth."""
+    """List all tracers in the values of the scopes, at any depth."""
     tracers: list[Array] = []
 
     def note(leaf: Any) -> Any:
@@ -211,7 +271,7 @@ def _traced_in(scopes: Scopes) -> list[Array]:
 
 
 def _put_back(scopes: Scopes, plain: list[Array]) -> None:
-    """Replace the tracers that `_traced_in` found, in its order."""
+    """Replace the tracers that `_traced_in` listed by their values, in its order."""
     values = iter(plain)
     if plain:
         for scope in scopes:
@@ -220,12 +280,15 @@ def _put_back(scopes: Scopes, plain: list[Array]) -> None:
 
 
 def _depends(pullback: Pullback, losses: list[Array]) -> bool:
-    """Whether a gradient depends on the losses at all; inside an objective a tracer may be that of the outer one."""
+    """Whether some gradient depends on the losses, so that the losses depend on what it is the gradient by."""
     return any(_dependent(pullback, losses))
 
 
 def _dependent(pullback: Pullback, losses: list[Array]) -> list[bool]:
-    """Which gradients depend on the losses."""
+    """Which gradients depend on the losses: where a loss does not depend on a value, its gradient is a constant zero.
+
+    The pullback is traced and not run, and its equations are followed from its inputs.
+    """
     program = jax.make_jaxpr(pullback)([jnp.zeros_like(loss) for loss in losses]).jaxpr
     dependent = {id(variable) for variable in program.invars}
     for equation in program.eqns:
@@ -235,11 +298,12 @@ def _dependent(pullback: Pullback, losses: list[Array]) -> list[bool]:
 
 
 def _unit(losses: list[Array], number: int) -> list[Array]:
+    """The cotangents that select one of the losses: one for it, zero for the others."""
     return [jnp.full((), float(index == number), loss.dtype) for index, loss in enumerate(losses)]
 
 
 def _names(args: tuple[Any, ...]) -> Iterator[str]:
-    """What messages call the leaves of the arguments."""
+    """Name each leaf of the arguments of a function, as messages call it."""
     for position, arg in enumerate(args):
         leaves = jax.tree_util.tree_leaves(arg)
         is_leaf = len(leaves) == 1 and leaves[0] is arg
@@ -250,6 +314,7 @@ def _names(args: tuple[Any, ...]) -> Iterator[str]:
 
 
 def _unreached(losses: int, names: Sequence[str]) -> str:
+    """The message for losses that depend on none of the named parameters or arguments."""
     subject = "the loss does" if losses == 1 else "the losses do"
     listing = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return (

@@ -82,6 +82,7 @@ def _reduced(values: Array, reduction: str) -> Array:
 
 def _labels(ys: Array) -> Array:
     """Labels as int32, in which a negative one becomes one that is no class, as JAX would count it from the end."""
+    # JAX reads out of bounds without an error: NaN where an index is too large, but the last class for -1.
     labels = jnp.asarray(ys, jnp.int32)
     return jnp.where(labels < 0, np.iinfo(np.int32).max, labels)
 

@@ -15,7 +15,7 @@ from loopcore.errors import BackendError, UnknownModelError
 
 
 class Library(Protocol):
-    """One model, taken apart.
+    """A model taken apart into arrays and a function of them, in the way of the library that it is of.
 
     One with methods besides its forward pass has ``methods``, the class they are of, and its ``call`` takes ``method``.
 
@@ -36,11 +36,11 @@ class Library(Protocol):
     def call(
         self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
     ) -> tuple[Any, Tree]:
-        """The forward pass; returns its result and the new state, None without."""
+        """Run the forward pass; returns its result and the new state, None without."""
         ...
 
     def native(self, params: Tree, state: Tree) -> Any:
-        """What the user gave, with these arrays in it."""
+        """Build what the user gave, with these arrays in it; a `Keeper` writes them into the user's object."""
         ...
 
 
@@ -54,7 +54,7 @@ class Keeper(Library, Protocol):
     owner: Any
 
     def variables(self) -> tuple[Tree, Tree]:
-        """What holds the arrays in the user's object, in the structure of ``params`` and of ``state``."""
+        """The variables that hold the arrays in the user's object, in the structure of ``params`` and of ``state``."""
         ...
 
     def present(self) -> tuple[Tree, Tree]:
@@ -67,7 +67,7 @@ class Keeper(Library, Protocol):
 
 
 def is_keras(model: Any) -> bool:
-    """Whether it is a model or layer of Keras, which is not imported to find out."""
+    """Whether a model is a model or layer of Keras, which is not imported to find out."""
     keras = sys.modules.get("keras")
     return keras is not None and isinstance(model, keras.Layer)
 
@@ -157,6 +157,7 @@ def _linen_module(first: Any, linen: Any, title: str) -> Any:
     """
     if isinstance(first, linen.Module):
         return first
+    # A bound method is another object each time that it is read, but equal ones compare so.
     inner = first.func if isinstance(first, partial) else first
     module: Any = getattr(inner, "__self__", None)
     if not isinstance(module, linen.Module) or inner != module.apply:
@@ -196,19 +197,19 @@ class Arrays:
     def call(
         self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
     ) -> tuple[Any, Tree]:
-        """There is nothing to call."""
+        """Refuse: a tree of arrays has nothing to call."""
         raise BackendError(
             f"{self._title} is a tree of arrays, parameters without a forward: read them with "
             "learner.params.value, or pass (apply_fn, params) to the Learner"
         )
 
     def native(self, params: Tree, state: Tree) -> Any:
-        """The tree."""
+        """Return the tree of parameters."""
         return params
 
 
 class Plain:
-    """``(apply_fn, params[, state])``."""
+    """A function with its arrays, ``(apply_fn, params[, state])``."""
 
     keeps_arrays = state_prefix = False
 
@@ -224,7 +225,8 @@ class Plain:
     def call(
         self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
     ) -> tuple[Any, Tree]:
-        """``apply_fn(params, [state,] *args, **kwargs)`` with the mode and ``rng=`` if its signature has them."""
+        """Call ``apply_fn(params, [state,] *args, **kwargs)`` with the mode and ``rng=`` if its signature has them."""
+        # What the caller passes comes last: he may set the mode or the key of a call himself.
         rng = {"rng": key} if self.takes_key else {}
         options = {**mode_of(self._mode, training), **rng, **kwargs}
         if not self._has_state:
@@ -233,17 +235,17 @@ class Plain:
         return two_parts(result, f"{self._title} has a state, so its apply_fn")
 
     def native(self, params: Tree, state: Tree) -> Any:
-        """The tuple."""
+        """Build the tuple that the user gave, with these arrays."""
         return (self._apply_fn, params, state) if self._has_state else (self._apply_fn, params)
 
 
 class Haiku:
-    """``(transformed, params[, state])`` of haiku."""
+    """A transformed function of haiku with its arrays, ``(transformed, params[, state])``."""
 
     keeps_arrays = state_prefix = False
 
     def __init__(self, transformed: Any, tail: list[Any], title: str) -> None:
-        haiku = sys.modules["haiku"]
+        haiku = sys.modules["haiku"]  # imported, since `transformed` is of it
         self._has_state = isinstance(transformed, haiku.TransformedWithState)
         if len(tail) != 1 + self._has_state:
             form = "(transformed, params, state)" if self._has_state else "(transformed, params)"
@@ -252,13 +254,14 @@ class Haiku:
         self.state: Tree = tail[1] if self._has_state else ()
         self._transformed = transformed
         self._mode, _ = keywords(transformed.apply)
+        # haiku passes the key by position, after the parameters and the state.
         names = list(signature(transformed.apply).parameters)
         self.takes_key = names[1 + self._has_state : 2 + self._has_state] == ["rng"]  # not after without_apply_rng
 
     def call(
         self, params: Tree, state: Tree, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, key: Any
     ) -> tuple[Any, Tree]:
-        """``apply(params, [state,] [rng,] *args, **kwargs)`` with the mode if its signature has it."""
+        """Call ``apply(params, [state,] [rng,] *args, **kwargs)`` with the mode if its signature has it."""
         options = {**mode_of(self._mode, training), **kwargs}
         rng = (key,) if self.takes_key else ()
         if not self._has_state:
@@ -267,5 +270,5 @@ class Haiku:
         return result, new
 
     def native(self, params: Tree, state: Tree) -> Any:
-        """The tuple."""
+        """Build the tuple that the user gave, with these arrays."""
         return (self._transformed, params, state) if self._has_state else (self._transformed, params)

@@ -32,11 +32,11 @@ class Part(NamedTuple):
     spec: Any
 
     def build(self, leaves: Mapping[str, Any]) -> Tree:
-        """The tree with the value of each path."""
+        """Build the tree with the value of each path."""
         return jax.tree_util.tree_unflatten(self.spec, [leaves[path] for path in self.paths])
 
     def flatten(self, tree: Tree) -> Leaves:
-        """The leaves of a tree by path.
+        """Sort the leaves of a tree by path.
 
         Raises:
             ValueError: the structure differs.
@@ -48,7 +48,14 @@ class Part(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """One model: who calls it, and its parameters and state."""
+    """One model of the learner.
+
+    Attributes:
+        title: what messages call it.
+        library: calls it.
+        params: its parameters.
+        state: its other arrays.
+    """
 
     title: str
     library: Library
@@ -56,12 +63,17 @@ class Bound(NamedTuple):
     state: Part
 
     def part(self, kind: Kind) -> Part:
-        """Its parameters or its state."""
+        """The parameters or the state of the model."""
         return self.params if kind == "params" else self.state
 
 
 class Models:
-    """The bound models."""
+    """The bound models of one learner.
+
+    Args:
+        current: has the arrays, which stay in its store.
+        arrays: makes them; gets its dtype from the parameters.
+    """
 
     def __init__(self, current: CurrentArrays, arrays: Arrays) -> None:
         self._current = current
@@ -82,16 +94,19 @@ class Models:
             if not weights:
                 raise UnknownModelError(f"{title} has no parameters: give it arrays of floats that can be trained")
             state, values = _described(library.state, prefix, prefix, f"{prefix}state")
+            # A path names one array: where the state has that of a parameter, all of it moves below ``state.``.
             if library.state_prefix or set(state.paths) & set(part.paths):
                 state, values = _described(library.state, prefix, f"{prefix}state.", f"{prefix}state")
             params |= self._copies(title, part.paths, weights, _parameter_problem)
             buffers |= self._copies(title, state.paths, values, _buffer_problem)
             bound_models[name] = Bound(title, library, part, state)
+        # A variable that two models share is refused or noted before anything is replaced.
         self._twins = _twins(bound_models)
         self._bound = bound_models
         store = self._current.store
         store.params, store.buffers = params, buffers
         self._mirror = Mirror()
+        # The user's objects have their own arrays, and the learner's copies of these have the same values so far.
         for bound in self._keepers():
             for path, user_array in _user_arrays(bound).items():
                 self._mirror.agree(path, self._current.array(path), user_array)
@@ -100,6 +115,17 @@ class Models:
     def _copies(
         self, title: str, paths: tuple[str, ...], leaves: list[Any], problem: Callable[[Any], str | None]
     ) -> Leaves:
+        """Copy the leaves of a model.
+
+        Args:
+            title: what messages call the model.
+            paths: of the leaves.
+            leaves: as the user gave them.
+            problem: says what is wrong with a leaf; None if nothing is.
+
+        Raises:
+            UnknownModelError: a leaf cannot be used.
+        """
         copies: Leaves = {}
         for path, leaf in zip(paths, leaves, strict=True):
             wrong = "two arrays have this path: rename one" if path in copies else problem(leaf)
@@ -115,7 +141,7 @@ class Models:
         return {name: bound.part(kind).paths for name, bound in self._bound.items()}
 
     def tree_of(self, paths: Iterable[str]) -> Part | None:
-        """The parameters of the model of which these are all."""
+        """The structure of the model whose parameters are these and no others; None if there is no such model."""
         selected = set(paths)
         return next((bound.params for bound in self._bound.values() if set(bound.params.paths) == selected), None)
 
@@ -151,12 +177,12 @@ class Models:
                 )
 
     def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
-        """Leaves by relative path -> the model's own tree."""
+        """Build the model's own tree of leaves by relative path."""
         part = self._bound[model].part(kind)
         return part.build({path: leaves[path.removeprefix(part.prefix)] for path in part.paths})
 
     def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
-        """The inverse of `pack`.
+        """Sort the leaves of a model's own tree by relative path, the inverse of `pack`.
 
         Raises:
             ValueError: the structure differs.
@@ -175,11 +201,12 @@ class Models:
             self.show()
             return _keeper(bound).owner
         trees = (part.build({path: copied(current.array(path)) for path in part.paths}) for part in bound[2:])
+        # One that keeps its arrays also has ``copy``, for where these cannot be written into the user's object.
         make = getattr(bound.library, "copy", bound.library.native)
         return make(*trees)
 
     def _keepers(self) -> list[Bound]:
-        """Models whose user's objects hold their arrays."""
+        """The models whose arrays the user's own objects hold too."""
         return [bound for bound in self._bound.values() if bound.library.keeps_arrays]
 
     def show(self) -> None:
@@ -189,12 +216,14 @@ class Models:
             paths = (*bound.params.paths, *bound.state.paths)
             current = {path: store.params[path] if path in store.params else store.buffers[path] for path in paths}
             user_arrays = {path: self._mirror.user_array(path, array) for path, array in current.items()}
+            # After an evaluation nothing has changed, and nothing is copied.
             if all(value is not None for value in user_arrays.values()):
                 continue
             values = {
                 path: copied(array) if user_arrays[path] is None else user_arrays[path]
                 for path, array in current.items()
             }
+            # The user's arrays that still have the right values are written back as they are.
             bound.library.native(bound.params.build(values), bound.state.build(values))
             for path, value in _user_arrays(bound).items():
                 self._mirror.agree(path, current[path], value)
@@ -209,6 +238,7 @@ class Models:
         self.check()
         for bound in self._keepers():
             for path, user_array in _user_arrays(bound).items():
+                # Arrays of JAX do not change, so that an assignment shows in the identity.
                 if not self._mirror.is_user_array(path, user_array):
                     group = store.params if path in store.params else store.buffers
                     if np.shape(user_array) != group[path].shape:
@@ -221,7 +251,7 @@ class Models:
                     self._mirror.agree(path, group[path], user_array)
 
     def check(self) -> None:
-        """See that the user's objects have the parts they had.
+        """Check that the user's objects have the parts they had.
 
         Raises:
             BackendError: one has others.
@@ -271,7 +301,7 @@ class Models:
     # -- forward -----------------------------------------------------------------------------------------------
 
     def eval_parts(self) -> tuple[str, ...]:
-        """Parts that stay in evaluation mode, as the user left them."""
+        """Names of the parts that stay in evaluation mode, as the user left them."""
         return tuple(
             bound.params.prefix + path
             for bound in self._bound.values()
@@ -294,6 +324,7 @@ class Models:
     ) -> Any:
         """Call a model, or a method of it, with the present arrays and keep its new state."""
         bound, store = self._bound[model], self._current.store
+        # The state is the learner's: what the model returns is kept only here, so that `apply` leaves no trace.
         result, state = self._call(bound, self._params(bound), args, kwargs, training, method)
         if update_state and state is not None and bound.state.paths:
             store.buffers.update(self._new_state(bound, state, store.buffers))
@@ -307,6 +338,7 @@ class Models:
         return self._call(bound, {**self._params(bound), **leaves}, args, kwargs, training)[0]
 
     def _params(self, bound: Bound) -> Leaves:
+        """The present parameters of a model; inside an objective the tracers that stand for them."""
         return {path: self._current.array(path) for path in bound.params.paths}
 
     def _call(
@@ -318,17 +350,26 @@ class Models:
         training: bool,
         method: str | None = None,
     ) -> tuple[Any, Tree]:
+        """Call a model, or a method of it, with these parameters and its present state.
+
+        Returns:
+            The result and the new state, None without.
+        """
         key = None
         if bound.library.takes_key:
             context = self._current.context
-            context.calls += 1
+            context.calls += 1  # each call in a step draws other numbers
             key = jax.random.fold_in(typed(context.key), np.uint32(context.calls))
         state = bound.state.build(self._current.store.buffers)
         method_argument = () if method is None else (method,)
         return bound.library.call(bound.params.build(params), state, args, kwargs, training, key, *method_argument)
 
     def _new_state(self, bound: Bound, state: Tree, old: Leaves) -> Leaves:
-        """What a call left, as new arrays in the dtype and shape of what there was."""
+        """Copy the state that a call left, in the dtype and shape of the old one.
+
+        Raises:
+            BackendError: it has another structure or another shape.
+        """
         try:
             leaves = bound.state.flatten(state)
         except ValueError as error:
@@ -348,17 +389,18 @@ class Models:
 
 
 def _keeper(bound: Bound) -> Keeper:
+    """The library of a model whose user's object holds its arrays, with the type that says so."""
     return cast(Keeper, bound.library)
 
 
 def _user_arrays(bound: Bound) -> Leaves:
-    """What the user's object holds, by path."""
+    """The arrays that the user's object holds, by path."""
     params, state = _keeper(bound).present()
     return bound.params.flatten(params) | bound.state.flatten(state)
 
 
 def _twins(bound_models: Mapping[str, Bound]) -> list[tuple[str, str]]:
-    """Pairs of paths of two models that are one array.
+    """Find pairs of paths of two models that are one array.
 
     Raises:
         UnknownModelError: two models that keep their arrays share a variable, which copies would make two of.
@@ -368,9 +410,11 @@ def _twins(bound_models: Mapping[str, Bound]) -> list[tuple[str, str]]:
     for name, bound in bound_models.items():
         keeps = bound.library.keeps_arrays
         trees = _keeper(bound).variables() if keeps else (bound.library.params, ())
+        # Variables are trees of their own for JAX; the structure of the arrays says where each of them is one leaf.
         spec: Any = jax.tree_util.tree_structure((bound.library.params, bound.library.state if keeps else ()))
         paths = (*bound.params.paths, *(bound.state.paths if keeps else ()))
         for path, leaf in zip(paths, spec.flatten_up_to(trees), strict=True):
+            # Within one model a library decides itself whether an array that occurs twice is one parameter.
             other, first = owners.setdefault(id(leaf), (name, path))
             if other == name:
                 continue
@@ -385,19 +429,31 @@ def _twins(bound_models: Mapping[str, Bound]) -> list[tuple[str, str]]:
 
 
 def _described(tree: Tree, prefix: str, start: str, bare: str) -> tuple[Part, list[Any]]:
-    """The part and its leaves; paths begin with ``start``, that of a single array is ``bare``."""
+    """Name the leaves of a tree.
+
+    Args:
+        tree: parameters or a state.
+        prefix: of all paths of the model.
+        start: what each path begins with.
+        bare: the path of a tree that is a single array.
+
+    Returns:
+        The part, and the leaves in its order.
+    """
+    # JAX flattens dicts by sorted key: paths are in that order, as are the leaves.
     leaves, spec = jax.tree_util.tree_flatten(tree)
     paths = tuple(start + word if word else bare for word in names_of(tree))
     return Part(prefix, paths, spec), leaves
 
 
 def names_of(tree: Tree) -> list[str]:
-    """The words of the leaves of a tree; that of a single array is empty."""
+    """Name the leaves of a tree by their keys, as in ``layers.0.kernel``; the name of a single array is empty."""
     entries, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [jax.tree_util.keystr(keys, simple=True, separator=".") for keys, _ in entries]
 
 
 def _parameter_problem(leaf: Any) -> str | None:
+    """Why a leaf cannot be a parameter; None if it can."""
     if isinstance(leaf, (int, float)) and not isinstance(leaf, np.generic):
         return f"it is the number {leaf!r}, but parameters are arrays of floats, such as jnp.array([1.0, 2.0])"
     if not isinstance(leaf, (jax.Array, np.ndarray, np.generic)):
@@ -408,6 +464,7 @@ def _parameter_problem(leaf: Any) -> str | None:
 
 
 def _buffer_problem(leaf: Any) -> str | None:
+    """Why a leaf cannot be part of a state; None if it can."""
     if isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float)):
         return None
     return f"{foreign(leaf, 'jax')}; a state holds arrays and numbers"

@@ -14,6 +14,7 @@ from loopcore.backend import Array
 from loopcore.backend.windows import Padding, PerAxis, Windows, conv_windows, pool_windows
 from loopcore_jax.functions import Axis
 
+# What JAX calls the axes of input, kernel and output, by the number of space axes.
 _LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
 
 
@@ -69,6 +70,7 @@ def avg_pool(x: Array, window: PerAxis, /, *, strides: PerAxis | None = None, pa
         ValueError: shapes or arguments do not fit.
     """
     windows = pool_windows("avg_pool", x.shape, window, strides, padding)
+    # How many real elements each window has is known without the data, and computed by NumPy.
     return _reduce(x, windows, lax.add, 0.0) / np.asarray(windows.counts()[..., None], x.dtype)
 
 
@@ -89,6 +91,7 @@ def max_pool(x: Array, window: PerAxis, /, *, strides: PerAxis | None = None, pa
 
 def _reduce(x: Array, windows: Windows, combine: Callable[[Any, Any], Any], start: float) -> Array:
     """Combine the elements of each window of the space axes, beginning with ``start``."""
+    # Windows reach over no other example and no other channel.
     window, strides, padding = (1, *windows.window, 1), (1, *windows.strides, 1), ((0, 0), *windows.pairs, (0, 0))
     return lax.reduce_window(x, np.array(start, x.dtype), combine, window, strides, padding)
 

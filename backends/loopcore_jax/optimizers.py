@@ -22,11 +22,12 @@ from loopcore_jax.arrays import as_key, copied, is_key, is_traced, primal, to_nu
 from loopcore_jax.conditional_update import update_if
 from loopcore_jax.models import Models, Part
 
+# What optax may call each hyperparameter of loopcore, where it is injected.
 _OPTAX_NAMES = {"learning_rate": ("learning_rate",), "momentum": ("momentum", "b1"), "weight_decay": ("weight_decay",)}
 
 
 class Attached(NamedTuple):
-    """One attached optimizer.
+    """What is known of one attached optimizer; its state, which changes, is in the store.
 
     Attributes:
         name: what it is called.
@@ -55,14 +56,24 @@ class Attached(NamedTuple):
 
 
 class Counted(NamedTuple):
-    """The state of an ``nnx.Optimizer``: that of its transformation, and how many steps it made."""
+    """The state of an ``nnx.Optimizer``.
+
+    Attributes:
+        state: of its transformation.
+        step: how many steps it made.
+    """
 
     state: Tree
     step: Array
 
 
 class Optimizers:
-    """The attached optimizers of one learner; their states are in the store."""
+    """The attached optimizers of one learner; their states are in the store.
+
+    Args:
+        models: know the trees of the parameters.
+        current: has the store.
+    """
 
     def __init__(self, models: Models, current: CurrentArrays) -> None:
         self._models = models
@@ -70,8 +81,8 @@ class Optimizers:
         self._attached: list[Attached] = []
         self._constraints: dict[str, Callable[[Any], Any]] = {}
         self._mirror = Mirror()
-        self._owners: list[int] = []
-        self._rules: list[int] = []  # those of Keras
+        self._owners: list[int] = []  # numbers of those that are an ``nnx.Optimizer``
+        self._rules: list[int] = []  # numbers of those of Keras
         self.takes_value = False
 
     def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
@@ -87,6 +98,7 @@ class Optimizers:
         self._constraints = self._models.constraints()
         for index, (optimizer, paths) in enumerate(optimizers):
             self._models.check_trained(paths)
+            # The learner's optimizers are replaced when all are adapted, so that an error leaves it those it has.
             adapted, state, values = self._adapted(optimizer, paths)
             attached.append(adapted)
             states.append(state)
@@ -94,6 +106,7 @@ class Optimizers:
         self._models.check_twins(path for optimizer in attached for path in optimizer.paths)
         self._attached, store.states, store.hyper = attached, states, hyper
         self.takes_value = any(optimizer.valued for optimizer in attached)
+        # Which of them have an object of the user to be kept up to date is looked up at every run, so by number here.
         self._mirror = Mirror()
         self._owners = [n for n, optimizer in enumerate(attached) if optimizer.owner is not None]
         self._rules = [n for n, optimizer in enumerate(attached) if not hasattr(optimizer.tx, "update")]
@@ -102,7 +115,11 @@ class Optimizers:
                 self._mirror.agree((n, place), leaf, variable.get_value())
 
     def _adapted(self, optimizer: Any, paths: tuple[str, ...]) -> tuple[Attached, Tree, dict[str, Any]]:
-        """An optimizer of any kind with its first state, and the first values of what can be set in it."""
+        """Adapt an optimizer of any kind.
+
+        Returns:
+            What is known of it, its first state, and the first values of the hyperparameters that can be set.
+        """
         if isinstance(optimizer, OptimizerSpec):
             return self._adapted_spec(optimizer, paths)
         keras = sys.modules.get("keras")  # not imported: without it no optimizer can be one of Keras
@@ -111,12 +128,14 @@ class Optimizers:
         return self._adapted_optax(optimizer, paths)
 
     def _adapted_spec(self, spec: OptimizerSpec, paths: tuple[str, ...]) -> tuple[Attached, Tree, dict[str, Any]]:
+        """Adapt a neutral spec: the transformation of optax that does the same."""
         make, values = _of_spec(spec)
         names = {name: name for name in values}
         attached = Attached(type(spec).__name__, make(**values), make, paths, None, names, {}, {})
         return attached, transform(copied, attached.tx.init(self._tree(attached, self._current.store.params))), values
 
     def _adapted_keras(self, optimizer: Any, paths: tuple[str, ...]) -> tuple[Attached, Tree, dict[str, Any]]:
+        """Adapt an optimizer of Keras, whose variables become the state."""
         from loopcore_jax.from_keras import KerasRule
 
         params = self._current.store.params
@@ -126,8 +145,10 @@ class Optimizers:
         return attached, rule.init(), rate
 
     def _adapted_optax(self, optimizer: Any, paths: tuple[str, ...]) -> tuple[Attached, Tree, dict[str, float]]:
-        """One of optax, its state, and the present values of what can be set in it."""
+        """Adapt a transformation of optax or an ``nnx.Optimizer``, which goes on from the state that it has."""
         tx, params = _transformation(optimizer), self._current.store.params
+        # An ``nnx.Optimizer`` was made for a state of nnx. A bare transformation of a whole model sees its own tree,
+        # since labels and masks that the user wrote for it are trees like that; one of a part of it sees a dict.
         owner = optimizer if _is_of_nnx(optimizer) else None
         part = self._models.tree_of(paths) if owner is None else self._part_of(owner, paths)
         attached = Attached(_name_of(tx), tx, None, paths, part, {}, {}, {}, owner=owner)
@@ -136,6 +157,7 @@ class Optimizers:
         if owner is not None:
             state = _state_of(owner, state)
         state = transform(copied, state)  # some keep the parameters themselves
+        # What ``inject_hyperparams`` keeps in the state can be set there, unless a schedule writes over it.
         names = _names(state)
         fixed = _fixed(state, names)
         places = {name: _places(state, optax_name) for name, optax_name in names.items() if name not in fixed}
@@ -144,7 +166,7 @@ class Optimizers:
         return attached, state if owner is None else Counted(state, copied(owner.step.get_value())), values
 
     def _part_of(self, owner: Any, paths: tuple[str, ...]) -> Part:
-        """The state of nnx with what an ``nnx.Optimizer`` was made for.
+        """Find the state of nnx with what an ``nnx.Optimizer`` was made for.
 
         Raises:
             OptimizerError: that is not what it is to train.
@@ -168,16 +190,17 @@ class Optimizers:
         return paths
 
     def _tree(self, attached: Attached, leaves: Mapping[str, Any]) -> Tree:
-        """What the transformation sees: the model's own tree, or a dict by path."""
+        """Build what the transformation sees: the model's own tree, or a dict by path."""
         return {path: leaves[path] for path in attached.paths} if attached.part is None else attached.part.build(leaves)
 
     def _leaves(self, attached: Attached, tree: Tree) -> Leaves:
+        """Sort the leaves of what `_tree` built by path."""
         return tree if attached.part is None else attached.part.flatten(tree)
 
     # -- the user's own objects --------------------------------------------------------------------------------
 
     def _pairs(self, index: int) -> list[tuple[Array, Any]]:
-        """The leaves of the state of an ``nnx.Optimizer``, each with the user's variable.
+        """Pair the leaves of the state of an ``nnx.Optimizer`` with the variables of the user's object.
 
         Raises:
             OptimizerError: the user's object has another state.
@@ -198,7 +221,8 @@ class Optimizers:
             hyper = self._hyper_of(n)
             values_by_place = {place: hyper[key] for key, place in _slots(self._attached[n])}
             for place, (leaf, variable) in enumerate(self._pairs(n)):
-                if place in values_by_place:  # the state has it after the next update
+                # A hyperparameter that was set is in the state after the next update only; the user shall see it now.
+                if place in values_by_place:
                     value = jnp.asarray(values_by_place[place], leaf.dtype)
                     same = float(value) == float(variable.get_value())
                 else:
@@ -217,6 +241,7 @@ class Optimizers:
             store.states[n] = changed
             store.hyper = {**store.hyper, **{f"{n}.{name}": value for name, value in hyper.items()}}
         for n in self._owners:
+            # A variable that the user assigned to has another array than the one it was given by `show`.
             leaves, spec = jax.tree_util.tree_flatten(store.states[n])
             user_arrays = [variable.get_value() for _, variable in self._pairs(n)]
             changed = [
@@ -230,7 +255,13 @@ class Optimizers:
                 self._take_hyper(n, state.state, changed)
 
     def _take_hyper(self, index: int, state: Tree, changed: Iterable[int]) -> None:
-        """What can be set has the values that a state holds, where these are others now."""
+        """Set hyperparameters to the values that a state holds, if one of the changed leaves is the place of one.
+
+        Args:
+            index: of the optimizer.
+            state: of its transformation.
+            changed: numbers of the leaves that have another value.
+        """
         attached = self._attached[index]
         if not set(changed).isdisjoint(place for _, place in _slots(attached)):
             values = {f"{index}.{key}": value for key, value in _settable(attached, state).items()}
@@ -239,16 +270,16 @@ class Optimizers:
     # -- hyperparameters ---------------------------------------------------------------------------------------
 
     def name(self, index: int) -> str:
-        """What an optimizer is called."""
+        """The name of an optimizer for messages and logs."""
         return self._attached[index].name
 
     def hyper_names(self, index: int) -> tuple[str, ...]:
-        """Names of the hyperparameters; every optimizer has a learning rate, even if it cannot be reached."""
+        """Which hyperparameters an optimizer has; always a learning rate, even if nobody can read or set it."""
         names = self._attached[index].names
         return tuple(name for name in _OPTAX_NAMES if name in names or name == "learning_rate")
 
     def get_hyper(self, index: int, name: str) -> Any:
-        """Its present value.
+        """The present value of a hyperparameter.
 
         Raises:
             OptimizerError: optax keeps it where nobody can read it.
@@ -256,14 +287,15 @@ class Optimizers:
         attached, hyper = self._attached[index], self._current.store.hyper
         if f"{index}.{name}" in hyper:
             return hyper[f"{index}.{name}"]
-        if not hasattr(attached.tx, "update"):
+        if not hasattr(attached.tx, "update"):  # a rule of Keras
             return attached.tx.value(name)
+        # Not to be set, since a schedule of optax writes it, but to be read.
         if name in attached.names:
             return float(_scalars(self._current.store.states[index], attached.names[name])[0])
         raise OptimizerError(attached.fixed[name])
 
     def set_hyper(self, index: int, name: str, value: Any) -> None:
-        """Set it, for the next update.
+        """Set a hyperparameter, for the next update.
 
         Raises:
             OptimizerError: optax keeps it where nobody can set it.
@@ -271,6 +303,7 @@ class Optimizers:
         attached, hyper = self._attached[index], self._current.store.hyper
         if name in attached.fixed:
             raise OptimizerError(attached.fixed[name])
+        # A chain may have several, as with a rate for each part of a model; one number then replaces all of them.
         keys = [f"{index}.{key}" for key in _keys(attached, name)]
         different = list(dict.fromkeys(hyper[key] for key in keys if key in hyper))
         if len(different) > 1:
@@ -283,14 +316,15 @@ class Optimizers:
         hyper.update(dict.fromkeys(keys, value))
 
     def hyper_values(self) -> dict[str, Any]:
-        """All that can be set, under ``"index.name"``, by reference."""
+        """The hyperparameters of all optimizers that can be set, under ``"index.name"``, by reference."""
         return self._current.store.hyper
 
     def put_hyper_values(self, values: Mapping[str, Any]) -> None:
-        """The inverse of `hyper_values`."""
+        """Make these the present hyperparameters, the inverse of `hyper_values`."""
         self._current.store.hyper = dict(values)
 
     def _hyper_of(self, index: int) -> dict[str, Any]:
+        """The present hyperparameters of one optimizer, by name."""
         start = f"{index}."
         hyper = self._current.store.hyper
         return {name.removeprefix(start): value for name, value in hyper.items() if name.startswith(start)}
@@ -298,7 +332,10 @@ class Optimizers:
     # -- state -------------------------------------------------------------------------------------------------
 
     def export(self) -> dict[str, Any]:
-        """The leaves of all states, by number of the optimizer and place in its tree; injected values too."""
+        """Copy the leaves of all states to the host, by number of the optimizer and place in its tree.
+
+        Injected hyperparameters are among them, with their present values where one has several places.
+        """
         states = dict(enumerate(self._current.store.states))
         for n, attached in enumerate(self._attached):
             # A checkpoint has one value for each hyperparameter; several of one name may differ, and go with the state.
@@ -323,6 +360,7 @@ class Optimizers:
         ]
         tree = jax.tree_util.tree_unflatten(spec, new)
         store.states = [tree[str(n)] for n in range(len(store.states))]
+        # The checkpoint has one value for each hyperparameter; where the state has several, these count.
         for n, attached in enumerate(self._attached):
             for places in attached.places.values():
                 if len(places) > 1:
@@ -331,11 +369,20 @@ class Optimizers:
     # -- updates -----------------------------------------------------------------------------------------------
 
     def update(self, grads: Leaves, apply: Any, value: Any = None) -> Any:
-        """One step of every optimizer that trains one of these paths, whose loss is ``value``.
+        """Make one step of every optimizer that trains one of these paths.
+
+        Args:
+            grads: gradients by path.
+            apply: whether to; an array in a program decides there.
+            value: the loss, for transformations that take it.
 
         Returns:
-            Whether it happened.
+            Whether it happened; the array if that decides.
+
+        Raises:
+            OptimizerError: no optimizer trains one of the paths.
         """
+        # An update within an objective is no part of it: all that goes in is a value without a gradient.
         apply = primal(apply)
         traced = is_traced(apply)
         if apply is not True and not traced and not bool(apply):
@@ -369,7 +416,16 @@ class Optimizers:
         params: Leaves,
         states: list[Tree],
     ) -> tuple[Leaves, list[Tree]]:
-        """Parameters and states after one step of some optimizers; ``hyper`` and ``states`` are in the same order."""
+        """Compute parameters and states after one step of some optimizers.
+
+        Args:
+            stepping: their numbers.
+            grads: gradients by path.
+            hyper: their hyperparameters, in the same order.
+            value: the loss.
+            params: the parameters that they train, by path.
+            states: theirs, in the same order.
+        """
         new_params, new_states = dict(params), list(states)
         for place, n in enumerate(stepping):
             attached = self._attached[n]
@@ -399,18 +455,22 @@ class Optimizers:
         return updated, new if attached.owner is None else Counted(new, state.step + 1)
 
     def _constrained(self, path: str, array: Array) -> Array:
-        """A parameter after an update, within what its model allows."""
+        """Apply the constraint that a model of Keras has for a parameter, if any, after an update."""
         constraint = self._constraints.get(path)
         return array if constraint is None else jnp.asarray(constraint(array), array.dtype)
 
     def _with_present_hyper(self, attached: Attached, state: Tree, values: Mapping[str, Any]) -> tuple[Any, Tree]:
-        """A transformation and its state, with the present hyperparameters in that of both which takes them."""
+        """Bring the present hyperparameters into the transformation of a spec, or into the state of one of optax.
+
+        Returns:
+            The transformation and its state.
+        """
         if attached.make is not None:
             return attached.make(**values), state
         return attached.tx, self._with_hyper(attached, state, values)
 
     def _with_hyper(self, attached: Attached, state: Tree, values: Mapping[str, Any]) -> Tree:
-        """A state of optax with these values where it keeps them."""
+        """Replace the hyperparameters in a state of optax by these values, where it keeps them."""
         slots = _slots(attached)
         if not slots:
             return state
@@ -420,11 +480,16 @@ class Optimizers:
         return jax.tree_util.tree_unflatten(spec, leaves)
 
     def _set_in(self, attached: Attached, state: Tree, values: Mapping[str, Any]) -> Tree:
+        """Replace the hyperparameters in the whole state of an optimizer, which may count steps besides."""
         inner = self._with_hyper(attached, _inner(state), values)
         return state._replace(state=inner) if isinstance(state, Counted) else inner
 
     def _partly(self, attached: Attached, grads: Leaves, new: Tree, old: Tree) -> Tree:
-        """The new state, but for parameters that had no gradient the old one."""
+        """Join states: the new one, but for parameters that had no gradient the old one.
+
+        A gradient of zero would still let moments decay.
+        """
+        # optax knows which leaves of a state belong to a parameter: each of these becomes the path of its parameter.
         labels = self._tree(attached, {path: path for path in attached.paths})
         of_leaf = optax.tree_utils.tree_map_params(
             attached.tx, lambda _, path: path, old, labels, transform_non_params=lambda _: ""
@@ -434,22 +499,28 @@ class Optimizers:
 
 
 def _is_of_nnx(optimizer: Any) -> bool:
+    """Whether it is an ``nnx.Optimizer``; Flax is not imported to find out."""
     nnx = sys.modules.get("flax.nnx")
     return nnx is not None and isinstance(optimizer, nnx.Optimizer)
 
 
 def _variables(tree: Any) -> list[Any]:
+    """List the variables of nnx in a tree."""
     nnx = sys.modules["flax.nnx"]
     return jax.tree_util.tree_leaves(tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def _inner(state: Tree) -> Tree:
-    """The state of the transformation."""
+    """The state of the transformation in the state of an optimizer."""
     return state.state if isinstance(state, Counted) else state
 
 
 def _state_of(owner: Any, like: Tree) -> Tree:
-    """The state that an ``nnx.Optimizer`` has now.
+    """Build the state that an ``nnx.Optimizer`` has, of its arrays.
+
+    Args:
+        owner: the user's optimizer.
+        like: the state that its transformation begins with.
 
     Raises:
         OptimizerError: it was made for another module.
@@ -465,21 +536,24 @@ def _state_of(owner: Any, like: Tree) -> Tree:
 
 
 def _takes_value(tx: Any, state: Tree, params: Tree) -> bool:
-    """Whether its updates use the loss.
+    """Whether the updates of a transformation use the loss, its argument ``value=``.
 
     Raises:
         OptimizerError: they need more than that.
     """
     if not isinstance(tx, optax.GradientTransformationExtraArgs):
         return False
+    # All such transformations accept ``value=`` and most ignore it: only a trace tells whether one reads it.
     dtype = jnp.result_type(*(leaf.dtype for leaf in jax.tree_util.tree_leaves(params)))
 
     def update(value: Any, grads: Tree, state: Tree, params: Tree) -> Tree:
         return tx.update(grads, state, params, value=value)
 
+    # Parameters serve as gradients here: they have the same structure, shapes and dtypes.
     try:
         jaxpr = jax.make_jaxpr(update)(jnp.zeros((), dtype), params, state, params).jaxpr
     except TypeError as error:
+        # Some refuse ``value=``; those that also fail without it need another argument, as line searches do.
         try:
             jax.eval_shape(tx.update, params, state, params)
         except TypeError:
@@ -493,14 +567,17 @@ def _takes_value(tx: Any, state: Tree, params: Tree) -> bool:
 
 
 def _is_used(jaxpr: Any) -> bool:
-    """Whether anything depends on the first input."""
+    """Whether any equation or result of a program reads its first input."""
     first = jaxpr.invars[0]
     read = [*(var for equation in jaxpr.eqns for var in equation.invars), *jaxpr.outvars]
     return any(var is first for var in read)
 
 
 def _places(state: Tree, name: str) -> tuple[int, ...]:
-    """Which leaves of a state are the injected hyperparameter of a name."""
+    """Find the numbers of the leaves of a state that are an injected hyperparameter.
+
+    In a chain several transformations may have one of the same name.
+    """
     leaves, _ = jax.tree_util.tree_flatten_with_path(state)
     return tuple(
         number
@@ -510,6 +587,7 @@ def _places(state: Tree, name: str) -> tuple[int, ...]:
 
 
 def _entry(key: Any) -> Any:
+    """The name of a field or the key of a dict in a path of JAX."""
     return getattr(key, "name", getattr(key, "key", None))
 
 
@@ -526,12 +604,17 @@ def _slots(attached: Attached) -> list[tuple[str, int]]:
 
 
 def _settable(attached: Attached, state: Tree) -> dict[str, float]:
-    """What can be set, as the state has it."""
+    """Read the hyperparameters that can be set from a state."""
     leaves = jax.tree_util.tree_leaves(state)
     return {key: float(leaves[place]) for key, place in _slots(attached)}
 
 
 def _transformation(optimizer: Any) -> Any:
+    """The transformation of optax in what the user gave.
+
+    Raises:
+        OptimizerError: it is of another framework.
+    """
     if _is_of_nnx(optimizer):
         return optimizer.tx
     if isinstance(optimizer, optax.MultiSteps):
@@ -547,14 +630,25 @@ def _transformation(optimizer: Any) -> Any:
 
 
 def _name_of(tx: Any) -> str:
-    """The functions of optax it was put together from: it has no name, those of adam and adamw keep states alike."""
+    """Name a transformation by the functions of optax that it was put together from.
+
+    It has no name of its own, and its state does not tell: those of adam and adamw are alike.
+    """
     functions: list[str] = []
     _collect(tx.update, functions, set())
     return f"optax({', '.join(functions) or type(tx).__name__})"
 
 
 def _collect(function: Any, functions: list[str], visited: set[int]) -> None:
+    """Add the functions of optax whose closures an update function is made of, in the order of their use.
+
+    Args:
+        function: an update function, such as ``scale_by_adam.<locals>.update_fn``.
+        functions: gets the names.
+        visited: gets ids, since closures may refer to each other in circles.
+    """
     visited.add(id(function))
+    # Such as ``adam.<locals>.update_fn``; `chain` and wrappers of `init` functions are no names to show.
     parts = function.__qualname__.split(".")
     if parts[-1] in (parts[0], "update_fn") and not parts[0].startswith(("chain", "init", "<")):
         functions.append(parts[0])
@@ -565,7 +659,12 @@ def _collect(function: Any, functions: list[str], visited: set[int]) -> None:
 
 
 def _of_spec(spec: OptimizerSpec) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """What makes the transformation of a spec from its hyperparameters, and their first values."""
+    """Find the function of optax that makes the transformation of a spec, and first values of its arguments.
+
+    Raises:
+        OptimizerError: there is none.
+    """
+    # AdamW is a subclass of Adam and comes first.
     match spec:
         case AdamW():
             adamw = partial(_adam, optax.adamw, spec)
@@ -584,20 +683,22 @@ def _of_spec(spec: OptimizerSpec) -> tuple[Callable[..., Any], dict[str, Any]]:
 
 
 def _adam(make: Callable[..., Any], spec: Any, learning_rate: Any, momentum: Any, **rest: Any) -> Any:
+    """Call a function of optax's with the names that it has for the hyperparameters of Adam."""
     return make(learning_rate, b1=momentum, b2=spec.beta2, eps=spec.epsilon, **rest)
 
 
 def _within(container: str) -> Callable[[Any, Any], bool]:
-    """A filter for values of one field of a state of ``optax.inject_hyperparams``."""
+    """Make a filter for values of one field of a state of ``optax.inject_hyperparams``."""
     return lambda path, value: len(path) > 1 and getattr(path[-2], "name", None) == container
 
 
 def _scalars(state: Tree, name: str) -> list[Array]:
-    """Values of an injected hyperparameter, wherever in a chain it is."""
+    """List the values of an injected hyperparameter, wherever in a chain it is."""
     return [value for _, value in optax.tree_utils.tree_get_all_with_path(state, name, _within("hyperparams"))]
 
 
 def _names(state: Tree) -> dict[str, str]:
+    """What optax calls each hyperparameter that a state has."""
     names = {
         name: next((optax_name for optax_name in candidates if _scalars(state, optax_name)), "")
         for name, candidates in _OPTAX_NAMES.items()
@@ -606,7 +707,7 @@ def _names(state: Tree) -> dict[str, str]:
 
 
 def _fixed(state: Tree, names: Mapping[str, str]) -> dict[str, str]:
-    """Why a hyperparameter cannot be set, where it cannot."""
+    """Say why a hyperparameter cannot be set, by its name, for those that cannot."""
     reasons = {
         name: f"the {name} of this optimizer follows a schedule of optax: pass a number to inject_hyperparams, and "
         "use lc.Scheduler or assign learner.hyper"

@@ -49,6 +49,7 @@ def top_k(x: Array, k: int, /, *, axis: int = -1) -> tuple[Array, Array]:
         k: how many.
         axis: along which.
     """
+    # JAX looks along the last axis only.
     values, indices = jax.lax.top_k(jnp.moveaxis(x, axis, -1), k)
     return jnp.moveaxis(values, -1, axis), jnp.moveaxis(indices, -1, axis)
 

@@ -21,6 +21,7 @@ from loopcore_jax.arrays import is_traced
 def to_words(values: Sequence[Array]) -> Array:
     """Pack arrays of 32-bit elements and bools into one int32 vector of `WORDS` elements, padded with zeros."""
     parts = [_bits(jnp.asarray(value)).reshape(-1) for value in values]
+    # The length is always the same, so that the vector that a program returns fits its next call.
     used = sum(part.size for part in parts)
     return jnp.concatenate([*parts, jnp.zeros(WORDS - used, jnp.int32)])
 
@@ -28,8 +29,8 @@ def to_words(values: Sequence[Array]) -> Array:
 def from_words(vector: Array, start: int, shape: tuple[int, ...], dtype: str) -> Array:
     """Unpack the array whose words begin at ``start``, the inverse of `to_words` for one array."""
     # Outside a program the few operations are one of their own, which JAX starts faster than each by itself.
-    take = _taken if is_traced(vector) else _program
-    return take(vector, start, shape, dtype)
+    unpack = _unpacked if is_traced(vector) else _unpack_program
+    return unpack(vector, start, shape, dtype)
 
 
 def _bits(value: Array) -> Array:
@@ -39,7 +40,7 @@ def _bits(value: Array) -> Array:
     return value.astype(jnp.int32) if value.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(value, jnp.int32)
 
 
-def _taken(vector: Any, start: int, shape: tuple[int, ...], dtype: str) -> Array:
+def _unpacked(vector: Any, start: int, shape: tuple[int, ...], dtype: str) -> Array:
     """The elements of a vector from ``start`` on as an array of a shape, their bits read as a dtype."""
     words = jnp.asarray(vector)[start : start + prod(shape)].reshape(shape)
     if dtype == "int32":
@@ -47,4 +48,4 @@ def _taken(vector: Any, start: int, shape: tuple[int, ...], dtype: str) -> Array
     return words != 0 if dtype == "bool" else jax.lax.bitcast_convert_type(words, dtype)
 
 
-_program = partial(jax.jit, static_argnums=(1, 2, 3))(_taken)
+_unpack_program = partial(jax.jit, static_argnums=(1, 2, 3))(_unpacked)

@@ -38,7 +38,7 @@ class Recorded:
 
     @classmethod
     def tree_unflatten(cls, recorded: Recorded, leaves: tuple[()]) -> Recorded:
-        """The object of the trace."""
+        """Return the object that the trace recorded."""
         return recorded
 
 
@@ -82,7 +82,8 @@ class Programs:
                 vars(error)["lines"] = tuple((name, int(line)) for name, line in _FRAME.findall(str(error)))
                 raise
             except TypeError as error:
-                if "Tracer.__format__" not in str(error):  # JAX has no type for it
+                # An f-string with a tracer in it: JAX has no type for that error, only this text.
+                if "Tracer.__format__" not in str(error):
                     raise
                 better = TracedRead(str(error)).with_traceback(error.__traceback__)
                 for note in getattr(error, "__notes__", ()):

@@ -42,7 +42,7 @@ class Random:
         self._dtype = dtype
 
     def key(self, key: DrawKey) -> Array:
-        """A typed key."""
+        """Make a typed key of JAX for the functions of ``jax.random``."""
         return typed(key)
 
     def normal(self, key: DrawKey, shape: Sequence[int]) -> Array:

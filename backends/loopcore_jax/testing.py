@@ -12,8 +12,10 @@ from jax.core import Tracer
 
 Weights: TypeAlias = Mapping[str, "np.ndarray[Any, Any]"]
 
+# JAX has float64 only where ``jax_enable_x64`` is set.
 dtypes = ("float64", "float32") if jax.dtypes.canonicalize_dtype("float64") == "float64" else ("float32",)
 batch_norm_correction = 0
+# Batch normalisation of the suite: the share of the running statistics that stays, and what is added to the variance.
 _MOMENTUM, _EPSILON = 0.9, 1e-5
 
 
@@ -51,7 +53,7 @@ def structured(weights: Weights, dtype: str) -> Any:
 
 
 def arrays(tree: Any, dtype: str) -> Any:
-    """A dict of arrays."""
+    """Make a dict of arrays of a dict of numbers."""
     return {name: jnp.array(value, dtype) for name, value in tree.items()}
 
 
@@ -66,6 +68,7 @@ def is_plain(array: Any) -> bool:
 
 
 def _layers(weights: Weights, dtype: str) -> dict[str, dict[str, Any]]:
+    """Turn weights by path, such as ``hidden.weight``, into a dict of arrays for each layer."""
     layers: dict[str, dict[str, Any]] = {}
     for path, value in weights.items():
         layer, name = path.split(".")

@@ -58,6 +58,7 @@ class Backend:
         self._arrays = arrays.Arrays()
         self._arrays.device = _device(device)
         xla = compile == "xla"
+        # Two caches: programs of whole steps, and of parts of steps that are cut.
         self._programs, parts = Programs(self._arrays, xla), StepParts(self._arrays, xla)
         self._models = Models(self._arrays, self._context, parts)
         self._gradients = Gradients(self._models, self._arrays, self._context)
@@ -190,11 +191,11 @@ class Backend:
         self._models.set(leaves)
 
     def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
-        """The dict itself for a model, the user's structure for a tree."""
+        """Build what users of a model know of leaves by relative path: the dict itself, or the structure of a pair."""
         return self._models.pack(model, kind, leaves)
 
     def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
-        """The inverse of `pack`.
+        """Sort the leaves of a model's own tree by relative path, the inverse of `pack`.
 
         Raises:
             ValueError: the structure differs.
@@ -279,14 +280,14 @@ class Backend:
         return ()
 
     def put_carried(self, tree: Tree) -> None:
-        """There is nothing to put."""
+        """Do nothing: programs have assigned the variables."""
 
     def hyper_values(self) -> dict[str, Any]:
         """Return nothing: hyperparameters are variables too, which programs read."""
         return {}
 
     def put_hyper_values(self, values: Mapping[str, Any]) -> None:
-        """There is nothing to put."""
+        """Do nothing: programs read the variables of the hyperparameters."""
 
     def constant(self, value: float) -> Array:
         """A 0-d tensor in the parameters' dtype."""
@@ -343,7 +344,7 @@ class Backend:
         return self.number(tf.math.is_finite(tf.add_n([tf.cast(tf.nn.l2_loss(leaf), tf.float64) for leaf in floats])))
 
     def to_host(self, tree: Tree) -> Tree:
-        """NumPy copies of all arrays."""
+        """Copy all arrays to the host."""
         return _mapped(self._fetch, tree)
 
     def _fetch(self, leaf: Any) -> Any:

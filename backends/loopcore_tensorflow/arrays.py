@@ -93,6 +93,7 @@ def is_array(value: Any) -> TypeGuard[Array]:
 
 
 def _is_numeric(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is one of numbers or bools; bfloat16 has a kind of its own in NumPy."""
     return dtype.kind in "biufc" or dtype.name == "bfloat16"
 
 

@@ -92,6 +92,7 @@ class Gradients:
             leaves, spec = optree.tree_flatten(cast(Any, args), none_is_leaf=True)
             names = list(_names(args))
             sources = [self._argument(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
+            # Persistent for `is_differentiated`, as in `gradient`.
             tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
             with self._context.objective(tape, sources, {}), tape:
                 tape.watch(sources)

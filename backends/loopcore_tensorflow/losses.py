@@ -16,6 +16,7 @@ def cross_entropy(y_pred: Array, ys: Array, reduction: str = "mean") -> Array:
         ValueError: unknown reduction.
     """
     if ys.shape == y_pred.shape[:-1] and not ys.dtype.is_floating:
+        # The kernel takes labels of these dtypes only.
         labels = ys if ys.dtype in (tf.int32, tf.int64) else tf.cast(ys, tf.int64)
         return _reduced(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, y_pred), reduction)
     if ys.shape == y_pred.shape:

@@ -55,7 +55,7 @@ class Models:
         for name, model in sorted(models.items(), key=lambda item: is_pair(item[1])):
             self._bound[name] = bound = bind_model(name, model, dtype, self._arrays)
             dtype = dtype or next((tf.as_dtype(v.dtype) for v in bound.params.values()), None)
-        self._bound = {name: self._bound[name] for name in models}
+        self._bound = {name: self._bound[name] for name in models}  # in the user's own order again
         for name, bound in self._bound.items():
             self.params |= {_full(name, bound, path): variable for path, variable in bound.params.items()}
             self.buffers |= {_full(name, bound, path): variable for path, variable in bound.buffers.items()}
@@ -104,11 +104,12 @@ class Models:
     def array(self, path: str) -> Array:
         """The present value: what stands in for it in the running objective, else that of the variable."""
         context = self._context
+        # Buffers are in ``states`` and parameters in ``stand_ins``, each only where an objective has another value.
         present = context.states.get(path) if path in context.states else context.stand_ins.get(path)
         return tf.identity(self.variable(path)) if present is None else present
 
     def set(self, leaves: Mapping[str, Any]) -> None:
-        """Copy values into the variables."""
+        """Copy values by full path into the variables."""
         for path, value in leaves.items():
             variable = self.variable(path)
             # What a model left in an open objective would hide the new value from `array`.
@@ -121,7 +122,7 @@ class Models:
         return bound.pack(kind, leaves) if isinstance(bound, BoundPair) else leaves
 
     def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
-        """The inverse of `pack`.
+        """Sort the leaves of a model's own tree by relative path, the inverse of `pack`.
 
         Raises:
             ValueError: the structure differs.
@@ -160,6 +161,7 @@ class Models:
         # Nothing stands in and the state may change: the model runs on its own variables, which costs the least.
         if update_state and not stand_ins:
             for variable, seed in zip(bound.seeds, seeds, strict=True):
+                # Layers of Keras draw by the state of their seed generators, which each call sets.
                 variable.assign(tf.cast(seed, variable.dtype))
             if context.parts:
                 key = (id(bound), training)

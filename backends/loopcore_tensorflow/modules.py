@@ -43,6 +43,7 @@ class Module:
             raise UnknownModelError(f"{title} has no variables yet: call it once on a batch before Learner(...)")
         self.params = {path: variable for path, variable in variables.items() if variable.trainable}
         self.buffers = {path: variable for path, variable in variables.items() if not variable.trainable}
+        # A module that takes no mode is called without one; it cannot differ between training and evaluation.
         signature = inspect.signature(type(module).__call__) if callable(module) else None
         self._mode = signature is not None and "training" in signature.parameters
         self._title = title

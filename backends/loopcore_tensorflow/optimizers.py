@@ -62,6 +62,7 @@ class Kernels:
 
     def set(self, name: str, value: Any) -> None:
         """Set a hyperparameter, for the next update."""
+        # A tensor of a program has no number yet; the variable alone takes it.
         if isinstance(value, (int, float)):
             self._values[name] = float(value)
         self._hyper[name].assign(value)
@@ -72,6 +73,7 @@ class Kernels:
         for path, grad in grads.items():
             variable = self._variables[path]
             count = tf.cast(self._counts[path].assign_add(1), variable.dtype) if self._counts else tf.constant(0.0)
+            # Parameters of several dtypes may share an optimizer, and kernels take one.
             typed_hyper = {name: tf.cast(value, variable.dtype) for name, value in hyper.items()}
             self._rule.apply(variable, self._slots[path], grad, typed_hyper, count)
             if path in self._constraints:
@@ -112,6 +114,7 @@ class Optimizers:
         for _, paths in optimizers:
             self._models.check_trained(paths)
         self._attached = [(self._adapted(optimizer, paths), paths) for optimizer, paths in optimizers]
+        # Compiled updates hold the variables of the optimizers before.
         self._parts.clear()
         self._owner = {path: number for number, (_, paths) in enumerate(self._attached) for path in paths}
 

@@ -48,6 +48,7 @@ class BoundPair:
         self.buffers: dict[str, Any] = {
             self._relative[full]: _variable(leaf, None, arrays, False) for full, leaf in state.items()
         }
+        # Which parameters are the user's own variables: `layer` hands these back as they are.
         self._users = frozenset(full for full, leaf in params.items() if isinstance(leaf, tf.Variable))
         self.takes_rng = self._pair.takes_rng
 
@@ -71,7 +72,7 @@ class BoundPair:
         return self._pair.part(kind).pack(leaves)
 
     def unpack(self, kind: Kind, tree: Tree) -> Leaves:
-        """The inverse of `pack`.
+        """Sort the leaves of a model's own tree by relative path, the inverse of `pack`.
 
         Raises:
             ValueError: the structure differs.

@@ -83,6 +83,12 @@ class Programs:
         return tf.constant(leaf, self._arrays.dtype if isinstance(leaf, float) else None)
 
     def _trace(self, fn: Callable[..., tuple[Tree, Any]], spec: Any, tensors: list[Any]) -> TracedProgram:
+        """Trace a function for arguments of this structure, and these shapes and dtypes.
+
+        Raises:
+            TracedRead: it read the value of a tensor.
+            LeakedTensor: it met a tensor of another trace.
+        """
         outputs: list[Any] = []
 
         def flat(*leaves: Any) -> list[Any]:

@@ -42,6 +42,7 @@ class StepParts:
         # A program would bake in a number or an object of the first call, and use it in every later one.
         if not all(isinstance(leaf, tf.Tensor) for leaf in optree.tree_leaves(cast(Any, trees))):
             return fn(*trees)
+        # The compiled function has a program for each shape and dtype of its arguments by itself.
         if key not in self._compiled:
             self._compiled[key] = self._programs.compile(lambda *arguments: (fn(*arguments), None))
         return self._compiled[key](*trees)[0]

@@ -14,7 +14,7 @@ dtypes = ("float64", "float32")
 
 
 def arrays(tree: Any, dtype: str) -> Any:
-    """A dict of tensors."""
+    """Make a dict of tensors of a dict of numbers."""
     return {name: tf.constant(value, dtype) for name, value in tree.items()}
 
 

@@ -38,6 +38,7 @@ def rule_of(spec: OptimizerSpec) -> Rule:
     Raises:
         OptimizerError: there is no kernel for it.
     """
+    # AdamW is a subclass of Adam and comes first.
     match spec:
         case AdamW():
             hyper = {"momentum": spec.beta1, "weight_decay": spec.weight_decay}
@@ -55,11 +56,16 @@ def rule_of(spec: OptimizerSpec) -> Rule:
             )
 
 
+# The kernels write into the memory of the variable and its slots, in one pass each.
+
+
 def _sgd(variable: Any, slots: tuple[Any, ...], grad: Array, hyper: Hyper, count: Array) -> None:
+    """Update a variable by stochastic gradient descent."""
     tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=hyper["learning_rate"], delta=grad)
 
 
 def _momentum(variable: Any, slots: tuple[Any, ...], grad: Array, hyper: Hyper, count: Array) -> None:
+    """Update a variable by gradient descent with momentum, as torch and optax have it."""
     tf.raw_ops.ResourceApplyMomentum(
         var=variable.handle, accum=slots[0].handle, lr=hyper["learning_rate"], grad=grad, momentum=hyper["momentum"]
     )
