@@ -53,34 +53,34 @@ class Criterion:
 
     def state_dict(self) -> dict[str, Any]:
         """What it has seen, as JSON values."""
-        found: dict[str, Any] = {}
+        state: dict[str, Any] = {}
         for name, value in vars(self).items():
             if isinstance(value, Criterion):
-                found[name] = value.state_dict()
+                state[name] = value.state_dict()
             elif name == "criteria":
-                found[name] = [one.state_dict() for one in value]
+                state[name] = [criterion.state_dict() for criterion in value]
             elif name != "_first" and name.startswith("_"):  # times of one process mean nothing in another
-                found[name] = list(value) if isinstance(value, deque) else value
-        return found
+                state[name] = list(value) if isinstance(value, deque) else value
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         for name, value in state.items():
-            own = getattr(self, name)
-            if isinstance(own, Criterion):
-                own.load_state_dict(value)
+            member = getattr(self, name)
+            if isinstance(member, Criterion):
+                member.load_state_dict(value)
             elif name == "criteria":
-                for one, its in zip(own, value, strict=True):
-                    one.load_state_dict(its)
+                for criterion, criterion_state in zip(member, value, strict=True):
+                    criterion.load_state_dict(criterion_state)
             else:
-                setattr(self, name, deque(value, own.maxlen) if isinstance(own, deque) else value)
+                setattr(self, name, deque(value, member.maxlen) if isinstance(member, deque) else value)
 
     def __or__(self, other: Criterion) -> Disjunction:
         return Disjunction(self, other)
 
     def __repr__(self) -> str:
-        given = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+        arguments = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
 
 
 class Threshold(Criterion):
@@ -398,12 +398,16 @@ def _over_best(value: float, best: float) -> float:
     return 100 * (value - best) / abs(best) if best else (0.0 if value == best else inf)
 
 
-def _criteria(who: str, *given: Criterion) -> tuple[Criterion, ...]:
-    for one in given:
-        if not isinstance(one, Criterion):
-            instead = f"write {one.__name__}()" if isinstance(one, type) else "such as lc.criteria.Threshold(0.1)"
-            raise TypeError(f"{who} takes criteria, instances of lc.criteria.Criterion, not {one!r}: {instead}")
-    return given
+def _criteria(class_name: str, *criteria: Criterion) -> tuple[Criterion, ...]:
+    for criterion in criteria:
+        if not isinstance(criterion, Criterion):
+            suggestion = (
+                f"write {criterion.__name__}()" if isinstance(criterion, type) else "such as lc.criteria.Threshold(0.1)"
+            )
+            raise TypeError(
+                f"{class_name} takes criteria, instances of lc.criteria.Criterion, not {criterion!r}: {suggestion}"
+            )
+    return criteria
 
 
 def _number(name: str, value: float, least: float = -inf) -> float:

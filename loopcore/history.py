@@ -94,9 +94,9 @@ class Ring:
         if numbers is None:
             numbers = self.last + 1 + np.arange(len(values))
         size = len(self._values)
-        kept = values[-size:]
-        places = (self.count + len(values) - len(kept) + np.arange(len(kept))) % size
-        self._values[places], self._numbers[places] = kept, numbers[-size:]
+        newest = values[-size:]
+        places = (self.count + len(values) - len(newest) + np.arange(len(newest))) % size
+        self._values[places], self._numbers[places] = newest, numbers[-size:]
         self.count += len(values)
 
     @property
@@ -106,15 +106,15 @@ class Ring:
 
     def latest(self) -> np.ndarray[Any, Any]:
         """The kept values in order, the newest last."""
-        kept: np.ndarray[Any, Any] = self._values[self._kept()]
-        return kept
+        values: np.ndarray[Any, Any] = self._values[self._places()]
+        return values
 
     def numbers(self) -> np.ndarray[Any, Any]:
         """The numbers of the steps of the kept values."""
-        kept: np.ndarray[Any, Any] = self._numbers[self._kept()]
-        return kept
+        numbers: np.ndarray[Any, Any] = self._numbers[self._places()]
+        return numbers
 
-    def _kept(self) -> np.ndarray[Any, Any]:
+    def _places(self) -> np.ndarray[Any, Any]:
         size = len(self._values)
         return np.arange(max(0, self.count - size), self.count) % size
 
@@ -164,8 +164,8 @@ class Series(Mapping[str, Mapping[str, Any]]):
 
     def of(self, phase: str, name: str, new: Callable[[], Any]) -> Any:
         """The series of a metric, to add to; ``new()`` makes it the first time."""
-        found = self._by_phase.setdefault(phase, {})
-        return found[name] if name in found else found.setdefault(name, new())
+        by_name = self._by_phase.setdefault(phase, {})
+        return by_name[name] if name in by_name else by_name.setdefault(name, new())
 
     def __getitem__(self, phase: str) -> Mapping[str, Any]:
         return MappingProxyType(self._by_phase[phase])
@@ -318,8 +318,8 @@ class Epochs(Mapping[str, list[float | None]]):
         return sum(len(series) for series in self._table().values())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        there = vars(self._shared)  # a copy stands by itself: without the learner, and what it holds later
-        return _standing_alone, ({name: there[name] for name in _TABLES if name in there},)
+        tables = vars(self._shared)  # a copy stands by itself: without the learner, and what it holds later
+        return _standing_alone, ({name: tables[name] for name in _TABLES if name in tables},)
 
     def __repr__(self) -> str:
         rounds = max((len(values) for series in self._table().values() for values in series.values()), default=0)

@@ -62,8 +62,8 @@ class FoundRate:
         panel.semilogx(self.rates, self.losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss")
         panel.semilogx(self.rates, self.smoothed, color="tab:blue", label="smoothed")
         panel.axvline(self.suggestion, color="tab:orange", linestyle="--", label=f"suggestion {self.suggestion:.2g}")
-        shown = self.losses[self.losses <= 1.5 * self.smoothed[0]]  # where it diverges is out of the picture
-        low, high = float(shown.min()), float(shown.max())
+        visible = self.losses[self.losses <= 1.5 * self.smoothed[0]]  # where it diverges is out of the picture
+        low, high = float(visible.min()), float(visible.max())
         panel.set_ylim(low - 0.1 * (high - low) - 1e-12, high + 0.1 * (high - low) + 1e-12)
         panel.set_xlabel("learning rate", fontsize=9)
         panel.tick_params(labelsize=8)
@@ -129,7 +129,9 @@ class LRFinder:
             LossError: the losses are not finite from the beginning.
         """
         if phase is None:
-            phase = next((one for one in learner.phases if isinstance(one, TrainingPhase)), learner.phases[0])
+            phase = next(
+                (candidate for candidate in learner.phases if isinstance(candidate, TrainingPhase)), learner.phases[0]
+            )
         data = data_of(learner, phase)
         if is_one_shot(data):
             raise DataExhaustedError(
@@ -141,7 +143,7 @@ class LRFinder:
                 undo.callback(learner.runs.put_in_place, data, learner.runs.place_of(data))
             undo.enter_context(aside(learner, phase, (), compiles=True, trains=True))
             losses = self._losses(learner, phase, data)
-        return _found(self.rates, losses, self.beta)
+        return _evaluated(self.rates, losses, self.beta)
 
     def _losses(self, learner: Learner, phase: Phase, data: Any) -> list[float]:
         losses: list[float] = []
@@ -163,24 +165,24 @@ def _endless(data: Any) -> Iterator[Any]:
 
 def _ema(values: Sequence[float], beta: float) -> list[float]:
     """Exponential means of the values so far, without bias."""
-    found: list[float] = []
+    means: list[float] = []
     total = weight = 0.0
     for value in values:
         total, weight = beta * total + value, beta * weight + 1.0
-        found.append(total / weight)
-    return found
+        means.append(total / weight)
+    return means
 
 
-def _found(rates: np.ndarray[Any, Any], losses: list[float], beta: float) -> FoundRate:
+def _evaluated(rates: np.ndarray[Any, Any], losses: list[float], beta: float) -> FoundRate:
     smoothed = _ema(losses, beta)
     diverged = len(losses) < len(rates) or not isfinite(smoothed[-1])
-    kept = [place for place, value in enumerate(smoothed) if isfinite(value)]
-    if len(kept) < 2:
+    finite_places = [place for place, value in enumerate(smoothed) if isfinite(value)]
+    if len(finite_places) < 2:
         raise LossError(f"the losses begin with {losses[:2]}: there is nothing to learn from; look at data and loss_fn")
     curve = np.array(
-        _ema(_ema([losses[place] for place in kept], beta)[::-1], beta)[::-1]
+        _ema(_ema([losses[place] for place in finite_places], beta)[::-1], beta)[::-1]
     )  # both ways, so that it does not lag
     falling = max(int(np.argmin(curve)), 1) + 1  # behind the minimum nothing falls for good
-    slopes = np.gradient(curve[:falling], np.log(rates[kept][:falling]))
-    suggestion = float(rates[kept][int(np.argmin(slopes))])
+    slopes = np.gradient(curve[:falling], np.log(rates[finite_places][:falling]))
+    suggestion = float(rates[finite_places][int(np.argmin(slopes))])
     return FoundRate(rates[: len(losses)], np.array(losses), np.array(smoothed), suggestion, diverged)

@@ -61,9 +61,9 @@ class Metric:
             raise TypeError(f"a metric is an instance, not the class {fn.__name__}: write {fn.__name__}(...)")
         self.name = name or _name_of(fn)
         given: Any = fn
-        self.own: AbstractMetric | None = given if _is_own(fn) else None
+        self.custom: AbstractMetric | None = given if _is_own(fn) else None
         self.value = isinstance(fn, str)
-        self.object = None if self.value or self.own is not None else _accumulator(fn)
+        self.object = None if self.value or self.custom is not None else _accumulator(fn)
         keywords = tuple(args) if isinstance(args, Mapping) else _keywords(fn)
         self.args: tuple[str, ...] = (
             (given,) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
@@ -71,8 +71,8 @@ class Metric:
         self.phase = phase
         self.over = over
         self.reads = tuple(f"step.{arg}" for arg in self.args)
-        if self.own is not None:
-            self.args, self.reads, self.phase = (), tuple(self.own.reads), phase or self.own.phase
+        if self.custom is not None:
+            self.args, self.reads, self.phase = (), tuple(self.custom.reads), phase or self.custom.phase
         elif self.object is None and not self.value and not callable(fn):
             raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
         elif self.object is None and not self.value:
@@ -83,7 +83,7 @@ class Metric:
             self.object.update = by_keyword(getattr(given, "update", None) or given.update_state, keywords)
         self._keywords = keywords
         self.in_program = self.object is not None and over == "step" and not host and _keeps_arrays(given)
-        self.host = host or over == "epoch" or bool(self.object or self.own) or _is_numpy_only(fn)
+        self.host = host or over == "epoch" or bool(self.object or self.custom) or _is_numpy_only(fn)
 
     @property
     def variables(self) -> list[Any]:
@@ -101,7 +101,7 @@ class Metric:
     @property
     def state(self) -> Any:
         """The object that accumulates, where it is one."""
-        return self.own if self.object is None else self.object.metric
+        return self.custom if self.object is None else self.object.metric
 
     def __repr__(self) -> str:
         return f"Metric({self.name!r})"
@@ -152,12 +152,12 @@ class SmoothLoss(Metric):
     def smooth(self, phase: str, losses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The means after each of these losses, which follow those it has seen of the phase."""
         total, weight = self.sums.get(phase, (0.0, 0.0))
-        found = np.empty(len(losses))
+        means = np.empty(len(losses))
         for place, loss in enumerate(losses):
             total, weight = self.beta * total + loss, self.beta * weight + 1.0
-            found[place] = total / weight
+            means[place] = total / weight
         self.sums[phase] = total, weight
-        return found
+        return means
 
 
 class AbstractMetric:
@@ -238,10 +238,11 @@ def plain_values(name: str, value: Any, to_host: Callable[[Any], Any] = np.asarr
     if value is None:
         return {name: None}
     if isinstance(value, Mapping):
-        return {one: v for key, part in value.items() for one, v in plain_values(str(key), part, to_host).items()}
+        parts = (plain_values(str(key), part, to_host) for key, part in value.items())
+        return {part_name: plain for part in parts for part_name, plain in part.items()}
     if isinstance(value, (tuple, list)) and any(len(getattr(part, "shape", ())) for part in value):
         parts = (plain_values(f"{name}_{number}", part, to_host) for number, part in enumerate(value))
-        return {one: v for part in parts for one, v in part.items()}
+        return {part_name: plain for part in parts for part_name, plain in part.items()}
     host = value if isinstance(value, str) else np.asarray(to_host(value))
     if isinstance(host, str) or host.dtype.kind == "c" or not (host.dtype.kind in "biuf" or "float" in str(host.dtype)):
         raise LossError(
@@ -263,7 +264,7 @@ def _keywords(fn: Any) -> tuple[str, ...]:
         parameters = inspect.signature(getattr(fn, "update", fn)).parameters
     except (TypeError, ValueError):
         return ()
-    only = {name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    only = {name for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
     return ("logits", "labels") if {"logits", "labels"} <= only else ()
 
 
@@ -384,9 +385,9 @@ class _TopK:
         xp = namespace_of(y_pred).xp
         labels = _labels(self.__name__, y_pred, ys, xp)
         labels = xp.expand_dims(xp.astype(labels, xp.int32), axis=-1)
-        own = xp.take_along_axis(y_pred, labels, axis=-1)
+        of_label = xp.take_along_axis(y_pred, labels, axis=-1)
         classes = xp.arange(y_pred.shape[-1], dtype=xp.int32)
-        behind = (y_pred < own) | ((y_pred == own) & (classes >= labels))  # a NaN is behind nobody
+        behind = (y_pred < of_label) | ((y_pred == of_label) & (classes >= labels))  # a NaN is behind nobody
         return xp.mean(xp.sum(xp.astype(~behind, xp.int32), axis=-1) < self.k)
 
     def __repr__(self) -> str:
@@ -399,14 +400,14 @@ def _labels(name: str, y_pred: Any, ys: Any, xp: Any) -> Any:
     Raises:
         LossError: they have another shape, which would broadcast without a word, or there is a single class.
     """
-    shape, given = y_pred.shape, ys.shape
+    shape, labels_shape = y_pred.shape, ys.shape
     if len(shape) and shape[-1] != 1:
-        if given == shape[:-1]:
+        if labels_shape == shape[:-1]:
             return ys
-        if given == shape:
+        if labels_shape == shape:
             return xp.argmax(ys, axis=-1)
     raise LossError(
-        f"{name} got y_pred of shape {tuple(shape)} and {ys.dtype} ys of shape {tuple(given)}: {_fit(shape)}"
+        f"{name} got y_pred of shape {tuple(shape)} and {ys.dtype} ys of shape {tuple(labels_shape)}: {_fit(shape)}"
     )
 
 

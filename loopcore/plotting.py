@@ -27,7 +27,9 @@ def plot_history(
     figures = optional("matplotlib.figure", "history.plot()", "matplotlib")
     ticker = optional("matplotlib.ticker", "history.plot()", "matplotlib")
     metrics: dict[str, list[str]] = {}
-    values = {key: numbers for key, numbers in values.items() if not any(isinstance(one, list) for one in numbers)}
+    values = {
+        key: numbers for key, numbers in values.items() if not any(isinstance(number, list) for number in numbers)
+    }
     for key in values:
         metrics.setdefault(key.removeprefix(prefix_of(phases[key])), []).append(key)
     series = {(phase, name): ring for phase, by_name in hyper.items() for name, ring in by_name.items()}
@@ -46,8 +48,8 @@ def plot_history(
         panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
         _finish(panel, "epoch")
     for panel, name in zip(panels[len(metrics) :], names, strict=True):
-        for (phase, own), ring in series.items():
-            if own == name:
+        for (phase, own_name), ring in series.items():
+            if own_name == name:
                 panel.plot(ring.numbers(), ring.latest(), label=clean(phase), color="tab:gray")
         _title(panel, name)
         _finish(panel, "step")

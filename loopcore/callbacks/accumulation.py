@@ -106,7 +106,7 @@ class GradientAccumulation(Callback):
             raise ValueError(f"GradientAccumulation takes the number of steps to an update, at least 1, not {n!r}")
         self.n = n
         self._position = 0  # completed steps of the window that is open
-        self._rest = AccumulatedUpdate()
+        self._leftover_update = AccumulatedUpdate()
         self._counts = Accumulated()
 
     def setup(self, learner: Any) -> None:
@@ -168,7 +168,7 @@ class GradientAccumulation(Callback):
     def finish(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Apply what is left of a completed epoch."""
         if self._position and event.outcome == "completed":
-            learner.run_step(self._rest, {})
+            learner.run_step(self._leftover_update, {})
             learner.shared.accumulation.updates += 1
         mean, _ = learner.shared.accumulated
         if not bool(learner.to_host(learner.tree.is_bounded(mean))):  # what is over may not come into a checkpoint
@@ -188,7 +188,7 @@ class GradientAccumulation(Callback):
 def _mean(learner: Any, old: Any, new: Any, part: Any, begins: bool) -> Any:
     try:
         if begins:
-            return learner.tree.map(lambda was, now: now, old, new)
+            return learner.tree.map(lambda old_leaf, new_leaf: new_leaf, old, new)
         return learner.tree.lerp(old, new, part)
     except (TypeError, ValueError, KeyError) as error:
         raise CallbackError(

@@ -70,7 +70,7 @@ class AveragedWeights(Callback):
         if not is_whole(start, least=0):
             raise ValueError(f"AveragedWeights starts after a whole number of updates, at least 0, not {start!r}")
         self.decay, self.warmup, self.debias, self.start = decay, warmup, debias, start
-        self._begun = False  # whether it heard a step
+        self._heard_step = False  # whether it heard a step
         self._weights: list[tuple[Any, Any, Any]] = []  # phase, and what comes back when it ends; the innermost last
 
     def setup(self, learner: Any) -> None:
@@ -78,7 +78,7 @@ class AveragedWeights(Callback):
         if not hasattr(learner.shared, "averaged_updates"):
             learner.shared.averaged_updates = whole_counter(learner)
             self._begin(learner)
-        self._begun = False
+        self._heard_step = False
         dtypes: list[str] = []
         for tree in (learner.params.value, learner.buffers.value):
             learner.tree.map(lambda x: dtypes.append(str(x.dtype)), tree)
@@ -94,8 +94,8 @@ class AveragedWeights(Callback):
     @on(StepBegin, AbstractTrainingPhase)
     def start_with(self, learner: Any, phase: Any) -> None:
         """The average begins with the weights of the first step."""
-        if not self._begun:
-            self._begun = True
+        if not self._heard_step:
+            self._heard_step = True
             self._begin(learner)
 
     @on(StepEnd, AbstractTrainingPhase, traced=True)
@@ -133,7 +133,7 @@ class AveragedWeights(Callback):
     @on(EpochBegin, AbstractValidationPhase)
     def use(self, learner: Any, phase: Any) -> None:
         """Put the average in the place of the weights."""
-        if not self._begun:
+        if not self._heard_step:
             self._begin(learner)
         self._weights.append((phase, learner.params.value, learner.buffers.value))
         learner.params.value, learner.buffers.value = learner.shared.averaged_params, learner.shared.averaged_buffers

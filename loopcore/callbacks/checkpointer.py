@@ -84,7 +84,7 @@ class Checkpointer(Callback):
         self.keep_top_k = keep_top_k
         self.every = every
         self.run = secrets.token_hex(4)
-        self._coming = 0  # the present round
+        self._present_round = 0  # the present round
         self._round = 0  # the last one in which something was trained or measured
         self._count = 0  # rounds that could be saved
         self._steps = 0  # training steps of the present round
@@ -96,8 +96,8 @@ class Checkpointer(Callback):
     def note(self, learner: Any, phase: Any, event: StepEnd) -> None:
         """Something was trained; a cancel may leave a part of a step."""
         if event.outcome != "skipped":
-            if self._coming != self._round:
-                self._enter(self._coming)
+            if self._present_round != self._round:
+                self._enter(self._present_round)
             self._fresh = self._midway = True
             self._steps += 1
 
@@ -105,7 +105,7 @@ class Checkpointer(Callback):
     def begin(self, learner: Any, phase: Any) -> None:
         """Note which round it is."""
         number = learner.epoch.round
-        self._coming = self._coming if number is None else number
+        self._present_round = self._present_round if number is None else number
 
     def _enter(self, number: int) -> None:
         self._round, self._steps, self._value, self._midway = number, 0, None, False
@@ -168,10 +168,10 @@ class Checkpointer(Callback):
             CheckpointError: the folder cannot be read.
         """
         try:
-            there = list(self.folder.iterdir()) if self.folder.exists() else []
+            entries = list(self.folder.iterdir()) if self.folder.exists() else []
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be read as a folder of checkpoints: {error}") from error
-        orders = {path: order for path in there if (order := _order(path.name, self.run))}
+        orders = {path: order for path in entries if (order := _order(path.name, self.run))}
         return sorted(orders, key=lambda path: orders[path])
 
     @property
@@ -217,17 +217,17 @@ class Checkpointer(Callback):
         old = "count" not in state  # of an older version, whose count of epochs did not have one that was begun
         self.run, self._midway = run, bool(state["midway"])
         self._round = int(state["epochs"]) + (old and self._midway)
-        self._coming = self._round
+        self._present_round = self._round
         self._count, self._steps = int(state.get("count", state["epochs"])), int(state.get("steps", 0))
         self._fresh, self._value = False, None
-        mine = _order(self._name(), run)
-        if any((_order(path.name, run) or ()) > (mine or ()) for path in self.paths()):
+        order = _order(self._name(), run)
+        if any((_order(path.name, run) or ()) > (order or ()) for path in self.paths()):
             self.run = secrets.token_hex(4)
 
 
 def _order(name: str, run: str) -> tuple[int, int, int] | None:
     """Where a file stands among those of a run: by round, steps within it, then one of its middle; None for others."""
-    found = re.fullmatch(rf"{run}-epoch-(\d+)(-begun)?(?:-step-(\d+))?\.safetensors", name)
-    if found is None:
+    match = re.fullmatch(rf"{run}-epoch-(\d+)(-begun)?(?:-step-(\d+))?\.safetensors", name)
+    if match is None:
         return None
-    return int(found[1]), 0 if found[3] else 1 if found[2] else 2, int(found[3] or 0)
+    return int(match[1]), 0 if match[3] else 1 if match[2] else 2, int(match[3] or 0)

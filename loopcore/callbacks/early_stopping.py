@@ -73,7 +73,7 @@ class EarlyStopping(Callback):
         self._epochs = 0
         self._resumed = False
         self._rounds = False  # whether there was a round without a value, and none with one so far
-        self._looked = False  # whether there was a value
+        self._has_value = False  # whether there was a value
 
     @on(FitBegin)
     def begin(self, learner: Any, phase: Any) -> None:
@@ -86,8 +86,8 @@ class EarlyStopping(Callback):
     @on(FitEnd)
     def end(self, learner: Any, phase: Any, event: FitEnd) -> None:
         """Say that there was nothing to look at."""
-        if event.outcome == "completed" and self._rounds and not self._looked:
-            self._looked = True  # said once
+        if event.outcome == "completed" and self._rounds and not self._has_value:
+            self._has_value = True  # said once
             warnings.warn(unmeasured("EarlyStopping", self.monitor), stacklevel=2)
 
     @on(EpochEnd)
@@ -101,7 +101,7 @@ class EarlyStopping(Callback):
         if value is None:
             self._rounds |= learner.epoch.round is not None
             return
-        self._looked = True
+        self._has_value = True
         self._epochs += 1
         if self.criterion.update(value if self.mode == "min" else -value):
             raise CancelFittingException(
@@ -132,8 +132,8 @@ def _patient(patience: Any, min_delta: float) -> Criterion:
 def _checked(criterion: Any, min_delta: float) -> Criterion:
     """A criterion that the user gave."""
     if not isinstance(criterion, Criterion):
-        instead = f"{criterion.__name__}()" if isinstance(criterion, type) else "lc.criteria.Threshold(0.1)"
-        raise CallbackError(f"criterion={criterion!r} is none of lc.criteria: write criterion={instead}")
+        suggestion = f"{criterion.__name__}()" if isinstance(criterion, type) else "lc.criteria.Threshold(0.1)"
+        raise CallbackError(f"criterion={criterion!r} is none of lc.criteria: write criterion={suggestion}")
     if min_delta != 0:
         raise CallbackError(
             f"min_delta={min_delta!r} belongs to a patience, {type(criterion).__name__} does not look at it: write it "

@@ -70,6 +70,6 @@ class Freeze(Callback):
     @on(EpochBegin, AbstractTrainingPhase)
     def begin_epoch(self, learner: Any, phase: Any) -> None:
         """Hold those whose time has not come, and let the others go."""
-        done = learner.shared.history[phase].epochs
-        patterns = (pattern for pattern, epochs in self.epochs.items() if epochs is None or done < epochs)
+        completed = learner.shared.history[phase].epochs
+        patterns = (pattern for pattern, epochs in self.epochs.items() if epochs is None or completed < epochs)
         learner.hold(*patterns, by=self)

@@ -67,7 +67,7 @@ def _check_function(fn: Any) -> None:
     try:
         inspect.signature(fn).bind(None, None)
     except TypeError:
-        came = f"one with the signature {inspect.signature(fn)}" if callable(fn) else repr(fn)
-        raise CallbackError(f"FunctionCallback takes a function fn(learner, phase), not {came}") from None
+        description = f"one with the signature {inspect.signature(fn)}" if callable(fn) else repr(fn)
+        raise CallbackError(f"FunctionCallback takes a function fn(learner, phase), not {description}") from None
     except ValueError:  # a builtin without a signature
         return

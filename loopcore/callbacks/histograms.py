@@ -52,12 +52,14 @@ class LogHistograms(Logs, Sleeper):
         self.gradients = self.sleeps = gradients
         self._epochs: dict[str, Any] = {}  # the latest of each phase
         self._awake: list[bool] = []
-        self._said = False
+        self._has_warned = False
         if gradients:
             self.traced_reads = ("step.grads",)
             self.writes = ("step.last_grads",)
         else:
-            self.listeners = tuple(one for one in self.listeners if one.method not in ("begin_epoch", "keep"))
+            self.listeners = tuple(
+                listener for listener in self.listeners if listener.method not in ("begin_epoch", "keep")
+            )
 
     def resolve_conflict(self, other: Callback) -> RunFirst | Resolution | None:
         """Two of them keep the same gradients."""
@@ -105,14 +107,14 @@ class LogHistograms(Logs, Sleeper):
     def _last(self, learner: Any) -> dict[str, Any]:
         """The gradients of the last step by parameter."""
         tree = getattr(learner.step, "last_grads", None)
-        found = {} if tree is None else named_leaves(learner.params, tree)
-        if not (found or self._said):
-            self._said = True
-            why = "they are not those of learner.params or of one of its models"
+        gradients = {} if tree is None else named_leaves(learner.params, tree)
+        if not (gradients or self._has_warned):
+            self._has_warned = True
+            reason = "they are not those of learner.params or of one of its models"
             if tree is None:
-                why = "that step was cancelled, or the data ended before its length"
-            warnings.warn(f"LogHistograms left out the gradients of the last step of an epoch: {why}", stacklevel=2)
-        return found
+                reason = "that step was cancelled, or the data ended before its length"
+            warnings.warn(f"LogHistograms left out the gradients of the last step of an epoch: {reason}", stacklevel=2)
+        return gradients
 
 
 def _histogram(learner: Any, tree: Any) -> Histogram:

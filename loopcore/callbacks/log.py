@@ -36,7 +36,7 @@ class Logs(Callback):
             name = type(self).__name__
             raise CallbackError(f"{name} takes loggers: write {name}(lc.loggers.CSVLogger())")
         self.loggers = loggers
-        self._heard = 0  # steps since the last flush
+        self._unflushed_steps = 0  # steps since the last flush
         self._limit = FLUSH  # after which values are written
 
     def _log(self, name: str, value: Loggable | float, step: int) -> None:
@@ -46,8 +46,8 @@ class Logs(Callback):
 
     def _is_due(self) -> bool:
         """Whether it is time to write what a running epoch measured so far; asked once a step."""
-        self._heard += 1
-        return self._heard >= self._limit
+        self._unflushed_steps += 1
+        return self._unflushed_steps >= self._limit
 
     def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
         """Log what there is when an epoch has ended."""
@@ -64,7 +64,7 @@ class Logs(Callback):
         self._flush()
 
     def _flush(self) -> None:
-        self._heard = 0
+        self._unflushed_steps = 0
         for logger in self.loggers:
             with logger.trouble("flush"):
                 logger.flush()
@@ -102,11 +102,11 @@ class LogMetrics(Logs):
     def __init__(self, *loggers: Logger, steps: bool = True) -> None:
         super().__init__(*loggers)
         self.steps = steps
-        self._written: dict[tuple[str, str], int] = {}
+        self._written_counts: dict[tuple[str, str], int] = {}
         self._places: dict[str, int] = {}  # the last round that each metric was logged at
-        self._within: dict[str, Any] = {}  # the last value of those measured within the epoch that runs
+        self._nested_values: dict[str, Any] = {}  # the last value of those measured within the epoch that runs
         if not steps:
-            self.listeners = tuple(one for one in self.listeners if one.method != "end_step")
+            self.listeners = tuple(listener for listener in self.listeners if listener.method != "end_step")
 
     @on(StepEnd)
     def end_step(self, learner: Any, phase: Any) -> None:
@@ -122,13 +122,13 @@ class LogMetrics(Logs):
         if epoch.nested and epoch.round is not None:
             for key, value in measured.items():
                 self._log(f"within/{key}", _loggable(value), epoch.within)
-            self._within.update(measured)
+            self._nested_values.update(measured)
         else:
-            for key, value in {**measured, **self._within}.items():
+            for key, value in {**measured, **self._nested_values}.items():
                 if epoch.round is not None or self._is_in_history(learner, phase, key, epoch.after):
                     self._places[key] = epoch.after
                     self._log(key, _loggable(value), epoch.after)
-            self._within = {}
+            self._nested_values = {}
         if self.steps:
             self._write_steps(learner)
 
@@ -141,18 +141,18 @@ class LogMetrics(Logs):
     def _write_steps(self, learner: Any) -> None:
         for phase, series in learner.shared.metrics_step.items():
             for name, ring in series.items():
-                if self._written.get((phase, name), 0) != ring.count:
+                if self._written_counts.get((phase, name), 0) != ring.count:
                     values, numbers = ring.latest(), ring.numbers()
-                    for number, value in unwritten(self._written, (phase, name), values, numbers, ring.count):
+                    for number, value in unwritten(self._written_counts, (phase, name), values, numbers, ring.count):
                         self._log(f"step/{prefix_of(phase)}{name}", float(value), number)
 
     def state_dict(self) -> dict[str, Any]:
         """How many values of each series were written."""
-        return {"written": [[*key, count] for key, count in self._written.items()]}
+        return {"written": [[*key, count] for key, count in self._written_counts.items()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind them."""
-        self._written = {(phase, name): count for phase, name, count in state["written"]}
+        self._written_counts = {(phase, name): count for phase, name, count in state["written"]}
 
 
 class LogHyperParams(Logs):
@@ -304,22 +304,22 @@ def _loggable(value: Any) -> Loggable | float:
 
 
 def unwritten(
-    written: dict[tuple[str, str], int],
+    written_counts: dict[tuple[str, str], int],
     key: tuple[str, str],
     latest: Sequence[Any],
     numbers: Sequence[int],
     count: int,
 ) -> Iterator[tuple[int, Any]]:
-    """What of a series is still to be written, each value with its place on the axis; then all of it is.
+    """Yield what of a series is still to be written, each value with its place on the axis, then count it as written.
 
     Args:
-        written: how many values of each series were.
+        written_counts: how many values of each series were written; it is brought up to date.
         key: of the series.
         latest: its last values; older ones may be gone.
         numbers: their places.
         count: how many it had so far.
     """
     first = count - len(latest)
-    for number in range(max(written.get(key, 0), first) - first, len(latest)):
+    for number in range(max(written_counts.get(key, 0), first) - first, len(latest)):
         yield int(numbers[number]), latest[number]
-    written[key] = count
+    written_counts[key] = count

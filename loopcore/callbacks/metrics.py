@@ -58,19 +58,19 @@ class Metrics(Callback):
     """
 
     def __init__(self, *metrics: Any) -> None:
-        found = [metric if isinstance(metric, Metric) else Metric(metric) for metric in metrics]
-        losses = [metric for metric in found if isinstance(metric, Loss)] or [Loss()]
-        self.metrics = tuple(losses + [metric for metric in found if not isinstance(metric, Loss)])
+        all_metrics = [metric if isinstance(metric, Metric) else Metric(metric) for metric in metrics]
+        losses = [metric for metric in all_metrics if isinstance(metric, Loss)] or [Loss()]
+        self.metrics = tuple(losses + [metric for metric in all_metrics if not isinstance(metric, Loss)])
         names = [metric.name for metric in self.metrics]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise CallbackError(f"two metrics are named {twice[0]!r}: give one of them Metric(fn, name=...)")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise CallbackError(f"two metrics are named {repeated[0]!r}: give one of them Metric(fn, name=...)")
         self._smooth = {metric.name: metric for metric in self.metrics if isinstance(metric, SmoothLoss)}
         self._measured = [metric for metric in self.metrics if not metric.host]
         self._hosted = [metric for metric in self.metrics if metric.host]
         self._open: list[_Epoch] = []
         self._without_loss = False  # whether a training phase without a loss was named
-        self._seen: set[str] = set()
+        self._names_with_value: set[str] = set()
         self.reads = tuple(sorted({path for metric in self._hosted for path in metric.reads}))
         measured = {path for metric in self._measured for path in metric.reads}
         self.traced_reads = (*sorted(measured), "step.weight")
@@ -122,7 +122,11 @@ class Metrics(Callback):
             CallbackError: that epoch uses an object that this one would reset.
         """
         for metric in self.metrics:
-            if metric.state is not None and _is_for(metric, phase) and any(metric in one.metrics for one in self._open):
+            if (
+                metric.state is not None
+                and _is_for(metric, phase)
+                and any(metric in epoch.metrics for epoch in self._open)
+            ):
                 raise CallbackError(
                     f"metric {metric.name!r} is an object that another epoch is using, within which phase "
                     f"{phase.name!r} begins one of its own: give each its object, Metric(..., phase=...)"
@@ -176,7 +180,7 @@ class Metrics(Callback):
         for metric in self._hosted:
             if _is_for(metric, phase) and (args := _args(learner.step, metric)) is not None:
                 try:
-                    if metric.own is not None:
+                    if metric.custom is not None:
                         self._ask(metric, learner, phase, number)
                     epoch.observe(metric, args, learner)
                 except Exception as error:
@@ -184,7 +188,7 @@ class Metrics(Callback):
                     raise
         for metric in self._programmed:
             if _is_for(metric, phase) and _args(learner.step, metric) is not None:
-                epoch.seen(metric)
+                epoch.note_observed(metric)
         if len(epoch.rows) >= _FLUSH:
             self._flush(learner, epoch)
 
@@ -194,17 +198,17 @@ class Metrics(Callback):
         if not self._open or self._open[-1].phase is not phase:  # it did not hear the begin, as under throttle
             return
         epoch = self._open.pop()
-        heard = bool(epoch.rows or epoch.flushed)
+        has_steps = bool(epoch.rows or epoch.flushed)
         self._flush(learner, epoch)
         if event.outcome == "failed":
             return
         self._give_back(learner, phase)
         values = epoch.means(learner)
-        self._seen |= epoch.measured
-        if event.outcome == "completed" or (event.outcome == "cancelled" and heard):
+        self._names_with_value |= epoch.measured
+        if event.outcome == "completed" or (event.outcome == "cancelled" and has_steps):
             self._keep(learner, phase, values)
         trains = isinstance(phase, AbstractTrainingPhase)
-        if trains and heard and not self._without_loss and all(value is None for value in values.values()):
+        if trains and has_steps and not self._without_loss and all(value is None for value in values.values()):
             self._without_loss = True
             warnings.warn(
                 f"{type(phase).__name__}.step sets no state.loss, so that nothing is measured in phase {phase.name!r}, "
@@ -223,13 +227,14 @@ class Metrics(Callback):
     def _keep(self, learner: Any, phase: Any, values: dict[str, Any]) -> None:
         """Put the values of an epoch where they belong: at its round."""
         series: Series = learner.shared.metrics_epoch
-        epoch, there = learner.epoch, series.get(phase.name, {})
+        epoch, by_name = learner.epoch, series.get(phase.name, {})
         for name in _in_order([metric.name for metric in self.metrics], values):
             value, empty = values[name], name == self.metrics[0].name and not epoch.completed
-            if value is None and name not in there and not empty:
+            if value is None and name not in by_name and not empty:
                 continue
-            if name not in there:
-                _check_key({prefix_of(one) + other: one for one in series for other in series[one]}, phase.name, name)
+            if name not in by_name:
+                phases = {prefix_of(other) + key: other for other, by_key in series.items() for key in by_key}
+                _check_key(phases, phase.name, name)
             epoch.metrics[prefix_of(phase.name) + name] = value
             if epoch.round is not None:
                 if epoch.nested and value is not None:
@@ -243,9 +248,9 @@ class Metrics(Callback):
     def end_fit(self, learner: Any, phase: Any, event: FitEnd) -> None:
         """Say which metrics never found their values."""
         for metric in self.metrics[1:]:
-            if event.outcome == "completed" and metric.state is None and metric.name not in self._seen:
-                wanted = ", ".join(f"state.{arg}" for arg in metric.args)
-                warnings.warn(f"metric {metric.name!r} had no value in this fit: no phase wrote {wanted}", stacklevel=2)
+            if event.outcome == "completed" and metric.state is None and metric.name not in self._names_with_value:
+                values = ", ".join(f"state.{arg}" for arg in metric.args)
+                warnings.warn(f"metric {metric.name!r} had no value in this fit: no phase wrote {values}", stacklevel=2)
 
     def _flush(self, learner: Any, epoch: _Epoch) -> None:
         """Fetch the pending rows in one go, add them up in float64, and put them into the series of steps."""
@@ -269,9 +274,9 @@ class Metrics(Callback):
 
     def _ask(self, metric: Metric, learner: Any, phase: Any, number: int) -> None:
         """Let a metric that does everything itself look at the step."""
-        assert metric.own is not None
-        metric.own.step(learner, phase)
-        value = getattr(metric.own, "step_value", lambda: None)()
+        assert metric.custom is not None
+        metric.custom.step(learner, phase)
+        value = getattr(metric.custom, "step_value", lambda: None)()
         if value is not None:
             ring: Ring = learner.shared.metrics_step.of(phase.name, metric.name, Ring)
             ring.extend(np.array([float(value)]), np.array([number]))
@@ -298,9 +303,9 @@ class _Epoch:
         self._observed: set[str] = set()
         self.last: dict[str, float] = {}  # of metrics whose epoch value is that of the last step
         self._sums: dict[str, tuple[float, float]] = {}
-        self._everything: dict[str, list[tuple[Any, ...]]] = {}
+        self._batches: dict[str, list[tuple[Any, ...]]] = {}
         self._accumulators = {metric.name: metric.object for metric in metrics if metric.object is not None}
-        for accumulator in (*self._accumulators.values(), *(metric.own for metric in metrics)):
+        for accumulator in (*self._accumulators.values(), *(metric.custom for metric in metrics)):
             if accumulator is not None:
                 accumulator.reset()
 
@@ -309,48 +314,48 @@ class _Epoch:
         counted = weights != 0  # a batch without samples has a loss that is NaN
         self._sums[name] = (total + float(values[counted] @ weights[counted]), weight + float(weights.sum()))
 
-    def seen(self, metric: Metric) -> None:
+    def note_observed(self, metric: Metric) -> None:
         """A step counted in the numbers of an object."""
         self._observed.add(metric.name)
 
     def observe(self, metric: Metric, args: list[Any], learner: Any) -> None:
         """Feed a metric that lives on the host."""
         self._observed.add(metric.name)
-        if metric.own is not None:
+        if metric.custom is not None:
             return
         if metric.object is not None:
             metric.object.update(*args)
             return
         arrays = tuple(learner.to_host(arg) for arg in args)
         if metric.over == "epoch":
-            self._everything.setdefault(metric.name, []).append(arrays)
+            self._batches.setdefault(metric.name, []).append(arrays)
         else:
             weights = _numbers(learner, [learner.sample_weight], "step.weight")
             value = _scalar(metric.fn(*arrays), metric.name)
             self.add(metric.name, np.array([float(value)]), weights)
 
     def means(self, learner: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        means: dict[str, Any] = {}
         for metric in self.metrics:
             try:
                 values = plain_values(metric.name, self._mean(metric), learner.to_host)
             except Exception as error:
                 _name(error, metric)
                 raise
-            found.update(values)
+            means.update(values)
             if any(value is not None for value in values.values()):
                 self.measured.add(metric.name)
-        return found
+        return means
 
     def _mean(self, metric: Metric) -> Any:
         if metric.state is not None and metric.name not in self._observed:
             return None  # an object that was told nothing has a value all the same
-        if metric.own is not None:
-            return metric.own.epoch_value()
+        if metric.custom is not None:
+            return metric.custom.epoch_value()
         if metric.object is not None:
             return metric.object.compute()
         if metric.over == "epoch":
-            parts = self._everything.get(metric.name)
+            parts = self._batches.get(metric.name)
             return metric.fn(*(np.concatenate(column) for column in zip(*parts, strict=True))) if parts else None
         if metric.name in self.last:
             return self.last[metric.name]
@@ -374,11 +379,11 @@ def try_metric(metric: Metric, phase: Any, state: Any, learner: Any) -> None:
     if args is None:
         return
     arrays = [learner.to_host(arg) for arg in args] if metric.host else args
-    if metric.own is not None:
-        metric.own.reset()
-        metric.own.step(_Seen(learner, state), phase)
-        value = metric.own.epoch_value()
-        metric.own.reset()
+    if metric.custom is not None:
+        metric.custom.reset()
+        metric.custom.step(_ViewOfStep(learner, state), phase)
+        value = metric.custom.epoch_value()
+        metric.custom.reset()
     elif metric.object is not None:
         metric.object.reset()
         metric.object.update(*args)
@@ -390,7 +395,7 @@ def try_metric(metric: Metric, phase: Any, state: Any, learner: Any) -> None:
     plain_values(metric.name, value, learner.to_host)
 
 
-class _Seen:
+class _ViewOfStep:
     """A view of a learner that shows another step."""
 
     def __init__(self, learner: Any, step: Any) -> None:

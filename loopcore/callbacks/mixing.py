@@ -111,13 +111,13 @@ class LabelSmoothing(Callback):
         learner.step.ys = rows * (1.0 - self.epsilon) + self.epsilon / rows.shape[-1]
 
 
-def _checked(classes: int | None, who: str) -> int | None:
+def _checked(classes: int | None, class_name: str) -> int | None:
     if classes is not None and not is_whole(classes, least=1):
-        raise ValueError(f"{who}(classes={classes!r}): a whole number, at least 1")
+        raise ValueError(f"{class_name}(classes={classes!r}): a whole number, at least 1")
     return classes
 
 
-def probabilities(ys: Any, classes: int | None, xp: Any, who: str) -> Any:
+def probabilities(ys: Any, classes: int | None, xp: Any, class_name: str) -> Any:
     """Labels as floats: integers as one-hot rows, floats as they are.
 
     Raises:
@@ -127,18 +127,18 @@ def probabilities(ys: Any, classes: int | None, xp: Any, who: str) -> Any:
         return ys
     if classes is None:
         raise CallbackError(
-            f"{who} got labels of dtype {ys.dtype} and shape {tuple(ys.shape)}, and has to know how many classes "
-            f"there are: write {who}(..., classes=10)"
+            f"{class_name} got labels of dtype {ys.dtype} and shape {tuple(ys.shape)}, and has to know how many "
+            f"classes there are: write {class_name}(..., classes=10)"
         )
     return xp.one_hot(ys, classes)
 
 
 def _length(learner: Any, tree: Any) -> int:
-    found: list[int] = []
+    lengths: list[int] = []
 
     def measure(leaf: Any) -> Any:
-        found.append(int(leaf.shape[0]))
+        lengths.append(int(leaf.shape[0]))
         return leaf
 
     learner.tree.map(measure, tree)
-    return found[0]
+    return lengths[0]

@@ -47,17 +47,19 @@ def monitored(learner: Any, phase: Any, event: Any, key: str) -> float | None:
 def _may_come(learner: Any, key: str) -> bool:
     """Whether the phase of a metric has measured nothing yet and may do so in a later round."""
     measured = set(learner.shared.metrics_epoch)
-    known = {*(phase.name for phase in learner.phases), *PREFIXES, *measured}
-    phase = max((name for name in known if key.startswith(prefix_of(name))), key=lambda name: len(prefix_of(name)))
+    phase_names = {*(phase.name for phase in learner.phases), *PREFIXES, *measured}
+    phase = max(
+        (name for name in phase_names if key.startswith(prefix_of(name))), key=lambda name: len(prefix_of(name))
+    )
     data = learner._learner.data  # only its keys: no callback has to declare that it reads data for a message
     return phase not in measured and (phase in data or any(p.name == phase and not p.data_key for p in learner.phases))
 
 
-def unmeasured(who: str, key: str) -> str:
+def unmeasured(class_name: str, key: str) -> str:
     """What to say when a fit ends in which a metric had no value."""
     return (
-        f"{who} watched {key!r}, which had no value in this fit: run the phase that measures it in a round, or watch "
-        "another metric"
+        f"{class_name} watched {key!r}, which had no value in this fit: run the phase that measures it in a round, or "
+        "watch another metric"
     )
 
 

@@ -42,26 +42,26 @@ class Profiler(Callback):
         self.folder = Path(folder)
         self.skip = skip
         self.steps = steps
-        self._seen = 0
+        self._begun_steps = 0
         self._open: ExitStack | None = None
 
     @on(FitBegin)
     def begin(self, learner: Any, phase: Any) -> None:
         """Count from here."""
-        self._seen = 0
+        self._begun_steps = 0
 
     @on(StepBegin, AbstractTrainingPhase)
     def begin_step(self, learner: Any, phase: Any) -> None:
         """Start, if it is time."""
-        if self._seen == self.skip and self._open is None:
+        if self._begun_steps == self.skip and self._open is None:
             self._open = ExitStack()
             self._open.enter_context(learner.profile(self._new_folder()))
-        self._seen += 1
+        self._begun_steps += 1
 
     @on(StepEnd, AbstractTrainingPhase)
     def end_step(self, learner: Any, phase: Any) -> None:
         """Stop, if it was the last one."""
-        if self._seen >= self.skip + self.steps:
+        if self._begun_steps >= self.skip + self.steps:
             self._close()
 
     @on(FitEnd)
@@ -76,6 +76,6 @@ class Profiler(Callback):
 
     def _new_folder(self) -> Path:
         number = 1
-        while (found := self.folder / f"fit-{number}").exists():
+        while (folder := self.folder / f"fit-{number}").exists():
             number += 1
-        return found
+        return folder

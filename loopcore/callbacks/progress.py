@@ -86,7 +86,7 @@ class ProgressPrinter(Printer):
         self._began = 0.0
         self._parts: list[str] = []
         self._loss: Any = None
-        self._shown = ""
+        self._loss_text = ""
 
     @on(FitBegin)
     def begin_fit(self, learner: Any, phase: Any) -> None:
@@ -100,7 +100,7 @@ class ProgressPrinter(Printer):
             return
         self._began = time.monotonic()
         self._next = self._began + _REDRAW
-        self._loss, self._shown = None, ""
+        self._loss, self._loss_text = None, ""
         if self._is_terminal():
             self._try(lambda: self._open_bar(self._file or sys.stdout, clean(phase.name), learner.epoch.length))
 
@@ -109,15 +109,15 @@ class ProgressPrinter(Printer):
         """Redraw, if the last time was long enough ago."""
         if self._bar is None or self._task is None:
             return
-        now = time.monotonic()
-        if now < self._next or learner.epoch.nested:
+        time_now = time.monotonic()
+        if time_now < self._next or learner.epoch.nested:
             return
-        self._next = now + _REDRAW
+        self._next = time_now + _REDRAW
         if self._loss is not None and learner.is_ready(self._loss):  # that of the last redraw, which is ready by now
-            self._shown = f"loss {float(learner.to_host(self._loss)):.4g}"
+            self._loss_text = f"loss {float(learner.to_host(self._loss)):.4g}"
         self._loss = getattr(learner.step, "loss", None)
-        bar, task, done = self._bar, self._task, learner.epoch.attempted
-        self._try(lambda: bar.update(task, completed=done, loss=self._shown, refresh=True))
+        bar, task, attempted = self._bar, self._task, learner.epoch.attempted
+        self._try(lambda: bar.update(task, completed=attempted, loss=self._loss_text, refresh=True))
 
     @on(EpochEnd)
     def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
@@ -224,9 +224,9 @@ class MetricsPrinter(Printer):
             self._columns = columns
             names = " ".join(f"{clean(name):>{width}}" for name, width in zip(columns, widths, strict=True))
             self._say(f"{'epoch':>6} {names}")
-        cells = " ".join(f"{_shown(self._values.get(name)):>{w}}" for name, w in zip(columns, widths, strict=True))
+        cells = " ".join(f"{_loss_text(self._values.get(name)):>{w}}" for name, w in zip(columns, widths, strict=True))
         self._say(f"{number:>6} {cells}")
 
 
-def _shown(value: float | None) -> str:
+def _loss_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"

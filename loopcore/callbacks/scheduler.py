@@ -60,8 +60,8 @@ class _ByStep(Callback):
     def values(self, name: Key, phase: str = "training") -> list[float]:
         """The latest values of a hyperparameter by completed step, the newest last."""
         name = _name_of(name)
-        done = getattr(self, "_series", {}).get(phase, {})
-        return [*(done[name].latest().tolist() if name in done else ()), *self._pending[name]]
+        by_name = getattr(self, "_series", {}).get(phase, {})
+        return [*(by_name[name].latest().tolist() if name in by_name else ()), *self._pending[name]]
 
 
 class Scheduler(_ByStep):
@@ -142,7 +142,7 @@ class Scheduler(_ByStep):
             return other.resolve_conflict(self)
         if not isinstance(other, Scheduler):
             return None
-        clash = any(_overlap(mine, theirs) for mine in self._schedules for theirs in other._schedules)
+        clash = any(_overlap(name, other_name) for name in self._schedules for other_name in other._schedules)
         return None if clash else NO_CONFLICT
 
     @on(EpochBegin, AbstractTrainingPhase)
@@ -217,9 +217,9 @@ def _is_whole_step(learner: Any) -> bool:
     return window is None or window[1]
 
 
-def _overlap(one: str, other: str) -> bool:
+def _overlap(name: str, other_name: str) -> bool:
     """Whether two names stand for a value of one optimizer: "learning_rate" is that of all."""
-    return one == other or one.endswith(f".{other}") or other.endswith(f".{one}")
+    return name == other_name or name.endswith(f".{other_name}") or other_name.endswith(f".{name}")
 
 
 class TorchScheduler(_ByStep):
@@ -279,15 +279,17 @@ class TorchScheduler(_ByStep):
 
     def setup(self, learner: Any) -> None:
         """Check that the Learner trains with the optimizer of the scheduler."""
-        own, kind = getattr(self.scheduler, "optimizer", None), type(self.scheduler).__name__
-        if own is not None and all(own is not optimizer for optimizer in learner.optimizer.values()):
-            given = ", ".join(type(optimizer).__name__ for optimizer in learner.optimizer.values()) or "none"
+        its_optimizer, kind = getattr(self.scheduler, "optimizer", None), type(self.scheduler).__name__
+        if its_optimizer is not None and all(
+            its_optimizer is not optimizer for optimizer in learner.optimizer.values()
+        ):
+            class_names = ", ".join(type(optimizer).__name__ for optimizer in learner.optimizer.values()) or "none"
             raise CallbackError(
                 f"the {kind} of TorchScheduler sets the learning rate of an optimizer that this Learner does not have, "
-                f"it has {given}: pass the same object to both, Learner(..., optimizer=scheduler.optimizer), or use "
-                "lc.Scheduler, which sets that of any optimizer"
+                f"it has {class_names}: pass the same object to both, Learner(..., optimizer=scheduler.optimizer), or "
+                "use lc.Scheduler, which sets that of any optimizer"
             )
-        prefix = next((name for name, optimizer in learner.optimizer.items() if optimizer is own), "")
+        prefix = next((name for name, optimizer in learner.optimizer.items() if optimizer is its_optimizer), "")
         self._name = f"{prefix}.learning_rate" if prefix else "learning_rate"
         self._pending.setdefault(self._name, [])
         super().setup(learner)
@@ -295,8 +297,8 @@ class TorchScheduler(_ByStep):
     def resolve_conflict(self, other: Callback) -> Resolution | None:
         """It goes with one of another optimizer, and with schedules of what it does not set."""
         if isinstance(other, TorchScheduler):
-            two = {id(getattr(one.scheduler, "optimizer", None)) for one in (self, other)}
-            return NO_CONFLICT if len(two) == 2 else None
+            optimizer_ids = {id(getattr(callback.scheduler, "optimizer", None)) for callback in (self, other)}
+            return NO_CONFLICT if len(optimizer_ids) == 2 else None
         if isinstance(other, Scheduler):
             names = {name.rpartition(".")[2] for name in other._schedules}
             return NO_CONFLICT if names.isdisjoint(("learning_rate", "momentum")) else None

@@ -74,7 +74,7 @@ class StopOnNaNLoss(Callback):
         learner.shared.first_bad_step = _NONE
         self.watched = _finite_floats(learner)
         if not learner.buffers.value:  # nothing to remember
-            self.listeners = tuple(one for one in type(self).listeners if one.event is not StepBegin)
+            self.listeners = tuple(listener for listener in type(self).listeners if listener.event is not StepBegin)
 
     def resolve_conflict(self, other: Callback) -> Resolution | RunFirst:
         """Who writes the loss comes first. Nobody else matters: it withholds updates, and puts back void buffers."""
@@ -136,21 +136,21 @@ class StopOnNaNLoss(Callback):
         """Note the step if its loss is not finite or it is not sound for another cause; whether none was bad so far."""
         shared, xp = learner.shared, learner.xp
         first, loss = shared.first_bad_step, learner.number(getattr(learner.step, "loss", 0.0))
-        known = type(first) is int
-        if known and first >= 0:
+        is_on_host = type(first) is int
+        if is_on_host and first >= 0:
             return False
         finite = isfinite(loss) if type(loss) in (int, float) else xp.all(xp.isfinite(loss))
         good = combine_conditions(finite, sound) if type(finite) is bool else finite & sound
         if good is True:
-            return True if known else first < 0
+            return True if is_on_host else first < 0
         start = learner.attempt * len(_WORDS)  # step and cause in one number
         mark = start + (cause if finite is True else _LOSS)
         if type(finite) is not bool:
             mark = xp.where(finite, start + cause, start + _LOSS)
-        if good is False and known:
+        if good is False and is_on_host:
             shared.first_bad_step = mark
             return False
-        bad = ~good if known else (first < 0) & ~good
+        bad = ~good if is_on_host else (first < 0) & ~good
         shared.first_bad_step = first = xp.where(bad, mark, first)
         return first < 0
 
@@ -172,16 +172,16 @@ class StopOnNaNLoss(Callback):
         if before is not None and not bool(learner.to_host(self._are_sound(learner, before))):
             learner.buffers.value = before  # the step did not come to its end
         if self._mark is not None:
-            now = monotonic()
-            if now < self._next or not learner.is_ready(self._mark):
+            time_now = monotonic()
+            if time_now < self._next or not learner.is_ready(self._mark):
                 return
-            self._next = now + _LOOK
+            self._next = time_now + _LOOK
             _stop(learner, phase, self._mark)
         first = learner.shared.first_bad_step
-        known = type(first) is int
-        if known or learner.is_ready(first):
+        is_on_host = type(first) is int
+        if is_on_host or learner.is_ready(first):
             _stop(learner, phase, first)
-        self._mark = None if known else first
+        self._mark = None if is_on_host else first
 
     @on(EpochEnd, AbstractTrainingPhase)
     def look_again(self, learner: Any, phase: Any) -> None:
@@ -198,11 +198,11 @@ def _stop(learner: Any, phase: Any, first: Any) -> None:
 
 def _finite_floats(learner: Any) -> tuple[bool, ...]:
     """For each buffer whether it has floats, all of them finite: a mask of minus infinity is no sign of trouble."""
-    found = _leaves(learner.tree, learner.buffers.value)
-    return tuple(is_float(one) and bool(learner.to_host(learner.tree.all_finite([one]))) for one in found)
+    leaves = _leaves(learner.tree, learner.buffers.value)
+    return tuple(is_float(leaf) and bool(learner.to_host(learner.tree.all_finite([leaf]))) for leaf in leaves)
 
 
 def _leaves(tree: Any, values: Any) -> list[Any]:
-    found: list[Any] = []
-    tree.map(found.append, values)
-    return found
+    leaves: list[Any] = []
+    tree.map(leaves.append, values)
+    return leaves

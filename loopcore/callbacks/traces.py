@@ -112,8 +112,8 @@ class Traces(Callback):
             rounds = isinstance(event, (EpochBegin, EpochEnd))
             number = learner.epoch.after if rounds else learner.step_number
             for name, fn in self.functions.items():
-                noted: Noted = learner.shared.traces.of(phase.name, name, lambda: Noted(self.size))
-                noted.add(fn(learner), number)
+                record: Noted = learner.shared.traces.of(phase.name, name, lambda: Noted(self.size))
+                record.add(fn(learner), number)
 
 
 class LogTraces(Logs):
@@ -147,7 +147,7 @@ class LogTraces(Logs):
 
     def __init__(self, *loggers: Logger) -> None:
         super().__init__(*loggers)
-        self._written: dict[tuple[str, str], int] = {}
+        self._written_counts: dict[tuple[str, str], int] = {}
         self._limit = 1  # what the traces keep is known after a step
 
     def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
@@ -164,9 +164,9 @@ class LogTraces(Logs):
     def _write(self, learner: Any) -> None:
         fewest = 2 * FLUSH
         for phase, series in learner.shared.traces.items():
-            for name, noted in series.items():
-                fewest = min(fewest, noted.size)
-                new = unwritten(self._written, (phase, name), noted.values, noted.numbers, noted.count)
+            for name, record in series.items():
+                fewest = min(fewest, record.size)
+                new = unwritten(self._written_counts, (phase, name), record.values, record.numbers, record.count)
                 for number, value in new:
                     self._log(f"trace/{prefix_of(phase)}{name}", _loggable(learner, value), number)
         self._limit = max(1, fewest // 2)  # an event may be fired twice in a step

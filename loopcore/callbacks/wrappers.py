@@ -94,9 +94,9 @@ class Wrapper(Sleeper):
         inner = self.callback.wake(phase) if isinstance(self.callback, Sleeper) else ()
         if not self._of_steps:
             return inner
-        heard = self._hears("step", phase)
-        self._awake.setdefault(phase.name, []).append(heard)
-        return inner if heard else (*inner, self._event)
+        hears = self._hears("step", phase)
+        self._awake.setdefault(phase.name, []).append(hears)
+        return inner if hears else (*inner, self._event)
 
     def rest(self, phase: Any) -> None:
         """An event that is fired between two steps counts by itself."""
@@ -111,7 +111,9 @@ def _check(name: str, callback: Any, event: Any) -> None:
         raise CallbackError(f"{name} wraps an instance of Callback, not {callback!r}")
     if not (isinstance(event, type) and issubclass(event, Event)):
         raise EventError(f"{name} takes the class of an event, not {event!r}")
-    if not any(issubclass(one.event, event) or issubclass(event, one.event) for one in callback.listeners):
+    if not any(
+        issubclass(listener.event, event) or issubclass(event, listener.event) for listener in callback.listeners
+    ):
         raise CallbackError(f"{type(callback).__name__} does not listen to {event.__name__}: {name} changes nothing")
 
 
@@ -174,10 +176,10 @@ class Throttle(Wrapper):
         event: type[Event],
         every: int | None,
         seconds: float | None,
-        when: Callable[[Any], bool] | None = None,
+        condition: Callable[[Any], bool] | None = None,
     ) -> None:
         super().__init__(callback, event)
-        self._when = when
+        self._condition = condition
         self._every = every
         self._seconds = seconds
         self._counts: dict[str, int] = {}
@@ -194,17 +196,17 @@ class Throttle(Wrapper):
         super().load_state_dict(state)
 
     def _hears(self, key: str, phase: Any) -> bool:
-        if self._when is not None:
-            return bool(self._when(phase))
+        if self._condition is not None:
+            return bool(self._condition(phase))
         key = key if phase is None else f"{key}/{phase.name}"
         if self._every is not None:
             count = self._counts.get(key, 0) + 1
             self._counts[key] = count % self._every
             return count == self._every
-        now = time.monotonic()
-        if key in self._last and now - self._last[key] < (self._seconds or 0.0):
+        time_now = time.monotonic()
+        if key in self._last and time_now - self._last[key] < (self._seconds or 0.0):
             return False
-        self._last[key] = now
+        self._last[key] = time_now
         return True
 
     def _restart(self, learner: Any, phase: Any) -> None:

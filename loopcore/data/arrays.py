@@ -32,17 +32,17 @@ def flatten(arrays: Tree) -> tuple[list[Array], optree.PyTreeSpec]:
     """
     accessors, leaves, spec = optree.tree_flatten_with_accessor(arrays)
     names = [accessor.codify("arrays") for accessor in accessors]
-    named = {name: _array(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
-    if not named:
+    arrays_by_name = {name: _array(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
+    if not arrays_by_name:
         raise DataError(f"there is no array in {arrays!r}: pass arrays, as in batches((x, y), 32)")
-    lengths = {name: len(array) for name, array in named.items()}
+    lengths = {name: len(array) for name, array in arrays_by_name.items()}
     if len(set(lengths.values())) > 1:
-        each = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise DataError(f"the arrays have different numbers of samples along their first axis: {each}")
+        sizes = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise DataError(f"the arrays have different numbers of samples along their first axis: {sizes}")
     if not any(lengths.values()):
-        shapes = ", ".join(f"{name} has the shape {array.shape}" for name, array in named.items())
+        shapes = ", ".join(f"{name} has the shape {array.shape}" for name, array in arrays_by_name.items())
         raise EmptyDataError(f"the arrays have no sample: {shapes}")
-    return list(named.values()), spec
+    return list(arrays_by_name.values()), spec
 
 
 def _array(name: str, leaf: Any) -> Array:
@@ -90,11 +90,11 @@ def integer(name: str, value: Any, *, least: int) -> int:
     return int(value)
 
 
-def check_state(what: str, state: Any, keys: Iterable[str]) -> None:
+def check_state(owner: str, state: Any, keys: Iterable[str]) -> None:
     """Refuse a state that is no mapping with exactly these keys.
 
     Args:
-        what: how messages call its owner.
+        owner: how messages call what the state belongs to.
         state: what was passed.
         keys: what it has to have.
 
@@ -102,23 +102,23 @@ def check_state(what: str, state: Any, keys: Iterable[str]) -> None:
         DataError: it is no mapping, or has other keys.
     """
     expected = sorted(keys)
-    found = sorted(map(str, state)) if isinstance(state, Mapping) else type_of(state)
-    if found != expected:
-        raise DataError(f"this is no state of {what}: it has to have {expected}, but it is or has {found}")
+    keys_of_state = sorted(map(str, state)) if isinstance(state, Mapping) else type_of(state)
+    if keys_of_state != expected:
+        raise DataError(f"this is no state of {owner}: it has to have {expected}, but it is or has {keys_of_state}")
 
 
-def check_iterable(what: str, loader: Any) -> None:
+def check_iterable(name: str, loader: Any) -> None:
     """Refuse a loader that cannot be iterated.
 
     Args:
-        what: how messages call it.
+        name: how messages call it.
         loader: what was passed.
 
     Raises:
         TypeError: it cannot be iterated.
     """
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
-        raise TypeError(f"{what} is {type_of(loader)}, which cannot be iterated: pass an iterable of batches")
+        raise TypeError(f"{name} is {type_of(loader)}, which cannot be iterated: pass an iterable of batches")
 
 
 def walked(data: Any) -> Iterator[Any]:

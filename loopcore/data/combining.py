@@ -46,7 +46,7 @@ class _Pass:
     iterators: dict[str, Iterator[Any]]
     position: int
     loaded: bool
-    begun: bool = False
+    is_started: bool = False
     over: bool = False
 
 
@@ -90,9 +90,9 @@ class Combined:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Start the next epoch of each loader, or go on in the one that was loaded."""
-        if self._pass is None or self._pass.begun:
+        if self._pass is None or self._pass.is_started:
             self._pass = self._open()
-        self._pass.begun = True
+        self._pass.is_started = True
         return self._run(self._pass)
 
     def _open(self) -> _Pass:
@@ -100,19 +100,19 @@ class Combined:
         iterators = {name: walked(loader) for name, loader in self._loaders.items()}
         return _Pass(iterators, position or 0, loaded=position is not None)
 
-    def _run(self, this: _Pass) -> Iterator[dict[str, Any]]:
-        drawn, size, ended = 0, self._size(), list[str]()
-        while not ended and (not size or this.position < size):
-            batch = {name: next(iterator, _END) for name, iterator in this.iterators.items()}
+    def _run(self, walk: _Pass) -> Iterator[dict[str, Any]]:
+        count, size, ended = 0, self._size(), list[str]()
+        while not ended and (not size or walk.position < size):
+            batch = {name: next(iterator, _END) for name, iterator in walk.iterators.items()}
             ended = [name for name, part in batch.items() if part is _END]
             if not ended:
-                drawn += 1
-                this.position += 1
+                count += 1
+                walk.position += 1
                 yield batch
-        this.over = True
-        if not drawn and this.loaded:  # the state was taken at the end of an epoch, and no len told so
+        walk.over = True
+        if not count and walk.loaded:  # the state was taken at the end of an epoch, and no len told so
             yield from self
-        elif not drawn:
+        elif not count:
             raise _nothing(ended[0], self._loaders[ended[0]])
 
     def follow_seed(self, seed: int) -> None:

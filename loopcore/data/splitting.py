@@ -56,13 +56,13 @@ def split(arrays: Tree, sizes: float | Iterable[float], seed: int = 0, shuffle: 
 def _bounds(sizes: float | Iterable[float], samples: int) -> list[tuple[int, int]]:
     """Where each part starts and ends."""
     parts = list(sizes) if isinstance(sizes, Iterable) else [sizes]
-    whole = 1.0 if _are_shares(parts) else samples
+    total = 1.0 if _are_shares(parts) else samples
     if isinstance(sizes, Iterable):
-        _check_all(parts, whole)
+        _check_all(parts, total)
     else:
-        _check_first(sizes, whole)
-        parts.append(whole - sizes)
-    ends = [round(math.fsum(parts[: n + 1]) / whole * samples) for n in range(len(parts))]
+        _check_first(sizes, total)
+        parts.append(total - sizes)
+    ends = [round(math.fsum(parts[: n + 1]) / total * samples) for n in range(len(parts))]
     bounds = list(pairwise([0, *ends]))
     empty = [n for n, (start, end) in enumerate(bounds) if start == end]
     if empty:
@@ -73,22 +73,22 @@ def _bounds(sizes: float | Iterable[float], samples: int) -> list[tuple[int, int
 def _are_shares(sizes: Sequence[Any]) -> bool:
     """Whether these are shares of the samples; otherwise they are numbers of samples."""
     real: list[Any] = [size for size in sizes if not isinstance(size, bool) and isinstance(size, numbers.Real)]
-    whole = [size for size in real if isinstance(size, numbers.Integral)]
-    if not sizes or len(real) < len(sizes) or 0 < len(whole) < len(sizes):
+    integers = [size for size in real if isinstance(size, numbers.Integral)]
+    if not sizes or len(real) < len(sizes) or 0 < len(integers) < len(sizes):
         raise TypeError(
             f"sizes of a split are floats (shares of the samples) or ints (numbers of samples), not {sizes}"
         )
-    return not whole
+    return not integers
 
 
-def _check_first(size: float, whole: float) -> None:
-    if not 0 < size < whole:
-        raise ValueError(f"the first part of a split is more than 0 and less than all, {whole}; it was {size}")
+def _check_first(size: float, total: float) -> None:
+    if not 0 < size < total:
+        raise ValueError(f"the first part of a split is more than 0 and less than all, {total}; it was {size}")
 
 
-def _check_all(parts: Sequence[float], whole: float) -> None:
+def _check_all(parts: Sequence[float], total: float) -> None:
     if min(parts) <= 0:
         raise ValueError(f"each part of a split is more than 0; they were {parts}")
-    total = math.fsum(parts)
-    if not math.isclose(total, whole, abs_tol=1e-9):
-        raise ValueError(f"the parts of a split add up to all samples, {whole}, but {parts} add up to {total:g}")
+    added = math.fsum(parts)
+    if not math.isclose(added, total, abs_tol=1e-9):
+        raise ValueError(f"the parts of a split add up to all samples, {total}, but {parts} add up to {added:g}")

@@ -127,7 +127,7 @@ class Logger:
 
     kinds: tuple[type[Any], ...] = (Value,)
     strict: bool = False
-    _said: frozenset[type[Any]] = frozenset()
+    _refused_kinds: frozenset[type[Any]] = frozenset()
     _in_trouble = False
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -150,10 +150,10 @@ class Logger:
         elif isinstance(value, Array) and value.values.size <= _MANY and Value in self.kinds:
             for place, number in np.ndenumerate(value.values):
                 self.write(self._names("/".join(map(str, (name, *place)))), Value(float(number)), step)
-        elif type(value) not in self._said:
-            self._said |= {type(value)}
-            left_out = f"{clean(name)} is left out"
-            warnings.warn(f"{type(self).__name__} takes no {type(value).__name__}: {left_out}", stacklevel=2)
+        elif type(value) not in self._refused_kinds:
+            self._refused_kinds |= {type(value)}
+            outcome = f"{clean(name)} is left out"
+            warnings.warn(f"{type(self).__name__} takes no {type(value).__name__}: {outcome}", stacklevel=2)
 
     @cached_property
     def _names(self) -> Names:
@@ -191,12 +191,12 @@ class Trouble:
 
     Args:
         logger: what is written by.
-        what: is done.
+        task: what is done, as the warning names it.
     """
 
-    def __init__(self, logger: Logger, what: str) -> None:
+    def __init__(self, logger: Logger, task: str) -> None:
         self._logger = logger
-        self._what = what
+        self._task = task
 
     def __enter__(self) -> None: ...
 
@@ -207,7 +207,7 @@ class Trouble:
         if not logger._in_trouble:
             logger._in_trouble = True
             warnings.warn(
-                f"{logger!r} could not write ({clean(self._what)}): {type(error).__name__}: {error}. The training goes "
+                f"{logger!r} could not write ({clean(self._task)}): {type(error).__name__}: {error}. The training goes "
                 f"on, this is said once; {type(logger).__name__}(..., strict=True) ends it instead",
                 stacklevel=3,
             )
@@ -216,8 +216,8 @@ class Trouble:
 
 def is_of_the_system(error: BaseException) -> bool:
     """Whether an error comes from the system or a library, and not from a mistake in a program."""
-    own = type(error).__module__ == "builtins" or isinstance(error, LoopcoreError)
-    return isinstance(error, Exception) and (isinstance(error, OSError) or not own)
+    is_a_mistake = type(error).__module__ == "builtins" or isinstance(error, LoopcoreError)
+    return isinstance(error, Exception) and (isinstance(error, OSError) or not is_a_mistake)
 
 
 def is_scalar(value: Any) -> bool:

@@ -11,13 +11,13 @@ from loopcore.loggers.base import Histogram, Image
 from loopcore.optional_imports import optional
 
 
-def library(module: str, who: str, extra: str) -> Any:
+def library(module: str, class_name: str, extra: str) -> Any:
     """The library that a logger writes by.
 
     Raises:
         MissingFrameworkError: it is not installed; says how to install it.
     """
-    return optional(module, who, module, f"'loopcore[{extra}]'")
+    return optional(module, class_name, module, f"'loopcore[{extra}]'")
 
 
 def finite(histogram: Histogram) -> np.ndarray[Any, Any]:

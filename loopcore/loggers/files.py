@@ -42,10 +42,10 @@ class FileLogger(Logger):
         with open_file(self.path) as file:
             start = file.seek(0, os.SEEK_END)
             text = "".join(self._lines if start else (self._header, *self._lines))
-            rest = memoryview(text.encode("utf-8"))
+            remaining = memoryview(text.encode("utf-8"))
             try:
-                while rest:
-                    rest = rest[file.write(rest) :]
+                while remaining:
+                    remaining = remaining[file.write(remaining) :]
             except OSError:
                 file.truncate(start)  # no line is torn, and none is there twice
                 raise

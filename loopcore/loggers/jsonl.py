@@ -51,7 +51,7 @@ class JSONLinesLogger(FileLogger):
 def _plain(value: Any) -> Any:
     """A number, or lists of numbers, as JSON has them."""
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not isfinite(value):
         return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
     return value

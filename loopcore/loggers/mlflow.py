@@ -50,10 +50,10 @@ class MLflowLogger(Logger):
         mlflow = library("mlflow", "MLflowLogger", "mlflow")
         self._metric = mlflow.entities.Metric
         self._client: Any = mlflow.MlflowClient(tracking_uri=uri)
-        found = self._client.get_experiment_by_name(experiment)
-        number = self._client.create_experiment(experiment) if found is None else found.experiment_id
-        made = self._client.create_run(number, run_name=None if run is None else clean(run))
-        self.run_id: str = made.info.run_id
+        existing = self._client.get_experiment_by_name(experiment)
+        number = self._client.create_experiment(experiment) if existing is None else existing.experiment_id
+        created = self._client.create_run(number, run_name=None if run is None else clean(run))
+        self.run_id: str = created.info.run_id
         self._values: list[Any] = []
 
     def write(self, name: str, value: Any, step: int) -> None:
@@ -65,7 +65,7 @@ class MLflowLogger(Logger):
         elif isinstance(value, Figure):
             self._client.log_figure(self.run_id, value.figure, f"figures/{name}/{step}.png")
         else:
-            ascii_name = re.sub(r"[^\x00-\x7f]", lambda found: f"u{ord(found[0]):x}", name)
+            ascii_name = re.sub(r"[^\x00-\x7f]", lambda match: f"u{ord(match[0]):x}", name)
             self._client.log_image(self.run_id, as_bytes(value), key=ascii_name, step=step)
 
     def flush(self) -> None:

@@ -45,8 +45,8 @@ class TrackioLogger(Logger):
     ) -> None:
         super().__init__(strict=strict)
         self._trackio = library("trackio", "TrackioLogger", "trackio")
-        given = {"resume": "never", "embed": False, **options}
-        self.run: Any = self._trackio.init(project=project, name=None if run is None else run_name(run), **given)
+        settings = {"resume": "never", "embed": False, **options}
+        self.run: Any = self._trackio.init(project=project, name=None if run is None else run_name(run), **settings)
 
     def safe_name(self, name: str) -> str:
         """Not one of those that Trackio keeps for itself."""

@@ -59,8 +59,8 @@ class WandbLogger(Logger):
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)  # W&B takes another one if it is not there
         apart = {"reinit": "create_new", "resume": "never"}  # no other run is ended or gone on with
-        given = {"dir": None if folder is None else str(folder), "mode": mode, **apart, **options}
-        self.run: Any = self._wandb.init(project=project, name=None if run is None else clean(run), **given)
+        settings = {"dir": None if folder is None else str(folder), "mode": mode, **apart, **options}
+        self.run: Any = self._wandb.init(project=project, name=None if run is None else clean(run), **settings)
         self.run.define_metric(_AXIS, hidden=True)
         self.run.define_metric("*", step_metric=_AXIS)
         self._rows: dict[int, dict[str, Any]] = {}
