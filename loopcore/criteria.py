@@ -9,7 +9,7 @@ from collections import deque
 from math import inf, isfinite, isnan
 from statistics import fmean
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 from loopcore._utils.validation import is_number, is_whole
 
@@ -26,6 +26,8 @@ __all__ = [
     "TimeLimit",
     "Warmup",
 ]
+
+State: TypeAlias = dict[str, Any]  # what a criterion has seen, as JSON values by name
 
 
 class Criterion:
@@ -51,9 +53,9 @@ class Criterion:
     def reset(self) -> None:
         """Forget all losses."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """What it has seen, as JSON values."""
-        state: dict[str, Any] = {}
+        state: State = {}
         for name, value in vars(self).items():
             if isinstance(value, Criterion):
                 state[name] = value.state_dict()
@@ -63,7 +65,7 @@ class Criterion:
                 state[name] = list(value) if isinstance(value, deque) else value
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Go on from what `state_dict` returned."""
         for name, value in state.items():
             member = getattr(self, name)

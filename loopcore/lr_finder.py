@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loopcore._utils.validation import is_whole
 from loopcore.checkpoint.stateful import keeps_place
+from loopcore.data.arrays import Batch
 from loopcore.errors import DataExhaustedError, LossError
 from loopcore.handles.hyperparameters import HyperParameter, LearningRate
 from loopcore.loop.batches import data_of, is_one_shot
@@ -44,9 +46,9 @@ class FoundRate:
         ((12,), 1.0, False)
     """
 
-    rates: np.ndarray[Any, Any]
-    losses: np.ndarray[Any, Any]
-    smoothed: np.ndarray[Any, Any]
+    rates: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    smoothed: NDArray[np.float64]
     suggestion: float
     diverged: bool
 
@@ -145,7 +147,7 @@ class LRFinder:
             losses = self._losses(learner, phase, data)
         return _evaluated(self.rates, losses, self.beta)
 
-    def _losses(self, learner: Learner, phase: Phase, data: Any) -> list[float]:
+    def _losses(self, learner: Learner, phase: Phase, data: Iterable[Batch]) -> list[float]:
         losses: list[float] = []
         best = float("inf")
         for rate, batch in zip(self.rates, _endless(data), strict=False):
@@ -158,7 +160,7 @@ class LRFinder:
         return losses
 
 
-def _endless(data: Any) -> Iterator[Any]:
+def _endless(data: Iterable[Batch]) -> Iterator[Batch]:
     while True:
         yield from data
 
@@ -173,7 +175,7 @@ def _ema(values: Sequence[float], beta: float) -> list[float]:
     return means
 
 
-def _evaluated(rates: np.ndarray[Any, Any], losses: list[float], beta: float) -> FoundRate:
+def _evaluated(rates: NDArray[np.float64], losses: list[float], beta: float) -> FoundRate:
     smoothed = _ema(losses, beta)
     diverged = len(losses) < len(rates) or not isfinite(smoothed[-1])
     finite_places = [place for place, value in enumerate(smoothed) if isfinite(value)]

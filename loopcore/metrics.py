@@ -5,14 +5,29 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loopcore._utils.argument_order import predictions_first, roots, takes_labels_first
 from loopcore._utils.validation import is_number, is_whole
+from loopcore.backend.array_namespace import ArrayNamespace
+from loopcore.backend.protocol import Array
 from loopcore.backend.registry import namespace_of
 from loopcore.errors import LossError
+
+EpochValue: TypeAlias = "float | list[EpochValue] | None"  # a scalar or an array as JSON has it, None without samples
+
+
+class Variable(Protocol):
+    """An array that an object of Keras keeps its numbers in."""
+
+    value: Array
+
+    def assign(self, value: Array) -> object:
+        """Put another array into it."""
+        ...
 
 
 class Metric:
@@ -51,7 +66,7 @@ class Metric:
         fn: Callable[..., Any] | str | Any,
         name: str | None = None,
         args: Sequence[str] | Mapping[str, str] = ("y_pred", "ys"),
-        phase: type[Any] | None = None,
+        phase: type | None = None,
         over: Literal["step", "epoch"] = "step",
         host: bool = False,
     ) -> None:
@@ -59,38 +74,34 @@ class Metric:
             raise ValueError(f'over is "step" or "epoch", not {over!r}')
         if isinstance(fn, type):
             raise TypeError(f"a metric is an instance, not the class {fn.__name__}: write {fn.__name__}(...)")
+        metric: Any = fn  # one of the kinds that the annotation lists
         self.name = name or _name_of(fn)
-        given: Any = fn
-        self.custom: AbstractMetric | None = given if _is_own(fn) else None
         self.value = isinstance(fn, str)
+        self.custom: AbstractMetric | None = metric if _does_everything(fn) else None
         self.object = None if self.value or self.custom is not None else _accumulator(fn)
-        keywords = tuple(args) if isinstance(args, Mapping) else _keywords(fn)
-        self.args: tuple[str, ...] = (
-            (given,) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
-        )
+        self._keywords = tuple(args) if isinstance(args, Mapping) else _keywords(fn)
+        self.args: tuple[str, ...]
         self.phase = phase
         self.over = over
-        self.reads = tuple(f"step.{arg}" for arg in self.args)
         if self.custom is not None:
             self.args, self.reads, self.phase = (), tuple(self.custom.reads), phase or self.custom.phase
-        elif self.object is None and not self.value and not callable(fn):
-            raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
-        elif self.object is None and not self.value:
-            _check_arguments(fn, self.name, keywords, self.args)
-        ordered = given if self.args[:1] == ("ys",) else predictions_first(fn)  # who says the order gets it
-        self.fn: Callable[..., Any] = by_keyword(given, keywords) if keywords else ordered
-        if self.object is not None and keywords:
-            self.object.update = by_keyword(getattr(given, "update", None) or given.update_state, keywords)
-        self._keywords = keywords
-        self.in_program = self.object is not None and over == "step" and not host and _keeps_arrays(given)
+        else:
+            self.args = (metric,) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
+            self.reads = tuple(f"step.{arg}" for arg in self.args)
+            if self.object is None and not self.value:
+                _check_function(fn, self.name, self._keywords, self.args)
+        self.fn: Callable[..., Any] = _in_order(metric, self.args, self._keywords)
+        if self.object is not None and self._keywords:
+            self.object.update = by_keyword(getattr(metric, "update", None) or metric.update_state, self._keywords)
+        self.in_program = self.object is not None and over == "step" and not host and _keeps_arrays(metric)
         self.host = host or over == "epoch" or bool(self.object or self.custom) or _is_numpy_only(fn)
 
     @property
-    def variables(self) -> list[Any]:
+    def variables(self) -> list[Variable]:
         """What an object keeps its numbers in, with ``value`` and ``assign``, where a compiled step may have them."""
         return list(self.state.variables) if self.in_program else []
 
-    def updated(self, arrays: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    def updated(self, arrays: Sequence[Array], args: Sequence[Array]) -> list[Array]:
         """The numbers of such an object after one more step, of what they were; the object stays as it is."""
         metric = self.state
         if self._keywords:
@@ -116,7 +127,7 @@ class Loss(Metric):
         'loss'
     """
 
-    def __init__(self, name: str = "loss", phase: type[Any] | None = None) -> None:
+    def __init__(self, name: str = "loss", phase: type | None = None) -> None:
         super().__init__("loss", name, phase=phase)
 
 
@@ -142,14 +153,14 @@ class SmoothLoss(Metric):
         [0.76]
     """
 
-    def __init__(self, beta: float = 0.98, name: str = "smooth_loss", phase: type[Any] | None = None) -> None:
+    def __init__(self, beta: float = 0.98, name: str = "smooth_loss", phase: type | None = None) -> None:
         if not (is_number(beta) and 0 <= beta < 1):
             raise ValueError(f"beta={beta!r}: at least 0 and below 1")
         super().__init__("loss", name, phase=phase)
         self.beta = beta
         self.sums: dict[str, tuple[float, float]] = {}
 
-    def smooth(self, phase: str, losses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def smooth(self, phase: str, losses: NDArray[np.float64]) -> NDArray[np.float64]:
         """The means after each of these losses, which follow those it has seen of the phase."""
         total, weight = self.sums.get(phase, (0.0, 0.0))
         means = np.empty(len(losses))
@@ -188,7 +199,7 @@ class AbstractMetric:
     """
 
     reads: tuple[str, ...] = ()
-    phase: type[Any] | None = None
+    phase: type | None = None
 
     def reset(self) -> None:
         """An epoch begins."""
@@ -209,14 +220,16 @@ class AbstractMetric:
 class Accumulator:
     """An object that accumulates, whatever its framework calls the three verbs."""
 
-    def __init__(self, metric: Any, update: Callable[..., Any], compute: Callable[[], Any], reset: Callable[[], Any]):
+    def __init__(
+        self, metric: Any, update: Callable[..., object], compute: Callable[[], Any], reset: Callable[[], object]
+    ):
         self.metric = metric
         self.update = predictions_first(update) if hasattr(metric, "update_state") else update
         self.compute = compute
         self.reset = reset
 
 
-def plain_values(name: str, value: Any, to_host: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:
+def plain_values(name: str, value: Any, to_host: Callable[[Array], Any] = np.asarray) -> dict[str, EpochValue]:
     """The value of a metric as JSON has it: floats, and lists of them; a dict or a tuple has several.
 
     Args:
@@ -249,13 +262,21 @@ def plain_values(name: str, value: Any, to_host: Callable[[Any], Any] = np.asarr
             f"metric {name!r} returned {type(value).__name__} {value!r:.40}: it is a number, an array, or a dict or "
             "tuple of these"
         )
-    numbers: Any = host.astype(np.float64).tolist()
+    numbers: EpochValue = host.astype(np.float64).tolist()
     return {name: numbers}
 
 
 def by_keyword(fn: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
     """A function of values in the order of these keywords."""
     return lambda *values: fn(**dict(zip(names, values, strict=True)))
+
+
+def _in_order(fn: Any, args: Sequence[str], keywords: Sequence[str]) -> Callable[..., Any]:
+    """What is called with the step values in the order of ``args``: by keyword, or as its library orders them."""
+    if keywords:
+        return by_keyword(fn, keywords)
+    ordered: Callable[..., Any] = fn if args[:1] == ("ys",) else predictions_first(fn)  # who says the order gets it
+    return ordered
 
 
 def _keywords(fn: Any) -> tuple[str, ...]:
@@ -268,12 +289,14 @@ def _keywords(fn: Any) -> tuple[str, ...]:
     return ("logits", "labels") if {"logits", "labels"} <= only else ()
 
 
-def _check_arguments(fn: Any, name: str, keywords: Sequence[str], args: Sequence[str]) -> None:
-    """Refuse a function that cannot be called with these step values.
+def _check_function(fn: object, name: str, keywords: Sequence[str], args: Sequence[str]) -> None:
+    """Refuse what is no function, or one that cannot be called with these step values.
 
     Raises:
         TypeError: says what to write.
     """
+    if not callable(fn):
+        raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
     if fn is top_k_accuracy:
         raise TypeError("top_k_accuracy makes a metric for a number of entries: write lc.top_k_accuracy(5)")
     try:
@@ -289,11 +312,12 @@ def _check_arguments(fn: Any, name: str, keywords: Sequence[str], args: Sequence
         ) from None
 
 
-def _is_own(fn: Any) -> bool:
+def _does_everything(fn: object) -> bool:
+    """Whether it has the methods of an `AbstractMetric`, whatever its class."""
     return all(callable(getattr(fn, verb, None)) for verb in ("reset", "step", "epoch_value"))
 
 
-def _accumulator(fn: Any) -> Accumulator | None:
+def _accumulator(fn: object) -> Accumulator | None:
     for update, compute, reset in (("update", "compute", "reset"), ("update_state", "result", "reset_state")):
         if all(callable(getattr(fn, verb, None)) for verb in (update, compute, reset)):
             return Accumulator(fn, getattr(fn, update), getattr(fn, compute), getattr(fn, reset))
@@ -308,7 +332,7 @@ def _keeps_arrays(metric: Any) -> bool:
     return bool(values) and bool(namespace_of(values[0]).compiles)
 
 
-def _is_numpy_only(fn: Any) -> bool:
+def _is_numpy_only(fn: object) -> bool:
     return "sklearn" in roots(fn)
 
 
@@ -322,7 +346,7 @@ def _name_of(fn: Any) -> str:
     return str(name)
 
 
-def accuracy(y_pred: Any, ys: Any) -> Any:
+def accuracy(y_pred: Array, ys: Array) -> Array:
     """Share of rows whose largest entry is the label.
 
     Args:
@@ -348,7 +372,7 @@ def accuracy(y_pred: Any, ys: Any) -> Any:
     return xp.mean(best == labels)
 
 
-def top_k_accuracy(k: int = 5) -> Callable[[Any, Any], Any]:
+def top_k_accuracy(k: int = 5) -> Callable[[Array, Array], Array]:
     """A metric: the share of rows whose label is among the ``k`` largest entries; of equal ones the first is larger.
 
     Args:
@@ -381,7 +405,7 @@ class _TopK:
         self.k = k
         self.__name__ = f"top_{k}_accuracy"
 
-    def __call__(self, y_pred: Any, ys: Any) -> Any:
+    def __call__(self, y_pred: Array, ys: Array) -> Array:
         xp = namespace_of(y_pred).xp
         labels = _labels(self.__name__, y_pred, ys, xp)
         labels = xp.expand_dims(xp.astype(labels, xp.int32), axis=-1)
@@ -394,7 +418,7 @@ class _TopK:
         return f"top_k_accuracy({self.k})"
 
 
-def _labels(name: str, y_pred: Any, ys: Any, xp: Any) -> Any:
+def _labels(name: str, y_pred: Array, ys: Array, xp: ArrayNamespace) -> Array:
     """Labels ``(...)`` of labels or one-hot rows.
 
     Raises:
@@ -411,7 +435,7 @@ def _labels(name: str, y_pred: Any, ys: Any, xp: Any) -> Any:
     )
 
 
-def _fit(shape: Any) -> str:
+def _fit(shape: Sequence[int]) -> str:
     """What to write instead, for predictions of a shape."""
     if not len(shape):
         return "y_pred has the shape (..., classes), and there is one label for each row"

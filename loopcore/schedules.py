@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import pairwise
-from typing import Any, ParamSpec, TypeAlias
+from typing import ParamSpec, TypeAlias
 
 from loopcore._utils.validation import is_number
 
@@ -34,7 +34,7 @@ P = ParamSpec("P")
 class _PrintableSchedule:
     """A schedule that knows how it was made, so that it can be printed, pickled and copied."""
 
-    def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], value: Schedule) -> None:
+    def __init__(self, name: str, args: tuple[object, ...], kwargs: dict[str, object], value: Schedule) -> None:
         self._recipe = name, args, kwargs
         self._value: Schedule = value._value if isinstance(value, _PrintableSchedule) else value
 
@@ -45,11 +45,11 @@ class _PrintableSchedule:
         name, args, kwargs = self._recipe
         return f"{name}({', '.join([*map(repr, args), *(f'{key}={value!r}' for key, value in kwargs.items())])})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return _make, self._recipe
 
 
-def _make(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Schedule:
+def _make(name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> Schedule:
     schedule: Schedule = globals()[name](*args, **kwargs)
     return schedule
 

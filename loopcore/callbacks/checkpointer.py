@@ -6,7 +6,6 @@ import re
 import secrets
 import warnings
 from pathlib import Path
-from typing import Any
 
 from loopcore._utils.validation import is_whole
 from loopcore.callback import Callback, on
@@ -14,7 +13,8 @@ from loopcore.callbacks.monitor import Mode, check_mode, monitored, ranked, wors
 from loopcore.checkpoint.file import manifest_of
 from loopcore.errors import CallbackError, CheckpointError, NotFiniteError
 from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView, StateDict
 
 
 class Checkpointer(Callback):
@@ -93,7 +93,7 @@ class Checkpointer(Callback):
         self._midway = False  # whether a training epoch of the round is not over
 
     @on(StepEnd, AbstractTrainingPhase)
-    def note(self, learner: Any, phase: Any, event: StepEnd) -> None:
+    def note(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Something was trained; a cancel may leave a part of a step."""
         if event.outcome != "skipped":
             if self._present_round != self._round:
@@ -102,7 +102,7 @@ class Checkpointer(Callback):
             self._steps += 1
 
     @on(EpochBegin)
-    def begin(self, learner: Any, phase: Any) -> None:
+    def begin(self, learner: LearnerView, phase: Phase) -> None:
         """Note which round it is."""
         number = learner.epoch.round
         self._present_round = self._present_round if number is None else number
@@ -111,7 +111,7 @@ class Checkpointer(Callback):
         self._round, self._steps, self._value, self._midway = number, 0, None, False
 
     @on(EpochEnd)
-    def look(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def look(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Save, if it is time."""
         epoch = learner.epoch
         if epoch.round is None:
@@ -130,18 +130,18 @@ class Checkpointer(Callback):
         if over and (self.monitor is None or self._value is not None):
             self._save_if_due(learner, self._value)
 
-    def _save_if_due(self, learner: Any, value: float | None, part: str = "") -> None:
+    def _save_if_due(self, learner: LearnerView, value: float | None, part: str = "") -> None:
         self._count += 1
         if self._count % self.every == 0:
             self._save(learner, value, part)
 
     @on(FitEnd)
-    def end(self, learner: Any, phase: Any, event: FitEnd) -> None:
+    def end(self, learner: LearnerView, phase: None, event: FitEnd) -> None:
         """Save what was trained since the last checkpoint, unless the fit failed."""
         if self._fresh and event.outcome != "failed":
             self._save(learner, None if self._midway else self._value)
 
-    def _save(self, learner: Any, value: float | None, part: str = "") -> None:
+    def _save(self, learner: LearnerView, value: float | None, part: str = "") -> None:
         path = self.folder / self._name(part)
         about = {"run": self.run, "epoch": self._round, "monitor": self.monitor, "value": value}
         try:
@@ -200,12 +200,12 @@ class Checkpointer(Callback):
         """What they are ranked by; nothing without a monitor, so that newer ones are better."""
         return [None if self.monitor is None else manifest_of(path).get("value") for path in paths]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The name of the run, and where it is."""
         state = {"run": self.run, "epochs": self._round, "midway": self._midway}
         return {**state, "steps": self._steps, "count": self._count}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on with the same run, or with another where the run went on already.
 
         Raises:
@@ -218,7 +218,7 @@ class Checkpointer(Callback):
         self.run, self._midway = run, bool(state["midway"])
         self._round = int(state["epochs"]) + (old and self._midway)
         self._present_round = self._round
-        self._count, self._steps = int(state.get("count", state["epochs"])), int(state.get("steps", 0))
+        self._count, self._steps = int(state["epochs"] if old else state["count"]), int(state.get("steps", 0))
         self._fresh, self._value = False, None
         order = _order(self._name(), run)
         if any((_order(path.name, run) or ()) > (order or ()) for path in self.paths()):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from loopcore._utils.validation import is_whole
 from loopcore.callback import NO_CONFLICT, Callback, Resolution, on
 from loopcore.errors import CallbackError
 from loopcore.events import EpochBegin
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView
 
 
 class Freeze(Callback):
@@ -59,7 +59,7 @@ class Freeze(Callback):
                     f"Freeze holds {pattern!r} for epochs={end!r}: a whole number, at least 0, or None for good"
                 )
 
-    def setup(self, learner: Any) -> None:
+    def setup(self, learner: LearnerView) -> None:
         """Hold them."""
         learner.hold(*self.epochs, by=self)
 
@@ -68,7 +68,7 @@ class Freeze(Callback):
         return NO_CONFLICT
 
     @on(EpochBegin, AbstractTrainingPhase)
-    def begin_epoch(self, learner: Any, phase: Any) -> None:
+    def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
         """Hold those whose time has not come, and let the others go."""
         completed = learner.shared.history[phase].epochs
         patterns = (pattern for pattern, epochs in self.epochs.items() if epochs is None or completed < epochs)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loopcore.callback import Callback, Listener, on
 from loopcore.errors import CallbackError
 from loopcore.events import Event
+from loopcore.protocols import LearnerView
 
 if TYPE_CHECKING:
     from loopcore.phases.base import Phase
@@ -58,12 +59,12 @@ class FunctionCallback(Callback):
         self.writes = writes
         self.listeners = (Listener(event, phase, traced, "call"),)
 
-    def call(self, learner: Any, phase: Any) -> None:
+    def call(self, learner: LearnerView, phase: Phase) -> None:
         """Call the function."""
         self.fn(learner, phase)
 
 
-def _check_function(fn: Any) -> None:
+def _check_function(fn: Callable[..., object]) -> None:
     try:
         inspect.signature(fn).bind(None, None)
     except TypeError:

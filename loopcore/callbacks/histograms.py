@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 
+from loopcore.backend.protocol import Array, Tree
 from loopcore.callback import NO_CONFLICT, Callback, Resolution, RunFirst, Sleeper, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate
 from loopcore.callbacks.log import Logs
 from loopcore.events import BackwardEnd, EpochBegin, EpochEnd, Event
 from loopcore.handles.parameters import named_leaves
 from loopcore.loggers.base import Histogram, Logger
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import EpochView, LearnerView
 
 
 class LogHistograms(Logs, Sleeper):
@@ -50,7 +51,7 @@ class LogHistograms(Logs, Sleeper):
     def __init__(self, *loggers: Logger, gradients: bool = False) -> None:
         super().__init__(*loggers)
         self.gradients = self.sleeps = gradients
-        self._epochs: dict[str, Any] = {}  # the latest of each phase
+        self._epochs: dict[str, EpochView] = {}  # the latest of each phase
         self._awake: list[bool] = []
         self._has_warned = False
         if gradients:
@@ -66,34 +67,34 @@ class LogHistograms(Logs, Sleeper):
         return NO_CONFLICT if isinstance(other.identity(), LogHistograms) else None
 
     @on(EpochBegin, AbstractTrainingPhase)
-    def begin_epoch(self, learner: Any, phase: Any) -> None:
+    def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
         """Note which epoch the steps belong to."""
         self._epochs[phase.name] = learner.epoch
 
-    def wake(self, phase: Any) -> tuple[type[Event], ...]:
+    def wake(self, phase: Phase) -> tuple[type[Event], ...]:
         """Sleep through all steps that are not the last of their epoch."""
         last = isinstance(phase, AccumulatedUpdate) or self._may_be_last(phase)
         self._awake.append(last)
         return () if last else (BackwardEnd,)
 
-    def _may_be_last(self, phase: Any) -> bool:
-        epoch: Any = self._epochs.get(phase.name)
+    def _may_be_last(self, phase: Phase) -> bool:
+        epoch = self._epochs.get(phase.name)
         if epoch is None or epoch.phase is not phase or epoch.outcome is not None:
             return False
         return epoch.length in (None, epoch.attempted)
 
-    def rest(self, phase: Any) -> None:
+    def rest(self, phase: Phase) -> None:
         """The step has ended."""
         self._awake.pop()
 
     @on(BackwardEnd, AbstractTrainingPhase, traced=True)
     @on(BackwardEnd, AccumulatedUpdate, traced=True)
-    def keep(self, learner: Any, phase: Any) -> None:
+    def keep(self, learner: LearnerView, phase: Phase) -> None:
         """Let the step hand back what it applies."""
         if self._awake[-1]:
             learner.step.last_grads = learner.step.grads
 
-    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Write one histogram for each parameter, and one for its gradient."""
         if event.outcome != "completed" or not isinstance(phase, AbstractTrainingPhase):
             return
@@ -104,7 +105,7 @@ class LogHistograms(Logs, Sleeper):
             for name, gradient in self._last(learner).items():
                 self._log(f"grads/{name}", _histogram(learner, gradient), epochs)
 
-    def _last(self, learner: Any) -> dict[str, Any]:
+    def _last(self, learner: LearnerView) -> dict[str, Array]:
         """The gradients of the last step by parameter."""
         tree = getattr(learner.step, "last_grads", None)
         gradients = {} if tree is None else named_leaves(learner.params, tree)
@@ -117,7 +118,7 @@ class LogHistograms(Logs, Sleeper):
         return gradients
 
 
-def _histogram(learner: Any, tree: Any) -> Histogram:
-    leaves: list[Any] = []
+def _histogram(learner: LearnerView, tree: Tree) -> Histogram:
+    leaves: list[Array] = []
     learner.tree.map(leaves.append, learner.to_host(tree))
     return Histogram(np.concatenate([np.ravel(leaf) for leaf in leaves]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
@@ -12,15 +13,19 @@ import numpy as np
 
 from loopcore._utils.history_names import prefix_of
 from loopcore._utils.user_lines import HINT
+from loopcore.backend.array_namespace import HostArray
 from loopcore.backend.packing import fetched
+from loopcore.backend.protocol import Array
 from loopcore.backend.registry import namespace_of
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError, LossError
 from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
 from loopcore.history import Ring, Series
-from loopcore.metrics import Loss, Metric, SmoothLoss, plain_values
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.metrics import EpochValue, Loss, Metric, SmoothLoss, plain_values
+from loopcore.phases.base import AbstractTrainingPhase, Phase
 from loopcore.phases.supervised import PredictionPhase, ValidationPhase
+from loopcore.protocols import LearnerView, StateDict
+from loopcore.state import State
 
 _FLUSH = 1024  # steps whose values stay on the device at most
 _ROW = ("step.metrics_names", "step.metrics_row")
@@ -57,7 +62,7 @@ class Metrics(Callback):
         ['loss', 'mae']
     """
 
-    def __init__(self, *metrics: Any) -> None:
+    def __init__(self, *metrics: object) -> None:
         all_metrics = [metric if isinstance(metric, Metric) else Metric(metric) for metric in metrics]
         losses = [metric for metric in all_metrics if isinstance(metric, Loss)] or [Loss()]
         self.metrics = tuple(losses + [metric for metric in all_metrics if not isinstance(metric, Loss)])
@@ -84,7 +89,7 @@ class Metrics(Callback):
         self.writes = ("shared.metrics_epoch", "shared.metrics_step", *self.carries)
         self.leaves = _ROW
 
-    def setup(self, learner: Any) -> None:
+    def setup(self, learner: LearnerView) -> None:
         """Start with empty series, unless there are some.
 
         Raises:
@@ -108,14 +113,14 @@ class Metrics(Callback):
         for metric in (*self._programmed, *self._hosted):
             self._put(metric, learner)
 
-    def _put(self, metric: Metric, learner: Any) -> None:
+    def _put(self, metric: Metric, learner: LearnerView) -> None:
         """Let the next step go on from the numbers that an object has; those of one that is fed apart are not asked."""
         for name, variable in zip(self._arrays.get(metric.name, ()), metric.variables, strict=False):
             programmed = metric in self._programmed
             setattr(learner.shared, name, np.asarray(variable.value).copy() if programmed else 0.0)
 
     @on(EpochBegin)
-    def begin_epoch(self, learner: Any, phase: Any) -> None:
+    def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
         """Start new sums; those of an epoch around this one are left alone.
 
         Raises:
@@ -137,11 +142,11 @@ class Metrics(Callback):
                 self._put(metric, learner)
 
     @on(StepEnd, traced=True)
-    def compute(self, learner: Any, phase: Any) -> None:
+    def compute(self, learner: LearnerView, phase: Phase) -> None:
         """Evaluate the metrics that are no host's, on the device, and put them in a row."""
         step, number = learner.step, learner.number
         names: list[str | None] = []
-        row: list[Any] = []
+        row: list[Array | float] = []
         for metric in self._measured:
             if _is_for(metric, phase) and (args := _args(step, metric)) is not None:
                 names.append(metric.name)
@@ -158,7 +163,7 @@ class Metrics(Callback):
             tuple(row) if _NUMBERS.issuperset(map(type, row)) else learner.xp.stack(_floats(learner, row))
         )
 
-    def _advance(self, metric: Metric, args: list[Any], shared: Any) -> None:
+    def _advance(self, metric: Metric, args: list[Array], shared: State) -> None:
         """Count a step in the numbers of an object."""
         names = self._arrays[metric.name]
         try:
@@ -170,7 +175,7 @@ class Metrics(Callback):
             setattr(shared, name, array)
 
     @on(StepEnd)
-    def record(self, learner: Any, phase: Any, event: StepEnd) -> None:
+    def record(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Keep the row of a completed step, still on the device."""
         epoch = self._open[-1] if self._open else None
         if event.outcome != "completed" or epoch is None or epoch.phase is not phase:
@@ -193,7 +198,7 @@ class Metrics(Callback):
             self._flush(learner, epoch)
 
     @on(EpochEnd)
-    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Keep the means of a completed epoch, and of what one that was stopped completed."""
         if not self._open or self._open[-1].phase is not phase:  # it did not hear the begin, as under throttle
             return
@@ -216,7 +221,7 @@ class Metrics(Callback):
                 stacklevel=2,
             )
 
-    def _give_back(self, learner: Any, phase: Any) -> None:
+    def _give_back(self, learner: LearnerView, phase: Phase) -> None:
         """Let objects have the numbers of the steps again."""
         for metric in self._programmed:
             if _is_for(metric, phase):
@@ -224,7 +229,7 @@ class Metrics(Callback):
                 for variable, value in zip(metric.variables, values, strict=True):
                     variable.assign(value)
 
-    def _keep(self, learner: Any, phase: Any, values: dict[str, Any]) -> None:
+    def _keep(self, learner: LearnerView, phase: Phase, values: dict[str, EpochValue]) -> None:
         """Put the values of an epoch where they belong: at its round."""
         series: Series = learner.shared.metrics_epoch
         epoch, by_name = learner.epoch, series.get(phase.name, {})
@@ -245,14 +250,14 @@ class Metrics(Callback):
                 series.put_by_hand(phase.name, name, epoch.after, value)
 
     @on(FitEnd)
-    def end_fit(self, learner: Any, phase: Any, event: FitEnd) -> None:
+    def end_fit(self, learner: LearnerView, phase: None, event: FitEnd) -> None:
         """Say which metrics never found their values."""
         for metric in self.metrics[1:]:
             if event.outcome == "completed" and metric.state is None and metric.name not in self._names_with_value:
                 values = ", ".join(f"state.{arg}" for arg in metric.args)
                 warnings.warn(f"metric {metric.name!r} had no value in this fit: no phase wrote {values}", stacklevel=2)
 
-    def _flush(self, learner: Any, epoch: _Epoch) -> None:
+    def _flush(self, learner: LearnerView, epoch: _Epoch) -> None:
         """Fetch the pending rows in one go, add them up in float64, and put them into the series of steps."""
         rows, epoch.rows = epoch.rows, []
         epoch.flushed |= bool(rows)
@@ -264,7 +269,7 @@ class Metrics(Callback):
             weights = values[:, -1] if weighted else np.array([weight for *_, weight, _ in table], np.float64)
             numbers = np.array([number for *_, number in table], np.int64)
             for name, column in zip(names, values.T, strict=True):
-                if name is not _WEIGHT:
+                if name is not None:  # the column without a name has the weights
                     metric = self._smooth.get(name)
                     if metric is not None:
                         column = metric.smooth(phase, column)
@@ -272,7 +277,7 @@ class Metrics(Callback):
                     epoch.add(name, column, weights)
                     series.of(phase, name, Ring).extend(column, numbers)
 
-    def _ask(self, metric: Metric, learner: Any, phase: Any, number: int) -> None:
+    def _ask(self, metric: Metric, learner: LearnerView, phase: Phase, number: int) -> None:
         """Let a metric that does everything itself look at the step."""
         assert metric.custom is not None
         metric.custom.step(learner, phase)
@@ -281,11 +286,11 @@ class Metrics(Callback):
             ring: Ring = learner.shared.metrics_step.of(phase.name, metric.name, Ring)
             ring.extend(np.array([float(value)]), np.array([number]))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The exponential means."""
         return {"smooth": {name: metric.sums for name, metric in self._smooth.items()}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on with them."""
         for name, metric in self._smooth.items():
             metric.sums = {phase: (sums[0], sums[1]) for phase, sums in state["smooth"].get(name, {}).items()}
@@ -294,22 +299,23 @@ class Metrics(Callback):
 class _Epoch:
     """Sums of one running epoch."""
 
-    def __init__(self, phase: Any, metrics: list[Metric]) -> None:
+    def __init__(self, phase: Phase, metrics: list[Metric]) -> None:
         self.phase = phase
-        self.rows: list[tuple[tuple[str, ...], Any, Any, int]] = []  # names, values, weight, number of the step
+        # of steps whose values are still on the device: names, values, weight, number of the step
+        self.rows: list[tuple[tuple[str | None, ...], Array, Array | float, int]] = []
         self.flushed = False  # whether there were rows before
         self.measured: set[str] = set()  # metrics that had a value
         self.metrics = metrics
         self._observed: set[str] = set()
         self.last: dict[str, float] = {}  # of metrics whose epoch value is that of the last step
         self._sums: dict[str, tuple[float, float]] = {}
-        self._batches: dict[str, list[tuple[Any, ...]]] = {}
+        self._batches: dict[str, list[tuple[HostArray, ...]]] = {}
         self._accumulators = {metric.name: metric.object for metric in metrics if metric.object is not None}
         for accumulator in (*self._accumulators.values(), *(metric.custom for metric in metrics)):
             if accumulator is not None:
                 accumulator.reset()
 
-    def add(self, name: str, values: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> None:
+    def add(self, name: str, values: HostArray, weights: HostArray) -> None:
         total, weight = self._sums.get(name, (0.0, 0.0))
         counted = weights != 0  # a batch without samples has a loss that is NaN
         self._sums[name] = (total + float(values[counted] @ weights[counted]), weight + float(weights.sum()))
@@ -318,7 +324,7 @@ class _Epoch:
         """A step counted in the numbers of an object."""
         self._observed.add(metric.name)
 
-    def observe(self, metric: Metric, args: list[Any], learner: Any) -> None:
+    def observe(self, metric: Metric, args: list[Array], learner: LearnerView) -> None:
         """Feed a metric that lives on the host."""
         self._observed.add(metric.name)
         if metric.custom is not None:
@@ -334,8 +340,8 @@ class _Epoch:
             value = _scalar(metric.fn(*arrays), metric.name)
             self.add(metric.name, np.array([float(value)]), weights)
 
-    def means(self, learner: Any) -> dict[str, Any]:
-        means: dict[str, Any] = {}
+    def means(self, learner: LearnerView) -> dict[str, EpochValue]:
+        means: dict[str, EpochValue] = {}
         for metric in self.metrics:
             try:
                 values = plain_values(metric.name, self._mean(metric), learner.to_host)
@@ -363,7 +369,7 @@ class _Epoch:
         return total / weight if weight else None
 
 
-def try_metric(metric: Metric, phase: Any, state: Any, learner: Any) -> None:
+def try_metric(metric: Metric, phase: Phase, state: State, learner: LearnerView) -> None:
     """Let a metric look at a step that no epoch counts; what it accumulates begins anew.
 
     Args:
@@ -398,11 +404,11 @@ def try_metric(metric: Metric, phase: Any, state: Any, learner: Any) -> None:
 class _ViewOfStep:
     """A view of a learner that shows another step."""
 
-    def __init__(self, learner: Any, step: Any) -> None:
+    def __init__(self, learner: LearnerView, step: State) -> None:
         self.step = step
         self._learner = learner
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._learner, name)
 
 
@@ -421,7 +427,7 @@ def _claim(metric: Metric, owner: Metrics) -> None:
         )
 
 
-def _args(step: Any, metric: Metric) -> list[Any] | None:
+def _args(step: State, metric: Metric) -> list[Array] | None:
     """What a metric is called with; None where the step lacks a value."""
     try:
         return [getattr(step, name) for name in metric.args]
@@ -429,7 +435,7 @@ def _args(step: Any, metric: Metric) -> list[Any] | None:
         return None
 
 
-def _is_for(metric: Metric, phase: Any) -> bool:
+def _is_for(metric: Metric, phase: Phase) -> bool:
     if metric.phase is None:
         return not isinstance(phase, PredictionPhase)  # labels that come with the data are no reason to measure
     return isinstance(phase, metric.phase)
@@ -452,16 +458,16 @@ def _name(error: Exception, metric: Metric) -> None:
         error.add_note(f"raised by the metric {metric.name!r}")
 
 
-def _is_of(metric: Metric, learner: Any) -> bool:
+def _is_of(metric: Metric, learner: LearnerView) -> bool:
     """Whether an object computes with the arrays of the learner."""
     return isinstance(learner.xp, type(namespace_of(metric.variables[0].value).xp))
 
 
-def _in_order(names: list[str], values: dict[str, Any]) -> list[str]:
+def _in_order(names: list[str], values: Iterable[str]) -> list[str]:
     return [name for name in names if name in values] + [name for name in values if name not in names]
 
 
-def _numbers(learner: Any, values: list[Any], name: str) -> np.ndarray[Any, Any]:
+def _numbers(learner: LearnerView, values: list[Array | float], name: str) -> HostArray:
     if set(map(type, values)) <= {int, float, bool}:
         return np.array(values, dtype=np.float64)
     fetched = learner.to_host(values)
@@ -471,7 +477,7 @@ def _numbers(learner: Any, values: list[Any], name: str) -> np.ndarray[Any, Any]
     return np.array([float(value) for value in fetched])
 
 
-def _value(metric: Metric, args: list[Any]) -> Any:
+def _value(metric: Metric, args: list[Array]) -> Array:
     if metric.value:
         return args[0]
     try:
@@ -484,7 +490,7 @@ def _value(metric: Metric, args: list[Any]) -> Any:
         raise
 
 
-def _scalar(value: Any, name: str) -> Any:
+def _scalar(value: Array, name: str) -> Array:
     shape = getattr(value, "shape", ())
     if len(shape):  # a shape of TensorFlow is true even if empty
         raise LossError(
@@ -494,9 +500,9 @@ def _scalar(value: Any, name: str) -> Any:
     return value
 
 
-def _floats(learner: Any, row: list[Any]) -> list[Any]:
+def _floats(learner: LearnerView, row: list[Array | float]) -> list[Array]:
     """All as arrays of one dtype: float32, or float64 where one of them is."""
     xp = learner.xp
-    arrays = [xp.full((), value) if type(value) in _NUMBERS else value for value in row]
+    arrays: list[Array] = [xp.full((), value) if type(value) in _NUMBERS else value for value in row]
     wide = next((array.dtype for array in arrays if "float64" in str(array.dtype)), xp.float32)
     return [xp.astype(array, wide) for array in arrays]

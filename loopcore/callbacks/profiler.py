@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from loopcore._utils.validation import is_whole
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError
 from loopcore.events import FitBegin, FitEnd, StepBegin, StepEnd
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView
 
 
 class Profiler(Callback):
@@ -46,12 +46,12 @@ class Profiler(Callback):
         self._open: ExitStack | None = None
 
     @on(FitBegin)
-    def begin(self, learner: Any, phase: Any) -> None:
+    def begin(self, learner: LearnerView, phase: None) -> None:
         """Count from here."""
         self._begun_steps = 0
 
     @on(StepBegin, AbstractTrainingPhase)
-    def begin_step(self, learner: Any, phase: Any) -> None:
+    def begin_step(self, learner: LearnerView, phase: Phase) -> None:
         """Start, if it is time."""
         if self._begun_steps == self.skip and self._open is None:
             self._open = ExitStack()
@@ -59,13 +59,13 @@ class Profiler(Callback):
         self._begun_steps += 1
 
     @on(StepEnd, AbstractTrainingPhase)
-    def end_step(self, learner: Any, phase: Any) -> None:
+    def end_step(self, learner: LearnerView, phase: Phase) -> None:
         """Stop, if it was the last one."""
         if self._begun_steps >= self.skip + self.steps:
             self._close()
 
     @on(FitEnd)
-    def end(self, learner: Any, phase: Any) -> None:
+    def end(self, learner: LearnerView, phase: None) -> None:
         """A fit may be over before that."""
         self._close()
 

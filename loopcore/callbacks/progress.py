@@ -6,13 +6,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from loopcore._utils.history_names import prefix_of
 from loopcore._utils.text import clean, say
+from loopcore.backend.protocol import Array
 from loopcore.callback import Callback, on
 from loopcore.events import EpochBegin, EpochEnd, FitBegin, FitEnd, StepEnd
+from loopcore.phases.base import Phase
 from loopcore.phases.supervised import PredictionPhase
+from loopcore.protocols import LearnerView
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -85,16 +88,16 @@ class ProgressPrinter(Printer):
         self._round = 0  # that of the parts
         self._began = 0.0
         self._parts: list[str] = []
-        self._loss: Any = None
+        self._loss: Array | None = None
         self._loss_text = ""
 
     @on(FitBegin)
-    def begin_fit(self, learner: Any, phase: Any) -> None:
+    def begin_fit(self, learner: LearnerView, phase: None) -> None:
         """A new row."""
         self._parts = []
 
     @on(EpochBegin)
-    def begin_epoch(self, learner: Any, phase: Any) -> None:
+    def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
         """Open a bar."""
         if self.quiet or learner.epoch.nested:
             return
@@ -105,7 +108,7 @@ class ProgressPrinter(Printer):
             self._try(lambda: self._open_bar(self._file or sys.stdout, clean(phase.name), learner.epoch.length))
 
     @on(StepEnd)
-    def end_step(self, learner: Any, phase: Any) -> None:
+    def end_step(self, learner: LearnerView, phase: Phase) -> None:
         """Redraw, if the last time was long enough ago."""
         if self._bar is None or self._task is None:
             return
@@ -120,7 +123,7 @@ class ProgressPrinter(Printer):
         self._try(lambda: bar.update(task, completed=attempted, loss=self._loss_text, refresh=True))
 
     @on(EpochEnd)
-    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Close the bar, or print a line once the round is over."""
         if self.quiet or learner.epoch.nested:
             return
@@ -135,7 +138,7 @@ class ProgressPrinter(Printer):
             self._print_parts()
 
     @on(FitEnd)
-    def end_fit(self, learner: Any, phase: Any) -> None:
+    def end_fit(self, learner: LearnerView, phase: None) -> None:
         """Print what a stopped round had."""
         if self._parts and not self.quiet:
             self._print_parts()
@@ -194,13 +197,13 @@ class MetricsPrinter(Printer):
         self._values: dict[str, float | None] = {}
 
     @on(FitBegin)
-    def begin_fit(self, learner: Any, phase: Any) -> None:
+    def begin_fit(self, learner: LearnerView, phase: None) -> None:
         """A new table."""
         self._columns = []
         self._values = {}
 
     @on(EpochEnd)
-    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Collect the values of this phase; print when the round is over."""
         if self.quiet or learner.epoch.nested or isinstance(phase, PredictionPhase):
             return

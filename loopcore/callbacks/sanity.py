@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import optree
 
+from loopcore.backend.protocol import Tree
 from loopcore.callback import Callback, on
 from loopcore.callbacks.metrics import Metrics, try_metric
+from loopcore.callbacks.unguarded import unguarded
 from loopcore.errors import SanityError
 from loopcore.events import FitBegin
 from loopcore.phases.base import Phase
+from loopcore.protocols import LearnerView
+from loopcore.state import State
 
 
 class SanityCheck(Callback):
@@ -43,7 +48,7 @@ class SanityCheck(Callback):
     _is_done = False
 
     @on(FitBegin)
-    def check(self, learner: Any, phase: Any) -> None:
+    def check(self, learner: LearnerView, phase: None) -> None:
         """Check each phase, once."""
         if self._is_done:
             return
@@ -56,7 +61,7 @@ class SanityCheck(Callback):
             raise SanityError("\n".join(problems)) from (errors[0] if errors else None)
         self._is_done = True
 
-    def _check_phase(self, learner: Any, phase: Any, problems: list[str], errors: list[Exception]) -> None:
+    def _check_phase(self, learner: LearnerView, phase: Phase, problems: list[str], errors: list[Exception]) -> None:
         doing = f"reading a batch of phase {phase.name!r}"
         try:
             batch = learner.peek(phase)
@@ -73,27 +78,24 @@ class SanityCheck(Callback):
             self._check_metrics(learner, phase, state, problems, errors)
 
     def _check_metrics(
-        self, learner: Any, phase: Any, state: Any, problems: list[str], errors: list[Exception]
+        self, learner: LearnerView, phase: Phase, state: State, problems: list[str], errors: list[Exception]
     ) -> None:
-        callbacks = (
-            callback.identity() for callback in learner._learner.callbacks
-        )  # no view shows these; it only looks
-        for metric in (
-            metric for callback in callbacks if isinstance(callback, Metrics) for metric in callback.metrics
-        ):
-            try:
-                try_metric(metric, phase, state, learner)
-            except Exception as error:
-                problems.append(
-                    f"metric {metric.name!r} fails in phase {phase.name!r}: {type(error).__name__}: {error}"
-                )
-                errors.append(error)
+        for member in unguarded(learner).callbacks:  # no view shows the callbacks; nothing is done to them
+            callback = member.identity()
+            for metric in callback.metrics if isinstance(callback, Metrics) else ():
+                try:
+                    try_metric(metric, phase, state, learner)
+                except Exception as error:
+                    problems.append(
+                        f"metric {metric.name!r} fails in phase {phase.name!r}: {type(error).__name__}: {error}"
+                    )
+                    errors.append(error)
 
 
-def _problems_of(learner: Any, parts: Any, phase: str) -> list[str]:
+def _problems_of(learner: LearnerView, parts: Mapping[str, Any], phase: str) -> list[str]:
     problems: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
-    tree: Any = dict(parts)
+    tree: Tree = dict(parts)
     paths, leaves, _ = optree.tree_flatten_with_path(tree)
     named_leaves = [(".".join(map(str, path)), leaf) for path, leaf in zip(paths, leaves, strict=True)]
     leaves_by_name = [pair for path, part in named_leaves for pair in _inner(learner, path, part)]
@@ -109,9 +111,9 @@ def _problems_of(learner: Any, parts: Any, phase: str) -> list[str]:
     return problems
 
 
-def _inner(learner: Any, name: str, leaf: Any) -> list[tuple[str, Any]]:
+def _inner(learner: LearnerView, name: str, leaf: Tree) -> list[tuple[str, Tree]]:
     """What is in a tree of a class that only the framework knows as one; anything else is itself."""
-    leaves: list[Any] = []
+    leaves: list[Tree] = []
     learner.tree.map(leaves.append, leaf)
     is_leaf = len(leaves) == 1 and leaves[0] is leaf
     return [(name, leaf)] if is_leaf else [(f"{name}.{number}", part) for number, part in enumerate(leaves)]

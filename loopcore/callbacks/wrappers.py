@@ -11,6 +11,8 @@ from loopcore._utils.validation import is_number, is_whole
 from loopcore.callback import Callback, Listener, Resolution, RunFirst, Sleeper, wants_event
 from loopcore.errors import CallbackError, EventError
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
+from loopcore.phases.base import Phase
+from loopcore.protocols import LearnerView, StateDict
 
 _OUTSIDE_STEPS = (FitBegin, FitEnd, EpochBegin, EpochEnd)
 
@@ -47,11 +49,11 @@ class Wrapper(Sleeper):
             listeners.append(replace(listener, method=name))
         self.listeners = tuple(listeners)
 
-    def _hears(self, key: str, phase: Any) -> bool:
+    def _hears(self, key: str, phase: Phase | None) -> bool:
         """Whether it hears what comes now: the event of one handler, or a step."""
         raise TypeError(f"{type(self).__name__} does not say what it hears: define _hears(self, key, phase)")
 
-    def setup(self, learner: Any) -> None:
+    def setup(self, learner: LearnerView) -> None:
         """Set up the wrapped callback."""
         self.callback.setup(learner)
 
@@ -63,11 +65,11 @@ class Wrapper(Sleeper):
         """Answer for the wrapped callback."""
         return self.callback.resolve_conflict(other)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The state of the wrapped callback."""
         return {"callback": self.callback.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from there."""
         self.callback.load_state_dict(state["callback"])
 
@@ -77,9 +79,9 @@ class Wrapper(Sleeper):
         thinned = issubclass(listener.event, self._event) or issubclass(self._event, listener.event)
         self._of_steps |= thinned and not issubclass(listener.event, _OUTSIDE_STEPS)
 
-        def call(learner: Any, phase: Any, event: Any) -> None:
+        def call(learner: LearnerView, phase: Phase | None, event: Event) -> None:
             if thinned and isinstance(event, self._event):
-                steps = None if isinstance(event, _OUTSIDE_STEPS) else self._awake.get(phase.name)
+                steps = None if phase is None or isinstance(event, _OUTSIDE_STEPS) else self._awake.get(phase.name)
                 if not (steps[-1] if steps else self._hears(listener.method, phase)):
                     return
             if with_event:
@@ -89,7 +91,7 @@ class Wrapper(Sleeper):
 
         return call
 
-    def wake(self, phase: Any) -> tuple[type[Event], ...]:
+    def wake(self, phase: Phase) -> tuple[type[Event], ...]:
         """Decide on the step that begins now."""
         inner = self.callback.wake(phase) if isinstance(self.callback, Sleeper) else ()
         if not self._of_steps:
@@ -98,7 +100,7 @@ class Wrapper(Sleeper):
         self._awake.setdefault(phase.name, []).append(hears)
         return inner if hears else (*inner, self._event)
 
-    def rest(self, phase: Any) -> None:
+    def rest(self, phase: Phase) -> None:
         """An event that is fired between two steps counts by itself."""
         if isinstance(self.callback, Sleeper):
             self.callback.rest(phase)
@@ -106,7 +108,7 @@ class Wrapper(Sleeper):
             self._awake[phase.name].pop()
 
 
-def _check(name: str, callback: Any, event: Any) -> None:
+def _check(name: str, callback: object, event: object) -> None:
     if not isinstance(callback, Callback):
         raise CallbackError(f"{name} wraps an instance of Callback, not {callback!r}")
     if not (isinstance(event, type) and issubclass(event, Event)):
@@ -156,14 +158,14 @@ class ConditionalCallback(Wrapper):
             raise CallbackError(f"condition={condition!r}: a function condition(learner, phase) -> bool")
         self.condition = condition
         self.reads = (*callback.reads, *reads)
-        self._view: Any = None
+        self._view: LearnerView | None = None
 
-    def setup(self, learner: Any) -> None:
+    def setup(self, learner: LearnerView) -> None:
         """Set up the wrapped callback."""
         self._view = learner
         super().setup(learner)
 
-    def _hears(self, key: str, phase: Any) -> bool:
+    def _hears(self, key: str, phase: Phase | None) -> bool:
         return bool(self.condition(self._view, phase))
 
 
@@ -186,16 +188,16 @@ class Throttle(Wrapper):
         self._last: dict[str, float] = {}
         self.listeners = (*self.listeners, Listener(FitBegin, None, False, "_restart"))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The counts and the state of the wrapped callback."""
         return {"counts": dict(self._counts), **super().state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from there."""
         self._counts = dict(state["counts"])
         super().load_state_dict(state)
 
-    def _hears(self, key: str, phase: Any) -> bool:
+    def _hears(self, key: str, phase: Phase | None) -> bool:
         if self._condition is not None:
             return bool(self._condition(phase))
         key = key if phase is None else f"{key}/{phase.name}"
@@ -209,7 +211,7 @@ class Throttle(Wrapper):
         self._last[key] = time_now
         return True
 
-    def _restart(self, learner: Any, phase: Any) -> None:
+    def _restart(self, learner: LearnerView, phase: Phase) -> None:
         self._last.clear()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import optree
 
-from loopcore.data.arrays import Array, Indices, Tree, check_state, flatten, integer, order_of
+from loopcore.data.arrays import Array, Indices, State, Tree, check_state, flatten, integer, order_of
 from loopcore.errors import DataError, EmptyDataError
 
 
@@ -128,7 +128,7 @@ class Batches:
         if self._follows:
             self._seed = seed
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Say where the loader is, in JSON values: the epoch, and how many of its batches were handed out.
 
         After the last batch of an epoch that is the start of the next one.
@@ -164,7 +164,7 @@ class Batches:
             raise DataError(f"the state is at batch {position} of an epoch, which has {len(self)} batches")
         self._pass, self._seed = _Pass(epoch, position), settings["seed"]
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> State:
         return {
             "samples": self._samples,
             "batch_size": self._batch_size,

@@ -6,7 +6,6 @@ import math
 import numbers
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import optree
 
@@ -70,9 +69,9 @@ def _bounds(sizes: float | Iterable[float], samples: int) -> list[tuple[int, int
     return bounds
 
 
-def _are_shares(sizes: Sequence[Any]) -> bool:
+def _are_shares(sizes: Sequence[object]) -> bool:
     """Whether these are shares of the samples; otherwise they are numbers of samples."""
-    real: list[Any] = [size for size in sizes if not isinstance(size, bool) and isinstance(size, numbers.Real)]
+    real = [size for size in sizes if not isinstance(size, bool) and isinstance(size, numbers.Real)]
     integers = [size for size in real if isinstance(size, numbers.Integral)]
     if not sizes or len(real) < len(sizes) or 0 < len(integers) < len(sizes):
         raise TypeError(

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from loopcore._utils.text import clean
+from loopcore.backend.array_namespace import HostArray
 from loopcore.errors import LoopcoreError
 from loopcore.loggers.names import Names, sanitised
 
@@ -51,7 +52,7 @@ class Image:
         (8, 8)
     """
 
-    pixels: np.ndarray[Any, Any]
+    pixels: HostArray
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Histogram:
         [0, 1, 2]
     """
 
-    values: np.ndarray[Any, Any]
+    values: HostArray
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Figure:
         'a figure'
     """
 
-    figure: Any
+    figure: object
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Array:
         [0.5, 1.0]
     """
 
-    values: np.ndarray[Any, Any]
+    values: HostArray
 
 
 Loggable: TypeAlias = Value | Text | Image | Histogram | Figure | Array
@@ -125,9 +126,9 @@ class Logger:
         loss 0.5 at 1
     """
 
-    kinds: tuple[type[Any], ...] = (Value,)
+    kinds: tuple[type[Loggable], ...] = (Value,)
     strict: bool = False
-    _refused_kinds: frozenset[type[Any]] = frozenset()
+    _refused_kinds: frozenset[type] = frozenset()
     _in_trouble = False
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -200,7 +201,7 @@ class Trouble:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
         logger = self._logger
         if error is None or logger.strict or not is_of_the_system(error):
             return False
@@ -220,7 +221,7 @@ def is_of_the_system(error: BaseException) -> bool:
     return isinstance(error, Exception) and (isinstance(error, OSError) or not is_a_mistake)
 
 
-def is_scalar(value: Any) -> bool:
+def is_scalar(value: object) -> bool:
     """Whether it is a number that a framework keeps as an array without dimensions."""
     shape = getattr(value, "shape", None)
     return shape is not None and not len(shape) and hasattr(value, "__float__")

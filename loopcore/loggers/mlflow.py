@@ -49,14 +49,14 @@ class MLflowLogger(Logger):
         super().__init__(strict=strict)
         mlflow = library("mlflow", "MLflowLogger", "mlflow")
         self._metric = mlflow.entities.Metric
-        self._client: Any = mlflow.MlflowClient(tracking_uri=uri)
+        self._client = mlflow.MlflowClient(tracking_uri=uri)
         existing = self._client.get_experiment_by_name(experiment)
         number = self._client.create_experiment(experiment) if existing is None else existing.experiment_id
         created = self._client.create_run(number, run_name=None if run is None else clean(run))
         self.run_id: str = created.info.run_id
         self._values: list[Any] = []
 
-    def write(self, name: str, value: Any, step: int) -> None:
+    def write(self, name: str, value: Value | Text | Figure | Image, step: int) -> None:
         """Keep a number until it is flushed; write anything else."""
         if isinstance(value, Value):
             self._values.append(self._metric(name, value.value, int(time.time() * 1000), step))

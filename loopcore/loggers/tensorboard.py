@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,9 +38,9 @@ class TensorBoardLogger(Logger):
         super().__init__(strict=strict)
         writers = library("tensorboardX", "TensorBoardLogger", "tensorboard")
         self.path = run_folder(folder, run)
-        self._writer: Any = writers.SummaryWriter(str(self.path))
+        self._writer = writers.SummaryWriter(str(self.path))
 
-    def write(self, name: str, value: Any, step: int) -> None:
+    def write(self, name: str, value: Value | Text | Histogram | Figure | Image, step: int) -> None:
         """Write an event."""
         writer = self._writer
         if isinstance(value, Value):
