@@ -351,7 +351,7 @@ class Warmup(Criterion):
         self.criterion.reset()
 
     def update_training(self, loss: float) -> None:
-        """Hand it on, after the first n losses."""
+        """Hand a training loss on, after the first n losses."""
         if self._count >= self.n:
             self.criterion.update_training(loss)
 
@@ -383,7 +383,7 @@ class Disjunction(Criterion):
             criterion.reset()
 
     def update_training(self, loss: float) -> None:
-        """Hand it on to all."""
+        """Hand a training loss on to all criteria."""
         for criterion in self.criteria:
             criterion.update_training(loss)
 

@@ -287,7 +287,7 @@ class Epochs(Mapping[str, list[float | None]]):
         Raises:
             MissingFrameworkError: matplotlib is not installed.
         """
-        from loopcore.plotting import plot_history  # it is seldom needed
+        from loopcore.plotting import plot_history  # plotting is seldom needed
 
         phases = {key: self.phase_of(key) for key in self}
         hyper = vars(self._shared).get("hyper_step") or Series()

@@ -120,10 +120,10 @@ class LRFinder:
         self.parameter = parameter
 
     def run(self, learner: Learner, phase: Phase | None = None) -> FoundRate:
-        """Run the steps.
+        """Run the steps with rising rates, then put the learner back as it was.
 
         Args:
-            learner: what is tried.
+            learner: whose steps are tried.
             phase: whose steps; default the learner's first `TrainingPhase`, else its first phase.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from loopcore._utils.argument_order import predictions_first, roots, takes_labels_first
 from loopcore._utils.validation import is_number, is_whole
-from loopcore.backend.array_namespace import ArrayNamespace
+from loopcore.backend.array_namespace import ArrayNamespace, HostArray
 from loopcore.backend.protocol import Array
 from loopcore.backend.registry import namespace_of
 from loopcore.errors import LossError
@@ -70,23 +70,22 @@ class Metric:
         over: Literal["step", "epoch"] = "step",
         host: bool = False,
     ) -> None:
-        if over not in ("step", "epoch"):
-            raise ValueError(f'over is "step" or "epoch", not {over!r}')
-        if isinstance(fn, type):
-            raise TypeError(f"a metric is an instance, not the class {fn.__name__}: write {fn.__name__}(...)")
+        _check_kind(fn, over)
         metric: Any = fn  # one of the kinds that the annotation lists
         self.name = name or _name_of(fn)
         self.value = isinstance(fn, str)
         self.custom: AbstractMetric | None = metric if _does_everything(fn) else None
         self.object = None if self.value or self.custom is not None else _accumulator(fn)
-        self._keywords = tuple(args) if isinstance(args, Mapping) else _keywords(fn)
+        self._keywords, args = (
+            (tuple(args), tuple(args.values())) if isinstance(args, Mapping) else (_keywords(fn), args)
+        )
         self.args: tuple[str, ...]
         self.phase = phase
         self.over = over
         if self.custom is not None:
             self.args, self.reads, self.phase = (), tuple(self.custom.reads), phase or self.custom.phase
         else:
-            self.args = (metric,) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
+            self.args = (metric,) if self.value else tuple(args)
             self.reads = tuple(f"step.{arg}" for arg in self.args)
             if self.object is None and not self.value:
                 _check_function(fn, self.name, self._keywords, self.args)
@@ -202,10 +201,10 @@ class AbstractMetric:
     phase: type | None = None
 
     def reset(self) -> None:
-        """An epoch begins."""
+        """Forget all steps, since an epoch begins."""
 
     def step(self, learner: Any, phase: Any) -> None:
-        """A step was completed; ``learner`` is a guarded view as for handlers."""
+        """Take in a completed step; ``learner`` is a guarded view as for handlers."""
         raise TypeError(f"{type(self).__name__} does not look at steps: define step(self, learner, phase)")
 
     def step_value(self) -> float | None:
@@ -251,19 +250,27 @@ def plain_values(name: str, value: Any, to_host: Callable[[Array], Any] = np.asa
     if value is None:
         return {name: None}
     if isinstance(value, Mapping):
-        parts = (plain_values(str(key), part, to_host) for key, part in value.items())
-        return {part_name: plain for part in parts for part_name, plain in part.items()}
+        return _merged(plain_values(str(key), part, to_host) for key, part in value.items())
     if isinstance(value, (tuple, list)) and any(len(getattr(part, "shape", ())) for part in value):
-        parts = (plain_values(f"{name}_{number}", part, to_host) for number, part in enumerate(value))
-        return {part_name: plain for part in parts for part_name, plain in part.items()}
+        return _merged(plain_values(f"{name}_{number}", part, to_host) for number, part in enumerate(value))
     host = value if isinstance(value, str) else np.asarray(to_host(value))
-    if isinstance(host, str) or host.dtype.kind == "c" or not (host.dtype.kind in "biuf" or "float" in str(host.dtype)):
+    if isinstance(host, str) or not _has_real_numbers(host):
         raise LossError(
             f"metric {name!r} returned {type(value).__name__} {value!r:.40}: it is a number, an array, or a dict or "
             "tuple of these"
         )
     numbers: EpochValue = host.astype(np.float64).tolist()
     return {name: numbers}
+
+
+def _merged(parts: Iterable[dict[str, EpochValue]]) -> dict[str, EpochValue]:
+    """All values of several dicts in one."""
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _has_real_numbers(array: HostArray) -> bool:
+    """Whether an array has real numbers; ``bfloat16`` and its like are of no kind that NumPy knows."""
+    return array.dtype.kind != "c" and (array.dtype.kind in "biuf" or "float" in str(array.dtype))
 
 
 def by_keyword(fn: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
@@ -287,6 +294,19 @@ def _keywords(fn: Any) -> tuple[str, ...]:
         return ()
     only = {name for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
     return ("logits", "labels") if {"logits", "labels"} <= only else ()
+
+
+def _check_kind(fn: object, over: str) -> None:
+    """Refuse a class, and another word for what a metric is over.
+
+    Raises:
+        ValueError: ``over`` is neither of the two words.
+        TypeError: ``fn`` is a class.
+    """
+    if over not in ("step", "epoch"):
+        raise ValueError(f'over is "step" or "epoch", not {over!r}')
+    if isinstance(fn, type):
+        raise TypeError(f"a metric is an instance, not the class {fn.__name__}: write {fn.__name__}(...)")
 
 
 def _check_function(fn: object, name: str, keywords: Sequence[str], args: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ class AccumulatedUpdate(Phase):
     """
 
     def step(self, learner: LearnerView, handle: Fire, state: State) -> None:
-        """BackwardEnd, and the update."""
+        """Fire BackwardEnd on the mean gradient, and update with it."""
         state.grads = learner.shared.accumulated[0]
         handle(BackwardEnd())
         learner.update(state.grads)
@@ -173,16 +173,16 @@ class GradientAccumulation(Callback):
             learner.run_step(self._leftover_update, {})
             learner.shared.accumulation.updates += 1
         mean, _ = learner.shared.accumulated
-        if not bool(learner.to_host(learner.tree.is_bounded(mean))):  # what is over may not come into a checkpoint
+        if not bool(learner.to_host(learner.tree.is_bounded(mean))):  # NaN must not come into a checkpoint
             learner.shared.accumulated = learner.tree.zeros_like(mean), counter(learner)
         self._position = 0
 
     def state_dict(self) -> StateDict:
-        """Where in the window it is, and its counts."""
+        """The position in the open window, and the counts."""
         return {"position": self._position, "batches": self._counts.batches, "updates": self._counts.updates}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on within the window."""
+        """Continue the window that a checkpoint was taken in."""
         self._position = state["position"]
         self._counts.batches, self._counts.updates = state["batches"], state["updates"]
 

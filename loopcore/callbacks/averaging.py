@@ -95,7 +95,7 @@ class AveragedWeights(Callback):
 
     @on(StepBegin, AbstractTrainingPhase)
     def start_with(self, learner: LearnerView, phase: Phase) -> None:
-        """The average begins with the weights of the first step."""
+        """Begin the average with the weights of the first step."""
         if not self._heard_step:
             self._heard_step = True
             self._begin(learner)

@@ -88,13 +88,13 @@ class Checkpointer(Callback):
         self._round = 0  # the last one in which something was trained or measured
         self._count = 0  # rounds that could be saved
         self._steps = 0  # training steps of the present round
-        self._value: float | None = None  # what it measured
+        self._value: float | None = None  # the monitored value of the present round
         self._fresh = False  # whether something was trained since the last checkpoint
         self._midway = False  # whether a training epoch of the round is not over
 
     @on(StepEnd, AbstractTrainingPhase)
     def note(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
-        """Something was trained; a cancel may leave a part of a step."""
+        """Note that something was trained; a cancelled step may have changed weights too."""
         if event.outcome != "skipped":
             if self._present_round != self._round:
                 self._enter(self._present_round)
@@ -112,7 +112,7 @@ class Checkpointer(Callback):
 
     @on(EpochEnd)
     def look(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Save, if it is time."""
+        """Note the monitored value, and save when a round is over or a value was measured within an epoch."""
         epoch = learner.epoch
         if epoch.round is None:
             return
@@ -197,11 +197,11 @@ class Checkpointer(Callback):
         return paths[ranked(self._values(paths), self.mode)[0]]
 
     def _values(self, paths: list[Path]) -> list[float | None]:
-        """What they are ranked by; nothing without a monitor, so that newer ones are better."""
+        """The monitored value of each checkpoint; None without a monitor, so that newer ones rank higher."""
         return [None if self.monitor is None else manifest_of(path).get("value") for path in paths]
 
     def state_dict(self) -> StateDict:
-        """The name of the run, and where it is."""
+        """The name of the run, and the counts of its rounds and steps."""
         state = {"run": self.run, "epochs": self._round, "midway": self._midway}
         return {**state, "steps": self._steps, "count": self._count}
 

@@ -29,7 +29,7 @@ class ToDevice(Callback):
         self.device = device
 
     def setup(self, learner: LearnerView) -> None:
-        """Move everything."""
+        """Move models, buffers and optimizer state to the device."""
         learner.to_device(self.device)
 
 
@@ -56,7 +56,7 @@ class ToGPU(Callback):
         self.required = required
 
     def setup(self, learner: LearnerView) -> None:
-        """Move everything."""
+        """Move models, buffers and optimizer state to the device."""
         device = learner.accelerator
         if device is not None:
             learner.to_device(device)

@@ -72,12 +72,12 @@ class EarlyStopping(Callback):
         self.training = training
         self._epochs = 0
         self._resumed = False
-        self._rounds = False  # whether there was a round without a value, and none with one so far
+        self._rounds = False  # whether a round ended without a value of the metric
         self._has_value = False  # whether there was a value
 
     @on(FitBegin)
     def begin(self, learner: LearnerView, phase: None) -> None:
-        """A new fit gets a new chance."""
+        """Forget what the criterion saw of earlier fits, unless a checkpoint brought it."""
         if not self._resumed:
             self.criterion.reset()
             self._epochs = 0
@@ -85,14 +85,14 @@ class EarlyStopping(Callback):
 
     @on(FitEnd)
     def end(self, learner: LearnerView, phase: None, event: FitEnd) -> None:
-        """Say that there was nothing to look at."""
+        """Warn if the fit measured nothing of the metric."""
         if event.outcome == "completed" and self._rounds and not self._has_value:
-            self._has_value = True  # said once
+            self._has_value = True  # so that it warns once
             warnings.warn(unmeasured("EarlyStopping", self.monitor), stacklevel=2)
 
     @on(EpochEnd)
     def look(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Stop if it is time."""
+        """Hand the value of the epoch to the criterion, and stop the fit if it says so."""
         if self.training in learner.history:
             training = monitored(learner, phase, event, self.training)
             if training is not None:
@@ -109,11 +109,11 @@ class EarlyStopping(Callback):
             )
 
     def state_dict(self) -> StateDict:
-        """What the criterion has seen."""
+        """What the criterion has seen, and after how many epochs."""
         return {"criterion": self.criterion.state_dict(), "epochs": self._epochs}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from it; the next fit does not begin anew."""
+        """Put back what the criterion has seen; the next fit does not begin anew."""
         self.criterion.load_state_dict(state["criterion"])
         self._epochs, self._resumed = int(state["epochs"]), True
 
@@ -130,7 +130,7 @@ def _patient(patience: int | None, min_delta: float) -> Criterion:
 
 
 def _checked(criterion: object, min_delta: float) -> Criterion:
-    """A criterion that the user gave."""
+    """The criterion that the user gave, after checking that it is one."""
     if not isinstance(criterion, Criterion):
         suggestion = f"{criterion.__name__}()" if isinstance(criterion, type) else "lc.criteria.Threshold(0.1)"
         raise CallbackError(f"criterion={criterion!r} is none of lc.criteria: write criterion={suggestion}")
@@ -215,11 +215,11 @@ class MaxTime(Callback):
 
     @on(FitBegin)
     def begin(self, learner: LearnerView, phase: None) -> None:
-        """Time runs from here."""
+        """Start the clock."""
         self._begin = monotonic()
 
     @on(StepEnd, AbstractTrainingPhase)
     def look(self, learner: LearnerView, phase: Phase) -> None:
-        """Stop if the time is over."""
+        """Stop the fit if its time is over."""
         if monotonic() - self._begin >= self.seconds:
             raise CancelFittingException(f"the fit took {self.seconds:g} seconds")

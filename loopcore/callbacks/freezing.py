@@ -60,16 +60,16 @@ class Freeze(Callback):
                 )
 
     def setup(self, learner: LearnerView) -> None:
-        """Hold them."""
+        """Hold all parameters that the patterns match."""
         learner.hold(*self.epochs, by=self)
 
     def resolve_conflict(self, other: Callback) -> Resolution:
-        """None with anybody: it decides before an epoch, and touches no array."""
+        """Get along with every callback: it decides before an epoch, and touches no array."""
         return NO_CONFLICT
 
     @on(EpochBegin, AbstractTrainingPhase)
     def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
-        """Hold those whose time has not come, and let the others go."""
+        """Hold the parameters whose epochs are not over yet, and let the others be trained."""
         completed = learner.shared.history[phase].epochs
         patterns = (pattern for pattern, epochs in self.epochs.items() if epochs is None or completed < epochs)
         learner.hold(*patterns, by=self)

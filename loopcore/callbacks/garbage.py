@@ -39,12 +39,12 @@ class GarbageCollect(Callback):
 
     @on(StepEnd)
     def count(self, learner: LearnerView, phase: Phase) -> None:
-        """Collect, if it is time."""
+        """Count the step, and collect garbage after every so many."""
         self._steps += 1
         if self.every is not None and self._steps % self.every == 0:
             gc.collect()
 
     @on(EpochEnd)
     def collect(self, learner: LearnerView, phase: Phase) -> None:
-        """Collect."""
+        """Collect garbage at the end of an epoch."""
         gc.collect()

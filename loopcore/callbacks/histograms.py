@@ -63,7 +63,7 @@ class LogHistograms(Logs, Sleeper):
             )
 
     def resolve_conflict(self, other: Callback) -> RunFirst | Resolution | None:
-        """Two of them keep the same gradients."""
+        """Get along with another LogHistograms, which keeps the same gradients."""
         return NO_CONFLICT if isinstance(other.identity(), LogHistograms) else None
 
     @on(EpochBegin, AbstractTrainingPhase)
@@ -84,13 +84,13 @@ class LogHistograms(Logs, Sleeper):
         return epoch.length in (None, epoch.attempted)
 
     def rest(self, phase: Phase) -> None:
-        """The step has ended."""
+        """Forget whether the step that ended was the last of its epoch."""
         self._awake.pop()
 
     @on(BackwardEnd, AbstractTrainingPhase, traced=True)
     @on(BackwardEnd, AccumulatedUpdate, traced=True)
     def keep(self, learner: LearnerView, phase: Phase) -> None:
-        """Let the step hand back what it applies."""
+        """Keep the gradients of the last step of an epoch for the histograms."""
         if self._awake[-1]:
             learner.step.last_grads = learner.step.grads
 

@@ -57,13 +57,13 @@ class Logs(Callback):
 
     @on(EpochEnd)
     def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Log it, and make it readable for others."""
+        """Log what the epoch brought, and flush the loggers."""
         self.write(learner, phase, event)
         self._flush()
 
     @on(FitEnd)
     def end_fit(self, learner: LearnerView, phase: None) -> None:
-        """Make everything readable for others."""
+        """Flush the loggers."""
         self._flush()
 
     def _flush(self) -> None:
@@ -136,7 +136,7 @@ class LogMetrics(Logs):
             self._write_steps(learner)
 
     def _is_in_history(self, learner: LearnerView, phase: Phase, key: str, place: int) -> bool:
-        """Whether what was measured by hand has a place of its own on the axis."""
+        """Whether a value measured by hand is the one in the history at its place, and was not logged there yet."""
         name = key.removeprefix(prefix_of(phase.name))
         series = learner.shared.metrics_epoch
         return self._places.get(key, -1) < place and series.at(phase.name, name, place) is learner.epoch.metrics[key]
@@ -154,7 +154,7 @@ class LogMetrics(Logs):
         return {"written": [[*key, count] for key, count in self._written_counts.items()]}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on behind them."""
+        """Write only the values that come after those written before."""
         self._written_counts = {(phase, name): count for phase, name, count in state["written"]}
 
 
@@ -192,12 +192,12 @@ class LogHyperParams(Logs):
         self._pending: list[tuple[str, float, int]] = []
 
     def setup(self, learner: LearnerView) -> None:
-        """Count on from the steps there were."""
+        """Continue the count of the training steps of the learner."""
         self._steps = steps_before(learner)
 
     @on(FitBegin)
     def begin(self, learner: LearnerView, phase: None) -> None:
-        """Note what is new."""
+        """Note every hyperparameter whose value is new."""
         for name in learner.hyper:
             try:
                 self._note(name, learner.hyper[name])
@@ -211,7 +211,7 @@ class LogHyperParams(Logs):
 
     @on(StepEnd, AbstractTrainingPhase)
     def step(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
-        """Note it, where it changed."""
+        """Note the values that the step ran with, where they changed."""
         used = self._used.pop() if self._used else {}
         if event.outcome == "completed":
             self._steps += 1
@@ -227,7 +227,7 @@ class LogHyperParams(Logs):
             self._pending.append((name, value, self._steps))
 
     def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Write what was noted."""
+        """Write the values noted since the last time."""
         self._write_pending()
 
     def _write_pending(self) -> None:
@@ -240,7 +240,7 @@ class LogHyperParams(Logs):
         return {"steps": self._steps, "last": dict(self._last)}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from them."""
+        """Put back the number of steps and the last values."""
         self._steps, self._last = int(state["steps"]), dict(state["last"])
 
 

@@ -6,7 +6,7 @@ import gc
 import warnings
 import weakref
 from collections.abc import Iterable
-from itertools import groupby
+from itertools import count, groupby
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from loopcore.history import Ring, Series
 from loopcore.metrics import EpochValue, Loss, Metric, SmoothLoss, plain_values
 from loopcore.phases.base import AbstractTrainingPhase, Phase
 from loopcore.phases.supervised import PredictionPhase, ValidationPhase
-from loopcore.protocols import LearnerView, StateDict
+from loopcore.protocols import EpochView, LearnerView, StateDict
 from loopcore.state import State
 
 _FLUSH = 1024  # steps whose values stay on the device at most
@@ -63,26 +63,16 @@ class Metrics(Callback):
     """
 
     def __init__(self, *metrics: object) -> None:
-        all_metrics = [metric if isinstance(metric, Metric) else Metric(metric) for metric in metrics]
-        losses = [metric for metric in all_metrics if isinstance(metric, Loss)] or [Loss()]
-        self.metrics = tuple(losses + [metric for metric in all_metrics if not isinstance(metric, Loss)])
-        names = [metric.name for metric in self.metrics]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise CallbackError(f"two metrics are named {repeated[0]!r}: give one of them Metric(fn, name=...)")
+        self.metrics = _loss_first([metric if isinstance(metric, Metric) else Metric(metric) for metric in metrics])
         self._smooth = {metric.name: metric for metric in self.metrics if isinstance(metric, SmoothLoss)}
         self._measured = [metric for metric in self.metrics if not metric.host]
         self._hosted = [metric for metric in self.metrics if metric.host]
-        self._open: list[_Epoch] = []
+        self._open: list[_Epoch] = []  # running epochs, the innermost last
         self._without_loss = False  # whether a training phase without a loss was named
-        self._names_with_value: set[str] = set()
-        self.reads = tuple(sorted({path for metric in self._hosted for path in metric.reads}))
-        measured = {path for metric in self._measured for path in metric.reads}
-        self.traced_reads = (*sorted(measured), "step.weight")
-        counted = ((metric, index) for metric in self._hosted for index in range(len(metric.variables)))
-        self._arrays: dict[str, list[str]] = {}  # names in shared of what objects keep, by name of the metric
-        for number, (metric, _) in enumerate(counted):
-            self._arrays.setdefault(metric.name, []).append(f"metrics_array_{number}")
+        self._names_with_value: set[str] = set()  # metrics that had a value in an epoch so far
+        self.reads = _paths(self._hosted)
+        self.traced_reads = (*_paths(self._measured), "step.weight")
+        self._arrays = _names_in_shared(self._hosted)  # of what objects keep, by name of the metric
         self._programmed: list[Metric] = []  # objects whose numbers are those of the compiled step
         self.carries = tuple(f"shared.{name}" for names in self._arrays.values() for name in names)
         self.traced_reads += tuple(path for metric in self._hosted if metric.variables for path in metric.reads)
@@ -109,7 +99,7 @@ class Metrics(Callback):
             learner.shared.metrics_step = Series()
         self._programmed = [metric for metric in self._hosted if metric.variables and _is_of(metric, learner)]
         self._hosted = [metric for metric in self._hosted if metric not in self._programmed]
-        self.reads = tuple(sorted({path for metric in self._hosted for path in metric.reads}))
+        self.reads = _paths(self._hosted)
         for metric in (*self._programmed, *self._hosted):
             self._put(metric, learner)
 
@@ -200,7 +190,7 @@ class Metrics(Callback):
     @on(EpochEnd)
     def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Keep the means of a completed epoch, and of what one that was stopped completed."""
-        if not self._open or self._open[-1].phase is not phase:  # it did not hear the begin, as under throttle
+        if not self._open or self._open[-1].phase is not phase:  # it did not hear EpochBegin, as under throttle
             return
         epoch = self._open.pop()
         has_steps = bool(epoch.rows or epoch.flushed)
@@ -222,7 +212,7 @@ class Metrics(Callback):
             )
 
     def _give_back(self, learner: LearnerView, phase: Phase) -> None:
-        """Let objects have the numbers of the steps again."""
+        """Put the numbers of the compiled steps back into the objects that they belong to."""
         for metric in self._programmed:
             if _is_for(metric, phase):
                 values = learner.to_host([getattr(learner.shared, name) for name in self._arrays[metric.name]])
@@ -230,28 +220,22 @@ class Metrics(Callback):
                     variable.assign(value)
 
     def _keep(self, learner: LearnerView, phase: Phase, values: dict[str, EpochValue]) -> None:
-        """Put the values of an epoch where they belong: at its round."""
+        """Put the values of an epoch into the history, at the round they belong to."""
         series: Series = learner.shared.metrics_epoch
-        epoch, by_name = learner.epoch, series.get(phase.name, {})
+        epoch, measured = learner.epoch, series.get(phase.name, {})
         for name in _in_order([metric.name for metric in self.metrics], values):
             value, empty = values[name], name == self.metrics[0].name and not epoch.completed
-            if value is None and name not in by_name and not empty:
+            if value is None and name not in measured and not empty:
                 continue
-            if name not in by_name:
+            if name not in measured:
                 phases = {prefix_of(other) + key: other for other, by_key in series.items() for key in by_key}
                 _check_key(phases, phase.name, name)
             epoch.metrics[prefix_of(phase.name) + name] = value
-            if epoch.round is not None:
-                if epoch.nested and value is not None:
-                    by_name = series.within.setdefault(phase.name, {})
-                    by_name.setdefault(name, []).append((epoch.round, epoch.within, value))
-                series.put(phase.name, name, epoch.round, value)
-            elif value is not None:
-                series.put_by_hand(phase.name, name, epoch.after, value)
+            _put_at_round(series, epoch, name, value)
 
     @on(FitEnd)
     def end_fit(self, learner: LearnerView, phase: None, event: FitEnd) -> None:
-        """Say which metrics never found their values."""
+        """Warn of metrics whose step values no phase wrote."""
         for metric in self.metrics[1:]:
             if event.outcome == "completed" and metric.state is None and metric.name not in self._names_with_value:
                 values = ", ".join(f"state.{arg}" for arg in metric.args)
@@ -287,11 +271,11 @@ class Metrics(Callback):
             ring.extend(np.array([float(value)]), np.array([number]))
 
     def state_dict(self) -> StateDict:
-        """The exponential means."""
+        """The sums of the exponential means, by metric and phase."""
         return {"smooth": {name: metric.sums for name, metric in self._smooth.items()}}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on with them."""
+        """Put back the sums of the exponential means."""
         for name, metric in self._smooth.items():
             metric.sums = {phase: (sums[0], sums[1]) for phase, sums in state["smooth"].get(name, {}).items()}
 
@@ -321,7 +305,7 @@ class _Epoch:
         self._sums[name] = (total + float(values[counted] @ weights[counted]), weight + float(weights.sum()))
 
     def note_observed(self, metric: Metric) -> None:
-        """A step counted in the numbers of an object."""
+        """Note that a compiled step fed an object."""
         self._observed.add(metric.name)
 
     def observe(self, metric: Metric, args: list[Array], learner: LearnerView) -> None:
@@ -367,6 +351,43 @@ class _Epoch:
             return self.last[metric.name]
         total, weight = self._sums.get(metric.name, (0.0, 0.0))
         return total / weight if weight else None
+
+
+def _loss_first(metrics: list[Metric]) -> tuple[Metric, ...]:
+    """The metrics with the loss in front, which is added where there is none.
+
+    Raises:
+        CallbackError: two have one name.
+    """
+    losses = [metric for metric in metrics if isinstance(metric, Loss)] or [Loss()]
+    ordered = (*losses, *(metric for metric in metrics if not isinstance(metric, Loss)))
+    names = [metric.name for metric in ordered]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise CallbackError(f"two metrics are named {repeated[0]!r}: give one of them Metric(fn, name=...)")
+    return ordered
+
+
+def _paths(metrics: Iterable[Metric]) -> tuple[str, ...]:
+    """What these metrics read, each path once."""
+    return tuple(sorted({path for metric in metrics for path in metric.reads}))
+
+
+def _names_in_shared(metrics: Iterable[Metric]) -> dict[str, list[str]]:
+    """A name in ``shared`` for each array that an object keeps its numbers in, by the name of the metric."""
+    names = (f"metrics_array_{number}" for number in count())
+    return {metric.name: [next(names) for _ in metric.variables] for metric in metrics if metric.variables}
+
+
+def _put_at_round(series: Series, epoch: EpochView, name: str, value: EpochValue) -> None:
+    """Put the value of an epoch at its round; one that was measured by hand at the round before it."""
+    phase = epoch.phase.name
+    if epoch.round is not None:
+        if epoch.within is not None and value is not None:  # of an epoch within another one
+            series.within.setdefault(phase, {}).setdefault(name, []).append((epoch.round, epoch.within, value))
+        series.put(phase, name, epoch.round, value)
+    elif value is not None:
+        series.put_by_hand(phase, name, epoch.after, value)
 
 
 def try_metric(metric: Metric, phase: Phase, state: State, learner: LearnerView) -> None:

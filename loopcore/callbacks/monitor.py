@@ -60,7 +60,7 @@ def _may_come(learner: LearnerView, key: str) -> bool:
 
 
 def unmeasured(class_name: str, key: str) -> str:
-    """What to say when a fit ends in which a metric had no value."""
+    """The warning for a fit that ends without a value of the metric."""
     return (
         f"{class_name} watched {key!r}, which had no value in this fit: run the phase that measures it in a round, or "
         "watch another metric"
@@ -95,6 +95,6 @@ def worst(values: Sequence[float | None], mode: Mode, keep: int) -> list[int]:
 
 
 def check_mode(mode: str) -> None:
-    """Refuse a mode that is neither."""
+    """Refuse a mode that is neither "min" nor "max"."""
     if mode not in ("min", "max"):
         raise CallbackError(f'mode={mode!r}: what is better, "min" or "max"')

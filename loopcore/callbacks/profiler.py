@@ -47,12 +47,12 @@ class Profiler(Callback):
 
     @on(FitBegin)
     def begin(self, learner: LearnerView, phase: None) -> None:
-        """Count from here."""
+        """Count the steps of each fit from 0."""
         self._begun_steps = 0
 
     @on(StepBegin, AbstractTrainingPhase)
     def begin_step(self, learner: LearnerView, phase: Phase) -> None:
-        """Start, if it is time."""
+        """Start the profile after the steps to skip."""
         if self._begun_steps == self.skip and self._open is None:
             self._open = ExitStack()
             self._open.enter_context(learner.profile(self._new_folder()))
@@ -60,13 +60,13 @@ class Profiler(Callback):
 
     @on(StepEnd, AbstractTrainingPhase)
     def end_step(self, learner: LearnerView, phase: Phase) -> None:
-        """Stop, if it was the last one."""
+        """End the profile after its last step."""
         if self._begun_steps >= self.skip + self.steps:
             self._close()
 
     @on(FitEnd)
     def end(self, learner: LearnerView, phase: None) -> None:
-        """A fit may be over before that."""
+        """End a profile that is still open."""
         self._close()
 
     def _close(self) -> None:

@@ -93,12 +93,12 @@ class ProgressPrinter(Printer):
 
     @on(FitBegin)
     def begin_fit(self, learner: LearnerView, phase: None) -> None:
-        """A new row."""
+        """Forget the parts of a row that an earlier fit left."""
         self._parts = []
 
     @on(EpochBegin)
     def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
-        """Open a bar."""
+        """Open a bar on a terminal, and start the clock."""
         if self.quiet or learner.epoch.nested:
             return
         self._began = time.monotonic()
@@ -109,7 +109,7 @@ class ProgressPrinter(Printer):
 
     @on(StepEnd)
     def end_step(self, learner: LearnerView, phase: Phase) -> None:
-        """Redraw, if the last time was long enough ago."""
+        """Redraw the bar, if the last time was long enough ago."""
         if self._bar is None or self._task is None:
             return
         time_now = time.monotonic()
@@ -139,7 +139,7 @@ class ProgressPrinter(Printer):
 
     @on(FitEnd)
     def end_fit(self, learner: LearnerView, phase: None) -> None:
-        """Print what a stopped round had."""
+        """Print the line of a round that was stopped, and close the bar."""
         if self._parts and not self.quiet:
             self._print_parts()
         self._close_bar()
@@ -198,7 +198,7 @@ class MetricsPrinter(Printer):
 
     @on(FitBegin)
     def begin_fit(self, learner: LearnerView, phase: None) -> None:
-        """A new table."""
+        """Begin a new table, with its header."""
         self._columns = []
         self._values = {}
 

@@ -35,7 +35,7 @@ class Recorder(Callback):
 
     @on(EpochBegin)
     def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
-        """No step of this epoch is completed yet."""
+        """Set the steps of the running epoch to 0."""
         counts = self._counts(learner, phase)
         counts.steps_epoch = 0
         self._running = phase, counts
@@ -67,5 +67,5 @@ class Recorder(Callback):
         return {}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Look for the counts anew."""
+        """Drop the counts at hand, since loading may have replaced them."""
         self._running = None, Tally()

@@ -38,7 +38,7 @@ class _ByStep(Callback):
         self._first = 0  # the number of the step of the first pending values
 
     def setup(self, learner: LearnerView) -> None:
-        """Have a place for them."""
+        """Make the series that values are kept in, unless there is one."""
         if not hasattr(learner.shared, "hyper_step"):
             learner.shared.hyper_step = Series()
 
@@ -76,7 +76,7 @@ class Scheduler(_ByStep):
     Several go together if each sets other hyperparameters. ``lc.LearningRate``, which is that of all optimizers, and
     ``lc.LearningRate("critic")`` go into one Scheduler: it sets the more general one first, in any order.
 
-    Of the writes the first stands for the hyperparameters it sets; what it reads depends on the unit.
+    Below, ``hyper.learning_rate`` stands for whatever hyperparameters it sets; what it reads depends on the unit.
 
     Reads: step.window, step.updated
     Writes: hyper.learning_rate, shared.hyper_step
@@ -123,7 +123,7 @@ class Scheduler(_ByStep):
                 write = 'lc.TorchScheduler(scheduler, "step")' if torch_own else f"lc.schedules.constant({schedule!r})"
                 raise CallbackError(f"the schedule of {name!r} is {schedule!r}: write {write}")
             self._schedules[name] = schedule
-        # those of all optimizers first, so that they leave alone what has a schedule of its own
+        # names that stand for all optimizers come first, so that the schedule of a single one has the last word
         self._schedules = dict(sorted(self._schedules.items(), key=lambda item: item[0].count(".")))
         self.writes = (*(f"hyper.{name}" for name in self._schedules), "shared.hyper_step")
         self.reads = {"step": (_WINDOW,), "epoch": (), "update": (_WINDOW, "step.updated")}[unit]
@@ -308,7 +308,7 @@ class TorchScheduler(_ByStep):
 
     @on(StepEnd, AbstractTrainingPhase)
     def end_step(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
-        """Keep the rate that the step ran with; one step of the scheduler."""
+        """Keep the rate that the step ran with, and step a scheduler that counts steps."""
         if event.outcome == "completed" and self._name in learner.hyper:
             self._keep(learner, phase, {self._name: learner.hyper[self._name]})
         if self.unit == "step" and event.outcome == "completed" and _is_whole_step(learner):
@@ -316,13 +316,13 @@ class TorchScheduler(_ByStep):
 
     @on(StepEnd, AccumulatedUpdate)
     def end_window(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
-        """One step for what an epoch left over."""
+        """Step the scheduler for the window that an epoch left over."""
         if self.unit == "step" and event.outcome == "completed":
             self.scheduler.step()
 
     @on(EpochEnd)
     def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """One step of the scheduler, with the metric it follows; hand on the rates of the steps."""
+        """Step a scheduler that counts epochs or follows a metric; hand on the rates of the steps."""
         if isinstance(phase, AbstractTrainingPhase):
             self._hand_on(learner, phase)
         if self.monitor is not None:
@@ -333,11 +333,11 @@ class TorchScheduler(_ByStep):
             self.scheduler.step()
 
     def state_dict(self) -> StateDict:
-        """That of the scheduler, where it is made of JSON values."""
+        """The state of the scheduler, as far as it is made of JSON values."""
         state: StateDict = getattr(self.scheduler, "state_dict", dict)()
         return {name: value for name, value in state.items() if isinstance(value, (int, float, str, list, type(None)))}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from it."""
+        """Put back the state of the scheduler."""
         if hasattr(self.scheduler, "load_state_dict"):
             self.scheduler.load_state_dict(state)

@@ -17,7 +17,7 @@ from loopcore.phases.base import AbstractTrainingPhase, Phase
 from loopcore.protocols import LearnerView
 from loopcore.state import combine_conditions
 
-_NONE = -1
+_NONE = -1  # the mark while no step was bad
 _LOOK = 0.1  # seconds between two looks that cost a transfer
 _LOSS, _GRADIENT, _LATER, _BUFFERS, _REST = range(5)  # what was not finite
 _WORDS = {
@@ -70,7 +70,7 @@ class StopOnNaNLoss(Callback):
     run_after = (GradientAccumulation,)
 
     def setup(self, learner: LearnerView) -> None:
-        """Start with a good mark."""
+        """Mark no step as bad, and note which buffers are finite."""
         self._next = 0.0
         self._mark: Array | None = None  # what the host saw when it looked last, and could not know yet
         learner.shared.first_bad_step = _NONE
@@ -84,7 +84,7 @@ class StopOnNaNLoss(Callback):
 
     @on(FitBegin)
     def begin(self, learner: LearnerView, phase: None) -> None:
-        """A new fit gets a new chance."""
+        """Forget the bad step of an earlier fit."""
         self._mark = None
         learner.shared.first_bad_step = _NONE
         self.watched = _finite_floats(learner)
@@ -105,7 +105,7 @@ class StopOnNaNLoss(Callback):
             if good and learner.tree.is_bounded([*event.grads.values()]) is True:
                 return
         bounded = True if applied is False else learner.tree.is_bounded([*event.grads.values()])
-        if bounded is not True and applied is not True:  # what is withheld anyway may be anything
+        if bounded is not True and applied is not True:  # a gradient that is withheld anyway may be NaN
             bounded = not applied or bounded if type(applied) is bool is type(bounded) else ~applied | bounded
         if bounded is True:
             cause = _LOSS
@@ -172,7 +172,7 @@ class StopOnNaNLoss(Callback):
         """Stop once the host can see the mark without waiting."""
         before = None if event.outcome == "completed" else getattr(learner.step, "buffers_before", None)
         if before is not None and not bool(learner.to_host(self._are_sound(learner, before))):
-            learner.buffers.value = before  # the step did not come to its end
+            learner.buffers.value = before  # a step that was not completed may leave NaN in them
         if self._mark is not None:
             time_now = monotonic()
             if time_now < self._next or not learner.is_ready(self._mark):
@@ -187,7 +187,7 @@ class StopOnNaNLoss(Callback):
 
     @on(EpochEnd, AbstractTrainingPhase)
     def look_again(self, learner: LearnerView, phase: Phase) -> None:
-        """Stop at the latest now."""
+        """Stop at the end of the epoch at the latest, even if that waits for the device."""
         _stop(learner, phase, learner.shared.first_bad_step)
 
 

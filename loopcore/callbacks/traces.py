@@ -37,7 +37,7 @@ class Noted:
         self.count = 0
 
     def add(self, value: object, number: int) -> None:
-        """Add a value."""
+        """Add a value with the number of its step or round."""
         self.values.append(value)
         self.numbers.append(number)
         self.count += 1
@@ -96,7 +96,7 @@ class Traces(Callback):
         self.listeners = (Listener(event, phase, False, "note"),)
 
     def setup(self, learner: LearnerView) -> None:
-        """Make room."""
+        """Make the series that values are noted in, unless there is one."""
         if not hasattr(learner.shared, "traces"):
             learner.shared.traces = Series()
 

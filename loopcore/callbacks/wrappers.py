@@ -70,7 +70,7 @@ class Wrapper(Sleeper):
         return {"callback": self.callback.state_dict()}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from there."""
+        """Put back the state of the wrapped callback."""
         self.callback.load_state_dict(state["callback"])
 
     def _caller(self, listener: Listener) -> Callable[..., None]:
@@ -92,7 +92,7 @@ class Wrapper(Sleeper):
         return call
 
     def wake(self, phase: Phase) -> tuple[type[Event], ...]:
-        """Decide on the step that begins now."""
+        """Decide whether the callback hears the step that begins, and say what it sleeps through."""
         inner = self.callback.wake(phase) if isinstance(self.callback, Sleeper) else ()
         if not self._of_steps:
             return inner
@@ -101,7 +101,7 @@ class Wrapper(Sleeper):
         return inner if hears else (*inner, self._event)
 
     def rest(self, phase: Phase) -> None:
-        """An event that is fired between two steps counts by itself."""
+        """End the step; an event that is fired between two steps is decided by itself."""
         if isinstance(self.callback, Sleeper):
             self.callback.rest(phase)
         if self._of_steps:
@@ -193,7 +193,7 @@ class Throttle(Wrapper):
         return {"counts": dict(self._counts), **super().state_dict()}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from there."""
+        """Put back the state of the wrapped callback."""
         self._counts = dict(state["counts"])
         super().load_state_dict(state)
 

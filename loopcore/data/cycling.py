@@ -61,7 +61,7 @@ class Cycle:
         self._repeated = False
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go on with the stream."""
+        """Continue the stream where the last ``iter()`` stopped."""
         while True:
             if self._iterator is None:
                 self._iterator = walked(self._loader)

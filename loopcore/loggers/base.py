@@ -161,7 +161,7 @@ class Logger:
         return Names(self.safe_name)
 
     def safe_name(self, name: str) -> str:
-        """What a name is written as, unless another one is written so already."""
+        """The name that a value is written under, unless another one is written so already."""
         return sanitised(name)
 
     def write(self, name: str, value: Any, step: int) -> None:
@@ -169,10 +169,10 @@ class Logger:
         raise NotImplementedError(f"{type(self).__name__} does not write: define write(self, name, value, step)")
 
     def flush(self) -> None:
-        """Everything logged so far can be read by others now."""
+        """Make everything logged so far readable for others."""
 
     def close(self) -> None:
-        """No value follows."""
+        """End the log: no value follows."""
 
     def trouble(self, what: str) -> AbstractContextManager[None]:
         """A ``with`` block in which the system, or a library, may refuse: that is said once, or raised if ``strict``.

@@ -30,7 +30,7 @@ class FileLogger(Logger):
         self._lines: list[str] = []
 
     def flush(self) -> None:
-        """Everything is in the file."""
+        """Append the lines that wait to the file."""
         with self.trouble("flush"):
             if not self.path.parent.exists():
                 warnings.warn(f"{self.path.parent} is gone, with what was logged: it is made anew", stacklevel=2)
@@ -52,7 +52,7 @@ class FileLogger(Logger):
         self._lines.clear()
 
     def close(self) -> None:
-        """Everything is in the file."""
+        """Append the lines that wait to the file."""
         self.flush()
 
 

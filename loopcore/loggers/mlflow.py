@@ -69,7 +69,7 @@ class MLflowLogger(Logger):
             self._client.log_image(self.run_id, as_bytes(value), key=ascii_name, step=step)
 
     def flush(self) -> None:
-        """MLflow has everything."""
+        """Send the numbers that wait to MLflow."""
         while self._values:
             self._client.log_batch(self.run_id, metrics=self._values[:_BATCH])
             del self._values[:_BATCH]

@@ -57,7 +57,7 @@ class TensorBoardLogger(Logger):
             writer.add_image(name, pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
 
     def flush(self) -> None:
-        """Everything is in the file."""
+        """Write the events that wait into the file."""
         self._writer.flush()
 
     def close(self) -> None:

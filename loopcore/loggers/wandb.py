@@ -66,7 +66,7 @@ class WandbLogger(Logger):
         self._rows: dict[int, dict[str, object]] = {}
 
     def safe_name(self, name: str) -> str:
-        """Not one of those that W&B uses itself."""
+        """A name that is none of those that W&B uses itself."""
         safe = super().safe_name(name)
         return f"metric/{safe}" if safe.startswith("_") or safe == _AXIS else safe
 
@@ -86,7 +86,7 @@ class WandbLogger(Logger):
         return self._wandb.Image(drawn(value.figure) if isinstance(value, Figure) else as_bytes(value))
 
     def flush(self) -> None:
-        """W&B has everything."""
+        """Send the rows that wait to W&B."""
         for step, row in self._rows.items():
             self.run.log({**row, _AXIS: step})
         self._rows.clear()
