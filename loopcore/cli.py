@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 import loopcore as lc
+from loopcore.backend.array_namespace import HostArray
+from loopcore.backend.protocol import Array
 from loopcore.backend.registry import BUILT_IN
 
-Params = dict[str, Any]
+Params = dict[str, HostArray]
 
 
-def apply_fn(params: Params, x: Any) -> Any:
+def apply_fn(params: dict[str, Array], x: Array) -> Array:
     """An MLP with one hidden layer, on every backend: pixels ``(batch, 64)`` -> logits ``(batch, 10)``."""
     hidden = lc.xp.relu(x @ params["w1"] + params["b1"])
     return hidden @ params["w2"] + params["b2"]
@@ -25,8 +26,9 @@ def initial_params(seed: int, pixels: int = 64, hidden: int = 64, classes: int =
     """Random weights (He et al., 2015, https://arxiv.org/abs/1502.01852) and zero biases, float32."""
     rng = np.random.default_rng(seed)
 
-    def weights(fan_in: int, fan_out: int) -> Any:
-        return (rng.normal(size=(fan_in, fan_out)) * np.sqrt(2 / fan_in)).astype(np.float32)
+    def weights(fan_in: int, fan_out: int) -> HostArray:
+        normal: HostArray = rng.normal(size=(fan_in, fan_out)) * np.sqrt(2 / fan_in)
+        return normal.astype(np.float32)
 
     return {
         "w1": weights(pixels, hidden),
@@ -36,7 +38,7 @@ def initial_params(seed: int, pixels: int = 64, hidden: int = 64, classes: int =
     }
 
 
-def load_digits() -> tuple[Any, Any]:
+def load_digits() -> tuple[Array, Array]:
     """1,797 handwritten digits that come with scikit-learn: pixels ``(1797, 64)`` in [0, 1] and labels ``(1797,)``."""
     from sklearn.datasets import load_digits as load
 

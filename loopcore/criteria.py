@@ -9,7 +9,7 @@ from collections import deque
 from math import inf, isfinite, isnan
 from statistics import fmean
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 from loopcore._utils.validation import is_number, is_whole
 
@@ -26,6 +26,8 @@ __all__ = [
     "TimeLimit",
     "Warmup",
 ]
+
+State: TypeAlias = dict[str, Any]  # what a criterion has seen, as JSON values by name
 
 
 class Criterion:
@@ -51,36 +53,36 @@ class Criterion:
     def reset(self) -> None:
         """Forget all losses."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """What it has seen, as JSON values."""
-        found: dict[str, Any] = {}
+        state: State = {}
         for name, value in vars(self).items():
             if isinstance(value, Criterion):
-                found[name] = value.state_dict()
+                state[name] = value.state_dict()
             elif name == "criteria":
-                found[name] = [one.state_dict() for one in value]
+                state[name] = [criterion.state_dict() for criterion in value]
             elif name != "_first" and name.startswith("_"):  # times of one process mean nothing in another
-                found[name] = list(value) if isinstance(value, deque) else value
-        return found
+                state[name] = list(value) if isinstance(value, deque) else value
+        return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Go on from what `state_dict` returned."""
         for name, value in state.items():
-            own = getattr(self, name)
-            if isinstance(own, Criterion):
-                own.load_state_dict(value)
+            member = getattr(self, name)
+            if isinstance(member, Criterion):
+                member.load_state_dict(value)
             elif name == "criteria":
-                for one, its in zip(own, value, strict=True):
-                    one.load_state_dict(its)
+                for criterion, criterion_state in zip(member, value, strict=True):
+                    criterion.load_state_dict(criterion_state)
             else:
-                setattr(self, name, deque(value, own.maxlen) if isinstance(own, deque) else value)
+                setattr(self, name, deque(value, member.maxlen) if isinstance(member, deque) else value)
 
     def __or__(self, other: Criterion) -> Disjunction:
         return Disjunction(self, other)
 
     def __repr__(self) -> str:
-        given = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+        arguments = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
 
 
 class Threshold(Criterion):
@@ -349,7 +351,7 @@ class Warmup(Criterion):
         self.criterion.reset()
 
     def update_training(self, loss: float) -> None:
-        """Hand it on, after the first n losses."""
+        """Hand a training loss on, after the first n losses."""
         if self._count >= self.n:
             self.criterion.update_training(loss)
 
@@ -381,7 +383,7 @@ class Disjunction(Criterion):
             criterion.reset()
 
     def update_training(self, loss: float) -> None:
-        """Hand it on to all."""
+        """Hand a training loss on to all criteria."""
         for criterion in self.criteria:
             criterion.update_training(loss)
 
@@ -398,12 +400,16 @@ def _over_best(value: float, best: float) -> float:
     return 100 * (value - best) / abs(best) if best else (0.0 if value == best else inf)
 
 
-def _criteria(who: str, *given: Criterion) -> tuple[Criterion, ...]:
-    for one in given:
-        if not isinstance(one, Criterion):
-            instead = f"write {one.__name__}()" if isinstance(one, type) else "such as lc.criteria.Threshold(0.1)"
-            raise TypeError(f"{who} takes criteria, instances of lc.criteria.Criterion, not {one!r}: {instead}")
-    return given
+def _criteria(class_name: str, *criteria: Criterion) -> tuple[Criterion, ...]:
+    for criterion in criteria:
+        if not isinstance(criterion, Criterion):
+            suggestion = (
+                f"write {criterion.__name__}()" if isinstance(criterion, type) else "such as lc.criteria.Threshold(0.1)"
+            )
+            raise TypeError(
+                f"{class_name} takes criteria, instances of lc.criteria.Criterion, not {criterion!r}: {suggestion}"
+            )
+    return criteria
 
 
 def _number(name: str, value: float, least: float = -inf) -> float:

@@ -313,7 +313,7 @@ class UnknownMetricError(LoopcoreError, KeyError):
         hint = f" Did you mean {near}?" if near else ""
         return f"history has no {self.name!r}.{hint} It has: {', '.join(map(clean, self.there))}"
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.name, self.there)
 
 

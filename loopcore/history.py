@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loopcore._utils.history_names import prefix_of
 from loopcore.errors import UnknownMetricError
+from loopcore.metrics import EpochValue
 from loopcore.optional_imports import optional
 
 if TYPE_CHECKING:
     from loopcore.phases.base import Phase
+
+Entries = TypeVar("Entries")  # what holds the values of one metric in one phase: a list or a `Ring`
 
 
 class Counts(NamedTuple):
@@ -84,7 +88,7 @@ class Ring:
         self._numbers = np.empty(size, np.int64)
         self.count = 0  # all values ever added
 
-    def extend(self, values: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any] | None = None) -> None:
+    def extend(self, values: NDArray[np.float64], numbers: NDArray[np.int64] | None = None) -> None:
         """Add values, the newest last.
 
         Args:
@@ -94,9 +98,9 @@ class Ring:
         if numbers is None:
             numbers = self.last + 1 + np.arange(len(values))
         size = len(self._values)
-        kept = values[-size:]
-        places = (self.count + len(values) - len(kept) + np.arange(len(kept))) % size
-        self._values[places], self._numbers[places] = kept, numbers[-size:]
+        newest = values[-size:]
+        places = (self.count + len(values) - len(newest) + np.arange(len(newest))) % size
+        self._values[places], self._numbers[places] = newest, numbers[-size:]
         self.count += len(values)
 
     @property
@@ -104,17 +108,16 @@ class Ring:
         """The number of the newest value, 0 before the first."""
         return int(self._numbers[(self.count - 1) % len(self._numbers)]) if self.count else 0
 
-    def latest(self) -> np.ndarray[Any, Any]:
+    def latest(self) -> NDArray[np.float64]:
         """The kept values in order, the newest last."""
-        kept: np.ndarray[Any, Any] = self._values[self._kept()]
-        return kept
+        return self._values[self._places()]
 
-    def numbers(self) -> np.ndarray[Any, Any]:
+    def numbers(self) -> NDArray[np.int64]:
         """The numbers of the steps of the kept values."""
-        kept: np.ndarray[Any, Any] = self._numbers[self._kept()]
-        return kept
+        return self._numbers[self._places()]
 
-    def _kept(self) -> np.ndarray[Any, Any]:
+    def _places(self) -> NDArray[np.int64]:
+        """Where the kept values lie, in order: the newest overwrite the oldest."""
         size = len(self._values)
         return np.arange(max(0, self.count - size), self.count) % size
 
@@ -130,28 +133,30 @@ class Series(Mapping[str, Mapping[str, Any]]):
 
     def __init__(self) -> None:
         self._by_phase: dict[str, dict[str, Any]] = {}
-        self._before: dict[str, dict[str, Any]] = {}  # measured before the first round
-        self.within: dict[str, dict[str, list[tuple[int, int, Any]]]] = {}  # measured within an epoch of another phase
+        self._before: dict[str, dict[str, EpochValue]] = {}  # measured before the first round
+        self.within: dict[
+            str, dict[str, list[tuple[int, int, EpochValue]]]
+        ] = {}  # measured within an epoch of another phase
         self._by_hand: dict[tuple[str, str], int] = {}  # where the last one stands that no round measured
 
-    def put(self, phase: str, name: str, place: int, value: Any) -> None:
+    def put(self, phase: str, name: str, place: int, value: EpochValue) -> None:
         """Put a value at its round, from 1; rounds without one are None. At 0 it is one of before the first."""
-        values: list[Any] = self.of(phase, name, list)
+        values: list[EpochValue] = self.of(phase, name, list)
         if place < 1:
             self._before.setdefault(phase, {})[name] = value
             return
         values += [None] * (place - len(values))
         values[place - 1] = value
 
-    def put_by_hand(self, phase: str, name: str, place: int, value: Any) -> None:
+    def put_by_hand(self, phase: str, name: str, place: int, value: EpochValue) -> None:
         """Put what was measured after a round, where the round itself measured nothing."""
         if self.at(phase, name, place) is None or self._by_hand.get((phase, name)) == place:
             self.put(phase, name, place, value)
             self._by_hand[phase, name] = place
 
-    def at(self, phase: str, name: str, place: int) -> Any:
+    def at(self, phase: str, name: str, place: int) -> EpochValue:
         """The value at a round, None where there is none."""
-        values: list[Any] = self._by_phase.get(phase, {}).get(name, [])
+        values: list[EpochValue] = self._by_phase.get(phase, {}).get(name, [])
         if place < 1:
             return self._before.get(phase, {}).get(name)
         return values[place - 1] if place <= len(values) else None
@@ -162,10 +167,11 @@ class Series(Mapping[str, Mapping[str, Any]]):
         before = self._before.get(phase, {})
         return [before[name]] if not values and name in before else list(values)
 
-    def of(self, phase: str, name: str, new: Callable[[], Any]) -> Any:
+    def of(self, phase: str, name: str, new: Callable[[], Entries]) -> Entries:
         """The series of a metric, to add to; ``new()`` makes it the first time."""
-        found = self._by_phase.setdefault(phase, {})
-        return found[name] if name in found else found.setdefault(name, new())
+        by_name = self._by_phase.setdefault(phase, {})
+        entries: Entries = by_name[name] if name in by_name else by_name.setdefault(name, new())
+        return entries
 
     def __getitem__(self, phase: str) -> Mapping[str, Any]:
         return MappingProxyType(self._by_phase[phase])
@@ -253,7 +259,7 @@ class Epochs(Mapping[str, list[float | None]]):
             >>> learner.history.records()[0]
             {'epoch': 1, 'loss': 1.0}
         """
-        columns: dict[str, list[Any]] = {
+        columns: dict[str, list[EpochValue]] = {
             prefix_of(phase) + name: values
             for phase, series in self._table().items()
             for name, values in series.items()
@@ -281,7 +287,7 @@ class Epochs(Mapping[str, list[float | None]]):
         Raises:
             MissingFrameworkError: matplotlib is not installed.
         """
-        from loopcore.plotting import plot_history  # it is seldom needed
+        from loopcore.plotting import plot_history  # plotting is seldom needed
 
         phases = {key: self.phase_of(key) for key in self}
         hyper = vars(self._shared).get("hyper_step") or Series()
@@ -317,9 +323,9 @@ class Epochs(Mapping[str, list[float | None]]):
     def __len__(self) -> int:
         return sum(len(series) for series in self._table().values())
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        there = vars(self._shared)  # a copy stands by itself: without the learner, and what it holds later
-        return _standing_alone, ({name: there[name] for name in _TABLES if name in there},)
+    def __reduce__(self) -> tuple[object, ...]:
+        tables = vars(self._shared)  # a copy stands by itself: without the learner, and what it holds later
+        return _standing_alone, ({name: tables[name] for name in _TABLES if name in tables},)
 
     def __repr__(self) -> str:
         rounds = max((len(values) for series in self._table().values() for values in series.values()), default=0)

@@ -6,8 +6,9 @@ per row (cross entropy) or per element. They work on the arrays of any backend, 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
+from loopcore.backend.protocol import Array
 from loopcore.backend.registry import namespace_of
 from loopcore.errors import LossError
 
@@ -16,7 +17,7 @@ __all__ = ["binary_cross_entropy", "cross_entropy", "huber", "mae", "mse"]
 Reduction = Literal["mean", "sum", "none"]
 
 
-def cross_entropy(y_pred: Any, ys: Any, reduction: Reduction = "mean") -> Any:
+def cross_entropy(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Array:
     """Cross entropy of logits.
 
     Args:
@@ -32,7 +33,7 @@ def cross_entropy(y_pred: Any, ys: Any, reduction: Reduction = "mean") -> Any:
     return namespace_of(y_pred).losses.cross_entropy(y_pred, ys, reduction)
 
 
-def binary_cross_entropy(y_pred: Any, ys: Any, reduction: Reduction = "mean") -> Any:
+def binary_cross_entropy(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Array:
     """Binary cross entropy of logits.
 
     Args:
@@ -49,7 +50,7 @@ def binary_cross_entropy(y_pred: Any, ys: Any, reduction: Reduction = "mean") ->
     return namespace_of(y_pred).losses.binary_cross_entropy(y_pred, ys, reduction)
 
 
-def mse(y_pred: Any, ys: Any, reduction: Reduction = "mean") -> Any:
+def mse(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Array:
     """Squared error.
 
     Args:
@@ -66,7 +67,7 @@ def mse(y_pred: Any, ys: Any, reduction: Reduction = "mean") -> Any:
     return namespace_of(y_pred).losses.mse(y_pred, ys, reduction)
 
 
-def mae(y_pred: Any, ys: Any, reduction: Reduction = "mean") -> Any:
+def mae(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Array:
     """Absolute error.
 
     Args:
@@ -83,7 +84,7 @@ def mae(y_pred: Any, ys: Any, reduction: Reduction = "mean") -> Any:
     return namespace_of(y_pred).losses.mae(y_pred, ys, reduction)
 
 
-def huber(y_pred: Any, ys: Any, reduction: Reduction = "mean") -> Any:
+def huber(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Array:
     """Huber loss with threshold 1: quadratic near zero, linear beyond (Huber, 1964).
 
     Args:
@@ -100,7 +101,7 @@ def huber(y_pred: Any, ys: Any, reduction: Reduction = "mean") -> Any:
     return namespace_of(y_pred).losses.huber(y_pred, ys, reduction)
 
 
-def _same_shape(name: str, y_pred: Any, ys: Any) -> None:
+def _same_shape(name: str, y_pred: Array, ys: Array) -> None:
     if tuple(y_pred.shape) != tuple(ys.shape):  # (n, 1) against (n,) would broadcast to (n, n) without a word
         raise LossError(
             f"{name} got y_pred of shape {tuple(y_pred.shape)} and ys of shape {tuple(ys.shape)}: make them equal, "

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loopcore._utils.validation import is_whole
 from loopcore.checkpoint.stateful import keeps_place
+from loopcore.data.arrays import Batch
 from loopcore.errors import DataExhaustedError, LossError
 from loopcore.handles.hyperparameters import HyperParameter, LearningRate
 from loopcore.loop.batches import data_of, is_one_shot
@@ -44,9 +46,9 @@ class FoundRate:
         ((12,), 1.0, False)
     """
 
-    rates: np.ndarray[Any, Any]
-    losses: np.ndarray[Any, Any]
-    smoothed: np.ndarray[Any, Any]
+    rates: NDArray[np.float64]
+    losses: NDArray[np.float64]
+    smoothed: NDArray[np.float64]
     suggestion: float
     diverged: bool
 
@@ -62,8 +64,8 @@ class FoundRate:
         panel.semilogx(self.rates, self.losses, color="tab:blue", alpha=0.3, linewidth=1, label="loss")
         panel.semilogx(self.rates, self.smoothed, color="tab:blue", label="smoothed")
         panel.axvline(self.suggestion, color="tab:orange", linestyle="--", label=f"suggestion {self.suggestion:.2g}")
-        shown = self.losses[self.losses <= 1.5 * self.smoothed[0]]  # where it diverges is out of the picture
-        low, high = float(shown.min()), float(shown.max())
+        visible = self.losses[self.losses <= 1.5 * self.smoothed[0]]  # where it diverges is out of the picture
+        low, high = float(visible.min()), float(visible.max())
         panel.set_ylim(low - 0.1 * (high - low) - 1e-12, high + 0.1 * (high - low) + 1e-12)
         panel.set_xlabel("learning rate", fontsize=9)
         panel.tick_params(labelsize=8)
@@ -118,10 +120,10 @@ class LRFinder:
         self.parameter = parameter
 
     def run(self, learner: Learner, phase: Phase | None = None) -> FoundRate:
-        """Run the steps.
+        """Run the steps with rising rates, then put the learner back as it was.
 
         Args:
-            learner: what is tried.
+            learner: whose steps are tried.
             phase: whose steps; default the learner's first `TrainingPhase`, else its first phase.
 
         Raises:
@@ -129,7 +131,9 @@ class LRFinder:
             LossError: the losses are not finite from the beginning.
         """
         if phase is None:
-            phase = next((one for one in learner.phases if isinstance(one, TrainingPhase)), learner.phases[0])
+            phase = next(
+                (candidate for candidate in learner.phases if isinstance(candidate, TrainingPhase)), learner.phases[0]
+            )
         data = data_of(learner, phase)
         if is_one_shot(data):
             raise DataExhaustedError(
@@ -141,9 +145,9 @@ class LRFinder:
                 undo.callback(learner.runs.put_in_place, data, learner.runs.place_of(data))
             undo.enter_context(aside(learner, phase, (), compiles=True, trains=True))
             losses = self._losses(learner, phase, data)
-        return _found(self.rates, losses, self.beta)
+        return _evaluated(self.rates, losses, self.beta)
 
-    def _losses(self, learner: Learner, phase: Phase, data: Any) -> list[float]:
+    def _losses(self, learner: Learner, phase: Phase, data: Iterable[Batch]) -> list[float]:
         losses: list[float] = []
         best = float("inf")
         for rate, batch in zip(self.rates, _endless(data), strict=False):
@@ -156,31 +160,31 @@ class LRFinder:
         return losses
 
 
-def _endless(data: Any) -> Iterator[Any]:
+def _endless(data: Iterable[Batch]) -> Iterator[Batch]:
     while True:
         yield from data
 
 
 def _ema(values: Sequence[float], beta: float) -> list[float]:
     """Exponential means of the values so far, without bias."""
-    found: list[float] = []
+    means: list[float] = []
     total = weight = 0.0
     for value in values:
         total, weight = beta * total + value, beta * weight + 1.0
-        found.append(total / weight)
-    return found
+        means.append(total / weight)
+    return means
 
 
-def _found(rates: np.ndarray[Any, Any], losses: list[float], beta: float) -> FoundRate:
+def _evaluated(rates: NDArray[np.float64], losses: list[float], beta: float) -> FoundRate:
     smoothed = _ema(losses, beta)
     diverged = len(losses) < len(rates) or not isfinite(smoothed[-1])
-    kept = [place for place, value in enumerate(smoothed) if isfinite(value)]
-    if len(kept) < 2:
+    finite_places = [place for place, value in enumerate(smoothed) if isfinite(value)]
+    if len(finite_places) < 2:
         raise LossError(f"the losses begin with {losses[:2]}: there is nothing to learn from; look at data and loss_fn")
     curve = np.array(
-        _ema(_ema([losses[place] for place in kept], beta)[::-1], beta)[::-1]
+        _ema(_ema([losses[place] for place in finite_places], beta)[::-1], beta)[::-1]
     )  # both ways, so that it does not lag
     falling = max(int(np.argmin(curve)), 1) + 1  # behind the minimum nothing falls for good
-    slopes = np.gradient(curve[:falling], np.log(rates[kept][:falling]))
-    suggestion = float(rates[kept][int(np.argmin(slopes))])
+    slopes = np.gradient(curve[:falling], np.log(rates[finite_places][:falling]))
+    suggestion = float(rates[finite_places][int(np.argmin(slopes))])
     return FoundRate(rates[: len(losses)], np.array(losses), np.array(smoothed), suggestion, diverged)

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loopcore._utils.argument_order import predictions_first, roots, takes_labels_first
 from loopcore._utils.validation import is_number, is_whole
+from loopcore.backend.array_namespace import ArrayNamespace, HostArray
+from loopcore.backend.protocol import Array
 from loopcore.backend.registry import namespace_of
 from loopcore.errors import LossError
+
+EpochValue: TypeAlias = "float | list[EpochValue] | None"  # a scalar or an array as JSON has it, None without samples
+
+
+class Variable(Protocol):
+    """An array that an object of Keras keeps its numbers in."""
+
+    value: Array
+
+    def assign(self, value: Array) -> object:
+        """Put another array into it."""
+        ...
 
 
 class Metric:
@@ -51,46 +66,41 @@ class Metric:
         fn: Callable[..., Any] | str | Any,
         name: str | None = None,
         args: Sequence[str] | Mapping[str, str] = ("y_pred", "ys"),
-        phase: type[Any] | None = None,
+        phase: type | None = None,
         over: Literal["step", "epoch"] = "step",
         host: bool = False,
     ) -> None:
-        if over not in ("step", "epoch"):
-            raise ValueError(f'over is "step" or "epoch", not {over!r}')
-        if isinstance(fn, type):
-            raise TypeError(f"a metric is an instance, not the class {fn.__name__}: write {fn.__name__}(...)")
+        _check_kind(fn, over)
+        metric: Any = fn  # one of the kinds that the annotation lists
         self.name = name or _name_of(fn)
-        given: Any = fn
-        self.own: AbstractMetric | None = given if _is_own(fn) else None
         self.value = isinstance(fn, str)
-        self.object = None if self.value or self.own is not None else _accumulator(fn)
-        keywords = tuple(args) if isinstance(args, Mapping) else _keywords(fn)
-        self.args: tuple[str, ...] = (
-            (given,) if self.value else tuple(args.values() if isinstance(args, Mapping) else args)
+        self.custom: AbstractMetric | None = metric if _does_everything(fn) else None
+        self.object = None if self.value or self.custom is not None else _accumulator(fn)
+        self._keywords, args = (
+            (tuple(args), tuple(args.values())) if isinstance(args, Mapping) else (_keywords(fn), args)
         )
+        self.args: tuple[str, ...]
         self.phase = phase
         self.over = over
-        self.reads = tuple(f"step.{arg}" for arg in self.args)
-        if self.own is not None:
-            self.args, self.reads, self.phase = (), tuple(self.own.reads), phase or self.own.phase
-        elif self.object is None and not self.value and not callable(fn):
-            raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
-        elif self.object is None and not self.value:
-            _check_arguments(fn, self.name, keywords, self.args)
-        ordered = given if self.args[:1] == ("ys",) else predictions_first(fn)  # who says the order gets it
-        self.fn: Callable[..., Any] = by_keyword(given, keywords) if keywords else ordered
-        if self.object is not None and keywords:
-            self.object.update = by_keyword(getattr(given, "update", None) or given.update_state, keywords)
-        self._keywords = keywords
-        self.in_program = self.object is not None and over == "step" and not host and _keeps_arrays(given)
-        self.host = host or over == "epoch" or bool(self.object or self.own) or _is_numpy_only(fn)
+        if self.custom is not None:
+            self.args, self.reads, self.phase = (), tuple(self.custom.reads), phase or self.custom.phase
+        else:
+            self.args = (metric,) if self.value else tuple(args)
+            self.reads = tuple(f"step.{arg}" for arg in self.args)
+            if self.object is None and not self.value:
+                _check_function(fn, self.name, self._keywords, self.args)
+        self.fn: Callable[..., Any] = _in_order(metric, self.args, self._keywords)
+        if self.object is not None and self._keywords:
+            self.object.update = by_keyword(getattr(metric, "update", None) or metric.update_state, self._keywords)
+        self.in_program = self.object is not None and over == "step" and not host and _keeps_arrays(metric)
+        self.host = host or over == "epoch" or bool(self.object or self.custom) or _is_numpy_only(fn)
 
     @property
-    def variables(self) -> list[Any]:
+    def variables(self) -> list[Variable]:
         """What an object keeps its numbers in, with ``value`` and ``assign``, where a compiled step may have them."""
         return list(self.state.variables) if self.in_program else []
 
-    def updated(self, arrays: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    def updated(self, arrays: Sequence[Array], args: Sequence[Array]) -> list[Array]:
         """The numbers of such an object after one more step, of what they were; the object stays as it is."""
         metric = self.state
         if self._keywords:
@@ -101,7 +111,7 @@ class Metric:
     @property
     def state(self) -> Any:
         """The object that accumulates, where it is one."""
-        return self.own if self.object is None else self.object.metric
+        return self.custom if self.object is None else self.object.metric
 
     def __repr__(self) -> str:
         return f"Metric({self.name!r})"
@@ -116,7 +126,7 @@ class Loss(Metric):
         'loss'
     """
 
-    def __init__(self, name: str = "loss", phase: type[Any] | None = None) -> None:
+    def __init__(self, name: str = "loss", phase: type | None = None) -> None:
         super().__init__("loss", name, phase=phase)
 
 
@@ -142,22 +152,22 @@ class SmoothLoss(Metric):
         [0.76]
     """
 
-    def __init__(self, beta: float = 0.98, name: str = "smooth_loss", phase: type[Any] | None = None) -> None:
+    def __init__(self, beta: float = 0.98, name: str = "smooth_loss", phase: type | None = None) -> None:
         if not (is_number(beta) and 0 <= beta < 1):
             raise ValueError(f"beta={beta!r}: at least 0 and below 1")
         super().__init__("loss", name, phase=phase)
         self.beta = beta
         self.sums: dict[str, tuple[float, float]] = {}
 
-    def smooth(self, phase: str, losses: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def smooth(self, phase: str, losses: NDArray[np.float64]) -> NDArray[np.float64]:
         """The means after each of these losses, which follow those it has seen of the phase."""
         total, weight = self.sums.get(phase, (0.0, 0.0))
-        found = np.empty(len(losses))
+        means = np.empty(len(losses))
         for place, loss in enumerate(losses):
             total, weight = self.beta * total + loss, self.beta * weight + 1.0
-            found[place] = total / weight
+            means[place] = total / weight
         self.sums[phase] = total, weight
-        return found
+        return means
 
 
 class AbstractMetric:
@@ -188,13 +198,13 @@ class AbstractMetric:
     """
 
     reads: tuple[str, ...] = ()
-    phase: type[Any] | None = None
+    phase: type | None = None
 
     def reset(self) -> None:
-        """An epoch begins."""
+        """Forget all steps, since an epoch begins."""
 
     def step(self, learner: Any, phase: Any) -> None:
-        """A step was completed; ``learner`` is a guarded view as for handlers."""
+        """Take in a completed step; ``learner`` is a guarded view as for handlers."""
         raise TypeError(f"{type(self).__name__} does not look at steps: define step(self, learner, phase)")
 
     def step_value(self) -> float | None:
@@ -209,14 +219,16 @@ class AbstractMetric:
 class Accumulator:
     """An object that accumulates, whatever its framework calls the three verbs."""
 
-    def __init__(self, metric: Any, update: Callable[..., Any], compute: Callable[[], Any], reset: Callable[[], Any]):
+    def __init__(
+        self, metric: Any, update: Callable[..., object], compute: Callable[[], Any], reset: Callable[[], object]
+    ):
         self.metric = metric
         self.update = predictions_first(update) if hasattr(metric, "update_state") else update
         self.compute = compute
         self.reset = reset
 
 
-def plain_values(name: str, value: Any, to_host: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:
+def plain_values(name: str, value: Any, to_host: Callable[[Array], Any] = np.asarray) -> dict[str, EpochValue]:
     """The value of a metric as JSON has it: floats, and lists of them; a dict or a tuple has several.
 
     Args:
@@ -238,23 +250,40 @@ def plain_values(name: str, value: Any, to_host: Callable[[Any], Any] = np.asarr
     if value is None:
         return {name: None}
     if isinstance(value, Mapping):
-        return {one: v for key, part in value.items() for one, v in plain_values(str(key), part, to_host).items()}
+        return _merged(plain_values(str(key), part, to_host) for key, part in value.items())
     if isinstance(value, (tuple, list)) and any(len(getattr(part, "shape", ())) for part in value):
-        parts = (plain_values(f"{name}_{number}", part, to_host) for number, part in enumerate(value))
-        return {one: v for part in parts for one, v in part.items()}
+        return _merged(plain_values(f"{name}_{number}", part, to_host) for number, part in enumerate(value))
     host = value if isinstance(value, str) else np.asarray(to_host(value))
-    if isinstance(host, str) or host.dtype.kind == "c" or not (host.dtype.kind in "biuf" or "float" in str(host.dtype)):
+    if isinstance(host, str) or not _has_real_numbers(host):
         raise LossError(
             f"metric {name!r} returned {type(value).__name__} {value!r:.40}: it is a number, an array, or a dict or "
             "tuple of these"
         )
-    numbers: Any = host.astype(np.float64).tolist()
+    numbers: EpochValue = host.astype(np.float64).tolist()
     return {name: numbers}
+
+
+def _merged(parts: Iterable[dict[str, EpochValue]]) -> dict[str, EpochValue]:
+    """All values of several dicts in one."""
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _has_real_numbers(array: HostArray) -> bool:
+    """Whether an array has real numbers; ``bfloat16`` and its like are of no kind that NumPy knows."""
+    return array.dtype.kind != "c" and (array.dtype.kind in "biuf" or "float" in str(array.dtype))
 
 
 def by_keyword(fn: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
     """A function of values in the order of these keywords."""
     return lambda *values: fn(**dict(zip(names, values, strict=True)))
+
+
+def _in_order(fn: Any, args: Sequence[str], keywords: Sequence[str]) -> Callable[..., Any]:
+    """What is called with the step values in the order of ``args``: by keyword, or as its library orders them."""
+    if keywords:
+        return by_keyword(fn, keywords)
+    ordered: Callable[..., Any] = fn if args[:1] == ("ys",) else predictions_first(fn)  # who says the order gets it
+    return ordered
 
 
 def _keywords(fn: Any) -> tuple[str, ...]:
@@ -263,16 +292,31 @@ def _keywords(fn: Any) -> tuple[str, ...]:
         parameters = inspect.signature(getattr(fn, "update", fn)).parameters
     except (TypeError, ValueError):
         return ()
-    only = {name for name, one in parameters.items() if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    only = {name for name, parameter in parameters.items() if parameter.kind is inspect.Parameter.KEYWORD_ONLY}
     return ("logits", "labels") if {"logits", "labels"} <= only else ()
 
 
-def _check_arguments(fn: Any, name: str, keywords: Sequence[str], args: Sequence[str]) -> None:
-    """Refuse a function that cannot be called with these step values.
+def _check_kind(fn: object, over: str) -> None:
+    """Refuse a class, and another word for what a metric is over.
+
+    Raises:
+        ValueError: ``over`` is neither of the two words.
+        TypeError: ``fn`` is a class.
+    """
+    if over not in ("step", "epoch"):
+        raise ValueError(f'over is "step" or "epoch", not {over!r}')
+    if isinstance(fn, type):
+        raise TypeError(f"a metric is an instance, not the class {fn.__name__}: write {fn.__name__}(...)")
+
+
+def _check_function(fn: object, name: str, keywords: Sequence[str], args: Sequence[str]) -> None:
+    """Refuse what is no function, or one that cannot be called with these step values.
 
     Raises:
         TypeError: says what to write.
     """
+    if not callable(fn):
+        raise TypeError(f"a metric is a function, the name of a step value or an object with update, not {fn!r}")
     if fn is top_k_accuracy:
         raise TypeError("top_k_accuracy makes a metric for a number of entries: write lc.top_k_accuracy(5)")
     try:
@@ -288,11 +332,12 @@ def _check_arguments(fn: Any, name: str, keywords: Sequence[str], args: Sequence
         ) from None
 
 
-def _is_own(fn: Any) -> bool:
+def _does_everything(fn: object) -> bool:
+    """Whether it has the methods of an `AbstractMetric`, whatever its class."""
     return all(callable(getattr(fn, verb, None)) for verb in ("reset", "step", "epoch_value"))
 
 
-def _accumulator(fn: Any) -> Accumulator | None:
+def _accumulator(fn: object) -> Accumulator | None:
     for update, compute, reset in (("update", "compute", "reset"), ("update_state", "result", "reset_state")):
         if all(callable(getattr(fn, verb, None)) for verb in (update, compute, reset)):
             return Accumulator(fn, getattr(fn, update), getattr(fn, compute), getattr(fn, reset))
@@ -307,7 +352,7 @@ def _keeps_arrays(metric: Any) -> bool:
     return bool(values) and bool(namespace_of(values[0]).compiles)
 
 
-def _is_numpy_only(fn: Any) -> bool:
+def _is_numpy_only(fn: object) -> bool:
     return "sklearn" in roots(fn)
 
 
@@ -321,7 +366,7 @@ def _name_of(fn: Any) -> str:
     return str(name)
 
 
-def accuracy(y_pred: Any, ys: Any) -> Any:
+def accuracy(y_pred: Array, ys: Array) -> Array:
     """Share of rows whose largest entry is the label.
 
     Args:
@@ -347,7 +392,7 @@ def accuracy(y_pred: Any, ys: Any) -> Any:
     return xp.mean(best == labels)
 
 
-def top_k_accuracy(k: int = 5) -> Callable[[Any, Any], Any]:
+def top_k_accuracy(k: int = 5) -> Callable[[Array, Array], Array]:
     """A metric: the share of rows whose label is among the ``k`` largest entries; of equal ones the first is larger.
 
     Args:
@@ -380,37 +425,37 @@ class _TopK:
         self.k = k
         self.__name__ = f"top_{k}_accuracy"
 
-    def __call__(self, y_pred: Any, ys: Any) -> Any:
+    def __call__(self, y_pred: Array, ys: Array) -> Array:
         xp = namespace_of(y_pred).xp
         labels = _labels(self.__name__, y_pred, ys, xp)
         labels = xp.expand_dims(xp.astype(labels, xp.int32), axis=-1)
-        own = xp.take_along_axis(y_pred, labels, axis=-1)
+        of_label = xp.take_along_axis(y_pred, labels, axis=-1)
         classes = xp.arange(y_pred.shape[-1], dtype=xp.int32)
-        behind = (y_pred < own) | ((y_pred == own) & (classes >= labels))  # a NaN is behind nobody
+        behind = (y_pred < of_label) | ((y_pred == of_label) & (classes >= labels))  # a NaN is behind nobody
         return xp.mean(xp.sum(xp.astype(~behind, xp.int32), axis=-1) < self.k)
 
     def __repr__(self) -> str:
         return f"top_k_accuracy({self.k})"
 
 
-def _labels(name: str, y_pred: Any, ys: Any, xp: Any) -> Any:
+def _labels(name: str, y_pred: Array, ys: Array, xp: ArrayNamespace) -> Array:
     """Labels ``(...)`` of labels or one-hot rows.
 
     Raises:
         LossError: they have another shape, which would broadcast without a word, or there is a single class.
     """
-    shape, given = y_pred.shape, ys.shape
+    shape, labels_shape = y_pred.shape, ys.shape
     if len(shape) and shape[-1] != 1:
-        if given == shape[:-1]:
+        if labels_shape == shape[:-1]:
             return ys
-        if given == shape:
+        if labels_shape == shape:
             return xp.argmax(ys, axis=-1)
     raise LossError(
-        f"{name} got y_pred of shape {tuple(shape)} and {ys.dtype} ys of shape {tuple(given)}: {_fit(shape)}"
+        f"{name} got y_pred of shape {tuple(shape)} and {ys.dtype} ys of shape {tuple(labels_shape)}: {_fit(shape)}"
     )
 
 
-def _fit(shape: Any) -> str:
+def _fit(shape: Sequence[int]) -> str:
     """What to write instead, for predictions of a shape."""
     if not len(shape):
         return "y_pred has the shape (..., classes), and there is one label for each row"

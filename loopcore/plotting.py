@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from loopcore._utils.history_names import prefix_of
 from loopcore._utils.text import clean
+from loopcore.backend.array_namespace import HostArray
+from loopcore.metrics import EpochValue
 from loopcore.optional_imports import optional
 
 
+class StepSeries(Protocol):
+    """The latest values of a series and the numbers of their steps, as `loopcore.history.Ring` has them."""
+
+    def latest(self) -> Sequence[float] | HostArray:
+        """The values, the newest last."""
+        ...
+
+    def numbers(self) -> Sequence[int] | HostArray:
+        """The numbers of their steps."""
+        ...
+
+
 def plot_history(
-    values: Mapping[str, Sequence[Any]],
+    values: Mapping[str, Sequence[EpochValue]],
     phases: Mapping[str, str],
-    hyper: Mapping[str, Mapping[str, Any]],
+    hyper: Mapping[str, Mapping[str, StepSeries]],
 ) -> Any:
     """One panel for each metric, a curve for each phase; below, hyperparameters by step.
 
@@ -27,11 +41,10 @@ def plot_history(
     figures = optional("matplotlib.figure", "history.plot()", "matplotlib")
     ticker = optional("matplotlib.ticker", "history.plot()", "matplotlib")
     metrics: dict[str, list[str]] = {}
-    values = {key: numbers for key, numbers in values.items() if not any(isinstance(one, list) for one in numbers)}
-    for key in values:
-        metrics.setdefault(key.removeprefix(prefix_of(phases[key])), []).append(key)
-    series = {(phase, name): ring for phase, by_name in hyper.items() for name, ring in by_name.items()}
-    names = list(dict.fromkeys(name for _, name in series))
+    for key, numbers in values.items():
+        if not any(isinstance(number, list) for number in numbers):
+            metrics.setdefault(key.removeprefix(prefix_of(phases[key])), []).append(key)
+    names = list(dict.fromkeys(name for by_name in hyper.values() for name in by_name))
     rows = len(metrics) + len(names)
     figure = figures.Figure(figsize=(7, 2.6 * max(rows, 1)), layout="constrained")
     if not rows:
@@ -39,19 +52,24 @@ def plot_history(
     panels = np.atleast_1d(figure.subplots(rows, 1))
     for panel, (metric, keys) in zip(panels, metrics.items(), strict=False):
         for key in keys:
-            numbers = [np.nan if value is None else value for value in values[key]]
-            marker = "o" if len(numbers) < 30 or None in values[key] else None  # a value between gaps has no line
-            panel.plot(range(1, len(numbers) + 1), numbers, label=clean(phases[key]), marker=marker, markersize=3)
+            _draw_epochs(panel, phases[key], values[key])
         _title(panel, metric)
         panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
         _finish(panel, "epoch")
     for panel, name in zip(panels[len(metrics) :], names, strict=True):
-        for (phase, own), ring in series.items():
-            if own == name:
-                panel.plot(ring.numbers(), ring.latest(), label=clean(phase), color="tab:gray")
+        for phase, by_name in hyper.items():
+            if name in by_name:
+                panel.plot(by_name[name].numbers(), by_name[name].latest(), label=clean(phase), color="tab:gray")
         _title(panel, name)
         _finish(panel, "step")
     return figure
+
+
+def _draw_epochs(panel: Any, phase: str, values: Sequence[EpochValue]) -> None:
+    """Draw the curve of a phase, with a gap where a round has no value."""
+    numbers = [np.nan if value is None else value for value in values]
+    marker = "o" if len(numbers) < 30 or None in values else None  # a value between gaps has no line
+    panel.plot(range(1, len(numbers) + 1), numbers, label=clean(phase), marker=marker, markersize=3)
 
 
 def _title(panel: Any, name: str) -> None:

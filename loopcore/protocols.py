@@ -25,6 +25,7 @@ from loopcore.state import State
 Body: TypeAlias = Callable[..., None]
 Fire: TypeAlias = Callable[[Event], None]
 Objective: TypeAlias = Callable[[], Any]
+StateDict: TypeAlias = dict[str, Any]  # what a callback keeps in a checkpoint: JSON values by name
 Wrt: TypeAlias = "ParameterHandle | tuple[ParameterHandle, ...] | None"
 
 

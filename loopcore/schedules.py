@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import pairwise
-from typing import Any, ParamSpec, TypeAlias
+from typing import ParamSpec, TypeAlias
 
 from loopcore._utils.validation import is_number
 
@@ -31,35 +31,35 @@ Schedule: TypeAlias = Callable[[float], float]
 P = ParamSpec("P")
 
 
-class _Made:
+class _PrintableSchedule:
     """A schedule that knows how it was made, so that it can be printed, pickled and copied."""
 
-    def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], value: Schedule) -> None:
-        self._made = name, args, kwargs
-        self._value: Schedule = value._value if isinstance(value, _Made) else value
+    def __init__(self, name: str, args: tuple[object, ...], kwargs: dict[str, object], value: Schedule) -> None:
+        self._recipe = name, args, kwargs
+        self._value: Schedule = value._value if isinstance(value, _PrintableSchedule) else value
 
     def __call__(self, step: float) -> float:
         return self._value(step)
 
     def __repr__(self) -> str:
-        name, args, kwargs = self._made
+        name, args, kwargs = self._recipe
         return f"{name}({', '.join([*map(repr, args), *(f'{key}={value!r}' for key, value in kwargs.items())])})"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _make, self._made
+    def __reduce__(self) -> tuple[object, ...]:
+        return _make, self._recipe
 
 
-def _make(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Schedule:
+def _make(name: str, args: tuple[object, ...], kwargs: dict[str, object]) -> Schedule:
     schedule: Schedule = globals()[name](*args, **kwargs)
     return schedule
 
 
 def _printable(make: Callable[P, Schedule]) -> Callable[P, Schedule]:
     @wraps(make)
-    def made(*args: P.args, **kwargs: P.kwargs) -> Schedule:
-        return _Made(make.__name__, args, kwargs, make(*args, **kwargs))
+    def printable(*args: P.args, **kwargs: P.kwargs) -> Schedule:
+        return _PrintableSchedule(make.__name__, args, kwargs, make(*args, **kwargs))
 
-    return made
+    return printable
 
 
 @_printable
@@ -326,10 +326,10 @@ def _check(name: str, value: float) -> None:
         raise ValueError(f"{name}={value!r}: a number of steps above 0")
 
 
-def _check_schedules(who: str, *schedules: Schedule) -> None:
+def _check_schedules(function_name: str, *schedules: Schedule) -> None:
     for schedule in schedules:
         if not callable(schedule):
             raise TypeError(
-                f"{who} takes a schedule, a function from a step to a number, not {schedule!r}: "
+                f"{function_name} takes a schedule, a function from a step to a number, not {schedule!r}: "
                 f"write lc.schedules.constant({schedule!r})"
             )

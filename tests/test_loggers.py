@@ -183,7 +183,7 @@ def test_what_was_written_is_not_written_again() -> None:
     assert [step for step, _ in logger.entries["step/loss"]] == [1, 2, 3, 4, 5, 6]
     again = lc.LogMetrics(logger)
     again.load_state_dict(json.loads(json.dumps(log.state_dict())))
-    assert again._written == log._written
+    assert again._written_counts == log._written_counts
 
 
 def test_logging_needs_loggers() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from loopcore._utils.validation import is_whole
+from loopcore.backend.array_namespace import ArrayNamespace
+from loopcore.backend.protocol import Array, Tree
 from loopcore.callback import Callback, on
 from loopcore.callbacks.counting import counter
 from loopcore.callbacks.device import ToDevice
 from loopcore.errors import CallbackError
 from loopcore.events import BackwardEnd, EpochEnd, StepBegin, StepEnd
 from loopcore.phases.base import AbstractTrainingPhase, Fire, Phase
+from loopcore.protocols import LearnerView, StateDict
 from loopcore.state import State
 
 
@@ -30,8 +32,8 @@ class AccumulatedUpdate(Phase):
         1
     """
 
-    def step(self, learner: Any, handle: Fire, state: State) -> None:
-        """BackwardEnd, and the update."""
+    def step(self, learner: LearnerView, handle: Fire, state: State) -> None:
+        """Fire BackwardEnd on the mean gradient, and update with it."""
         state.grads = learner.shared.accumulated[0]
         handle(BackwardEnd())
         learner.update(state.grads)
@@ -106,17 +108,17 @@ class GradientAccumulation(Callback):
             raise ValueError(f"GradientAccumulation takes the number of steps to an update, at least 1, not {n!r}")
         self.n = n
         self._position = 0  # completed steps of the window that is open
-        self._rest = AccumulatedUpdate()
+        self._leftover_update = AccumulatedUpdate()
         self._counts = Accumulated()
 
-    def setup(self, learner: Any) -> None:
+    def setup(self, learner: LearnerView) -> None:
         """Start with an empty window."""
         shared = learner.shared
         shared.accumulated = learner.tree.zeros_like(learner.params.value), counter(learner)
         shared.accumulation = self._counts
 
     @on(StepBegin, AbstractTrainingPhase)
-    def open(self, learner: Any, phase: Any) -> None:
+    def open(self, learner: LearnerView, phase: Phase) -> None:
         """Say whether the step begins a window, and whether it ends one."""
         epoch = learner.epoch
         last = False
@@ -125,7 +127,7 @@ class GradientAccumulation(Callback):
         learner.step.window = (self._position == 0, last or self._position + 1 >= self.n)
 
     @on(BackwardEnd, AbstractTrainingPhase, traced=True)
-    def accumulate(self, learner: Any, phase: Any) -> None:
+    def accumulate(self, learner: LearnerView, phase: Phase) -> None:
         """Bring the gradient into the mean, and withhold the update but for the last step of a window."""
         step, shared = learner.step, learner.shared
         if not hasattr(step, "window"):  # it did not hear StepBegin
@@ -145,14 +147,14 @@ class GradientAccumulation(Callback):
             step.grads = step.pooled[0]
 
     @on(StepEnd, AbstractTrainingPhase, traced=True)
-    def keep(self, learner: Any, phase: Any) -> None:
+    def keep(self, learner: LearnerView, phase: Phase) -> None:
         """Keep the mean for the next step, of a step that was completed."""
         step, shared = learner.step, learner.shared
         if hasattr(step, "pooled") and not step.window[1]:
             shared.accumulated = step.pooled
 
     @on(StepEnd, AbstractTrainingPhase)
-    def count(self, learner: Any, phase: Any, event: StepEnd) -> None:
+    def count(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Count a completed step."""
         if event.outcome != "completed" or not hasattr(learner.step, "window"):
             return
@@ -165,31 +167,32 @@ class GradientAccumulation(Callback):
             self._position += 1
 
     @on(EpochEnd, AbstractTrainingPhase)
-    def finish(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def finish(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Apply what is left of a completed epoch."""
         if self._position and event.outcome == "completed":
-            learner.run_step(self._rest, {})
+            learner.run_step(self._leftover_update, {})
             learner.shared.accumulation.updates += 1
         mean, _ = learner.shared.accumulated
-        if not bool(learner.to_host(learner.tree.is_bounded(mean))):  # what is over may not come into a checkpoint
+        if not bool(learner.to_host(learner.tree.is_bounded(mean))):  # NaN must not come into a checkpoint
             learner.shared.accumulated = learner.tree.zeros_like(mean), counter(learner)
         self._position = 0
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where in the window it is, and its counts."""
+    def state_dict(self) -> StateDict:
+        """The position in the open window, and the counts."""
         return {"position": self._position, "batches": self._counts.batches, "updates": self._counts.updates}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on within the window."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Continue the window that a checkpoint was taken in."""
         self._position = state["position"]
         self._counts.batches, self._counts.updates = state["batches"], state["updates"]
 
 
-def _mean(learner: Any, old: Any, new: Any, part: Any, begins: bool) -> Any:
+def _mean(learner: LearnerView, mean: Tree, grads: Tree, share: Array, begins: bool) -> Tree:
+    """The mean after one more gradient, which has this share of it; in the step that begins a window the gradient."""
     try:
         if begins:
-            return learner.tree.map(lambda was, now: now, old, new)
-        return learner.tree.lerp(old, new, part)
+            return learner.tree.map(lambda old_leaf, new_leaf: new_leaf, mean, grads)
+        return learner.tree.lerp(mean, grads, share)
     except (TypeError, ValueError, KeyError) as error:
         raise CallbackError(
             "GradientAccumulation takes the gradient of all learner.params, but the step has one of another "
@@ -197,6 +200,6 @@ def _mean(learner: Any, old: Any, new: Any, part: Any, begins: bool) -> Any:
         ) from error
 
 
-def _as_array(xp: Any, value: Any, like: Any) -> Any:
+def _as_array(xp: ArrayNamespace, value: Array | float, like: Array) -> Array:
     """A number or a 0-d array as a 0-d array of the dtype of another one."""
     return xp.full_like(like, value) if type(value) in (int, float) else xp.astype(value, like.dtype)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from loopcore._utils.validation import is_number, is_whole
+from loopcore.backend.array_namespace import ArrayNamespace
+from loopcore.backend.protocol import Array, Tree
 from loopcore.callback import Callback, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
 from loopcore.callbacks.clipping import GradientClipping
@@ -12,7 +12,8 @@ from loopcore.callbacks.counting import counter, is_float, whole_counter
 from loopcore.callbacks.device import ToDevice
 from loopcore.callbacks.stopping import StopOnNaNLoss
 from loopcore.events import EpochBegin, EpochEnd, FitBegin, FitEnd, StepBegin, StepEnd
-from loopcore.phases.base import AbstractTrainingPhase, AbstractValidationPhase
+from loopcore.phases.base import AbstractTrainingPhase, AbstractValidationPhase, Phase
+from loopcore.protocols import LearnerView
 
 
 class AveragedWeights(Callback):
@@ -70,21 +71,22 @@ class AveragedWeights(Callback):
         if not is_whole(start, least=0):
             raise ValueError(f"AveragedWeights starts after a whole number of updates, at least 0, not {start!r}")
         self.decay, self.warmup, self.debias, self.start = decay, warmup, debias, start
-        self._begun = False  # whether it heard a step
-        self._weights: list[tuple[Any, Any, Any]] = []  # phase, and what comes back when it ends; the innermost last
+        self._heard_step = False  # whether it heard a step
+        # phases that run with the average, the innermost last, with the weights and buffers to put back afterwards
+        self._weights: list[tuple[Phase, Tree, Tree]] = []
 
-    def setup(self, learner: Any) -> None:
+    def setup(self, learner: LearnerView) -> None:
         """Make room for the average, unless there is one."""
         if not hasattr(learner.shared, "averaged_updates"):
             learner.shared.averaged_updates = whole_counter(learner)
             self._begin(learner)
-        self._begun = False
+        self._heard_step = False
         dtypes: list[str] = []
         for tree in (learner.params.value, learner.buffers.value):
             learner.tree.map(lambda x: dtypes.append(str(x.dtype)), tree)
         self.narrow = any("float16" in dtype for dtype in dtypes)
 
-    def _begin(self, learner: Any) -> None:
+    def _begin(self, learner: LearnerView) -> None:
         """Begin with the present weights, unless a checkpoint brought an average."""
         shared = learner.shared
         if float(learner.to_host(shared.averaged_updates)) == 0:
@@ -92,15 +94,15 @@ class AveragedWeights(Callback):
             shared.averaged_buffers = _wide(learner, learner.buffers.value)
 
     @on(StepBegin, AbstractTrainingPhase)
-    def start_with(self, learner: Any, phase: Any) -> None:
-        """The average begins with the weights of the first step."""
-        if not self._begun:
-            self._begun = True
+    def start_with(self, learner: LearnerView, phase: Phase) -> None:
+        """Begin the average with the weights of the first step."""
+        if not self._heard_step:
+            self._heard_step = True
             self._begin(learner)
 
     @on(StepEnd, AbstractTrainingPhase, traced=True)
     @on(StepEnd, AccumulatedUpdate, traced=True)
-    def average(self, learner: Any, phase: Any) -> None:
+    def average(self, learner: LearnerView, phase: Phase) -> None:
         """Move the average towards the weights, if there was an update."""
         shared, updated = learner.shared, learner.step.updated
         if updated is None or updated is False:
@@ -120,7 +122,7 @@ class AveragedWeights(Callback):
             shared.averaged_buffers = learner.tree.map(lambda a, b: a if is_float(b) else b, mean, buffers)
         shared.averaged_updates = count
 
-    def _part(self, xp: Any, k: Any) -> Any:
+    def _part(self, xp: ArrayNamespace, k: Array) -> Array | float:
         """How far the average moves after the k-th update since it started: a float, or a 0-d array."""
         decay = self.decay
         if decay is None:
@@ -131,32 +133,32 @@ class AveragedWeights(Callback):
         return xp.where(k > 0, xp.full_like(k, t) if type(t) is float else t, xp.ones_like(k)) if self.start else t
 
     @on(EpochBegin, AbstractValidationPhase)
-    def use(self, learner: Any, phase: Any) -> None:
+    def use(self, learner: LearnerView, phase: Phase) -> None:
         """Put the average in the place of the weights."""
-        if not self._begun:
+        if not self._heard_step:
             self._begin(learner)
         self._weights.append((phase, learner.params.value, learner.buffers.value))
         learner.params.value, learner.buffers.value = learner.shared.averaged_params, learner.shared.averaged_buffers
 
     @on(EpochEnd, AbstractValidationPhase)
-    def bring_back(self, learner: Any, phase: Any) -> None:
+    def bring_back(self, learner: LearnerView, phase: Phase) -> None:
         """Put the weights back."""
         if self._weights and self._weights[-1][0] is phase:  # else it did not hear the begin, as under throttle
             self._put_back(learner)
 
     @on(FitBegin)
     @on(FitEnd)
-    def bring_all_back(self, learner: Any, phase: Any) -> None:
+    def bring_all_back(self, learner: LearnerView, phase: None) -> None:
         """Put the weights back that an interrupt kept from coming back."""
         while self._weights:
             self._put_back(learner)
 
-    def _put_back(self, learner: Any) -> None:
+    def _put_back(self, learner: LearnerView) -> None:
         _, learner.params.value, learner.buffers.value = self._weights[-1]
         self._weights.pop()
 
 
-def _wide(learner: Any, tree: Any) -> Any:
+def _wide(learner: LearnerView, tree: Tree) -> Tree:
     """Floats of 16 bits in float32: in less an average stands still, as soon as its steps are below half a digit."""
     xp = learner.xp
     return learner.tree.map(lambda x: xp.astype(x, xp.float32) if "float16" in str(x.dtype) else x, tree)

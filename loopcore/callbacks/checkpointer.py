@@ -6,7 +6,6 @@ import re
 import secrets
 import warnings
 from pathlib import Path
-from typing import Any
 
 from loopcore._utils.validation import is_whole
 from loopcore.callback import Callback, on
@@ -14,7 +13,8 @@ from loopcore.callbacks.monitor import Mode, check_mode, monitored, ranked, wors
 from loopcore.checkpoint.file import manifest_of
 from loopcore.errors import CallbackError, CheckpointError, NotFiniteError
 from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView, StateDict
 
 
 class Checkpointer(Callback):
@@ -84,35 +84,35 @@ class Checkpointer(Callback):
         self.keep_top_k = keep_top_k
         self.every = every
         self.run = secrets.token_hex(4)
-        self._coming = 0  # the present round
+        self._present_round = 0  # the present round
         self._round = 0  # the last one in which something was trained or measured
         self._count = 0  # rounds that could be saved
         self._steps = 0  # training steps of the present round
-        self._value: float | None = None  # what it measured
+        self._value: float | None = None  # the monitored value of the present round
         self._fresh = False  # whether something was trained since the last checkpoint
         self._midway = False  # whether a training epoch of the round is not over
 
     @on(StepEnd, AbstractTrainingPhase)
-    def note(self, learner: Any, phase: Any, event: StepEnd) -> None:
-        """Something was trained; a cancel may leave a part of a step."""
+    def note(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
+        """Note that something was trained; a cancelled step may have changed weights too."""
         if event.outcome != "skipped":
-            if self._coming != self._round:
-                self._enter(self._coming)
+            if self._present_round != self._round:
+                self._enter(self._present_round)
             self._fresh = self._midway = True
             self._steps += 1
 
     @on(EpochBegin)
-    def begin(self, learner: Any, phase: Any) -> None:
+    def begin(self, learner: LearnerView, phase: Phase) -> None:
         """Note which round it is."""
         number = learner.epoch.round
-        self._coming = self._coming if number is None else number
+        self._present_round = self._present_round if number is None else number
 
     def _enter(self, number: int) -> None:
         self._round, self._steps, self._value, self._midway = number, 0, None, False
 
     @on(EpochEnd)
-    def look(self, learner: Any, phase: Any, event: EpochEnd) -> None:
-        """Save, if it is time."""
+    def look(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
+        """Note the monitored value, and save when a round is over or a value was measured within an epoch."""
         epoch = learner.epoch
         if epoch.round is None:
             return
@@ -130,18 +130,18 @@ class Checkpointer(Callback):
         if over and (self.monitor is None or self._value is not None):
             self._save_if_due(learner, self._value)
 
-    def _save_if_due(self, learner: Any, value: float | None, part: str = "") -> None:
+    def _save_if_due(self, learner: LearnerView, value: float | None, part: str = "") -> None:
         self._count += 1
         if self._count % self.every == 0:
             self._save(learner, value, part)
 
     @on(FitEnd)
-    def end(self, learner: Any, phase: Any, event: FitEnd) -> None:
+    def end(self, learner: LearnerView, phase: None, event: FitEnd) -> None:
         """Save what was trained since the last checkpoint, unless the fit failed."""
         if self._fresh and event.outcome != "failed":
             self._save(learner, None if self._midway else self._value)
 
-    def _save(self, learner: Any, value: float | None, part: str = "") -> None:
+    def _save(self, learner: LearnerView, value: float | None, part: str = "") -> None:
         path = self.folder / self._name(part)
         about = {"run": self.run, "epoch": self._round, "monitor": self.monitor, "value": value}
         try:
@@ -168,10 +168,10 @@ class Checkpointer(Callback):
             CheckpointError: the folder cannot be read.
         """
         try:
-            there = list(self.folder.iterdir()) if self.folder.exists() else []
+            entries = list(self.folder.iterdir()) if self.folder.exists() else []
         except OSError as error:
             raise CheckpointError(f"{self.folder} cannot be read as a folder of checkpoints: {error}") from error
-        orders = {path: order for path in there if (order := _order(path.name, self.run))}
+        orders = {path: order for path in entries if (order := _order(path.name, self.run))}
         return sorted(orders, key=lambda path: orders[path])
 
     @property
@@ -197,15 +197,15 @@ class Checkpointer(Callback):
         return paths[ranked(self._values(paths), self.mode)[0]]
 
     def _values(self, paths: list[Path]) -> list[float | None]:
-        """What they are ranked by; nothing without a monitor, so that newer ones are better."""
+        """The monitored value of each checkpoint; None without a monitor, so that newer ones rank higher."""
         return [None if self.monitor is None else manifest_of(path).get("value") for path in paths]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The name of the run, and where it is."""
+    def state_dict(self) -> StateDict:
+        """The name of the run, and the counts of its rounds and steps."""
         state = {"run": self.run, "epochs": self._round, "midway": self._midway}
         return {**state, "steps": self._steps, "count": self._count}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on with the same run, or with another where the run went on already.
 
         Raises:
@@ -217,17 +217,17 @@ class Checkpointer(Callback):
         old = "count" not in state  # of an older version, whose count of epochs did not have one that was begun
         self.run, self._midway = run, bool(state["midway"])
         self._round = int(state["epochs"]) + (old and self._midway)
-        self._coming = self._round
-        self._count, self._steps = int(state.get("count", state["epochs"])), int(state.get("steps", 0))
+        self._present_round = self._round
+        self._count, self._steps = int(state["epochs"] if old else state["count"]), int(state.get("steps", 0))
         self._fresh, self._value = False, None
-        mine = _order(self._name(), run)
-        if any((_order(path.name, run) or ()) > (mine or ()) for path in self.paths()):
+        order = _order(self._name(), run)
+        if any((_order(path.name, run) or ()) > (order or ()) for path in self.paths()):
             self.run = secrets.token_hex(4)
 
 
 def _order(name: str, run: str) -> tuple[int, int, int] | None:
     """Where a file stands among those of a run: by round, steps within it, then one of its middle; None for others."""
-    found = re.fullmatch(rf"{run}-epoch-(\d+)(-begun)?(?:-step-(\d+))?\.safetensors", name)
-    if found is None:
+    match = re.fullmatch(rf"{run}-epoch-(\d+)(-begun)?(?:-step-(\d+))?\.safetensors", name)
+    if match is None:
         return None
-    return int(found[1]), 0 if found[3] else 1 if found[2] else 2, int(found[3] or 0)
+    return int(match[1]), 0 if match[3] else 1 if match[2] else 2, int(match[3] or 0)

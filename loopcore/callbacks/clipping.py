@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from loopcore._utils.validation import is_number
 from loopcore.callback import Callback, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
 from loopcore.events import BackwardEnd
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView
 
 
 class GradientClipping(Callback):
@@ -50,7 +49,7 @@ class GradientClipping(Callback):
 
     @on(BackwardEnd, AbstractTrainingPhase, traced=True)
     @on(BackwardEnd, AccumulatedUpdate, traced=True)
-    def clip(self, learner: Any, phase: Any) -> None:
+    def clip(self, learner: LearnerView, phase: Phase) -> None:
         """Scale or cut ``step.grads``; not while a window is open, which withholds the update."""
         step, tree, xp = learner.step, learner.tree, learner.xp
         if not getattr(step, "window", (True, True))[1]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from loopcore.callback import Callback
 from loopcore.errors import BackendError
+from loopcore.protocols import LearnerView
 
 
 class ToDevice(Callback):
@@ -26,11 +25,11 @@ class ToDevice(Callback):
 
     writes = ("model", "params", "buffers", "optimizer")
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: object) -> None:
         self.device = device
 
-    def setup(self, learner: Any) -> None:
-        """Move everything."""
+    def setup(self, learner: LearnerView) -> None:
+        """Move models, buffers and optimizer state to the device."""
         learner.to_device(self.device)
 
 
@@ -56,8 +55,8 @@ class ToGPU(Callback):
     def __init__(self, *, required: bool = True) -> None:
         self.required = required
 
-    def setup(self, learner: Any) -> None:
-        """Move everything."""
+    def setup(self, learner: LearnerView) -> None:
+        """Move models, buffers and optimizer state to the device."""
         device = learner.accelerator
         if device is not None:
             learner.to_device(device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from time import monotonic
-from typing import Any
 
 from loopcore._utils.validation import is_number, is_whole
 from loopcore.callback import Callback, on
@@ -12,7 +11,8 @@ from loopcore.callbacks.monitor import Mode, check_mode, monitored, unmeasured
 from loopcore.criteria import Criterion, NumberSinceBest
 from loopcore.errors import CallbackError, CancelFittingException
 from loopcore.events import EpochBegin, EpochEnd, FitBegin, FitEnd, StepEnd
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView, StateDict
 
 
 class EarlyStopping(Callback):
@@ -72,27 +72,27 @@ class EarlyStopping(Callback):
         self.training = training
         self._epochs = 0
         self._resumed = False
-        self._rounds = False  # whether there was a round without a value, and none with one so far
-        self._looked = False  # whether there was a value
+        self._rounds = False  # whether a round ended without a value of the metric
+        self._has_value = False  # whether there was a value
 
     @on(FitBegin)
-    def begin(self, learner: Any, phase: Any) -> None:
-        """A new fit gets a new chance."""
+    def begin(self, learner: LearnerView, phase: None) -> None:
+        """Forget what the criterion saw of earlier fits, unless a checkpoint brought it."""
         if not self._resumed:
             self.criterion.reset()
             self._epochs = 0
         self._resumed = False
 
     @on(FitEnd)
-    def end(self, learner: Any, phase: Any, event: FitEnd) -> None:
-        """Say that there was nothing to look at."""
-        if event.outcome == "completed" and self._rounds and not self._looked:
-            self._looked = True  # said once
+    def end(self, learner: LearnerView, phase: None, event: FitEnd) -> None:
+        """Warn if the fit measured nothing of the metric."""
+        if event.outcome == "completed" and self._rounds and not self._has_value:
+            self._has_value = True  # so that it warns once
             warnings.warn(unmeasured("EarlyStopping", self.monitor), stacklevel=2)
 
     @on(EpochEnd)
-    def look(self, learner: Any, phase: Any, event: EpochEnd) -> None:
-        """Stop if it is time."""
+    def look(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
+        """Hand the value of the epoch to the criterion, and stop the fit if it says so."""
         if self.training in learner.history:
             training = monitored(learner, phase, event, self.training)
             if training is not None:
@@ -101,24 +101,24 @@ class EarlyStopping(Callback):
         if value is None:
             self._rounds |= learner.epoch.round is not None
             return
-        self._looked = True
+        self._has_value = True
         self._epochs += 1
         if self.criterion.update(value if self.mode == "min" else -value):
             raise CancelFittingException(
                 f"{self.monitor} is {value:.4g} after {self._epochs} epochs: {self.criterion!r}"
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """What the criterion has seen."""
+    def state_dict(self) -> StateDict:
+        """What the criterion has seen, and after how many epochs."""
         return {"criterion": self.criterion.state_dict(), "epochs": self._epochs}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from it; the next fit does not begin anew."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Put back what the criterion has seen; the next fit does not begin anew."""
         self.criterion.load_state_dict(state["criterion"])
         self._epochs, self._resumed = int(state["epochs"]), True
 
 
-def _patient(patience: Any, min_delta: float) -> Criterion:
+def _patient(patience: int | None, min_delta: float) -> Criterion:
     """The criterion that a patience stands for."""
     if not is_whole(patience, least=1):
         hint = f", as in EarlyStopping(3, {patience!r})" if isinstance(patience, str) else ""
@@ -129,11 +129,11 @@ def _patient(patience: Any, min_delta: float) -> Criterion:
         raise CallbackError(f"EarlyStopping got {error}") from None
 
 
-def _checked(criterion: Any, min_delta: float) -> Criterion:
-    """A criterion that the user gave."""
+def _checked(criterion: object, min_delta: float) -> Criterion:
+    """The criterion that the user gave, after checking that it is one."""
     if not isinstance(criterion, Criterion):
-        instead = f"{criterion.__name__}()" if isinstance(criterion, type) else "lc.criteria.Threshold(0.1)"
-        raise CallbackError(f"criterion={criterion!r} is none of lc.criteria: write criterion={instead}")
+        suggestion = f"{criterion.__name__}()" if isinstance(criterion, type) else "lc.criteria.Threshold(0.1)"
+        raise CallbackError(f"criterion={criterion!r} is none of lc.criteria: write criterion={suggestion}")
     if min_delta != 0:
         raise CallbackError(
             f"min_delta={min_delta!r} belongs to a patience, {type(criterion).__name__} does not look at it: write it "
@@ -167,12 +167,12 @@ class MaxSteps(Callback):
         self.count = 0
 
     @on(EpochBegin, AbstractTrainingPhase)
-    def begin(self, learner: Any, phase: Any) -> None:
+    def begin(self, learner: LearnerView, phase: Phase) -> None:
         """Begin no epoch after the last step."""
         self._look()
 
     @on(StepEnd, AbstractTrainingPhase)
-    def step(self, learner: Any, phase: Any, event: StepEnd) -> None:
+    def step(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Count the step."""
         self.count += event.outcome == "completed"
         self._look()
@@ -181,11 +181,11 @@ class MaxSteps(Callback):
         if self.count >= self.steps:
             raise CancelFittingException(f"{self.steps} training steps are completed")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The count."""
         return {"count": self.count}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from a count."""
         self.count = int(state["count"])
 
@@ -214,12 +214,12 @@ class MaxTime(Callback):
         self._begin = monotonic()
 
     @on(FitBegin)
-    def begin(self, learner: Any, phase: Any) -> None:
-        """Time runs from here."""
+    def begin(self, learner: LearnerView, phase: None) -> None:
+        """Start the clock."""
         self._begin = monotonic()
 
     @on(StepEnd, AbstractTrainingPhase)
-    def look(self, learner: Any, phase: Any) -> None:
-        """Stop if the time is over."""
+    def look(self, learner: LearnerView, phase: Phase) -> None:
+        """Stop the fit if its time is over."""
         if monotonic() - self._begin >= self.seconds:
             raise CancelFittingException(f"the fit took {self.seconds:g} seconds")

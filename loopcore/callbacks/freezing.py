@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from loopcore._utils.validation import is_whole
 from loopcore.callback import NO_CONFLICT, Callback, Resolution, on
 from loopcore.errors import CallbackError
 from loopcore.events import EpochBegin
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView
 
 
 class Freeze(Callback):
@@ -59,17 +59,17 @@ class Freeze(Callback):
                     f"Freeze holds {pattern!r} for epochs={end!r}: a whole number, at least 0, or None for good"
                 )
 
-    def setup(self, learner: Any) -> None:
-        """Hold them."""
+    def setup(self, learner: LearnerView) -> None:
+        """Hold all parameters that the patterns match."""
         learner.hold(*self.epochs, by=self)
 
     def resolve_conflict(self, other: Callback) -> Resolution:
-        """None with anybody: it decides before an epoch, and touches no array."""
+        """Get along with every callback: it decides before an epoch, and touches no array."""
         return NO_CONFLICT
 
     @on(EpochBegin, AbstractTrainingPhase)
-    def begin_epoch(self, learner: Any, phase: Any) -> None:
-        """Hold those whose time has not come, and let the others go."""
-        done = learner.shared.history[phase].epochs
-        patterns = (pattern for pattern, epochs in self.epochs.items() if epochs is None or done < epochs)
+    def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
+        """Hold the parameters whose epochs are not over yet, and let the others be trained."""
+        completed = learner.shared.history[phase].epochs
+        patterns = (pattern for pattern, epochs in self.epochs.items() if epochs is None or completed < epochs)
         learner.hold(*patterns, by=self)

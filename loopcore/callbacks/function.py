@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loopcore.callback import Callback, Listener, on
 from loopcore.errors import CallbackError
 from loopcore.events import Event
+from loopcore.protocols import LearnerView
 
 if TYPE_CHECKING:
     from loopcore.phases.base import Phase
@@ -58,16 +59,16 @@ class FunctionCallback(Callback):
         self.writes = writes
         self.listeners = (Listener(event, phase, traced, "call"),)
 
-    def call(self, learner: Any, phase: Any) -> None:
+    def call(self, learner: LearnerView, phase: Phase) -> None:
         """Call the function."""
         self.fn(learner, phase)
 
 
-def _check_function(fn: Any) -> None:
+def _check_function(fn: Callable[..., object]) -> None:
     try:
         inspect.signature(fn).bind(None, None)
     except TypeError:
-        came = f"one with the signature {inspect.signature(fn)}" if callable(fn) else repr(fn)
-        raise CallbackError(f"FunctionCallback takes a function fn(learner, phase), not {came}") from None
+        description = f"one with the signature {inspect.signature(fn)}" if callable(fn) else repr(fn)
+        raise CallbackError(f"FunctionCallback takes a function fn(learner, phase), not {description}") from None
     except ValueError:  # a builtin without a signature
         return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
-from typing import Any
 
 from loopcore._utils.validation import is_whole
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError
 from loopcore.events import EpochEnd, StepEnd
+from loopcore.phases.base import Phase
+from loopcore.protocols import LearnerView
 
 
 class GarbageCollect(Callback):
@@ -37,13 +38,13 @@ class GarbageCollect(Callback):
         self._steps = 0
 
     @on(StepEnd)
-    def count(self, learner: Any, phase: Any) -> None:
-        """Collect, if it is time."""
+    def count(self, learner: LearnerView, phase: Phase) -> None:
+        """Count the step, and collect garbage after every so many."""
         self._steps += 1
         if self.every is not None and self._steps % self.every == 0:
             gc.collect()
 
     @on(EpochEnd)
-    def collect(self, learner: Any, phase: Any) -> None:
-        """Collect."""
+    def collect(self, learner: LearnerView, phase: Phase) -> None:
+        """Collect garbage at the end of an epoch."""
         gc.collect()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import numpy as np
 
+from loopcore.backend.protocol import Array, Tree
 from loopcore.callback import NO_CONFLICT, Callback, Resolution, RunFirst, Sleeper, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate
 from loopcore.callbacks.log import Logs
 from loopcore.events import BackwardEnd, EpochBegin, EpochEnd, Event
 from loopcore.handles.parameters import named_leaves
 from loopcore.loggers.base import Histogram, Logger
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import EpochView, LearnerView
 
 
 class LogHistograms(Logs, Sleeper):
@@ -50,48 +51,50 @@ class LogHistograms(Logs, Sleeper):
     def __init__(self, *loggers: Logger, gradients: bool = False) -> None:
         super().__init__(*loggers)
         self.gradients = self.sleeps = gradients
-        self._epochs: dict[str, Any] = {}  # the latest of each phase
+        self._epochs: dict[str, EpochView] = {}  # the latest of each phase
         self._awake: list[bool] = []
-        self._said = False
+        self._has_warned = False
         if gradients:
             self.traced_reads = ("step.grads",)
             self.writes = ("step.last_grads",)
         else:
-            self.listeners = tuple(one for one in self.listeners if one.method not in ("begin_epoch", "keep"))
+            self.listeners = tuple(
+                listener for listener in self.listeners if listener.method not in ("begin_epoch", "keep")
+            )
 
     def resolve_conflict(self, other: Callback) -> RunFirst | Resolution | None:
-        """Two of them keep the same gradients."""
+        """Get along with another LogHistograms, which keeps the same gradients."""
         return NO_CONFLICT if isinstance(other.identity(), LogHistograms) else None
 
     @on(EpochBegin, AbstractTrainingPhase)
-    def begin_epoch(self, learner: Any, phase: Any) -> None:
+    def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
         """Note which epoch the steps belong to."""
         self._epochs[phase.name] = learner.epoch
 
-    def wake(self, phase: Any) -> tuple[type[Event], ...]:
+    def wake(self, phase: Phase) -> tuple[type[Event], ...]:
         """Sleep through all steps that are not the last of their epoch."""
         last = isinstance(phase, AccumulatedUpdate) or self._may_be_last(phase)
         self._awake.append(last)
         return () if last else (BackwardEnd,)
 
-    def _may_be_last(self, phase: Any) -> bool:
-        epoch: Any = self._epochs.get(phase.name)
+    def _may_be_last(self, phase: Phase) -> bool:
+        epoch = self._epochs.get(phase.name)
         if epoch is None or epoch.phase is not phase or epoch.outcome is not None:
             return False
         return epoch.length in (None, epoch.attempted)
 
-    def rest(self, phase: Any) -> None:
-        """The step has ended."""
+    def rest(self, phase: Phase) -> None:
+        """Forget whether the step that ended was the last of its epoch."""
         self._awake.pop()
 
     @on(BackwardEnd, AbstractTrainingPhase, traced=True)
     @on(BackwardEnd, AccumulatedUpdate, traced=True)
-    def keep(self, learner: Any, phase: Any) -> None:
-        """Let the step hand back what it applies."""
+    def keep(self, learner: LearnerView, phase: Phase) -> None:
+        """Keep the gradients of the last step of an epoch for the histograms."""
         if self._awake[-1]:
             learner.step.last_grads = learner.step.grads
 
-    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Write one histogram for each parameter, and one for its gradient."""
         if event.outcome != "completed" or not isinstance(phase, AbstractTrainingPhase):
             return
@@ -102,20 +105,20 @@ class LogHistograms(Logs, Sleeper):
             for name, gradient in self._last(learner).items():
                 self._log(f"grads/{name}", _histogram(learner, gradient), epochs)
 
-    def _last(self, learner: Any) -> dict[str, Any]:
+    def _last(self, learner: LearnerView) -> dict[str, Array]:
         """The gradients of the last step by parameter."""
         tree = getattr(learner.step, "last_grads", None)
-        found = {} if tree is None else named_leaves(learner.params, tree)
-        if not (found or self._said):
-            self._said = True
-            why = "they are not those of learner.params or of one of its models"
+        gradients = {} if tree is None else named_leaves(learner.params, tree)
+        if not (gradients or self._has_warned):
+            self._has_warned = True
+            reason = "they are not those of learner.params or of one of its models"
             if tree is None:
-                why = "that step was cancelled, or the data ended before its length"
-            warnings.warn(f"LogHistograms left out the gradients of the last step of an epoch: {why}", stacklevel=2)
-        return found
+                reason = "that step was cancelled, or the data ended before its length"
+            warnings.warn(f"LogHistograms left out the gradients of the last step of an epoch: {reason}", stacklevel=2)
+        return gradients
 
 
-def _histogram(learner: Any, tree: Any) -> Histogram:
-    leaves: list[Any] = []
+def _histogram(learner: LearnerView, tree: Tree) -> Histogram:
+    leaves: list[Array] = []
     learner.tree.map(leaves.append, learner.to_host(tree))
     return Histogram(np.concatenate([np.ravel(leaf) for leaf in leaves]))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from loopcore._utils.history_names import prefix_of
 from loopcore.callback import Callback, on
+from loopcore.callbacks.unguarded import unguarded
 from loopcore.errors import CallbackError, OptimizerError
 from loopcore.events import EpochEnd, FitBegin, FitEnd, StepBegin, StepEnd
 from loopcore.loggers.base import Array, Loggable, Logger
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView, StateDict
 
+Entry = TypeVar("Entry")
 FLUSH = 1024  # steps after which values are written at the latest
 
 
@@ -36,7 +39,7 @@ class Logs(Callback):
             name = type(self).__name__
             raise CallbackError(f"{name} takes loggers: write {name}(lc.loggers.CSVLogger())")
         self.loggers = loggers
-        self._heard = 0  # steps since the last flush
+        self._unflushed_steps = 0  # steps since the last flush
         self._limit = FLUSH  # after which values are written
 
     def _log(self, name: str, value: Loggable | float, step: int) -> None:
@@ -46,25 +49,25 @@ class Logs(Callback):
 
     def _is_due(self) -> bool:
         """Whether it is time to write what a running epoch measured so far; asked once a step."""
-        self._heard += 1
-        return self._heard >= self._limit
+        self._unflushed_steps += 1
+        return self._unflushed_steps >= self._limit
 
-    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Log what there is when an epoch has ended."""
 
     @on(EpochEnd)
-    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
-        """Log it, and make it readable for others."""
+    def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
+        """Log what the epoch brought, and flush the loggers."""
         self.write(learner, phase, event)
         self._flush()
 
     @on(FitEnd)
-    def end_fit(self, learner: Any, phase: Any) -> None:
-        """Make everything readable for others."""
+    def end_fit(self, learner: LearnerView, phase: None) -> None:
+        """Flush the loggers."""
         self._flush()
 
     def _flush(self) -> None:
-        self._heard = 0
+        self._unflushed_steps = 0
         for logger in self.loggers:
             with logger.trouble("flush"):
                 logger.flush()
@@ -102,57 +105,57 @@ class LogMetrics(Logs):
     def __init__(self, *loggers: Logger, steps: bool = True) -> None:
         super().__init__(*loggers)
         self.steps = steps
-        self._written: dict[tuple[str, str], int] = {}
+        self._written_counts: dict[tuple[str, str], int] = {}
         self._places: dict[str, int] = {}  # the last round that each metric was logged at
-        self._within: dict[str, Any] = {}  # the last value of those measured within the epoch that runs
+        self._nested_values: dict[str, float | list[Any]] = {}  # measured within the running epoch
         if not steps:
-            self.listeners = tuple(one for one in self.listeners if one.method != "end_step")
+            self.listeners = tuple(listener for listener in self.listeners if listener.method != "end_step")
 
     @on(StepEnd)
-    def end_step(self, learner: Any, phase: Any) -> None:
+    def end_step(self, learner: LearnerView, phase: Phase) -> None:
         """Write values of steps while the epoch runs, so that none is lost in a long one."""
         if self._is_due():
             self._write_steps(learner)
             self._flush()
 
-    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Write what the epoch measured."""
         epoch = learner.epoch
         measured = {key: value for key, value in epoch.metrics.items() if value is not None}
         if epoch.nested and epoch.round is not None:
             for key, value in measured.items():
                 self._log(f"within/{key}", _loggable(value), epoch.within)
-            self._within.update(measured)
+            self._nested_values.update(measured)
         else:
-            for key, value in {**measured, **self._within}.items():
+            for key, value in {**measured, **self._nested_values}.items():
                 if epoch.round is not None or self._is_in_history(learner, phase, key, epoch.after):
                     self._places[key] = epoch.after
                     self._log(key, _loggable(value), epoch.after)
-            self._within = {}
+            self._nested_values = {}
         if self.steps:
             self._write_steps(learner)
 
-    def _is_in_history(self, learner: Any, phase: Any, key: str, place: int) -> bool:
-        """Whether what was measured by hand has a place of its own on the axis."""
+    def _is_in_history(self, learner: LearnerView, phase: Phase, key: str, place: int) -> bool:
+        """Whether a value measured by hand is the one in the history at its place, and was not logged there yet."""
         name = key.removeprefix(prefix_of(phase.name))
         series = learner.shared.metrics_epoch
         return self._places.get(key, -1) < place and series.at(phase.name, name, place) is learner.epoch.metrics[key]
 
-    def _write_steps(self, learner: Any) -> None:
+    def _write_steps(self, learner: LearnerView) -> None:
         for phase, series in learner.shared.metrics_step.items():
             for name, ring in series.items():
-                if self._written.get((phase, name), 0) != ring.count:
+                if self._written_counts.get((phase, name), 0) != ring.count:
                     values, numbers = ring.latest(), ring.numbers()
-                    for number, value in unwritten(self._written, (phase, name), values, numbers, ring.count):
+                    for number, value in unwritten(self._written_counts, (phase, name), values, numbers, ring.count):
                         self._log(f"step/{prefix_of(phase)}{name}", float(value), number)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """How many values of each series were written."""
-        return {"written": [[*key, count] for key, count in self._written.items()]}
+        return {"written": [[*key, count] for key, count in self._written_counts.items()]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind them."""
-        self._written = {(phase, name): count for phase, name, count in state["written"]}
+    def load_state_dict(self, state: StateDict) -> None:
+        """Write only the values that come after those written before."""
+        self._written_counts = {(phase, name): count for phase, name, count in state["written"]}
 
 
 class LogHyperParams(Logs):
@@ -188,13 +191,13 @@ class LogHyperParams(Logs):
         self._used: list[dict[str, float]] = []  # by the steps that run, the innermost last
         self._pending: list[tuple[str, float, int]] = []
 
-    def setup(self, learner: Any) -> None:
-        """Count on from the steps there were."""
+    def setup(self, learner: LearnerView) -> None:
+        """Continue the count of the training steps of the learner."""
         self._steps = steps_before(learner)
 
     @on(FitBegin)
-    def begin(self, learner: Any, phase: Any) -> None:
-        """Note what is new."""
+    def begin(self, learner: LearnerView, phase: None) -> None:
+        """Note every hyperparameter whose value is new."""
         for name in learner.hyper:
             try:
                 self._note(name, learner.hyper[name])
@@ -202,13 +205,13 @@ class LogHyperParams(Logs):
                 continue
 
     @on(StepBegin, AbstractTrainingPhase)
-    def begin_step(self, learner: Any, phase: Any) -> None:
+    def begin_step(self, learner: LearnerView, phase: Phase) -> None:
         """Look at what the step runs with: when it ends it may be set for the next one."""
         self._used.append({name: learner.hyper[name] for name in self._last})
 
     @on(StepEnd, AbstractTrainingPhase)
-    def step(self, learner: Any, phase: Any, event: StepEnd) -> None:
-        """Note it, where it changed."""
+    def step(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
+        """Note the values that the step ran with, where they changed."""
         used = self._used.pop() if self._used else {}
         if event.outcome == "completed":
             self._steps += 1
@@ -223,8 +226,8 @@ class LogHyperParams(Logs):
             self._last[name] = value
             self._pending.append((name, value, self._steps))
 
-    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
-        """Write what was noted."""
+    def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
+        """Write the values noted since the last time."""
         self._write_pending()
 
     def _write_pending(self) -> None:
@@ -232,12 +235,12 @@ class LogHyperParams(Logs):
         for name, value, step in pending:
             self._log(f"hyper/{name}", value, step)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The number of steps, and the last values."""
         return {"steps": self._steps, "last": dict(self._last)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from them."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Put back the number of steps and the last values."""
         self._steps, self._last = int(state["steps"]), dict(state["last"])
 
 
@@ -276,7 +279,7 @@ class LogVisualization(Logs):
         *loggers: Logger,
         name: str,
         reads: tuple[str, ...] = (),
-        phase: type[Any] = AbstractTrainingPhase,
+        phase: type[Phase] = AbstractTrainingPhase,
     ) -> None:
         super().__init__(*loggers)
         if not callable(make):
@@ -286,40 +289,40 @@ class LogVisualization(Logs):
         self.phase = phase
         self.reads = ("shared.history", *reads)
 
-    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Write what the function makes."""
         if isinstance(phase, self.phase) and event.outcome == "completed":
             self._log(self.name, self.make(learner), learner.epoch.after)
 
 
-def steps_before(learner: Any) -> int:
+def steps_before(learner: LearnerView) -> int:
     """Completed steps of the training phases of a learner so far."""
-    runs = learner._learner.runs
+    runs = unguarded(learner).runs
     names = {phase.name for phase in learner.phases if isinstance(phase, AbstractTrainingPhase)}
     return sum(runs.attempts.get(name, 0) - runs.missed.get(name, 0) for name in names)
 
 
-def _loggable(value: Any) -> Loggable | float:
+def _loggable(value: float | list[Any]) -> Loggable | float:
     return Array(np.array(value)) if isinstance(value, list) else float(value)
 
 
 def unwritten(
-    written: dict[tuple[str, str], int],
+    written_counts: dict[tuple[str, str], int],
     key: tuple[str, str],
-    latest: Sequence[Any],
+    latest: Sequence[Entry],
     numbers: Sequence[int],
     count: int,
-) -> Iterator[tuple[int, Any]]:
-    """What of a series is still to be written, each value with its place on the axis; then all of it is.
+) -> Iterator[tuple[int, Entry]]:
+    """Yield what of a series is still to be written, each value with its place on the axis, then count it as written.
 
     Args:
-        written: how many values of each series were.
+        written_counts: how many values of each series were written; it is brought up to date.
         key: of the series.
         latest: its last values; older ones may be gone.
         numbers: their places.
         count: how many it had so far.
     """
     first = count - len(latest)
-    for number in range(max(written.get(key, 0), first) - first, len(latest)):
+    for number in range(max(written_counts.get(key, 0), first) - first, len(latest)):
         yield int(numbers[number]), latest[number]
-    written[key] = count
+    written_counts[key] = count

@@ -5,22 +5,27 @@ from __future__ import annotations
 import gc
 import warnings
 import weakref
-from itertools import groupby
+from collections.abc import Iterable
+from itertools import count, groupby
 from typing import Any
 
 import numpy as np
 
 from loopcore._utils.history_names import prefix_of
 from loopcore._utils.user_lines import HINT
+from loopcore.backend.array_namespace import HostArray
 from loopcore.backend.packing import fetched
+from loopcore.backend.protocol import Array
 from loopcore.backend.registry import namespace_of
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError, LossError
 from loopcore.events import EpochBegin, EpochEnd, FitEnd, StepEnd
 from loopcore.history import Ring, Series
-from loopcore.metrics import Loss, Metric, SmoothLoss, plain_values
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.metrics import EpochValue, Loss, Metric, SmoothLoss, plain_values
+from loopcore.phases.base import AbstractTrainingPhase, Phase
 from loopcore.phases.supervised import PredictionPhase, ValidationPhase
+from loopcore.protocols import EpochView, LearnerView, StateDict
+from loopcore.state import State
 
 _FLUSH = 1024  # steps whose values stay on the device at most
 _ROW = ("step.metrics_names", "step.metrics_row")
@@ -57,34 +62,24 @@ class Metrics(Callback):
         ['loss', 'mae']
     """
 
-    def __init__(self, *metrics: Any) -> None:
-        found = [metric if isinstance(metric, Metric) else Metric(metric) for metric in metrics]
-        losses = [metric for metric in found if isinstance(metric, Loss)] or [Loss()]
-        self.metrics = tuple(losses + [metric for metric in found if not isinstance(metric, Loss)])
-        names = [metric.name for metric in self.metrics]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise CallbackError(f"two metrics are named {twice[0]!r}: give one of them Metric(fn, name=...)")
+    def __init__(self, *metrics: object) -> None:
+        self.metrics = _loss_first([metric if isinstance(metric, Metric) else Metric(metric) for metric in metrics])
         self._smooth = {metric.name: metric for metric in self.metrics if isinstance(metric, SmoothLoss)}
         self._measured = [metric for metric in self.metrics if not metric.host]
         self._hosted = [metric for metric in self.metrics if metric.host]
-        self._open: list[_Epoch] = []
+        self._open: list[_Epoch] = []  # running epochs, the innermost last
         self._without_loss = False  # whether a training phase without a loss was named
-        self._seen: set[str] = set()
-        self.reads = tuple(sorted({path for metric in self._hosted for path in metric.reads}))
-        measured = {path for metric in self._measured for path in metric.reads}
-        self.traced_reads = (*sorted(measured), "step.weight")
-        counted = ((metric, index) for metric in self._hosted for index in range(len(metric.variables)))
-        self._arrays: dict[str, list[str]] = {}  # names in shared of what objects keep, by name of the metric
-        for number, (metric, _) in enumerate(counted):
-            self._arrays.setdefault(metric.name, []).append(f"metrics_array_{number}")
+        self._names_with_value: set[str] = set()  # metrics that had a value in an epoch so far
+        self.reads = _paths(self._hosted)
+        self.traced_reads = (*_paths(self._measured), "step.weight")
+        self._arrays = _names_in_shared(self._hosted)  # of what objects keep, by name of the metric
         self._programmed: list[Metric] = []  # objects whose numbers are those of the compiled step
         self.carries = tuple(f"shared.{name}" for names in self._arrays.values() for name in names)
         self.traced_reads += tuple(path for metric in self._hosted if metric.variables for path in metric.reads)
         self.writes = ("shared.metrics_epoch", "shared.metrics_step", *self.carries)
         self.leaves = _ROW
 
-    def setup(self, learner: Any) -> None:
+    def setup(self, learner: LearnerView) -> None:
         """Start with empty series, unless there are some.
 
         Raises:
@@ -104,25 +99,29 @@ class Metrics(Callback):
             learner.shared.metrics_step = Series()
         self._programmed = [metric for metric in self._hosted if metric.variables and _is_of(metric, learner)]
         self._hosted = [metric for metric in self._hosted if metric not in self._programmed]
-        self.reads = tuple(sorted({path for metric in self._hosted for path in metric.reads}))
+        self.reads = _paths(self._hosted)
         for metric in (*self._programmed, *self._hosted):
             self._put(metric, learner)
 
-    def _put(self, metric: Metric, learner: Any) -> None:
+    def _put(self, metric: Metric, learner: LearnerView) -> None:
         """Let the next step go on from the numbers that an object has; those of one that is fed apart are not asked."""
         for name, variable in zip(self._arrays.get(metric.name, ()), metric.variables, strict=False):
             programmed = metric in self._programmed
             setattr(learner.shared, name, np.asarray(variable.value).copy() if programmed else 0.0)
 
     @on(EpochBegin)
-    def begin_epoch(self, learner: Any, phase: Any) -> None:
+    def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
         """Start new sums; those of an epoch around this one are left alone.
 
         Raises:
             CallbackError: that epoch uses an object that this one would reset.
         """
         for metric in self.metrics:
-            if metric.state is not None and _is_for(metric, phase) and any(metric in one.metrics for one in self._open):
+            if (
+                metric.state is not None
+                and _is_for(metric, phase)
+                and any(metric in epoch.metrics for epoch in self._open)
+            ):
                 raise CallbackError(
                     f"metric {metric.name!r} is an object that another epoch is using, within which phase "
                     f"{phase.name!r} begins one of its own: give each its object, Metric(..., phase=...)"
@@ -133,11 +132,11 @@ class Metrics(Callback):
                 self._put(metric, learner)
 
     @on(StepEnd, traced=True)
-    def compute(self, learner: Any, phase: Any) -> None:
+    def compute(self, learner: LearnerView, phase: Phase) -> None:
         """Evaluate the metrics that are no host's, on the device, and put them in a row."""
         step, number = learner.step, learner.number
         names: list[str | None] = []
-        row: list[Any] = []
+        row: list[Array | float] = []
         for metric in self._measured:
             if _is_for(metric, phase) and (args := _args(step, metric)) is not None:
                 names.append(metric.name)
@@ -154,7 +153,7 @@ class Metrics(Callback):
             tuple(row) if _NUMBERS.issuperset(map(type, row)) else learner.xp.stack(_floats(learner, row))
         )
 
-    def _advance(self, metric: Metric, args: list[Any], shared: Any) -> None:
+    def _advance(self, metric: Metric, args: list[Array], shared: State) -> None:
         """Count a step in the numbers of an object."""
         names = self._arrays[metric.name]
         try:
@@ -166,7 +165,7 @@ class Metrics(Callback):
             setattr(shared, name, array)
 
     @on(StepEnd)
-    def record(self, learner: Any, phase: Any, event: StepEnd) -> None:
+    def record(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Keep the row of a completed step, still on the device."""
         epoch = self._open[-1] if self._open else None
         if event.outcome != "completed" or epoch is None or epoch.phase is not phase:
@@ -176,7 +175,7 @@ class Metrics(Callback):
         for metric in self._hosted:
             if _is_for(metric, phase) and (args := _args(learner.step, metric)) is not None:
                 try:
-                    if metric.own is not None:
+                    if metric.custom is not None:
                         self._ask(metric, learner, phase, number)
                     epoch.observe(metric, args, learner)
                 except Exception as error:
@@ -184,27 +183,27 @@ class Metrics(Callback):
                     raise
         for metric in self._programmed:
             if _is_for(metric, phase) and _args(learner.step, metric) is not None:
-                epoch.seen(metric)
+                epoch.note_observed(metric)
         if len(epoch.rows) >= _FLUSH:
             self._flush(learner, epoch)
 
     @on(EpochEnd)
-    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Keep the means of a completed epoch, and of what one that was stopped completed."""
-        if not self._open or self._open[-1].phase is not phase:  # it did not hear the begin, as under throttle
+        if not self._open or self._open[-1].phase is not phase:  # it did not hear EpochBegin, as under throttle
             return
         epoch = self._open.pop()
-        heard = bool(epoch.rows or epoch.flushed)
+        has_steps = bool(epoch.rows or epoch.flushed)
         self._flush(learner, epoch)
         if event.outcome == "failed":
             return
         self._give_back(learner, phase)
         values = epoch.means(learner)
-        self._seen |= epoch.measured
-        if event.outcome == "completed" or (event.outcome == "cancelled" and heard):
+        self._names_with_value |= epoch.measured
+        if event.outcome == "completed" or (event.outcome == "cancelled" and has_steps):
             self._keep(learner, phase, values)
         trains = isinstance(phase, AbstractTrainingPhase)
-        if trains and heard and not self._without_loss and all(value is None for value in values.values()):
+        if trains and has_steps and not self._without_loss and all(value is None for value in values.values()):
             self._without_loss = True
             warnings.warn(
                 f"{type(phase).__name__}.step sets no state.loss, so that nothing is measured in phase {phase.name!r}, "
@@ -212,42 +211,37 @@ class Metrics(Callback):
                 stacklevel=2,
             )
 
-    def _give_back(self, learner: Any, phase: Any) -> None:
-        """Let objects have the numbers of the steps again."""
+    def _give_back(self, learner: LearnerView, phase: Phase) -> None:
+        """Put the numbers of the compiled steps back into the objects that they belong to."""
         for metric in self._programmed:
             if _is_for(metric, phase):
                 values = learner.to_host([getattr(learner.shared, name) for name in self._arrays[metric.name]])
                 for variable, value in zip(metric.variables, values, strict=True):
                     variable.assign(value)
 
-    def _keep(self, learner: Any, phase: Any, values: dict[str, Any]) -> None:
-        """Put the values of an epoch where they belong: at its round."""
+    def _keep(self, learner: LearnerView, phase: Phase, values: dict[str, EpochValue]) -> None:
+        """Put the values of an epoch into the history, at the round they belong to."""
         series: Series = learner.shared.metrics_epoch
-        epoch, there = learner.epoch, series.get(phase.name, {})
+        epoch, measured = learner.epoch, series.get(phase.name, {})
         for name in _in_order([metric.name for metric in self.metrics], values):
             value, empty = values[name], name == self.metrics[0].name and not epoch.completed
-            if value is None and name not in there and not empty:
+            if value is None and name not in measured and not empty:
                 continue
-            if name not in there:
-                _check_key({prefix_of(one) + other: one for one in series for other in series[one]}, phase.name, name)
+            if name not in measured:
+                phases = {prefix_of(other) + key: other for other, by_key in series.items() for key in by_key}
+                _check_key(phases, phase.name, name)
             epoch.metrics[prefix_of(phase.name) + name] = value
-            if epoch.round is not None:
-                if epoch.nested and value is not None:
-                    by_name = series.within.setdefault(phase.name, {})
-                    by_name.setdefault(name, []).append((epoch.round, epoch.within, value))
-                series.put(phase.name, name, epoch.round, value)
-            elif value is not None:
-                series.put_by_hand(phase.name, name, epoch.after, value)
+            _put_at_round(series, epoch, name, value)
 
     @on(FitEnd)
-    def end_fit(self, learner: Any, phase: Any, event: FitEnd) -> None:
-        """Say which metrics never found their values."""
+    def end_fit(self, learner: LearnerView, phase: None, event: FitEnd) -> None:
+        """Warn of metrics whose step values no phase wrote."""
         for metric in self.metrics[1:]:
-            if event.outcome == "completed" and metric.state is None and metric.name not in self._seen:
-                wanted = ", ".join(f"state.{arg}" for arg in metric.args)
-                warnings.warn(f"metric {metric.name!r} had no value in this fit: no phase wrote {wanted}", stacklevel=2)
+            if event.outcome == "completed" and metric.state is None and metric.name not in self._names_with_value:
+                values = ", ".join(f"state.{arg}" for arg in metric.args)
+                warnings.warn(f"metric {metric.name!r} had no value in this fit: no phase wrote {values}", stacklevel=2)
 
-    def _flush(self, learner: Any, epoch: _Epoch) -> None:
+    def _flush(self, learner: LearnerView, epoch: _Epoch) -> None:
         """Fetch the pending rows in one go, add them up in float64, and put them into the series of steps."""
         rows, epoch.rows = epoch.rows, []
         epoch.flushed |= bool(rows)
@@ -259,7 +253,7 @@ class Metrics(Callback):
             weights = values[:, -1] if weighted else np.array([weight for *_, weight, _ in table], np.float64)
             numbers = np.array([number for *_, number in table], np.int64)
             for name, column in zip(names, values.T, strict=True):
-                if name is not _WEIGHT:
+                if name is not None:  # the column without a name has the weights
                     metric = self._smooth.get(name)
                     if metric is not None:
                         column = metric.smooth(phase, column)
@@ -267,21 +261,21 @@ class Metrics(Callback):
                     epoch.add(name, column, weights)
                     series.of(phase, name, Ring).extend(column, numbers)
 
-    def _ask(self, metric: Metric, learner: Any, phase: Any, number: int) -> None:
+    def _ask(self, metric: Metric, learner: LearnerView, phase: Phase, number: int) -> None:
         """Let a metric that does everything itself look at the step."""
-        assert metric.own is not None
-        metric.own.step(learner, phase)
-        value = getattr(metric.own, "step_value", lambda: None)()
+        assert metric.custom is not None
+        metric.custom.step(learner, phase)
+        value = getattr(metric.custom, "step_value", lambda: None)()
         if value is not None:
             ring: Ring = learner.shared.metrics_step.of(phase.name, metric.name, Ring)
             ring.extend(np.array([float(value)]), np.array([number]))
 
-    def state_dict(self) -> dict[str, Any]:
-        """The exponential means."""
+    def state_dict(self) -> StateDict:
+        """The sums of the exponential means, by metric and phase."""
         return {"smooth": {name: metric.sums for name, metric in self._smooth.items()}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with them."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Put back the sums of the exponential means."""
         for name, metric in self._smooth.items():
             metric.sums = {phase: (sums[0], sums[1]) for phase, sums in state["smooth"].get(name, {}).items()}
 
@@ -289,68 +283,69 @@ class Metrics(Callback):
 class _Epoch:
     """Sums of one running epoch."""
 
-    def __init__(self, phase: Any, metrics: list[Metric]) -> None:
+    def __init__(self, phase: Phase, metrics: list[Metric]) -> None:
         self.phase = phase
-        self.rows: list[tuple[tuple[str, ...], Any, Any, int]] = []  # names, values, weight, number of the step
+        # of steps whose values are still on the device: names, values, weight, number of the step
+        self.rows: list[tuple[tuple[str | None, ...], Array, Array | float, int]] = []
         self.flushed = False  # whether there were rows before
         self.measured: set[str] = set()  # metrics that had a value
         self.metrics = metrics
         self._observed: set[str] = set()
         self.last: dict[str, float] = {}  # of metrics whose epoch value is that of the last step
         self._sums: dict[str, tuple[float, float]] = {}
-        self._everything: dict[str, list[tuple[Any, ...]]] = {}
+        self._batches: dict[str, list[tuple[HostArray, ...]]] = {}
         self._accumulators = {metric.name: metric.object for metric in metrics if metric.object is not None}
-        for accumulator in (*self._accumulators.values(), *(metric.own for metric in metrics)):
+        for accumulator in (*self._accumulators.values(), *(metric.custom for metric in metrics)):
             if accumulator is not None:
                 accumulator.reset()
 
-    def add(self, name: str, values: np.ndarray[Any, Any], weights: np.ndarray[Any, Any]) -> None:
+    def add(self, name: str, values: HostArray, weights: HostArray) -> None:
         total, weight = self._sums.get(name, (0.0, 0.0))
         counted = weights != 0  # a batch without samples has a loss that is NaN
         self._sums[name] = (total + float(values[counted] @ weights[counted]), weight + float(weights.sum()))
 
-    def seen(self, metric: Metric) -> None:
-        """A step counted in the numbers of an object."""
+    def note_observed(self, metric: Metric) -> None:
+        """Note that a compiled step fed an object."""
         self._observed.add(metric.name)
 
-    def observe(self, metric: Metric, args: list[Any], learner: Any) -> None:
+    def observe(self, metric: Metric, args: list[Array], learner: LearnerView) -> None:
         """Feed a metric that lives on the host."""
         self._observed.add(metric.name)
-        if metric.own is not None:
+        if metric.custom is not None:
             return
         if metric.object is not None:
             metric.object.update(*args)
             return
         arrays = tuple(learner.to_host(arg) for arg in args)
         if metric.over == "epoch":
-            self._everything.setdefault(metric.name, []).append(arrays)
+            self._batches.setdefault(metric.name, []).append(arrays)
         else:
             weights = _numbers(learner, [learner.sample_weight], "step.weight")
             value = _scalar(metric.fn(*arrays), metric.name)
             self.add(metric.name, np.array([float(value)]), weights)
 
-    def means(self, learner: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def means(self, learner: LearnerView) -> dict[str, EpochValue]:
+        means: dict[str, EpochValue] = {}
         for metric in self.metrics:
             try:
                 values = plain_values(metric.name, self._mean(metric), learner.to_host)
             except Exception as error:
                 _name(error, metric)
                 raise
-            found.update(values)
+            means.update(values)
             if any(value is not None for value in values.values()):
                 self.measured.add(metric.name)
-        return found
+        return means
 
     def _mean(self, metric: Metric) -> Any:
         if metric.state is not None and metric.name not in self._observed:
             return None  # an object that was told nothing has a value all the same
-        if metric.own is not None:
-            return metric.own.epoch_value()
+        if metric.custom is not None:
+            return metric.custom.epoch_value()
         if metric.object is not None:
             return metric.object.compute()
         if metric.over == "epoch":
-            parts = self._everything.get(metric.name)
+            parts = self._batches.get(metric.name)
             return metric.fn(*(np.concatenate(column) for column in zip(*parts, strict=True))) if parts else None
         if metric.name in self.last:
             return self.last[metric.name]
@@ -358,7 +353,44 @@ class _Epoch:
         return total / weight if weight else None
 
 
-def try_metric(metric: Metric, phase: Any, state: Any, learner: Any) -> None:
+def _loss_first(metrics: list[Metric]) -> tuple[Metric, ...]:
+    """The metrics with the loss in front, which is added where there is none.
+
+    Raises:
+        CallbackError: two have one name.
+    """
+    losses = [metric for metric in metrics if isinstance(metric, Loss)] or [Loss()]
+    ordered = (*losses, *(metric for metric in metrics if not isinstance(metric, Loss)))
+    names = [metric.name for metric in ordered]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise CallbackError(f"two metrics are named {repeated[0]!r}: give one of them Metric(fn, name=...)")
+    return ordered
+
+
+def _paths(metrics: Iterable[Metric]) -> tuple[str, ...]:
+    """What these metrics read, each path once."""
+    return tuple(sorted({path for metric in metrics for path in metric.reads}))
+
+
+def _names_in_shared(metrics: Iterable[Metric]) -> dict[str, list[str]]:
+    """A name in ``shared`` for each array that an object keeps its numbers in, by the name of the metric."""
+    names = (f"metrics_array_{number}" for number in count())
+    return {metric.name: [next(names) for _ in metric.variables] for metric in metrics if metric.variables}
+
+
+def _put_at_round(series: Series, epoch: EpochView, name: str, value: EpochValue) -> None:
+    """Put the value of an epoch at its round; one that was measured by hand at the round before it."""
+    phase = epoch.phase.name
+    if epoch.round is not None:
+        if epoch.within is not None and value is not None:  # of an epoch within another one
+            series.within.setdefault(phase, {}).setdefault(name, []).append((epoch.round, epoch.within, value))
+        series.put(phase, name, epoch.round, value)
+    elif value is not None:
+        series.put_by_hand(phase, name, epoch.after, value)
+
+
+def try_metric(metric: Metric, phase: Phase, state: State, learner: LearnerView) -> None:
     """Let a metric look at a step that no epoch counts; what it accumulates begins anew.
 
     Args:
@@ -374,11 +406,11 @@ def try_metric(metric: Metric, phase: Any, state: Any, learner: Any) -> None:
     if args is None:
         return
     arrays = [learner.to_host(arg) for arg in args] if metric.host else args
-    if metric.own is not None:
-        metric.own.reset()
-        metric.own.step(_Seen(learner, state), phase)
-        value = metric.own.epoch_value()
-        metric.own.reset()
+    if metric.custom is not None:
+        metric.custom.reset()
+        metric.custom.step(_ViewOfStep(learner, state), phase)
+        value = metric.custom.epoch_value()
+        metric.custom.reset()
     elif metric.object is not None:
         metric.object.reset()
         metric.object.update(*args)
@@ -390,14 +422,14 @@ def try_metric(metric: Metric, phase: Any, state: Any, learner: Any) -> None:
     plain_values(metric.name, value, learner.to_host)
 
 
-class _Seen:
+class _ViewOfStep:
     """A view of a learner that shows another step."""
 
-    def __init__(self, learner: Any, step: Any) -> None:
+    def __init__(self, learner: LearnerView, step: State) -> None:
         self.step = step
         self._learner = learner
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._learner, name)
 
 
@@ -416,7 +448,7 @@ def _claim(metric: Metric, owner: Metrics) -> None:
         )
 
 
-def _args(step: Any, metric: Metric) -> list[Any] | None:
+def _args(step: State, metric: Metric) -> list[Array] | None:
     """What a metric is called with; None where the step lacks a value."""
     try:
         return [getattr(step, name) for name in metric.args]
@@ -424,7 +456,7 @@ def _args(step: Any, metric: Metric) -> list[Any] | None:
         return None
 
 
-def _is_for(metric: Metric, phase: Any) -> bool:
+def _is_for(metric: Metric, phase: Phase) -> bool:
     if metric.phase is None:
         return not isinstance(phase, PredictionPhase)  # labels that come with the data are no reason to measure
     return isinstance(phase, metric.phase)
@@ -447,16 +479,16 @@ def _name(error: Exception, metric: Metric) -> None:
         error.add_note(f"raised by the metric {metric.name!r}")
 
 
-def _is_of(metric: Metric, learner: Any) -> bool:
+def _is_of(metric: Metric, learner: LearnerView) -> bool:
     """Whether an object computes with the arrays of the learner."""
     return isinstance(learner.xp, type(namespace_of(metric.variables[0].value).xp))
 
 
-def _in_order(names: list[str], values: dict[str, Any]) -> list[str]:
+def _in_order(names: list[str], values: Iterable[str]) -> list[str]:
     return [name for name in names if name in values] + [name for name in values if name not in names]
 
 
-def _numbers(learner: Any, values: list[Any], name: str) -> np.ndarray[Any, Any]:
+def _numbers(learner: LearnerView, values: list[Array | float], name: str) -> HostArray:
     if set(map(type, values)) <= {int, float, bool}:
         return np.array(values, dtype=np.float64)
     fetched = learner.to_host(values)
@@ -466,7 +498,7 @@ def _numbers(learner: Any, values: list[Any], name: str) -> np.ndarray[Any, Any]
     return np.array([float(value) for value in fetched])
 
 
-def _value(metric: Metric, args: list[Any]) -> Any:
+def _value(metric: Metric, args: list[Array]) -> Array:
     if metric.value:
         return args[0]
     try:
@@ -479,7 +511,7 @@ def _value(metric: Metric, args: list[Any]) -> Any:
         raise
 
 
-def _scalar(value: Any, name: str) -> Any:
+def _scalar(value: Array, name: str) -> Array:
     shape = getattr(value, "shape", ())
     if len(shape):  # a shape of TensorFlow is true even if empty
         raise LossError(
@@ -489,9 +521,9 @@ def _scalar(value: Any, name: str) -> Any:
     return value
 
 
-def _floats(learner: Any, row: list[Any]) -> list[Any]:
+def _floats(learner: LearnerView, row: list[Array | float]) -> list[Array]:
     """All as arrays of one dtype: float32, or float64 where one of them is."""
     xp = learner.xp
-    arrays = [xp.full((), value) if type(value) in _NUMBERS else value for value in row]
+    arrays: list[Array] = [xp.full((), value) if type(value) in _NUMBERS else value for value in row]
     wide = next((array.dtype for array in arrays if "float64" in str(array.dtype)), xp.float32)
     return [xp.astype(array, wide) for array in arrays]

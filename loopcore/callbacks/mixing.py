@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from loopcore._utils.validation import is_number, is_whole
+from loopcore.backend.array_namespace import ArrayNamespace
+from loopcore.backend.protocol import Array, Tree
 from loopcore.callback import Callback, on
 from loopcore.callbacks.counting import is_float
 from loopcore.errors import CallbackError
 from loopcore.events import StepBegin
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView
 
 
 class MixUp(Callback):
@@ -50,14 +51,14 @@ class MixUp(Callback):
         self.classes = _checked(classes, "MixUp")
 
     @on(StepBegin, AbstractTrainingPhase, traced=True)
-    def mix(self, learner: Any, phase: Any) -> None:
+    def mix(self, learner: LearnerView, phase: Phase) -> None:
         """Mix ``step.xs`` and ``step.ys`` with themselves in random order."""
         step, xp = learner.step, learner.xp
         ys = learner.tree.map(lambda leaf: probabilities(leaf, self.classes, xp, "MixUp"), step.ys)
         share = learner.random.beta(self.alpha, self.alpha, ())
         order = learner.random.permutation(_length(learner, ys))
 
-        def mixed(leaf: Any) -> Any:
+        def mixed(leaf: Array) -> Array:
             if not is_float(leaf):
                 raise CallbackError(f"MixUp mixes floating arrays, but a part of step.xs is of dtype {leaf.dtype}")
             other = xp.take(leaf, order, axis=0)
@@ -105,19 +106,19 @@ class LabelSmoothing(Callback):
         self.classes = _checked(classes, "LabelSmoothing")
 
     @on(StepBegin, AbstractTrainingPhase, traced=True)
-    def smooth(self, learner: Any, phase: Any) -> None:
+    def smooth(self, learner: LearnerView, phase: Phase) -> None:
         """Smooth ``step.ys``."""
         rows = probabilities(learner.step.ys, self.classes, learner.xp, "LabelSmoothing")
         learner.step.ys = rows * (1.0 - self.epsilon) + self.epsilon / rows.shape[-1]
 
 
-def _checked(classes: int | None, who: str) -> int | None:
+def _checked(classes: int | None, class_name: str) -> int | None:
     if classes is not None and not is_whole(classes, least=1):
-        raise ValueError(f"{who}(classes={classes!r}): a whole number, at least 1")
+        raise ValueError(f"{class_name}(classes={classes!r}): a whole number, at least 1")
     return classes
 
 
-def probabilities(ys: Any, classes: int | None, xp: Any, who: str) -> Any:
+def probabilities(ys: Array, classes: int | None, xp: ArrayNamespace, class_name: str) -> Array:
     """Labels as floats: integers as one-hot rows, floats as they are.
 
     Raises:
@@ -127,18 +128,18 @@ def probabilities(ys: Any, classes: int | None, xp: Any, who: str) -> Any:
         return ys
     if classes is None:
         raise CallbackError(
-            f"{who} got labels of dtype {ys.dtype} and shape {tuple(ys.shape)}, and has to know how many classes "
-            f"there are: write {who}(..., classes=10)"
+            f"{class_name} got labels of dtype {ys.dtype} and shape {tuple(ys.shape)}, and has to know how many "
+            f"classes there are: write {class_name}(..., classes=10)"
         )
     return xp.one_hot(ys, classes)
 
 
-def _length(learner: Any, tree: Any) -> int:
-    found: list[int] = []
+def _length(learner: LearnerView, tree: Tree) -> int:
+    lengths: list[int] = []
 
-    def measure(leaf: Any) -> Any:
-        found.append(int(leaf.shape[0]))
+    def measure(leaf: Array) -> Array:
+        lengths.append(int(leaf.shape[0]))
         return leaf
 
     learner.tree.map(measure, tree)
-    return found[0]
+    return lengths[0]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isnan
-from typing import Any, Literal
+from typing import Literal
 
 from loopcore._utils.history_names import PREFIXES, prefix_of
+from loopcore.callbacks.unguarded import unguarded
 from loopcore.errors import CallbackError
+from loopcore.events import EpochEnd
+from loopcore.phases.base import Phase
+from loopcore.protocols import LearnerView
 
 Mode = Literal["min", "max"]
 
 
-def monitored(learner: Any, phase: Any, event: Any, key: str) -> float | None:
+def monitored(learner: LearnerView, phase: Phase, event: EpochEnd, key: str) -> float | None:
     """The value of a metric for the epoch that ends, if it is one of the metric's phase and has a value.
 
     Predictions, and what is measured by hand outside of rounds, have none.
@@ -44,20 +48,22 @@ def monitored(learner: Any, phase: Any, event: Any, key: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _may_come(learner: Any, key: str) -> bool:
+def _may_come(learner: LearnerView, key: str) -> bool:
     """Whether the phase of a metric has measured nothing yet and may do so in a later round."""
     measured = set(learner.shared.metrics_epoch)
-    known = {*(phase.name for phase in learner.phases), *PREFIXES, *measured}
-    phase = max((name for name in known if key.startswith(prefix_of(name))), key=lambda name: len(prefix_of(name)))
-    data = learner._learner.data  # only its keys: no callback has to declare that it reads data for a message
+    phase_names = {*(phase.name for phase in learner.phases), *PREFIXES, *measured}
+    phase = max(
+        (name for name in phase_names if key.startswith(prefix_of(name))), key=lambda name: len(prefix_of(name))
+    )
+    data = unguarded(learner).data  # only its keys: no callback has to declare that it reads data for a message
     return phase not in measured and (phase in data or any(p.name == phase and not p.data_key for p in learner.phases))
 
 
-def unmeasured(who: str, key: str) -> str:
-    """What to say when a fit ends in which a metric had no value."""
+def unmeasured(class_name: str, key: str) -> str:
+    """The warning for a fit that ends without a value of the metric."""
     return (
-        f"{who} watched {key!r}, which had no value in this fit: run the phase that measures it in a round, or watch "
-        "another metric"
+        f"{class_name} watched {key!r}, which had no value in this fit: run the phase that measures it in a round, or "
+        "watch another metric"
     )
 
 
@@ -88,7 +94,7 @@ def worst(values: Sequence[float | None], mode: Mode, keep: int) -> list[int]:
     return [place for place in ranked(values, mode)[keep:] if place != len(values) - 1]
 
 
-def check_mode(mode: Any) -> None:
-    """Refuse a mode that is neither."""
+def check_mode(mode: str) -> None:
+    """Refuse a mode that is neither "min" nor "max"."""
     if mode not in ("min", "max"):
         raise CallbackError(f'mode={mode!r}: what is better, "min" or "max"')

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from loopcore._utils.validation import is_whole
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError
 from loopcore.events import FitBegin, FitEnd, StepBegin, StepEnd
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView
 
 
 class Profiler(Callback):
@@ -42,31 +42,31 @@ class Profiler(Callback):
         self.folder = Path(folder)
         self.skip = skip
         self.steps = steps
-        self._seen = 0
+        self._begun_steps = 0
         self._open: ExitStack | None = None
 
     @on(FitBegin)
-    def begin(self, learner: Any, phase: Any) -> None:
-        """Count from here."""
-        self._seen = 0
+    def begin(self, learner: LearnerView, phase: None) -> None:
+        """Count the steps of each fit from 0."""
+        self._begun_steps = 0
 
     @on(StepBegin, AbstractTrainingPhase)
-    def begin_step(self, learner: Any, phase: Any) -> None:
-        """Start, if it is time."""
-        if self._seen == self.skip and self._open is None:
+    def begin_step(self, learner: LearnerView, phase: Phase) -> None:
+        """Start the profile after the steps to skip."""
+        if self._begun_steps == self.skip and self._open is None:
             self._open = ExitStack()
             self._open.enter_context(learner.profile(self._new_folder()))
-        self._seen += 1
+        self._begun_steps += 1
 
     @on(StepEnd, AbstractTrainingPhase)
-    def end_step(self, learner: Any, phase: Any) -> None:
-        """Stop, if it was the last one."""
-        if self._seen >= self.skip + self.steps:
+    def end_step(self, learner: LearnerView, phase: Phase) -> None:
+        """End the profile after its last step."""
+        if self._begun_steps >= self.skip + self.steps:
             self._close()
 
     @on(FitEnd)
-    def end(self, learner: Any, phase: Any) -> None:
-        """A fit may be over before that."""
+    def end(self, learner: LearnerView, phase: None) -> None:
+        """End a profile that is still open."""
         self._close()
 
     def _close(self) -> None:
@@ -76,6 +76,6 @@ class Profiler(Callback):
 
     def _new_folder(self) -> Path:
         number = 1
-        while (found := self.folder / f"fit-{number}").exists():
+        while (folder := self.folder / f"fit-{number}").exists():
             number += 1
-        return found
+        return folder

@@ -6,13 +6,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from loopcore._utils.history_names import prefix_of
 from loopcore._utils.text import clean, say
+from loopcore.backend.protocol import Array
 from loopcore.callback import Callback, on
 from loopcore.events import EpochBegin, EpochEnd, FitBegin, FitEnd, StepEnd
+from loopcore.phases.base import Phase
 from loopcore.phases.supervised import PredictionPhase
+from loopcore.protocols import LearnerView
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -85,42 +88,42 @@ class ProgressPrinter(Printer):
         self._round = 0  # that of the parts
         self._began = 0.0
         self._parts: list[str] = []
-        self._loss: Any = None
-        self._shown = ""
+        self._loss: Array | None = None
+        self._loss_text = ""
 
     @on(FitBegin)
-    def begin_fit(self, learner: Any, phase: Any) -> None:
-        """A new row."""
+    def begin_fit(self, learner: LearnerView, phase: None) -> None:
+        """Forget the parts of a row that an earlier fit left."""
         self._parts = []
 
     @on(EpochBegin)
-    def begin_epoch(self, learner: Any, phase: Any) -> None:
-        """Open a bar."""
+    def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
+        """Open a bar on a terminal, and start the clock."""
         if self.quiet or learner.epoch.nested:
             return
         self._began = time.monotonic()
         self._next = self._began + _REDRAW
-        self._loss, self._shown = None, ""
+        self._loss, self._loss_text = None, ""
         if self._is_terminal():
             self._try(lambda: self._open_bar(self._file or sys.stdout, clean(phase.name), learner.epoch.length))
 
     @on(StepEnd)
-    def end_step(self, learner: Any, phase: Any) -> None:
-        """Redraw, if the last time was long enough ago."""
+    def end_step(self, learner: LearnerView, phase: Phase) -> None:
+        """Redraw the bar, if the last time was long enough ago."""
         if self._bar is None or self._task is None:
             return
-        now = time.monotonic()
-        if now < self._next or learner.epoch.nested:
+        time_now = time.monotonic()
+        if time_now < self._next or learner.epoch.nested:
             return
-        self._next = now + _REDRAW
+        self._next = time_now + _REDRAW
         if self._loss is not None and learner.is_ready(self._loss):  # that of the last redraw, which is ready by now
-            self._shown = f"loss {float(learner.to_host(self._loss)):.4g}"
+            self._loss_text = f"loss {float(learner.to_host(self._loss)):.4g}"
         self._loss = getattr(learner.step, "loss", None)
-        bar, task, done = self._bar, self._task, learner.epoch.attempted
-        self._try(lambda: bar.update(task, completed=done, loss=self._shown, refresh=True))
+        bar, task, attempted = self._bar, self._task, learner.epoch.attempted
+        self._try(lambda: bar.update(task, completed=attempted, loss=self._loss_text, refresh=True))
 
     @on(EpochEnd)
-    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Close the bar, or print a line once the round is over."""
         if self.quiet or learner.epoch.nested:
             return
@@ -135,8 +138,8 @@ class ProgressPrinter(Printer):
             self._print_parts()
 
     @on(FitEnd)
-    def end_fit(self, learner: Any, phase: Any) -> None:
-        """Print what a stopped round had."""
+    def end_fit(self, learner: LearnerView, phase: None) -> None:
+        """Print the line of a round that was stopped, and close the bar."""
         if self._parts and not self.quiet:
             self._print_parts()
         self._close_bar()
@@ -194,13 +197,13 @@ class MetricsPrinter(Printer):
         self._values: dict[str, float | None] = {}
 
     @on(FitBegin)
-    def begin_fit(self, learner: Any, phase: Any) -> None:
-        """A new table."""
+    def begin_fit(self, learner: LearnerView, phase: None) -> None:
+        """Begin a new table, with its header."""
         self._columns = []
         self._values = {}
 
     @on(EpochEnd)
-    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Collect the values of this phase; print when the round is over."""
         if self.quiet or learner.epoch.nested or isinstance(phase, PredictionPhase):
             return
@@ -224,9 +227,9 @@ class MetricsPrinter(Printer):
             self._columns = columns
             names = " ".join(f"{clean(name):>{width}}" for name, width in zip(columns, widths, strict=True))
             self._say(f"{'epoch':>6} {names}")
-        cells = " ".join(f"{_shown(self._values.get(name)):>{w}}" for name, w in zip(columns, widths, strict=True))
+        cells = " ".join(f"{_loss_text(self._values.get(name)):>{w}}" for name, w in zip(columns, widths, strict=True))
         self._say(f"{number:>6} {cells}")
 
 
-def _shown(value: float | None) -> str:
+def _loss_text(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from loopcore.callback import Callback, on
 from loopcore.events import EpochBegin, EpochEnd, StepEnd
 from loopcore.history import History, Tally
+from loopcore.phases.base import Phase
+from loopcore.protocols import LearnerView, StateDict
 
 
 class Recorder(Callback):
@@ -25,23 +25,23 @@ class Recorder(Callback):
 
     writes = ("shared.history",)
 
-    _running: tuple[Any, Any] = None, None  # the phase whose epoch began last, and its counts
+    _running: tuple[Phase | None, Tally] = None, Tally()  # the phase whose epoch began last, and its counts
 
-    def setup(self, learner: Any) -> None:
+    def setup(self, learner: LearnerView) -> None:
         """Start with no counts, unless a checkpoint or an earlier recorder left some."""
-        self._running = None, None
+        self._running = None, Tally()
         if not hasattr(learner.shared, "history"):
             learner.shared.history = History()
 
     @on(EpochBegin)
-    def begin_epoch(self, learner: Any, phase: Any) -> None:
-        """No step of this epoch is completed yet."""
+    def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
+        """Set the steps of the running epoch to 0."""
         counts = self._counts(learner, phase)
         counts.steps_epoch = 0
         self._running = phase, counts
 
     @on(StepEnd)
-    def end_step(self, learner: Any, phase: Any, event: StepEnd) -> None:
+    def end_step(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Count the step if it was completed."""
         running, counts = self._running
         if running is not phase:
@@ -52,20 +52,20 @@ class Recorder(Callback):
             counts.steps_epoch += 1
 
     @on(EpochEnd)
-    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Count the epoch if it was completed."""
         if event.outcome == "completed":
             self._counts(learner, phase).epochs += 1
 
-    def _counts(self, learner: Any, phase: Any) -> Tally:
+    def _counts(self, learner: LearnerView, phase: Phase) -> Tally:
         counts: dict[str, Tally] = learner.shared.history._counts
         name = phase.name
         return counts.get(name) or counts.setdefault(name, Tally())
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Nothing: the counts live in ``shared.history``."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Look for the counts anew."""
-        self._running = None, None
+    def load_state_dict(self, state: StateDict) -> None:
+        """Drop the counts at hand, since loading may have replaced them."""
+        self._running = None, Tally()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import optree
 
+from loopcore.backend.protocol import Tree
 from loopcore.callback import Callback, on
 from loopcore.callbacks.metrics import Metrics, try_metric
+from loopcore.callbacks.unguarded import unguarded
 from loopcore.errors import SanityError
 from loopcore.events import FitBegin
 from loopcore.phases.base import Phase
+from loopcore.protocols import LearnerView
+from loopcore.state import State
 
 
 class SanityCheck(Callback):
@@ -40,23 +45,23 @@ class SanityCheck(Callback):
 
     reads = ("data", "model", "params", "buffers")
 
-    _done = False
+    _is_done = False
 
     @on(FitBegin)
-    def check(self, learner: Any, phase: Any) -> None:
+    def check(self, learner: LearnerView, phase: None) -> None:
         """Check each phase, once."""
-        if self._done:
+        if self._is_done:
             return
         problems: list[str] = []
         errors: list[Exception] = []
-        for one in learner.phases:
-            if one.data_key in learner.data and type(one).epoch is Phase.epoch:
-                self._check_phase(learner, one, problems, errors)
+        for checked_phase in learner.phases:
+            if checked_phase.data_key in learner.data and type(checked_phase).epoch is Phase.epoch:
+                self._check_phase(learner, checked_phase, problems, errors)
         if problems:
             raise SanityError("\n".join(problems)) from (errors[0] if errors else None)
-        self._done = True
+        self._is_done = True
 
-    def _check_phase(self, learner: Any, phase: Any, problems: list[str], errors: list[Exception]) -> None:
+    def _check_phase(self, learner: LearnerView, phase: Phase, problems: list[str], errors: list[Exception]) -> None:
         doing = f"reading a batch of phase {phase.name!r}"
         try:
             batch = learner.peek(phase)
@@ -73,41 +78,42 @@ class SanityCheck(Callback):
             self._check_metrics(learner, phase, state, problems, errors)
 
     def _check_metrics(
-        self, learner: Any, phase: Any, state: Any, problems: list[str], errors: list[Exception]
+        self, learner: LearnerView, phase: Phase, state: State, problems: list[str], errors: list[Exception]
     ) -> None:
-        measures = (one.identity() for one in learner._learner.callbacks)  # no callback may change another one; this
-        for metric in (metric for one in measures if isinstance(one, Metrics) for metric in one.metrics):  # only looks
-            try:
-                try_metric(metric, phase, state, learner)
-            except Exception as error:
-                problems.append(
-                    f"metric {metric.name!r} fails in phase {phase.name!r}: {type(error).__name__}: {error}"
-                )
-                errors.append(error)
+        for member in unguarded(learner).callbacks:  # no view shows the callbacks; nothing is done to them
+            callback = member.identity()
+            for metric in callback.metrics if isinstance(callback, Metrics) else ():
+                try:
+                    try_metric(metric, phase, state, learner)
+                except Exception as error:
+                    problems.append(
+                        f"metric {metric.name!r} fails in phase {phase.name!r}: {type(error).__name__}: {error}"
+                    )
+                    errors.append(error)
 
 
-def _problems_of(learner: Any, parts: Any, phase: str) -> list[str]:
-    found: list[str] = []
+def _problems_of(learner: LearnerView, parts: Mapping[str, Any], phase: str) -> list[str]:
+    problems: list[str] = []
     shapes: dict[str, tuple[int, ...]] = {}
-    tree: Any = dict(parts)
+    tree: Tree = dict(parts)
     paths, leaves, _ = optree.tree_flatten_with_path(tree)
-    named = [(".".join(map(str, path)), leaf) for path, leaf in zip(paths, leaves, strict=True)]
-    every = [pair for path, part in named for pair in _inner(learner, path, part)]
-    for name, leaf in every:
+    named_leaves = [(".".join(map(str, path)), leaf) for path, leaf in zip(paths, leaves, strict=True)]
+    leaves_by_name = [pair for path, part in named_leaves for pair in _inner(learner, path, part)]
+    for name, leaf in leaves_by_name:
         shape = getattr(leaf, "shape", ())
         if len(shape):
             shapes[name] = tuple(int(size) for size in shape)
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
-            found.append(f"{name} of a batch of phase {phase!r} has values that are NaN or infinite")
+            problems.append(f"{name} of a batch of phase {phase!r} has values that are NaN or infinite")
     if len({shape[0] for shape in shapes.values()}) > 1:
-        each = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        found.append(f"the parts of a batch of phase {phase!r} differ in length: {each}")
-    return found
+        lengths = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        problems.append(f"the parts of a batch of phase {phase!r} differ in length: {lengths}")
+    return problems
 
 
-def _inner(learner: Any, name: str, leaf: Any) -> list[tuple[str, Any]]:
+def _inner(learner: LearnerView, name: str, leaf: Tree) -> list[tuple[str, Tree]]:
     """What is in a tree of a class that only the framework knows as one; anything else is itself."""
-    found: list[Any] = []
-    learner.tree.map(found.append, leaf)
-    whole = len(found) == 1 and found[0] is leaf
-    return [(name, leaf)] if whole else [(f"{name}.{number}", part) for number, part in enumerate(found)]
+    leaves: list[Tree] = []
+    learner.tree.map(leaves.append, leaf)
+    is_leaf = len(leaves) == 1 and leaves[0] is leaf
+    return [(name, leaf)] if is_leaf else [(f"{name}.{number}", part) for number, part in enumerate(leaves)]

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from loopcore.backend.protocol import Array
 from loopcore.callback import NO_CONFLICT, Callback, Resolution, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate
 from loopcore.callbacks.monitor import monitored
@@ -15,7 +16,8 @@ from loopcore.events import EpochBegin, EpochEnd, StepBegin, StepEnd
 from loopcore.handles.hyperparameters import HyperParameter
 from loopcore.history import Ring, Series
 from loopcore.optimizers import Momentum
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView, StateDict
 
 Unit = Literal["step", "epoch", "update"]
 Key: TypeAlias = str | HyperParameter | type[Momentum]
@@ -35,12 +37,12 @@ class _ByStep(Callback):
         self._waiting = 0
         self._first = 0  # the number of the step of the first pending values
 
-    def setup(self, learner: Any) -> None:
-        """Have a place for them."""
+    def setup(self, learner: LearnerView) -> None:
+        """Make the series that values are kept in, unless there is one."""
         if not hasattr(learner.shared, "hyper_step"):
             learner.shared.hyper_step = Series()
 
-    def _keep(self, learner: Any, phase: Any, values: Mapping[str, float]) -> None:
+    def _keep(self, learner: LearnerView, phase: Phase, values: Mapping[str, float]) -> None:
         if not self._waiting:
             self._first = learner.step_number
         self._waiting += 1
@@ -49,7 +51,7 @@ class _ByStep(Callback):
         if self._waiting == _FLUSH:
             self._hand_on(learner, phase)
 
-    def _hand_on(self, learner: Any, phase: Any) -> None:
+    def _hand_on(self, learner: LearnerView, phase: Phase) -> None:
         for name, values in self._pending.items():
             numbers = self._first + np.arange(len(values))
             learner.shared.hyper_step.of(phase.name, name, Ring).extend(np.array(values), numbers)
@@ -60,8 +62,8 @@ class _ByStep(Callback):
     def values(self, name: Key, phase: str = "training") -> list[float]:
         """The latest values of a hyperparameter by completed step, the newest last."""
         name = _name_of(name)
-        done = getattr(self, "_series", {}).get(phase, {})
-        return [*(done[name].latest().tolist() if name in done else ()), *self._pending[name]]
+        by_name = getattr(self, "_series", {}).get(phase, {})
+        return [*(by_name[name].latest().tolist() if name in by_name else ()), *self._pending[name]]
 
 
 class Scheduler(_ByStep):
@@ -74,7 +76,7 @@ class Scheduler(_ByStep):
     Several go together if each sets other hyperparameters. ``lc.LearningRate``, which is that of all optimizers, and
     ``lc.LearningRate("critic")`` go into one Scheduler: it sets the more general one first, in any order.
 
-    Of the writes the first stands for the hyperparameters it sets; what it reads depends on the unit.
+    Below, ``hyper.learning_rate`` stands for whatever hyperparameters it sets; what it reads depends on the unit.
 
     Reads: step.window, step.updated
     Writes: hyper.learning_rate, shared.hyper_step
@@ -103,7 +105,7 @@ class Scheduler(_ByStep):
         (0.5, [1.0, 0.75, 0.5])
     """
 
-    def __init__(self, schedules: Mapping[Key, Callable[[float], Any]], unit: Unit = "step") -> None:
+    def __init__(self, schedules: Mapping[Key, Callable[[float], Array | float]], unit: Unit = "step") -> None:
         if not isinstance(schedules, Mapping) or not schedules:
             raise CallbackError(
                 f"Scheduler takes a dict from hyperparameters to schedules, not {schedules!r}: write "
@@ -111,7 +113,7 @@ class Scheduler(_ByStep):
             )
         if unit not in _UNITS:
             raise CallbackError(f'unit={unit!r}: what is counted is "step", "epoch" or "update"')
-        self._schedules: dict[str, Callable[[float], Any]] = {}
+        self._schedules: dict[str, Callable[[float], Array | float]] = {}
         for key, schedule in schedules.items():
             name = _name_of(key)
             if name in self._schedules:
@@ -121,7 +123,7 @@ class Scheduler(_ByStep):
                 write = 'lc.TorchScheduler(scheduler, "step")' if torch_own else f"lc.schedules.constant({schedule!r})"
                 raise CallbackError(f"the schedule of {name!r} is {schedule!r}: write {write}")
             self._schedules[name] = schedule
-        # those of all optimizers first, so that they leave alone what has a schedule of its own
+        # names that stand for all optimizers come first, so that the schedule of a single one has the last word
         self._schedules = dict(sorted(self._schedules.items(), key=lambda item: item[0].count(".")))
         self.writes = (*(f"hyper.{name}" for name in self._schedules), "shared.hyper_step")
         self.reads = {"step": (_WINDOW,), "epoch": (), "update": (_WINDOW, "step.updated")}[unit]
@@ -130,7 +132,7 @@ class Scheduler(_ByStep):
         self._last: dict[str, float] = {}
         super().__init__(self._schedules)
 
-    def setup(self, learner: Any) -> None:
+    def setup(self, learner: LearnerView) -> None:
         """Set the first values, so that what cannot be set says so at once."""
         self._last = {}
         self._set(learner)
@@ -142,23 +144,23 @@ class Scheduler(_ByStep):
             return other.resolve_conflict(self)
         if not isinstance(other, Scheduler):
             return None
-        clash = any(_overlap(mine, theirs) for mine in self._schedules for theirs in other._schedules)
+        clash = any(_overlap(name, other_name) for name in self._schedules for other_name in other._schedules)
         return None if clash else NO_CONFLICT
 
     @on(EpochBegin, AbstractTrainingPhase)
-    def begin_epoch(self, learner: Any, phase: Any) -> None:
+    def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
         """Set the values of an epoch."""
         if self.unit == "epoch":
             self._set(learner)
 
     @on(StepBegin, AbstractTrainingPhase)
-    def begin_step(self, learner: Any, phase: Any) -> None:
+    def begin_step(self, learner: LearnerView, phase: Phase) -> None:
         """Set the values of a step."""
         if self.unit != "epoch":
             self._set(learner)
 
     @on(StepEnd, AbstractTrainingPhase)
-    def end_step(self, learner: Any, phase: Any, event: StepEnd) -> None:
+    def end_step(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Count the step if it was completed, and keep its values."""
         if event.outcome != "completed":
             return
@@ -168,41 +170,41 @@ class Scheduler(_ByStep):
         self._count_update(learner)
 
     @on(StepEnd, AccumulatedUpdate)
-    def end_window(self, learner: Any, phase: Any, event: StepEnd) -> None:
+    def end_window(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Count the update with what an epoch left over."""
         if event.outcome == "completed":
             self.count += self.unit == "step"
             self._count_update(learner)
 
-    def _count_update(self, learner: Any) -> None:
+    def _count_update(self, learner: LearnerView) -> None:
         if self.unit == "update":
             updated = learner.step.updated
             self.count += updated is True or (updated is not None and bool(learner.to_host(updated)))
 
     @on(EpochEnd, AbstractTrainingPhase)
-    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Count the epoch, and hand on the values of its steps."""
         self.count += self.unit == "epoch" and event.outcome == "completed"
         self._hand_on(learner, phase)
 
-    def _set(self, learner: Any) -> None:
+    def _set(self, learner: LearnerView) -> None:
         for name, schedule in self._schedules.items():
             value = float(schedule(self.count))
             if self._last.get(name) != value or learner.hyper[name] != value:
                 learner.hyper[name] = self._last[name] = value
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The count."""
         return {"count": self.count}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on from a count."""
         self.count = int(state["count"])
 
 
 def _name_of(key: Key) -> str:
     """The name of a hyperparameter; the class of the optimizer stands for "momentum", which has its name."""
-    name: Any = key.name if isinstance(key, HyperParameter) else "momentum" if key is Momentum else key
+    name: object = key.name if isinstance(key, HyperParameter) else "momentum" if key is Momentum else key
     if not isinstance(name, str):
         raise CallbackError(
             f'Scheduler has the key {key!r}, which names no hyperparameter: write lc.LearningRate, "momentum", '
@@ -211,15 +213,15 @@ def _name_of(key: Key) -> str:
     return name
 
 
-def _is_whole_step(learner: Any) -> bool:
+def _is_whole_step(learner: LearnerView) -> bool:
     """Whether a completed step is one of the optimizer: of those that accumulate only the last is."""
     window = getattr(learner.step, "window", None)
     return window is None or window[1]
 
 
-def _overlap(one: str, other: str) -> bool:
+def _overlap(name: str, other_name: str) -> bool:
     """Whether two names stand for a value of one optimizer: "learning_rate" is that of all."""
-    return one == other or one.endswith(f".{other}") or other.endswith(f".{one}")
+    return name == other_name or name.endswith(f".{other_name}") or other_name.endswith(f".{name}")
 
 
 class TorchScheduler(_ByStep):
@@ -277,17 +279,19 @@ class TorchScheduler(_ByStep):
         if monitor is not None:
             self.reads = ("optimizer", "shared.metrics_epoch", _WINDOW)
 
-    def setup(self, learner: Any) -> None:
+    def setup(self, learner: LearnerView) -> None:
         """Check that the Learner trains with the optimizer of the scheduler."""
-        own, kind = getattr(self.scheduler, "optimizer", None), type(self.scheduler).__name__
-        if own is not None and all(own is not optimizer for optimizer in learner.optimizer.values()):
-            given = ", ".join(type(optimizer).__name__ for optimizer in learner.optimizer.values()) or "none"
+        its_optimizer, kind = getattr(self.scheduler, "optimizer", None), type(self.scheduler).__name__
+        if its_optimizer is not None and all(
+            its_optimizer is not optimizer for optimizer in learner.optimizer.values()
+        ):
+            class_names = ", ".join(type(optimizer).__name__ for optimizer in learner.optimizer.values()) or "none"
             raise CallbackError(
                 f"the {kind} of TorchScheduler sets the learning rate of an optimizer that this Learner does not have, "
-                f"it has {given}: pass the same object to both, Learner(..., optimizer=scheduler.optimizer), or use "
-                "lc.Scheduler, which sets that of any optimizer"
+                f"it has {class_names}: pass the same object to both, Learner(..., optimizer=scheduler.optimizer), or "
+                "use lc.Scheduler, which sets that of any optimizer"
             )
-        prefix = next((name for name, optimizer in learner.optimizer.items() if optimizer is own), "")
+        prefix = next((name for name, optimizer in learner.optimizer.items() if optimizer is its_optimizer), "")
         self._name = f"{prefix}.learning_rate" if prefix else "learning_rate"
         self._pending.setdefault(self._name, [])
         super().setup(learner)
@@ -295,30 +299,30 @@ class TorchScheduler(_ByStep):
     def resolve_conflict(self, other: Callback) -> Resolution | None:
         """It goes with one of another optimizer, and with schedules of what it does not set."""
         if isinstance(other, TorchScheduler):
-            two = {id(getattr(one.scheduler, "optimizer", None)) for one in (self, other)}
-            return NO_CONFLICT if len(two) == 2 else None
+            optimizer_ids = {id(getattr(callback.scheduler, "optimizer", None)) for callback in (self, other)}
+            return NO_CONFLICT if len(optimizer_ids) == 2 else None
         if isinstance(other, Scheduler):
             names = {name.rpartition(".")[2] for name in other._schedules}
             return NO_CONFLICT if names.isdisjoint(("learning_rate", "momentum")) else None
         return None
 
     @on(StepEnd, AbstractTrainingPhase)
-    def end_step(self, learner: Any, phase: Any, event: StepEnd) -> None:
-        """Keep the rate that the step ran with; one step of the scheduler."""
+    def end_step(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
+        """Keep the rate that the step ran with, and step a scheduler that counts steps."""
         if event.outcome == "completed" and self._name in learner.hyper:
             self._keep(learner, phase, {self._name: learner.hyper[self._name]})
         if self.unit == "step" and event.outcome == "completed" and _is_whole_step(learner):
             self.scheduler.step()
 
     @on(StepEnd, AccumulatedUpdate)
-    def end_window(self, learner: Any, phase: Any, event: StepEnd) -> None:
-        """One step for what an epoch left over."""
+    def end_window(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
+        """Step the scheduler for the window that an epoch left over."""
         if self.unit == "step" and event.outcome == "completed":
             self.scheduler.step()
 
     @on(EpochEnd)
-    def end_epoch(self, learner: Any, phase: Any, event: EpochEnd) -> None:
-        """One step of the scheduler, with the metric it follows; hand on the rates of the steps."""
+    def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
+        """Step a scheduler that counts epochs or follows a metric; hand on the rates of the steps."""
         if isinstance(phase, AbstractTrainingPhase):
             self._hand_on(learner, phase)
         if self.monitor is not None:
@@ -328,12 +332,12 @@ class TorchScheduler(_ByStep):
         elif self.unit == "epoch" and event.outcome == "completed" and isinstance(phase, AbstractTrainingPhase):
             self.scheduler.step()
 
-    def state_dict(self) -> dict[str, Any]:
-        """That of the scheduler, where it is made of JSON values."""
-        state: dict[str, Any] = getattr(self.scheduler, "state_dict", dict)()
+    def state_dict(self) -> StateDict:
+        """The state of the scheduler, as far as it is made of JSON values."""
+        state: StateDict = getattr(self.scheduler, "state_dict", dict)()
         return {name: value for name, value in state.items() if isinstance(value, (int, float, str, list, type(None)))}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from it."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Put back the state of the scheduler."""
         if hasattr(self.scheduler, "load_state_dict"):
             self.scheduler.load_state_dict(state)

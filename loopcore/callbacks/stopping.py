@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from math import isfinite
 from time import monotonic
-from typing import Any
 
+from loopcore.backend.protocol import Array, Tree
 from loopcore.callback import NO_CONFLICT, Callback, Resolution, RunFirst, on
 from loopcore.callbacks.accumulation import AccumulatedUpdate, GradientAccumulation
 from loopcore.callbacks.counting import is_float
 from loopcore.errors import CancelFittingException
 from loopcore.events import EpochEnd, FitBegin, StepBegin, StepEnd, UpdateBegin
+from loopcore.handles.trees import TreeMath
 from loopcore.ordering.declarations import overlaps
-from loopcore.phases.base import AbstractTrainingPhase
+from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView
 from loopcore.state import combine_conditions
 
-_NONE = -1
+_NONE = -1  # the mark while no step was bad
 _LOOK = 0.1  # seconds between two looks that cost a transfer
 _LOSS, _GRADIENT, _LATER, _BUFFERS, _REST = range(5)  # what was not finite
 _WORDS = {
@@ -67,34 +69,34 @@ class StopOnNaNLoss(Callback):
     carries = ("shared.first_bad_step",)
     run_after = (GradientAccumulation,)
 
-    def setup(self, learner: Any) -> None:
-        """Start with a good mark."""
+    def setup(self, learner: LearnerView) -> None:
+        """Mark no step as bad, and note which buffers are finite."""
         self._next = 0.0
-        self._mark: Any = None  # what the host saw when it looked last, and could not know yet
+        self._mark: Array | None = None  # what the host saw when it looked last, and could not know yet
         learner.shared.first_bad_step = _NONE
         self.watched = _finite_floats(learner)
         if not learner.buffers.value:  # nothing to remember
-            self.listeners = tuple(one for one in type(self).listeners if one.event is not StepBegin)
+            self.listeners = tuple(listener for listener in type(self).listeners if listener.event is not StepBegin)
 
     def resolve_conflict(self, other: Callback) -> Resolution | RunFirst:
         """Who writes the loss comes first. Nobody else matters: it withholds updates, and puts back void buffers."""
         return RunFirst(other) if any(overlaps(path, "step.loss") for path in other.writes) else NO_CONFLICT
 
     @on(FitBegin)
-    def begin(self, learner: Any, phase: Any) -> None:
-        """A new fit gets a new chance."""
+    def begin(self, learner: LearnerView, phase: None) -> None:
+        """Forget the bad step of an earlier fit."""
         self._mark = None
         learner.shared.first_bad_step = _NONE
         self.watched = _finite_floats(learner)
 
     @on(StepBegin, AbstractTrainingPhase, traced=True)
-    def remember(self, learner: Any, phase: Any) -> None:
+    def remember(self, learner: LearnerView, phase: Phase) -> None:
         """Keep the buffers as they are before the forward pass."""
         learner.step.buffers_before = learner.buffers.value
 
     @on(UpdateBegin, AbstractTrainingPhase, traced=True)
     @on(UpdateBegin, AccumulatedUpdate, traced=True)
-    def guard(self, learner: Any, phase: Any, event: UpdateBegin) -> None:
+    def guard(self, learner: LearnerView, phase: Phase, event: UpdateBegin) -> None:
         """Let no update through once a loss or a gradient was not finite."""
         applied = event.apply
         if applied is True:  # what nearly every step of an eager backend is
@@ -103,7 +105,7 @@ class StopOnNaNLoss(Callback):
             if good and learner.tree.is_bounded([*event.grads.values()]) is True:
                 return
         bounded = True if applied is False else learner.tree.is_bounded([*event.grads.values()])
-        if bounded is not True and applied is not True:  # what is withheld anyway may be anything
+        if bounded is not True and applied is not True:  # a gradient that is withheld anyway may be NaN
             bounded = not applied or bounded if type(applied) is bool is type(bounded) else ~applied | bounded
         if bounded is True:
             cause = _LOSS
@@ -116,7 +118,7 @@ class StopOnNaNLoss(Callback):
             learner.step.apply = good
 
     @on(StepEnd, AbstractTrainingPhase, traced=True)
-    def settle(self, learner: Any, phase: Any) -> None:
+    def settle(self, learner: LearnerView, phase: Phase) -> None:
         """Put the buffers back once a step was bad, or if it is they that are; see to a body that updates nothing."""
         step = learner.step
         before = getattr(step, "buffers_before", None) if self.watched else None
@@ -132,29 +134,29 @@ class StopOnNaNLoss(Callback):
             where = learner.xp.where
             buffers.value = learner.tree.map(lambda new, old: where(good, new, old), buffers.value, before)
 
-    def _judged(self, learner: Any, sound: Any, cause: int) -> Any:
+    def _judged(self, learner: LearnerView, sound: Array | bool, cause: int) -> Array | bool:
         """Note the step if its loss is not finite or it is not sound for another cause; whether none was bad so far."""
         shared, xp = learner.shared, learner.xp
         first, loss = shared.first_bad_step, learner.number(getattr(learner.step, "loss", 0.0))
-        known = type(first) is int
-        if known and first >= 0:
+        is_on_host = type(first) is int
+        if is_on_host and first >= 0:
             return False
         finite = isfinite(loss) if type(loss) in (int, float) else xp.all(xp.isfinite(loss))
         good = combine_conditions(finite, sound) if type(finite) is bool else finite & sound
         if good is True:
-            return True if known else first < 0
+            return True if is_on_host else first < 0
         start = learner.attempt * len(_WORDS)  # step and cause in one number
         mark = start + (cause if finite is True else _LOSS)
         if type(finite) is not bool:
             mark = xp.where(finite, start + cause, start + _LOSS)
-        if good is False and known:
+        if good is False and is_on_host:
             shared.first_bad_step = mark
             return False
-        bad = ~good if known else (first < 0) & ~good
+        bad = ~good if is_on_host else (first < 0) & ~good
         shared.first_bad_step = first = xp.where(bad, mark, first)
         return first < 0
 
-    def _are_sound(self, learner: Any, before: Any) -> Any:
+    def _are_sound(self, learner: LearnerView, before: Tree) -> Array | bool:
         """Whether no buffer that was finite when the fit began became something else."""
         if before is None:
             return True
@@ -166,43 +168,43 @@ class StopOnNaNLoss(Callback):
         return learner.number(tree.all_finite(changed))  # statistics may be large
 
     @on(StepEnd, AbstractTrainingPhase)
-    def look(self, learner: Any, phase: Any, event: StepEnd) -> None:
+    def look(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Stop once the host can see the mark without waiting."""
         before = None if event.outcome == "completed" else getattr(learner.step, "buffers_before", None)
         if before is not None and not bool(learner.to_host(self._are_sound(learner, before))):
-            learner.buffers.value = before  # the step did not come to its end
+            learner.buffers.value = before  # a step that was not completed may leave NaN in them
         if self._mark is not None:
-            now = monotonic()
-            if now < self._next or not learner.is_ready(self._mark):
+            time_now = monotonic()
+            if time_now < self._next or not learner.is_ready(self._mark):
                 return
-            self._next = now + _LOOK
+            self._next = time_now + _LOOK
             _stop(learner, phase, self._mark)
         first = learner.shared.first_bad_step
-        known = type(first) is int
-        if known or learner.is_ready(first):
+        is_on_host = type(first) is int
+        if is_on_host or learner.is_ready(first):
             _stop(learner, phase, first)
-        self._mark = None if known else first
+        self._mark = None if is_on_host else first
 
     @on(EpochEnd, AbstractTrainingPhase)
-    def look_again(self, learner: Any, phase: Any) -> None:
-        """Stop at the latest now."""
+    def look_again(self, learner: LearnerView, phase: Phase) -> None:
+        """Stop at the end of the epoch at the latest, even if that waits for the device."""
         _stop(learner, phase, learner.shared.first_bad_step)
 
 
-def _stop(learner: Any, phase: Any, first: Any) -> None:
+def _stop(learner: LearnerView, phase: Phase, first: Array | int) -> None:
     mark = first if type(first) is int else int(learner.to_host(first))
     if mark >= 0:
         step, cause = divmod(mark, len(_WORDS))
         raise CancelFittingException(_WORDS[cause].format(phase=phase.name, step=step + 1))
 
 
-def _finite_floats(learner: Any) -> tuple[bool, ...]:
+def _finite_floats(learner: LearnerView) -> tuple[bool, ...]:
     """For each buffer whether it has floats, all of them finite: a mask of minus infinity is no sign of trouble."""
-    found = _leaves(learner.tree, learner.buffers.value)
-    return tuple(is_float(one) and bool(learner.to_host(learner.tree.all_finite([one]))) for one in found)
+    leaves = _leaves(learner.tree, learner.buffers.value)
+    return tuple(is_float(leaf) and bool(learner.to_host(learner.tree.all_finite([leaf]))) for leaf in leaves)
 
 
-def _leaves(tree: Any, values: Any) -> list[Any]:
-    found: list[Any] = []
-    tree.map(found.append, values)
-    return found
+def _leaves(tree: TreeMath, values: Tree) -> list[Array]:
+    leaves: list[Array] = []
+    tree.map(leaves.append, values)
+    return leaves

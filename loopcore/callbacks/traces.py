@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from loopcore.events import EpochBegin, EpochEnd, Event, StepEnd
 from loopcore.history import Series
 from loopcore.loggers.base import Histogram, Loggable, Logger
 from loopcore.phases.base import AbstractTrainingPhase, Phase
+from loopcore.protocols import LearnerView
 
 
 class Noted:
@@ -35,8 +36,8 @@ class Noted:
         self.numbers: deque[int] = deque(maxlen=size)
         self.count = 0
 
-    def add(self, value: Any, number: int) -> None:
-        """Add a value."""
+    def add(self, value: object, number: int) -> None:
+        """Add a value with the number of its step or round."""
         self.values.append(value)
         self.numbers.append(number)
         self.count += 1
@@ -94,8 +95,8 @@ class Traces(Callback):
         self.reads = reads
         self.listeners = (Listener(event, phase, False, "note"),)
 
-    def setup(self, learner: Any) -> None:
-        """Make room."""
+    def setup(self, learner: LearnerView) -> None:
+        """Make the series that values are noted in, unless there is one."""
         if not hasattr(learner.shared, "traces"):
             learner.shared.traces = Series()
 
@@ -106,14 +107,14 @@ class Traces(Callback):
         related = issubclass(self.phase, other.phase) or issubclass(other.phase, self.phase)
         return UNRESOLVABLE if related and self.functions.keys() & other.functions.keys() else NO_CONFLICT
 
-    def note(self, learner: Any, phase: Any, event: Event) -> None:
+    def note(self, learner: LearnerView, phase: Phase, event: Event) -> None:
         """Note a value of each, unless what ends was not completed."""
         if getattr(event, "outcome", "completed") == "completed":
             rounds = isinstance(event, (EpochBegin, EpochEnd))
             number = learner.epoch.after if rounds else learner.step_number
             for name, fn in self.functions.items():
-                noted: Noted = learner.shared.traces.of(phase.name, name, lambda: Noted(self.size))
-                noted.add(fn(learner), number)
+                record: Noted = learner.shared.traces.of(phase.name, name, lambda: Noted(self.size))
+                record.add(fn(learner), number)
 
 
 class LogTraces(Logs):
@@ -147,33 +148,33 @@ class LogTraces(Logs):
 
     def __init__(self, *loggers: Logger) -> None:
         super().__init__(*loggers)
-        self._written: dict[tuple[str, str], int] = {}
+        self._written_counts: dict[tuple[str, str], int] = {}
         self._limit = 1  # what the traces keep is known after a step
 
-    def write(self, learner: Any, phase: Any, event: EpochEnd) -> None:
+    def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Write what was noted since the last time."""
         self._write(learner)
 
     @on(StepEnd)
-    def end_step(self, learner: Any, phase: Any) -> None:
+    def end_step(self, learner: LearnerView, phase: Phase) -> None:
         """Write while the epoch runs, before the oldest values are gone."""
         if self._is_due():
             self._write(learner)
             self._flush()
 
-    def _write(self, learner: Any) -> None:
+    def _write(self, learner: LearnerView) -> None:
         fewest = 2 * FLUSH
         for phase, series in learner.shared.traces.items():
-            for name, noted in series.items():
-                fewest = min(fewest, noted.size)
-                new = unwritten(self._written, (phase, name), noted.values, noted.numbers, noted.count)
+            for name, record in series.items():
+                fewest = min(fewest, record.size)
+                new = unwritten(self._written_counts, (phase, name), record.values, record.numbers, record.count)
                 for number, value in new:
                     self._log(f"trace/{prefix_of(phase)}{name}", _loggable(learner, value), number)
         self._limit = max(1, fewest // 2)  # an event may be fired twice in a step
 
 
-def _loggable(learner: Any, value: Any) -> Any:
-    if isinstance(value, (int, float, *get_args(Loggable))):
+def _loggable(learner: LearnerView, value: Any) -> Loggable | float:
+    if isinstance(value, int | float | Loggable):
         return value
     host = np.asarray(learner.to_host(value))
     return float(host) if host.ndim == 0 else Histogram(host)

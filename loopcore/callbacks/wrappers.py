@@ -11,6 +11,8 @@ from loopcore._utils.validation import is_number, is_whole
 from loopcore.callback import Callback, Listener, Resolution, RunFirst, Sleeper, wants_event
 from loopcore.errors import CallbackError, EventError
 from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
+from loopcore.phases.base import Phase
+from loopcore.protocols import LearnerView, StateDict
 
 _OUTSIDE_STEPS = (FitBegin, FitEnd, EpochBegin, EpochEnd)
 
@@ -47,11 +49,11 @@ class Wrapper(Sleeper):
             listeners.append(replace(listener, method=name))
         self.listeners = tuple(listeners)
 
-    def _hears(self, key: str, phase: Any) -> bool:
+    def _hears(self, key: str, phase: Phase | None) -> bool:
         """Whether it hears what comes now: the event of one handler, or a step."""
         raise TypeError(f"{type(self).__name__} does not say what it hears: define _hears(self, key, phase)")
 
-    def setup(self, learner: Any) -> None:
+    def setup(self, learner: LearnerView) -> None:
         """Set up the wrapped callback."""
         self.callback.setup(learner)
 
@@ -63,12 +65,12 @@ class Wrapper(Sleeper):
         """Answer for the wrapped callback."""
         return self.callback.resolve_conflict(other)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The state of the wrapped callback."""
         return {"callback": self.callback.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Put back the state of the wrapped callback."""
         self.callback.load_state_dict(state["callback"])
 
     def _caller(self, listener: Listener) -> Callable[..., None]:
@@ -77,9 +79,9 @@ class Wrapper(Sleeper):
         thinned = issubclass(listener.event, self._event) or issubclass(self._event, listener.event)
         self._of_steps |= thinned and not issubclass(listener.event, _OUTSIDE_STEPS)
 
-        def call(learner: Any, phase: Any, event: Any) -> None:
+        def call(learner: LearnerView, phase: Phase | None, event: Event) -> None:
             if thinned and isinstance(event, self._event):
-                steps = None if isinstance(event, _OUTSIDE_STEPS) else self._awake.get(phase.name)
+                steps = None if phase is None or isinstance(event, _OUTSIDE_STEPS) else self._awake.get(phase.name)
                 if not (steps[-1] if steps else self._hears(listener.method, phase)):
                     return
             if with_event:
@@ -89,29 +91,31 @@ class Wrapper(Sleeper):
 
         return call
 
-    def wake(self, phase: Any) -> tuple[type[Event], ...]:
-        """Decide on the step that begins now."""
+    def wake(self, phase: Phase) -> tuple[type[Event], ...]:
+        """Decide whether the callback hears the step that begins, and say what it sleeps through."""
         inner = self.callback.wake(phase) if isinstance(self.callback, Sleeper) else ()
         if not self._of_steps:
             return inner
-        heard = self._hears("step", phase)
-        self._awake.setdefault(phase.name, []).append(heard)
-        return inner if heard else (*inner, self._event)
+        hears = self._hears("step", phase)
+        self._awake.setdefault(phase.name, []).append(hears)
+        return inner if hears else (*inner, self._event)
 
-    def rest(self, phase: Any) -> None:
-        """An event that is fired between two steps counts by itself."""
+    def rest(self, phase: Phase) -> None:
+        """End the step; an event that is fired between two steps is decided by itself."""
         if isinstance(self.callback, Sleeper):
             self.callback.rest(phase)
         if self._of_steps:
             self._awake[phase.name].pop()
 
 
-def _check(name: str, callback: Any, event: Any) -> None:
+def _check(name: str, callback: object, event: object) -> None:
     if not isinstance(callback, Callback):
         raise CallbackError(f"{name} wraps an instance of Callback, not {callback!r}")
     if not (isinstance(event, type) and issubclass(event, Event)):
         raise EventError(f"{name} takes the class of an event, not {event!r}")
-    if not any(issubclass(one.event, event) or issubclass(event, one.event) for one in callback.listeners):
+    if not any(
+        issubclass(listener.event, event) or issubclass(event, listener.event) for listener in callback.listeners
+    ):
         raise CallbackError(f"{type(callback).__name__} does not listen to {event.__name__}: {name} changes nothing")
 
 
@@ -154,14 +158,14 @@ class ConditionalCallback(Wrapper):
             raise CallbackError(f"condition={condition!r}: a function condition(learner, phase) -> bool")
         self.condition = condition
         self.reads = (*callback.reads, *reads)
-        self._view: Any = None
+        self._view: LearnerView | None = None
 
-    def setup(self, learner: Any) -> None:
+    def setup(self, learner: LearnerView) -> None:
         """Set up the wrapped callback."""
         self._view = learner
         super().setup(learner)
 
-    def _hears(self, key: str, phase: Any) -> bool:
+    def _hears(self, key: str, phase: Phase | None) -> bool:
         return bool(self.condition(self._view, phase))
 
 
@@ -174,40 +178,40 @@ class Throttle(Wrapper):
         event: type[Event],
         every: int | None,
         seconds: float | None,
-        when: Callable[[Any], bool] | None = None,
+        condition: Callable[[Any], bool] | None = None,
     ) -> None:
         super().__init__(callback, event)
-        self._when = when
+        self._condition = condition
         self._every = every
         self._seconds = seconds
         self._counts: dict[str, int] = {}
         self._last: dict[str, float] = {}
         self.listeners = (*self.listeners, Listener(FitBegin, None, False, "_restart"))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """The counts and the state of the wrapped callback."""
         return {"counts": dict(self._counts), **super().state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+    def load_state_dict(self, state: StateDict) -> None:
+        """Put back the state of the wrapped callback."""
         self._counts = dict(state["counts"])
         super().load_state_dict(state)
 
-    def _hears(self, key: str, phase: Any) -> bool:
-        if self._when is not None:
-            return bool(self._when(phase))
+    def _hears(self, key: str, phase: Phase | None) -> bool:
+        if self._condition is not None:
+            return bool(self._condition(phase))
         key = key if phase is None else f"{key}/{phase.name}"
         if self._every is not None:
             count = self._counts.get(key, 0) + 1
             self._counts[key] = count % self._every
             return count == self._every
-        now = time.monotonic()
-        if key in self._last and now - self._last[key] < (self._seconds or 0.0):
+        time_now = time.monotonic()
+        if key in self._last and time_now - self._last[key] < (self._seconds or 0.0):
             return False
-        self._last[key] = now
+        self._last[key] = time_now
         return True
 
-    def _restart(self, learner: Any, phase: Any) -> None:
+    def _restart(self, learner: LearnerView, phase: Phase) -> None:
         self._last.clear()
 
 

@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 import optree
+from numpy.typing import NDArray
 
+from loopcore.backend.array_namespace import HostArray
 from loopcore.errors import DataError, EmptyDataError
 
 Tree: TypeAlias = Any
-Array: TypeAlias = np.ndarray[Any, Any]
-Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+Batch: TypeAlias = Any
+State: TypeAlias = dict[str, Any]  # where a loader is, as JSON values by name
+Array: TypeAlias = HostArray
+Indices: TypeAlias = NDArray[np.int64]
+Item = TypeVar("Item")
+
+
+class Stateful(Protocol):
+    """A loader that says where it is, and goes on there."""
+
+    def state_dict(self) -> State:
+        """Say where it is."""
+        ...
+
+    def load_state_dict(self, state: Any) -> object:
+        """Go on where a state was taken."""
+        ...
+
+
+class Seeded(Protocol):
+    """A loader that can take the seed of the learner that runs on it."""
+
+    def follow_seed(self, seed: int) -> object:
+        """Take a seed for the epochs to come."""
+        ...
 
 
 def flatten(arrays: Tree) -> tuple[list[Array], optree.PyTreeSpec]:
@@ -32,20 +57,20 @@ def flatten(arrays: Tree) -> tuple[list[Array], optree.PyTreeSpec]:
     """
     accessors, leaves, spec = optree.tree_flatten_with_accessor(arrays)
     names = [accessor.codify("arrays") for accessor in accessors]
-    named = {name: _array(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
-    if not named:
+    arrays_by_name = {name: _array(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
+    if not arrays_by_name:
         raise DataError(f"there is no array in {arrays!r}: pass arrays, as in batches((x, y), 32)")
-    lengths = {name: len(array) for name, array in named.items()}
+    lengths = {name: len(array) for name, array in arrays_by_name.items()}
     if len(set(lengths.values())) > 1:
-        each = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise DataError(f"the arrays have different numbers of samples along their first axis: {each}")
+        sizes = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise DataError(f"the arrays have different numbers of samples along their first axis: {sizes}")
     if not any(lengths.values()):
-        shapes = ", ".join(f"{name} has the shape {array.shape}" for name, array in named.items())
+        shapes = ", ".join(f"{name} has the shape {array.shape}" for name, array in arrays_by_name.items())
         raise EmptyDataError(f"the arrays have no sample: {shapes}")
-    return list(named.values()), spec
+    return list(arrays_by_name.values()), spec
 
 
-def _array(name: str, leaf: Any) -> Array:
+def _array(name: str, leaf: object) -> Array:
     array: Array = np.asarray(leaf if hasattr(leaf, "__array__") else None)
     if array.ndim == 0:
         raise DataError(
@@ -70,7 +95,7 @@ def order_of(samples: int, seed: int, *epoch: int) -> Indices:
     return np.random.Generator(np.random.Philox(sequence)).permutation(samples)
 
 
-def integer(name: str, value: Any, *, least: int) -> int:
+def integer(name: str, value: object, *, least: int) -> int:
     """The value, after checking that it is an integer and not too small.
 
     Args:
@@ -90,11 +115,11 @@ def integer(name: str, value: Any, *, least: int) -> int:
     return int(value)
 
 
-def check_state(what: str, state: Any, keys: Iterable[str]) -> None:
+def check_state(owner: str, state: object, keys: Iterable[str]) -> None:
     """Refuse a state that is no mapping with exactly these keys.
 
     Args:
-        what: how messages call its owner.
+        owner: how messages call what the state belongs to.
         state: what was passed.
         keys: what it has to have.
 
@@ -102,26 +127,26 @@ def check_state(what: str, state: Any, keys: Iterable[str]) -> None:
         DataError: it is no mapping, or has other keys.
     """
     expected = sorted(keys)
-    found = sorted(map(str, state)) if isinstance(state, Mapping) else type_of(state)
-    if found != expected:
-        raise DataError(f"this is no state of {what}: it has to have {expected}, but it is or has {found}")
+    keys_of_state = sorted(map(str, state)) if isinstance(state, Mapping) else type_of(state)
+    if keys_of_state != expected:
+        raise DataError(f"this is no state of {owner}: it has to have {expected}, but it is or has {keys_of_state}")
 
 
-def check_iterable(what: str, loader: Any) -> None:
+def check_iterable(name: str, loader: object) -> None:
     """Refuse a loader that cannot be iterated.
 
     Args:
-        what: how messages call it.
+        name: how messages call it.
         loader: what was passed.
 
     Raises:
         TypeError: it cannot be iterated.
     """
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
-        raise TypeError(f"{what} is {type_of(loader)}, which cannot be iterated: pass an iterable of batches")
+        raise TypeError(f"{name} is {type_of(loader)}, which cannot be iterated: pass an iterable of batches")
 
 
-def walked(data: Any) -> Iterator[Any]:
+def walked(data: Iterable[Item]) -> Iterator[Item]:
     """One pass over data: what its ``iter()`` gives; of a sequence without one, as Keras has them, ``len()`` items.
 
     Example:
@@ -138,12 +163,12 @@ def walked(data: Any) -> Iterator[Any]:
     if hasattr(data, "__iter__") or not hasattr(data, "__len__"):
         return iter(data)
     try:
-        length = len(data)
+        length = len(cast(Sized, data))
     except (TypeError, NotImplementedError):  # it has no end that it knows of
         return iter(data)
     return islice(iter(data), length)
 
 
-def type_of(value: Any) -> str:
+def type_of(value: object) -> str:
     """How messages call a value."""
     return f"a value of type {type(value).__qualname__}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import optree
 
-from loopcore.data.arrays import Array, Indices, Tree, check_state, flatten, integer, order_of
+from loopcore.data.arrays import Array, Indices, State, Tree, check_state, flatten, integer, order_of
 from loopcore.errors import DataError, EmptyDataError
 
 
@@ -59,7 +59,7 @@ class _Pass:
 
     epoch: int
     position: int = 0
-    begun: bool = False
+    is_started: bool = False
 
 
 class Batches:
@@ -101,22 +101,22 @@ class Batches:
             )
 
     def __len__(self) -> int:
-        full, rest = divmod(self._samples, self._batch_size)
-        return full + bool(rest and not self._drop_last)
+        full, remainder = divmod(self._samples, self._batch_size)
+        return full + bool(remainder and not self._drop_last)
 
     def __iter__(self) -> Iterator[Tree]:
         """Start the next epoch, or go on in the one that was loaded."""
-        if self._pass.begun:
+        if self._pass.is_started:
             self._pass = _Pass(self._pass.epoch + 1)
-        self._pass.begun = True
+        self._pass.is_started = True
         return self._run(self._pass)
 
-    def _run(self, this: _Pass) -> Iterator[Tree]:
-        order = order_of(self._samples, self._seed, this.epoch) if self._shuffle else None
-        while this.position < len(self):
-            start = this.position * self._batch_size
+    def _run(self, walk: _Pass) -> Iterator[Tree]:
+        order = order_of(self._samples, self._seed, walk.epoch) if self._shuffle else None
+        while walk.position < len(self):
+            start = walk.position * self._batch_size
             leaves = [_take(leaf, order, start, start + self._batch_size) for leaf in self._leaves]
-            this.position += 1
+            walk.position += 1
             yield optree.tree_unflatten(self._spec, leaves)
 
     def follow_seed(self, seed: int) -> None:
@@ -128,7 +128,7 @@ class Batches:
         if self._follows:
             self._seed = seed
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Say where the loader is, in JSON values: the epoch, and how many of its batches were handed out.
 
         After the last batch of an epoch that is the start of the next one.
@@ -149,12 +149,12 @@ class Batches:
             TypeError: the epoch or the position in it is no integer.
             ValueError: one of them is less than 0.
         """
-        mine = self._settings()
-        check_state("batches", state, {"epoch", "position", *mine})
+        settings = self._settings()
+        check_state("batches", state, {"epoch", "position", *settings})
         if self._follows:
-            mine["seed"] = integer("seed of the state", state["seed"], least=0)
+            settings["seed"] = integer("seed of the state", state["seed"], least=0)
         differing = [
-            f"{name} was {state[name]!r}, is {value!r}" for name, value in mine.items() if state[name] != value
+            f"{name} was {state[name]!r}, is {value!r}" for name, value in settings.items() if state[name] != value
         ]
         if differing:
             raise DataError(f"the state is of other batches: {', '.join(differing)}. Make both with the same arguments")
@@ -162,9 +162,9 @@ class Batches:
         position = integer("position of the state", state["position"], least=0)
         if position >= len(self):
             raise DataError(f"the state is at batch {position} of an epoch, which has {len(self)} batches")
-        self._pass, self._seed = _Pass(epoch, position), mine["seed"]
+        self._pass, self._seed = _Pass(epoch, position), settings["seed"]
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> State:
         return {
             "samples": self._samples,
             "batch_size": self._batch_size,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, cast
 
-from loopcore.data.arrays import check_iterable, check_state, integer, type_of, walked
+from loopcore.data.arrays import Batch, Seeded, State, Stateful, check_iterable, check_state, integer, type_of, walked
 from loopcore.errors import DataError, DataExhaustedError, EmptyDataError
 
-_END: Any = object()
+_END: Batch = object()
 
 
-def combine(loaders: Mapping[str, Iterable[Any]]) -> Combined:
+def combine(loaders: Mapping[str, Iterable[Batch]]) -> Combined:
     """Make one loader of several, whose batches are dicts with a batch of each.
 
     An epoch ends with the shortest. Wrap a loader in `cycle` to make it last as long as the others.
@@ -43,10 +43,10 @@ def combine(loaders: Mapping[str, Iterable[Any]]) -> Combined:
 class _Pass:
     """One epoch: where each loader is, and how many batches were handed out."""
 
-    iterators: dict[str, Iterator[Any]]
+    iterators: dict[str, Iterator[Batch]]
     position: int
     loaded: bool
-    begun: bool = False
+    is_started: bool = False
     over: bool = False
 
 
@@ -66,8 +66,8 @@ class Combined:
         (3, {'a': 3, 'b': 7})
     """
 
-    def __init__(self, loaders: Mapping[str, Iterable[Any]]) -> None:
-        if not isinstance(cast(Any, loaders), Mapping):
+    def __init__(self, loaders: Mapping[str, Iterable[Batch]]) -> None:
+        if not isinstance(cast(object, loaders), Mapping):
             raise TypeError(f'combine takes a dict of loaders, combine({{"a": x, "b": y}}), not {type_of(loaders)}')
         if not loaders:
             raise ValueError('combine needs at least one loader: combine({"a": x, "b": y})')
@@ -88,11 +88,11 @@ class Combined:
             raise TypeError(f"none of the combined loaders {', '.join(map(repr, self._loaders))} has a len()")
         return size
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Batch]]:
         """Start the next epoch of each loader, or go on in the one that was loaded."""
-        if self._pass is None or self._pass.begun:
+        if self._pass is None or self._pass.is_started:
             self._pass = self._open()
-        self._pass.begun = True
+        self._pass.is_started = True
         return self._run(self._pass)
 
     def _open(self) -> _Pass:
@@ -100,19 +100,19 @@ class Combined:
         iterators = {name: walked(loader) for name, loader in self._loaders.items()}
         return _Pass(iterators, position or 0, loaded=position is not None)
 
-    def _run(self, this: _Pass) -> Iterator[dict[str, Any]]:
-        drawn, size, ended = 0, self._size(), list[str]()
-        while not ended and (not size or this.position < size):
-            batch = {name: next(iterator, _END) for name, iterator in this.iterators.items()}
+    def _run(self, walk: _Pass) -> Iterator[dict[str, Batch]]:
+        count, size, ended = 0, self._size(), list[str]()
+        while not ended and (not size or walk.position < size):
+            batch = {name: next(iterator, _END) for name, iterator in walk.iterators.items()}
             ended = [name for name, part in batch.items() if part is _END]
             if not ended:
-                drawn += 1
-                this.position += 1
+                count += 1
+                walk.position += 1
                 yield batch
-        this.over = True
-        if not drawn and this.loaded:  # the state was taken at the end of an epoch, and no len told so
+        walk.over = True
+        if not count and walk.loaded:  # the state was taken at the end of an epoch, and no len told so
             yield from self
-        elif not drawn:
+        elif not count:
             raise _nothing(ended[0], self._loaders[ended[0]])
 
     def follow_seed(self, seed: int) -> None:
@@ -123,9 +123,9 @@ class Combined:
         """
         for loader in self._loaders.values():
             if hasattr(loader, "follow_seed"):
-                cast(Any, loader).follow_seed(seed)
+                cast(Seeded, loader).follow_seed(seed)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Say where the loader is: how many batches of the epoch were handed out, and the states of its loaders.
 
         After the last batch of an epoch that is the start of the next one, which is opened for it.
@@ -144,7 +144,7 @@ class Combined:
         position = (self._resume_at or 0) if self._pass is None else self._pass.position
         return {
             "position": position,
-            "loaders": {name: cast(Any, loader).state_dict() for name, loader in self._loaders.items()},
+            "loaders": {name: cast(Stateful, loader).state_dict() for name, loader in self._loaders.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -162,14 +162,14 @@ class Combined:
         check_state("the combined loaders", state["loaders"], self._loaders)
         position = integer("position of the state", state["position"], least=0)
         for name, loader in self._loaders.items():
-            cast(Any, loader).load_state_dict(state["loaders"][name])
+            cast(Stateful, loader).load_state_dict(state["loaders"][name])
         self._pass, self._resume_at = None, position
 
     def __repr__(self) -> str:
         return f"combine({self._loaders!r})"
 
 
-def _check_distinct(loaders: Mapping[str, Iterable[Any]]) -> None:
+def _check_distinct(loaders: Mapping[str, Iterable[Batch]]) -> None:
     names: dict[int, str] = {}
     for name, loader in loaders.items():
         first = names.setdefault(id(loader), name)
@@ -177,14 +177,14 @@ def _check_distinct(loaders: Mapping[str, Iterable[Any]]) -> None:
             raise ValueError(f"{first!r} and {name!r} are one loader, which cannot be at two places: make two of it")
 
 
-def _length(loader: Any) -> int | None:
+def _length(loader: Iterable[Batch]) -> int | None:
     try:
-        return len(loader)
+        return len(cast(Sized, loader))
     except TypeError:
         return None
 
 
-def _nothing(name: str, loader: Iterable[Any]) -> EmptyDataError:
+def _nothing(name: str, loader: Iterable[Batch]) -> EmptyDataError:
     if isinstance(loader, Iterator):
         return DataExhaustedError(
             f"the combined loader {name!r} is {type_of(loader)}, which can be walked only once, and it has nothing "

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from loopcore.data.arrays import check_iterable, check_state, type_of, walked
+from loopcore.data.arrays import Batch, Seeded, State, Stateful, check_iterable, check_state, type_of, walked
 from loopcore.errors import DataError, DataExhaustedError, EmptyDataError
 
-_END: Any = object()
+_END: Batch = object()
 
 
-def cycle(loader: Iterable[Any]) -> Cycle:
+def cycle(loader: Iterable[Batch]) -> Cycle:
     """Repeat a loader without end.
 
     It is one endless stream: every ``iter()`` goes on where the one before stopped, so that all batches have their
@@ -53,15 +53,15 @@ class Cycle:
         [1, 2, 1, 2, 1]
     """
 
-    def __init__(self, loader: Iterable[Any]) -> None:
+    def __init__(self, loader: Iterable[Batch]) -> None:
         check_iterable("the loader of cycle", loader)
         self._loader = loader
-        self._iterator: Iterator[Any] | None = None
+        self._iterator: Iterator[Batch] | None = None
         self._fruitful = False  # whether this repetition had a batch
         self._repeated = False
 
-    def __iter__(self) -> Iterator[Any]:
-        """Go on with the stream."""
+    def __iter__(self) -> Iterator[Batch]:
+        """Continue the stream where the last ``iter()`` stopped."""
         while True:
             if self._iterator is None:
                 self._iterator = walked(self._loader)
@@ -91,9 +91,9 @@ class Cycle:
             seed: at least 0.
         """
         if hasattr(self._loader, "follow_seed"):
-            cast(Any, self._loader).follow_seed(seed)
+            cast(Seeded, self._loader).follow_seed(seed)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Say where the stream is: the state of the loader.
 
         Raises:
@@ -104,7 +104,7 @@ class Cycle:
                 f"cycle has no state since {type_of(self._loader)} has none. Use lc.data.batches, or another loader "
                 "with state_dict and load_state_dict"
             )
-        return {"loader": cast(Any, self._loader).state_dict()}
+        return {"loader": cast(Stateful, self._loader).state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next ``iter()`` go on where the state was taken.
@@ -116,7 +116,7 @@ class Cycle:
             DataError: the state is of another loader.
         """
         check_state("cycle", state, {"loader"})
-        cast(Any, self._loader).load_state_dict(state["loader"])
+        cast(Stateful, self._loader).load_state_dict(state["loader"])
         self._iterator = None
         self._fruitful = True  # the loaded repetition may be at its end already
 

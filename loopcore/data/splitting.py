@@ -6,7 +6,6 @@ import math
 import numbers
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import optree
 
@@ -56,13 +55,13 @@ def split(arrays: Tree, sizes: float | Iterable[float], seed: int = 0, shuffle: 
 def _bounds(sizes: float | Iterable[float], samples: int) -> list[tuple[int, int]]:
     """Where each part starts and ends."""
     parts = list(sizes) if isinstance(sizes, Iterable) else [sizes]
-    whole = 1.0 if _are_shares(parts) else samples
+    total = 1.0 if _are_shares(parts) else samples
     if isinstance(sizes, Iterable):
-        _check_all(parts, whole)
+        _check_all(parts, total)
     else:
-        _check_first(sizes, whole)
-        parts.append(whole - sizes)
-    ends = [round(math.fsum(parts[: n + 1]) / whole * samples) for n in range(len(parts))]
+        _check_first(sizes, total)
+        parts.append(total - sizes)
+    ends = [round(math.fsum(parts[: n + 1]) / total * samples) for n in range(len(parts))]
     bounds = list(pairwise([0, *ends]))
     empty = [n for n, (start, end) in enumerate(bounds) if start == end]
     if empty:
@@ -70,25 +69,25 @@ def _bounds(sizes: float | Iterable[float], samples: int) -> list[tuple[int, int
     return bounds
 
 
-def _are_shares(sizes: Sequence[Any]) -> bool:
+def _are_shares(sizes: Sequence[object]) -> bool:
     """Whether these are shares of the samples; otherwise they are numbers of samples."""
-    real: list[Any] = [size for size in sizes if not isinstance(size, bool) and isinstance(size, numbers.Real)]
-    whole = [size for size in real if isinstance(size, numbers.Integral)]
-    if not sizes or len(real) < len(sizes) or 0 < len(whole) < len(sizes):
+    real = [size for size in sizes if not isinstance(size, bool) and isinstance(size, numbers.Real)]
+    integers = [size for size in real if isinstance(size, numbers.Integral)]
+    if not sizes or len(real) < len(sizes) or 0 < len(integers) < len(sizes):
         raise TypeError(
             f"sizes of a split are floats (shares of the samples) or ints (numbers of samples), not {sizes}"
         )
-    return not whole
+    return not integers
 
 
-def _check_first(size: float, whole: float) -> None:
-    if not 0 < size < whole:
-        raise ValueError(f"the first part of a split is more than 0 and less than all, {whole}; it was {size}")
+def _check_first(size: float, total: float) -> None:
+    if not 0 < size < total:
+        raise ValueError(f"the first part of a split is more than 0 and less than all, {total}; it was {size}")
 
 
-def _check_all(parts: Sequence[float], whole: float) -> None:
+def _check_all(parts: Sequence[float], total: float) -> None:
     if min(parts) <= 0:
         raise ValueError(f"each part of a split is more than 0; they were {parts}")
-    total = math.fsum(parts)
-    if not math.isclose(total, whole, abs_tol=1e-9):
-        raise ValueError(f"the parts of a split add up to all samples, {whole}, but {parts} add up to {total:g}")
+    added = math.fsum(parts)
+    if not math.isclose(added, total, abs_tol=1e-9):
+        raise ValueError(f"the parts of a split add up to all samples, {total}, but {parts} add up to {added:g}")

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from loopcore._utils.text import clean
+from loopcore.backend.array_namespace import HostArray
 from loopcore.errors import LoopcoreError
 from loopcore.loggers.names import Names, sanitised
 
@@ -51,7 +52,7 @@ class Image:
         (8, 8)
     """
 
-    pixels: np.ndarray[Any, Any]
+    pixels: HostArray
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Histogram:
         [0, 1, 2]
     """
 
-    values: np.ndarray[Any, Any]
+    values: HostArray
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Figure:
         'a figure'
     """
 
-    figure: Any
+    figure: object
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Array:
         [0.5, 1.0]
     """
 
-    values: np.ndarray[Any, Any]
+    values: HostArray
 
 
 Loggable: TypeAlias = Value | Text | Image | Histogram | Figure | Array
@@ -125,9 +126,9 @@ class Logger:
         loss 0.5 at 1
     """
 
-    kinds: tuple[type[Any], ...] = (Value,)
+    kinds: tuple[type[Loggable], ...] = (Value,)
     strict: bool = False
-    _said: frozenset[type[Any]] = frozenset()
+    _refused_kinds: frozenset[type] = frozenset()
     _in_trouble = False
 
     def __init__(self, *, strict: bool = False) -> None:
@@ -150,17 +151,17 @@ class Logger:
         elif isinstance(value, Array) and value.values.size <= _MANY and Value in self.kinds:
             for place, number in np.ndenumerate(value.values):
                 self.write(self._names("/".join(map(str, (name, *place)))), Value(float(number)), step)
-        elif type(value) not in self._said:
-            self._said |= {type(value)}
-            left_out = f"{clean(name)} is left out"
-            warnings.warn(f"{type(self).__name__} takes no {type(value).__name__}: {left_out}", stacklevel=2)
+        elif type(value) not in self._refused_kinds:
+            self._refused_kinds |= {type(value)}
+            outcome = f"{clean(name)} is left out"
+            warnings.warn(f"{type(self).__name__} takes no {type(value).__name__}: {outcome}", stacklevel=2)
 
     @cached_property
     def _names(self) -> Names:
         return Names(self.safe_name)
 
     def safe_name(self, name: str) -> str:
-        """What a name is written as, unless another one is written so already."""
+        """The name that a value is written under, unless another one is written so already."""
         return sanitised(name)
 
     def write(self, name: str, value: Any, step: int) -> None:
@@ -168,10 +169,10 @@ class Logger:
         raise NotImplementedError(f"{type(self).__name__} does not write: define write(self, name, value, step)")
 
     def flush(self) -> None:
-        """Everything logged so far can be read by others now."""
+        """Make everything logged so far readable for others."""
 
     def close(self) -> None:
-        """No value follows."""
+        """End the log: no value follows."""
 
     def trouble(self, what: str) -> AbstractContextManager[None]:
         """A ``with`` block in which the system, or a library, may refuse: that is said once, or raised if ``strict``.
@@ -191,23 +192,23 @@ class Trouble:
 
     Args:
         logger: what is written by.
-        what: is done.
+        task: what is done, as the warning names it.
     """
 
-    def __init__(self, logger: Logger, what: str) -> None:
+    def __init__(self, logger: Logger, task: str) -> None:
         self._logger = logger
-        self._what = what
+        self._task = task
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
         logger = self._logger
         if error is None or logger.strict or not is_of_the_system(error):
             return False
         if not logger._in_trouble:
             logger._in_trouble = True
             warnings.warn(
-                f"{logger!r} could not write ({clean(self._what)}): {type(error).__name__}: {error}. The training goes "
+                f"{logger!r} could not write ({clean(self._task)}): {type(error).__name__}: {error}. The training goes "
                 f"on, this is said once; {type(logger).__name__}(..., strict=True) ends it instead",
                 stacklevel=3,
             )
@@ -216,11 +217,11 @@ class Trouble:
 
 def is_of_the_system(error: BaseException) -> bool:
     """Whether an error comes from the system or a library, and not from a mistake in a program."""
-    own = type(error).__module__ == "builtins" or isinstance(error, LoopcoreError)
-    return isinstance(error, Exception) and (isinstance(error, OSError) or not own)
+    is_a_mistake = type(error).__module__ == "builtins" or isinstance(error, LoopcoreError)
+    return isinstance(error, Exception) and (isinstance(error, OSError) or not is_a_mistake)
 
 
-def is_scalar(value: Any) -> bool:
+def is_scalar(value: object) -> bool:
     """Whether it is a number that a framework keeps as an array without dimensions."""
     shape = getattr(value, "shape", None)
     return shape is not None and not len(shape) and hasattr(value, "__float__")

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from types import ModuleType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from loopcore.loggers.base import Histogram, Image
 from loopcore.optional_imports import optional
 
 
-def library(module: str, who: str, extra: str) -> Any:
+def library(module: str, class_name: str, extra: str) -> ModuleType:
     """The library that a logger writes by.
 
     Raises:
         MissingFrameworkError: it is not installed; says how to install it.
     """
-    return optional(module, who, module, f"'loopcore[{extra}]'")
+    imported: ModuleType = optional(module, class_name, module, f"'loopcore[{extra}]'")
+    return imported
 
 
-def finite(histogram: Histogram) -> np.ndarray[Any, Any]:
+def finite(histogram: Histogram) -> NDArray[np.float64]:
     """The numbers of a histogram that have a place on its axis, float64 ``(n,)``; there may be none."""
     values = np.asarray(histogram.values, dtype=np.float64).ravel()
     return values[np.isfinite(values)]
 
 
-def as_bytes(image: Image) -> np.ndarray[Any, Any]:
+def as_bytes(image: Image) -> NDArray[np.uint8]:
     """The pixels as uint8."""
     pixels = np.asarray(image.pixels)
     if pixels.dtype.kind == "f":
@@ -39,8 +41,8 @@ def encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def drawn(figure: Any) -> np.ndarray[Any, Any]:
+def drawn(figure: object) -> NDArray[np.uint8]:
     """The pixels of a figure of matplotlib, uint8 ``(height, width, 4)``."""
-    canvas: Any = import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    canvas = import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())

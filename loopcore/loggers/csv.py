@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 from loopcore.loggers.base import Value
 from loopcore.loggers.files import FileLogger
@@ -38,7 +37,7 @@ class CSVLogger(FileLogger):
         self._lines.append(_row(step, name, repr(value.value)))
 
 
-def _row(*cells: Any) -> str:
+def _row(*cells: object) -> str:
     """A line of the file."""
     text = io.StringIO(newline="")
     csv.writer(text).writerow(cells)

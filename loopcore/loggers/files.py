@@ -30,7 +30,7 @@ class FileLogger(Logger):
         self._lines: list[str] = []
 
     def flush(self) -> None:
-        """Everything is in the file."""
+        """Append the lines that wait to the file."""
         with self.trouble("flush"):
             if not self.path.parent.exists():
                 warnings.warn(f"{self.path.parent} is gone, with what was logged: it is made anew", stacklevel=2)
@@ -42,17 +42,17 @@ class FileLogger(Logger):
         with open_file(self.path) as file:
             start = file.seek(0, os.SEEK_END)
             text = "".join(self._lines if start else (self._header, *self._lines))
-            rest = memoryview(text.encode("utf-8"))
+            remaining = memoryview(text.encode("utf-8"))
             try:
-                while rest:
-                    rest = rest[file.write(rest) :]
+                while remaining:
+                    remaining = remaining[file.write(remaining) :]
             except OSError:
                 file.truncate(start)  # no line is torn, and none is there twice
                 raise
         self._lines.clear()
 
     def close(self) -> None:
-        """Everything is in the file."""
+        """Append the lines that wait to the file."""
         self.flush()
 
 

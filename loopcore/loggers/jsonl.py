@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 from loopcore.loggers.base import Array, Text, Value
 from loopcore.loggers.conversions import encodable
@@ -42,16 +41,16 @@ class JSONLinesLogger(FileLogger):
     def write(self, name: str, value: Value | Text | Array, step: int) -> None:
         """Keep a line until it is flushed."""
         if isinstance(value, Text):
-            plain: Any = encodable(value.text)
+            plain: object = encodable(value.text)
         else:
             plain = _plain(value.value if isinstance(value, Value) else value.values.tolist())
         self._lines.append(json.dumps({"step": step, "name": name, "value": plain}) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A number, or lists of numbers, as JSON has them."""
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not isfinite(value):
         return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
     return value

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Any
 
-from loopcore.loggers.base import Array, Figure, Histogram, Image, Logger, Text, Value
+from loopcore.loggers.base import Array, Figure, Histogram, Image, Loggable, Logger, Text, Value
 
 
 class MemoryLogger(Logger):
@@ -31,7 +31,7 @@ class MemoryLogger(Logger):
         """By name, pairs of step and value."""
         return {name: list(column) for name, column in self._columns.items()}
 
-    def write(self, name: str, value: Any, step: int) -> None:
+    def write(self, name: str, value: Loggable, step: int) -> None:
         """Keep a value; numbers, texts and arrays as they are."""
         plain = value.text if isinstance(value, Text) else value.values if isinstance(value, Array) else value
         self._columns.setdefault(name, _Column()).add(step, plain.value if isinstance(plain, Value) else plain)
@@ -43,8 +43,8 @@ class _Column:
     __slots__ = ("_steps", "_values")
 
     def __init__(self) -> None:
-        self._steps: Any = array("i")
-        self._values: Any = array("d")
+        self._steps: array[int] | list[int] = array("i")
+        self._values: array[float] | list[Any] = array("d")
 
     def add(self, step: int, value: Any) -> None:
         if isinstance(self._values, array) and not isinstance(value, float):

@@ -49,14 +49,14 @@ class MLflowLogger(Logger):
         super().__init__(strict=strict)
         mlflow = library("mlflow", "MLflowLogger", "mlflow")
         self._metric = mlflow.entities.Metric
-        self._client: Any = mlflow.MlflowClient(tracking_uri=uri)
-        found = self._client.get_experiment_by_name(experiment)
-        number = self._client.create_experiment(experiment) if found is None else found.experiment_id
-        made = self._client.create_run(number, run_name=None if run is None else clean(run))
-        self.run_id: str = made.info.run_id
+        self._client = mlflow.MlflowClient(tracking_uri=uri)
+        existing = self._client.get_experiment_by_name(experiment)
+        number = self._client.create_experiment(experiment) if existing is None else existing.experiment_id
+        created = self._client.create_run(number, run_name=None if run is None else clean(run))
+        self.run_id: str = created.info.run_id
         self._values: list[Any] = []
 
-    def write(self, name: str, value: Any, step: int) -> None:
+    def write(self, name: str, value: Value | Text | Figure | Image, step: int) -> None:
         """Keep a number until it is flushed; write anything else."""
         if isinstance(value, Value):
             self._values.append(self._metric(name, value.value, int(time.time() * 1000), step))
@@ -65,11 +65,11 @@ class MLflowLogger(Logger):
         elif isinstance(value, Figure):
             self._client.log_figure(self.run_id, value.figure, f"figures/{name}/{step}.png")
         else:
-            ascii_name = re.sub(r"[^\x00-\x7f]", lambda found: f"u{ord(found[0]):x}", name)
+            ascii_name = re.sub(r"[^\x00-\x7f]", lambda match: f"u{ord(match[0]):x}", name)
             self._client.log_image(self.run_id, as_bytes(value), key=ascii_name, step=step)
 
     def flush(self) -> None:
-        """MLflow has everything."""
+        """Send the numbers that wait to MLflow."""
         while self._values:
             self._client.log_batch(self.run_id, metrics=self._values[:_BATCH])
             del self._values[:_BATCH]

@@ -42,30 +42,30 @@ class Names:
 
     def __init__(self, safe: Callable[[str], str] = sanitised) -> None:
         self._safe = safe
-        self._found: dict[str, str] = {}
-        self._taken: dict[str, str] = {}
+        self._safe_names: dict[str, str] = {}
+        self._name_by_safe: dict[str, str] = {}
 
     def __call__(self, name: str) -> str:
         """The safe name of a name."""
-        found = self._found.get(name)
-        if found is None:
-            found = self._found[name] = self._new(name)
-            self._taken[found] = name
-        return found
+        safe = self._safe_names.get(name)
+        if safe is None:
+            safe = self._safe_names[name] = self._new(name)
+            self._name_by_safe[safe] = name
+        return safe
 
     def _new(self, name: str) -> str:
-        base = found = self._safe(name)
+        base = safe = self._safe(name)
         number = 1
-        while found in self._taken:
+        while safe in self._name_by_safe:
             number += 1
-            found = f"{base}-{number}"
+            safe = f"{base}-{number}"
         if number > 1:
             warnings.warn(
-                f"the name {clean(name)} is written as {found}, since {base} is what {clean(self._taken[base])} is "
-                "written as: give one of them a name of other letters and digits",
+                f"the name {clean(name)} is written as {safe}, since {base} is what "
+                f"{clean(self._name_by_safe[base])} is written as: give one of them a name of other letters and digits",
                 stacklevel=4,
             )
-        return found
+        return safe
 
 
 def run_name(name: str) -> str:
@@ -92,13 +92,13 @@ def run_folder(folder: str | Path, name: str | None = None) -> Path:
     base = run_name(name or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     number = 1
     while True:
-        found = Path(folder) / (base if number == 1 else f"{base}-{number}")
+        path = Path(folder) / (base if number == 1 else f"{base}-{number}")
         try:
-            found.mkdir(parents=True)
+            path.mkdir(parents=True)
         except FileExistsError:  # also where another process was faster
             number += 1
         else:
-            return found
+            return path
 
 
 def _cut(text: str, size: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,9 +38,9 @@ class TensorBoardLogger(Logger):
         super().__init__(strict=strict)
         writers = library("tensorboardX", "TensorBoardLogger", "tensorboard")
         self.path = run_folder(folder, run)
-        self._writer: Any = writers.SummaryWriter(str(self.path))
+        self._writer = writers.SummaryWriter(str(self.path))
 
-    def write(self, name: str, value: Any, step: int) -> None:
+    def write(self, name: str, value: Value | Text | Histogram | Figure | Image, step: int) -> None:
         """Write an event."""
         writer = self._writer
         if isinstance(value, Value):
@@ -58,7 +57,7 @@ class TensorBoardLogger(Logger):
             writer.add_image(name, pixels, step, dataformats="HW" if pixels.ndim == 2 else "HWC")
 
     def flush(self) -> None:
-        """Everything is in the file."""
+        """Write the events that wait into the file."""
         self._writer.flush()
 
     def close(self) -> None:

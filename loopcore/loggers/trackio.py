@@ -45,19 +45,19 @@ class TrackioLogger(Logger):
     ) -> None:
         super().__init__(strict=strict)
         self._trackio = library("trackio", "TrackioLogger", "trackio")
-        given = {"resume": "never", "embed": False, **options}
-        self.run: Any = self._trackio.init(project=project, name=None if run is None else run_name(run), **given)
+        settings = {"resume": "never", "embed": False, **options}
+        self.run = self._trackio.init(project=project, name=None if run is None else run_name(run), **settings)
 
     def safe_name(self, name: str) -> str:
-        """Not one of those that Trackio keeps for itself."""
+        """A name that is none of those that Trackio keeps for itself."""
         safe = super().safe_name(name)
         return f"metric/{safe}" if safe.startswith("__") or safe in _RESERVED else safe
 
-    def write(self, name: str, value: Any, step: int) -> None:
+    def write(self, name: str, value: Value | Text | Histogram | Figure | Image, step: int) -> None:
         """Hand a value over; a thread of Trackio writes it within a second."""
         self.run.log({name: self._native(value)}, step=step)
 
-    def _native(self, value: Any) -> Any:
+    def _native(self, value: Value | Text | Histogram | Figure | Image) -> object:
         if isinstance(value, Value):
             return value.value
         if isinstance(value, Text):

@@ -59,24 +59,24 @@ class WandbLogger(Logger):
         if folder is not None:
             Path(folder).mkdir(parents=True, exist_ok=True)  # W&B takes another one if it is not there
         apart = {"reinit": "create_new", "resume": "never"}  # no other run is ended or gone on with
-        given = {"dir": None if folder is None else str(folder), "mode": mode, **apart, **options}
-        self.run: Any = self._wandb.init(project=project, name=None if run is None else clean(run), **given)
+        settings = {"dir": None if folder is None else str(folder), "mode": mode, **apart, **options}
+        self.run = self._wandb.init(project=project, name=None if run is None else clean(run), **settings)
         self.run.define_metric(_AXIS, hidden=True)
         self.run.define_metric("*", step_metric=_AXIS)
-        self._rows: dict[int, dict[str, Any]] = {}
+        self._rows: dict[int, dict[str, object]] = {}
 
     def safe_name(self, name: str) -> str:
-        """Not one of those that W&B uses itself."""
+        """A name that is none of those that W&B uses itself."""
         safe = super().safe_name(name)
         return f"metric/{safe}" if safe.startswith("_") or safe == _AXIS else safe
 
-    def write(self, name: str, value: Any, step: int) -> None:
+    def write(self, name: str, value: Value | Text | Histogram | Figure | Image, step: int) -> None:
         """Keep a value until it is flushed; those of one step become one row."""
         if name in self._rows.get(step, ()):
             self.flush()
         self._rows.setdefault(step, {})[name] = self._native(value)
 
-    def _native(self, value: Any) -> Any:
+    def _native(self, value: Value | Text | Histogram | Figure | Image) -> object:
         if isinstance(value, Value):
             return value.value
         if isinstance(value, Text):
@@ -86,7 +86,7 @@ class WandbLogger(Logger):
         return self._wandb.Image(drawn(value.figure) if isinstance(value, Figure) else as_bytes(value))
 
     def flush(self) -> None:
-        """W&B has everything."""
+        """Send the rows that wait to W&B."""
         for step, row in self._rows.items():
             self.run.log({**row, _AXIS: step})
         self._rows.clear()
