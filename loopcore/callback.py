@@ -94,8 +94,8 @@ def on(event: type[Event], phase: type[Phase] | None = None, *, traced: bool = F
         raise CallbackError(f"{event.__name__} is not fired within a step, so its handlers cannot be traced")
 
     def mark(method: Method) -> Method:
-        mine = (Listener(event, phase, traced, ""),)  # the class knows what the method is called in it
-        method.__dict__["_listeners"] = getattr(method, "_listeners", ()) + mine
+        marks = (Listener(event, phase, traced, ""),)  # the class knows what the method is called in it
+        method.__dict__["_listeners"] = getattr(method, "_listeners", ()) + marks
         return method
 
     return mark
@@ -142,16 +142,16 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        found: list[Listener] = []
-        seen: list[Any] = []
+        listeners: list[Listener] = []
+        methods: list[Any] = []
         for name in dir(cls):
             method = inspect.getattr_static(cls, name)
             marked: tuple[Listener, ...] = getattr(method, "_listeners", ())
-            if marked and not any(method is other for other in seen):  # one method may have two names
-                seen.append(method)
+            if marked and not any(method is other for other in methods):  # one method may have two names
+                methods.append(method)
                 _check_signature(cls, name)
-                found += [replace(listener, method=name) for listener in marked]
-        cls.listeners = tuple(found)
+                listeners += [replace(listener, method=name) for listener in marked]
+        cls.listeners = tuple(listeners)
 
     def setup(self, learner: Any) -> None:
         """Called once when the callback joins a learner, in callback order, with the same guarded view as handlers."""

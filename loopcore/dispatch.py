@@ -49,15 +49,15 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
 
     def __missing__(self, event: type[Event]) -> tuple[Handler, ...]:
         if not issubclass(event, Event):
-            written = f"{event!r}" if not issubclass(event, type) else "an event class"
-            raise EventError(f"handle takes an event, not {written}: write handle(LossBegin()), with the brackets")
+            argument = f"{event!r}" if not issubclass(event, type) else "an event class"
+            raise EventError(f"handle takes an event, not {argument}: write handle(LossBegin()), with the brackets")
         if not self._scopes and issubclass(event, SCOPE_EVENTS):
             raise EventError(f"{event.__name__} is fired by the loop itself; handle takes the events within a step")
-        found = [handler for handler in self._handlers if _is_heard(event, handler.listener.event)]
-        found = [_shown(handler, event) for handler in found]
+        handlers = [handler for handler in self._handlers if _is_heard(event, handler.listener.event)]
+        handlers = [_shown(handler, event) for handler in handlers]
         if issubclass(event, (StepBegin, StepEnd)):  # host handlers first when a step begins, traced ones when it ends
-            found.sort(key=lambda handler: handler.traced is issubclass(event, StepBegin))
-        self[event] = tuple(found)
+            handlers.sort(key=lambda handler: handler.traced is issubclass(event, StepBegin))
+        self[event] = tuple(handlers)
         return self[event]
 
     def within_steps(self) -> tuple[Handler, ...]:
@@ -76,14 +76,14 @@ def _is_heard(event: type[Event], by: type[Event]) -> bool:
 
 
 def _handlers(member: GuardedCallback, phase: type[Phase] | None) -> list[Handler]:
-    found: list[Handler] = []
+    handlers: list[Handler] = []
     for listener in member.callback.listeners:
         if listener.phase is None or (phase is not None and issubclass(phase, listener.phase)):
             call = getattr(member.callback, listener.method)
             view = member.traced_view if listener.traced else member.view
             loans = () if listener.traced else view._loans
-            found.append(Handler(call, view, member.callback, listener, wants_event(call), loans))
-    return found
+            handlers.append(Handler(call, view, member.callback, listener, wants_event(call), loans))
+    return handlers
 
 
 def _shown(handler: Handler, event: type[Event]) -> Handler:
@@ -129,9 +129,9 @@ def deliver(handlers: tuple[Handler, ...], phase: Phase | None, event: Event) ->
     All handlers hear the event, whatever an earlier one raised, so that every begin a callback hears has its end.
     An error goes before a cancel, a wider cancel before a narrower one, and an earlier one before a later one.
     """
-    raised: BaseException | None = None
+    failure: BaseException | None = None
     for handler in handlers:
-        if raised is not None and handler.listener.traced:
+        if failure is not None and handler.listener.traced:
             continue  # traced handlers run only in steps that complete
         try:
             if handler.event:
@@ -139,23 +139,25 @@ def deliver(handlers: tuple[Handler, ...], phase: Phase | None, event: Event) ->
             else:
                 handler.call(handler.view, phase)
         except BaseException as error:
-            raised = merge(raised, _explained(error, handler, phase, event))
+            failure = merge(failure, _explained(error, handler, phase, event))
         if handler.loans:
-            raised = _settled(handler, phase, event, raised)
-    if raised is not None:
+            failure = _settled(handler, phase, event, failure)
+    if failure is not None:
         try:
-            raise raised
+            raise failure
         finally:
-            raised = None  # the frame must not keep the exception that keeps the frame
+            failure = None  # the frame must not keep the exception that keeps the frame
 
 
-def _settled(handler: Handler, phase: Phase | None, event: Event, raised: BaseException | None) -> BaseException | None:
+def _settled(
+    handler: Handler, phase: Phase | None, event: Event, failure: BaseException | None
+) -> BaseException | None:
     """After a handler that got to see containers: take them back, with its changes."""
     try:
         handler.loans.settle()  # type: ignore[union-attr]  # it is not empty
     except BaseException as error:
-        return merge(raised, _explained(error, handler, phase, event))
-    return raised
+        return merge(failure, _explained(error, handler, phase, event))
+    return failure
 
 
 def merge(first: BaseException | None, second: BaseException) -> BaseException:

@@ -86,8 +86,8 @@ class State:
                 name=name,
                 obj=self,
             )
-        there = ", ".join(sorted(map(str, self.__dict__))) or "nothing"
-        raise AttributeError(f"the step has no value {name!r} (yet); it has {there}", name=name, obj=self)
+        names = ", ".join(sorted(map(str, self.__dict__))) or "nothing"
+        raise AttributeError(f"the step has no value {name!r} (yet); it has {names}", name=name, obj=self)
 
     def __repr__(self) -> str:
         return f"State({', '.join(self.__dict__)})"
@@ -121,9 +121,9 @@ def _condition(value: Any) -> Any:
     if isinstance(value, (int, float)):
         return bool(value)
     if not hasattr(value, "dtype") or len(value.shape):
-        came = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
+        description = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
         raise TypeError(
-            f"what decides on an update is a bool or a 0-d array, not {came}: take learner.xp.all(...) of it"
+            f"what decides on an update is a bool or a 0-d array, not {description}: take learner.xp.all(...) of it"
         )
     return value if "bool" in str(value.dtype) else value != 0
 
@@ -159,23 +159,23 @@ def batch_length(values: Any, leaves: Callable[[Any], list[Any]], alike: dict[st
         shape: Any = getattr(values.get("xs"), "shape", ())
         if len(shape):
             return int(shape[0])
-    named = values if isinstance(values, Mapping) else {"": values}
-    lengths = {name: _lengths(part, leaves) for name, part in named.items()}
-    known = [length for part in lengths.values() for length in part if length is not None]
+    parts = values if isinstance(values, Mapping) else {"": values}
+    lengths = {name: _lengths(part, leaves) for name, part in parts.items()}
+    known_lengths = [length for part in lengths.values() for length in part if length is not None]
     if lengths.get("xs") and lengths["xs"][0] is not None:
         return lengths["xs"][0]
-    if known and len(set(known)) == 1:
-        return known[0]
+    if known_lengths and len(set(known_lengths)) == 1:
+        return known_lengths[0]
     if not any(lengths.values()):
         return 1
-    if known and all(length is not None for part in lengths.values() for length in part):
+    if known_lengths and all(length is not None for part in lengths.values() for length in part):
         if not alike:
             alike.update(lengths)
         if alike == lengths:
-            return known[0]
-    each = ", ".join(f"{name} {_in_words(part)}" for name, part in lengths.items() if part)
+            return known_lengths[0]
+    listed = ", ".join(f"{name} {_in_words(part)}" for name, part in lengths.items() if part)
     raise DataError(
-        f"the mean of an epoch counts samples, and it is not known how many this batch has: {each}{_before(alike)}. "
+        f"the mean of an epoch counts samples, and it is not known how many this batch has: {listed}{_before(alike)}. "
         'Write state.weight = their number in the step, or let unpack return it as "weight"'
     )
 
@@ -198,8 +198,8 @@ def _lengths(value: Any, leaves: Callable[[Any], list[Any]]) -> list[int | None]
 
 def _before(alike: Mapping[str, list[int | None]]) -> str:
     """The first batch whose lengths differed, in words."""
-    each = ", ".join(f"{name} {_in_words(part)}" for name, part in alike.items() if part)
-    return f" (a batch before it: {each})" if each else ""
+    listed = ", ".join(f"{name} {_in_words(part)}" for name, part in alike.items() if part)
+    return f" (a batch before it: {listed})" if listed else ""
 
 
 def _in_words(lengths: list[int | None]) -> str:
@@ -241,8 +241,8 @@ class Shared:
         elif name in self._packed:
             value = self.__dict__[name] = self._packed[name].get(f"shared.{name}")
             return value
-        there = ", ".join(sorted({*self.__dict__, *self._packed})) or "nothing"
-        raise AttributeError(f"nothing wrote shared.{name} yet; shared holds {there}", name=name, obj=self)
+        names = ", ".join(sorted({*self.__dict__, *self._packed})) or "nothing"
+        raise AttributeError(f"nothing wrote shared.{name} yet; shared holds {names}", name=name, obj=self)
 
     def __delattr__(self, name: str) -> None:
         if self._hidden.pop(name, self) is not self and name not in self.__dict__:

@@ -52,7 +52,7 @@ VERBS = {  # verb -> the declarations it needs
     "peek": (("data",), ()),
     "rehearse": (("model", "params", "buffers"), ()),
 }
-_INSTEAD = {  # what it cannot reach -> what to do
+_ADVICE = {  # what it cannot reach -> what to do
     "callbacks": (
         "change the list before fit or between two fits. To work with another callback, name its class in requires or "
         "run_after, and exchange values through shared"
@@ -75,7 +75,7 @@ def make_view(learner: LearnerParts, callback: Callback, *, traced: bool) -> Any
         traced: for traced handlers: values as the step body sees them.
     """
     access = Access.of(callback)
-    own = _OwnObjectives(learner.backend.concrete)
+    objectives = _OwnObjectives(learner.backend.concrete)
     loans = None if traced else LentContainers(learner)
     parts: dict[str, Any] = {
         "step": namespace_view("step", learner, access, loans),
@@ -90,9 +90,9 @@ def make_view(learner: LearnerParts, callback: Callback, *, traced: bool) -> Any
     members["collect"] = _constant(_collecting(learner, access))
     for root in ("params", "buffers", "model", "optimizer", "data"):
         if access.names(root, access.reads):
-            members[root] = property(_guarded_root(root, access, _raw if traced else own.see))
+            members[root] = property(_guarded_root(root, access, _raw if traced else objectives.see))
     for name in FREE | {verb for verb, needs in VERBS.items() if _allowed(access, needs)}:
-        members[name] = property(_forward(name) if traced or name not in _OBJECTIVES else own.verb(name))
+        members[name] = property(_forward(name) if traced or name not in _OBJECTIVES else objectives.verb(name))
     members["epoch"] = property(lambda view: view._learner.epoch and _EpochView(view._learner.epoch, access))
     view = cast(type[_View], type("LearnerView", (_View,), members))
     return view(learner)
@@ -121,8 +121,8 @@ class _View:
             raise self._access.error(missing[0][0], write=missing[0][1])
         if name in ROOTS:
             raise self._access.error(name, write=False)
-        instead = _INSTEAD.get(name, _REACHED)
-        raise AttributeError(f"a callback cannot reach learner.{name}: {instead}", name=name, obj=self)
+        advice = _ADVICE.get(name, _REACHED)
+        raise AttributeError(f"a callback cannot reach learner.{name}: {advice}", name=name, obj=self)
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AccessError(
@@ -132,11 +132,11 @@ class _View:
 
 
 def _collecting(learner: LearnerParts, access: Access) -> Callable[..., tuple[Any, ...]]:
-    left = {path.removeprefix("step.") for path in access.callback.leaves}
+    deferred = {path.removeprefix("step.") for path in access.callback.leaves}
 
     def collect(*names: str) -> tuple[Any, ...]:
-        if not left.issuperset(names):
-            name = next(name for name in names if name not in left)
+        if not deferred.issuperset(names):
+            name = next(name for name in names if name not in deferred)
             raise AccessError(
                 f'{name_of(access.callback)} collects step.{name}: declare it, leaves = ("step.{name}",), and let a '
                 "traced handler write it"
@@ -173,16 +173,16 @@ class _OwnObjectives:
         return value if self._depth or value is None else self._concrete(value)
 
     def verb(self, name: str) -> Callable[[Any], Any]:
-        return lambda view: self._within(getattr(view._learner, name))
+        return lambda view: self._opened(getattr(view._learner, name))
 
-    def _within(self, verb: Callable[..., Any]) -> Callable[..., Any]:
+    def _opened(self, verb: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             self._depth += 1
             try:
                 result = verb(*args, **kwargs)
             finally:
                 self._depth -= 1
-            return self._within(result) if callable(result) else self.see(result)
+            return self._opened(result) if callable(result) else self.see(result)
 
         return call
 

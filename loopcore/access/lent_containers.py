@@ -65,9 +65,9 @@ class LentContainers(dict[Key, LentContainer]):
         """A copy of a container without graph or tape; the same one until the handler ends or the value changes."""
         backend, during = self._learner.backend, self._learner.runs.step
         key = (root, name, id(during))
-        known = self.get(key)
-        if known is not None and known.value is value:
-            return known.copy
+        loan = self.get(key)
+        if loan is not None and loan.value is value:
+            return loan.copy
         copy = backend.tree_map(lambda leaf: leaf, backend.concrete(value))
         owner = during if root == "step" else self._learner.shared
         self[key] = LentContainer(
@@ -75,14 +75,14 @@ class LentContainers(dict[Key, LentContainer]):
         )
         return copy
 
-    def replaced(self, root: str, name: str, given: Any, kept: Any) -> None:
+    def replaced(self, root: str, name: str, value: Any, stored: Any) -> None:
         """The handler assigned a value: what it did to the old one no longer counts, but what it does to this does."""
         key = (root, name, id(self._learner.runs.step))
         loan = self.pop(key, None)
-        if loan is not None and loan.copy is given:
+        if loan is not None and loan.copy is value:
             backend = self._learner.backend
-            leaves, structure = backend.tree_leaves(given), backend.tree_structure(given)
-            self[key] = loan._replace(value=kept, leaves=leaves, structure=structure)
+            leaves, structure = backend.tree_leaves(value), backend.tree_structure(value)
+            self[key] = loan._replace(value=stored, leaves=leaves, structure=structure)
 
     def settle(self) -> None:
         """Take back what was lent in this step, with the changes. Handlers around a nested step go on.

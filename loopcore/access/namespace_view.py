@@ -83,7 +83,7 @@ class _Namespace:
         """Write a container that a handler changed in place."""
         path = f"{self._root}.{name}"
         if not self._writes & {name, "*"}:
-            raise self._access.error(path, write=True, what=f"changes {path} in place")
+            raise self._access.error(path, write=True, action=f"changes {path} in place")
         setattr(owner, name, self._adopt(owner, name, value))
 
 
@@ -146,11 +146,11 @@ def _adopting(learner: LearnerParts, access: Access, loans: LentContainers) -> C
         if loans:
             loans.replaced("step", name, value, new)
         if new is not old and _cuts(backend, old, new, name in (state._differentiated or ())):
-            who = name_of(access.callback)
-            state._replaced = {**(state._replaced or {}), name: who}
+            writer = name_of(access.callback)
+            state._replaced = {**(state._replaced or {}), name: writer}
             if name not in warned:
                 warned.add(name)
-                warnings.warn(f"{who} replaced step.{name} inside an objective: {CONSTANT}", stacklevel=3)
+                warnings.warn(f"{writer} replaced step.{name} inside an objective: {CONSTANT}", stacklevel=3)
         return new
 
     return adopt
@@ -159,5 +159,5 @@ def _adopting(learner: LearnerParts, access: Access, loans: LentContainers) -> C
 def _cuts(backend: Backend, old: Any, new: Any, differentiated: bool) -> bool:
     """Whether a leaf that a gradient flows through is gone; at the cut of a compiled step only its name tells."""
     leaves = {id(leaf): leaf for leaf in backend.tree_leaves(old)}
-    gone = Counter(map(id, backend.tree_leaves(old))) - Counter(map(id, backend.tree_leaves(new)))
-    return bool(gone) if differentiated else any(backend.is_differentiated(leaves[key]) for key in gone)
+    replaced = Counter(map(id, backend.tree_leaves(old))) - Counter(map(id, backend.tree_leaves(new)))
+    return bool(replaced) if differentiated else any(backend.is_differentiated(leaves[key]) for key in replaced)

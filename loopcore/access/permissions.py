@@ -24,8 +24,8 @@ class Access:
         """Read the declarations once; a write implies a read."""
         writes = frozenset(callback.writes)
         writes |= frozenset(callback.leaves)
-        own = (*callback.reads, *callback.traced_reads, *callback.carries)
-        return cls(callback, frozenset(own) | writes, writes)
+        reads = (*callback.reads, *callback.traced_reads, *callback.carries)
+        return cls(callback, frozenset(reads) | writes, writes)
 
     def may(self, path: str, declared: frozenset[str]) -> bool:
         """Whether a declared path covers ``path`` (or lies below it, which opens the way down)."""
@@ -36,8 +36,8 @@ class Access:
         below = (d.removeprefix(f"{path}.").partition(".")[0] for d in declared if d.startswith(f"{path}."))
         return frozenset(below) | ({"*"} if self.may(path, declared) else frozenset())
 
-    def error(self, path: str, *, write: bool, what: str = "") -> AccessError:
-        """The error for an undeclared access; ``what`` says in words what it was."""
+    def error(self, path: str, *, write: bool, action: str = "") -> AccessError:
+        """The error for an undeclared access; ``action`` says in words what it was."""
         attribute = "writes" if write else "reads"
         inner = self.callback.identity()
         paths = ", ".join(repr(p) for p in (*getattr(inner, attribute), path))
@@ -45,7 +45,7 @@ class Access:
         add = f"Add to class {cls.__name__}{_where(cls)}: {attribute} = ({paths},)"
         if attribute in getattr(inner, "__dict__", ()):  # given to its constructor, as to FunctionCallback
             add = f"Pass {cls.__name__}(..., {attribute}=({paths},))"
-        return AccessError(f"{name_of(inner)} {what or f'{attribute} {path}'}, which it does not declare. {add}")
+        return AccessError(f"{name_of(inner)} {action or f'{attribute} {path}'}, which it does not declare. {add}")
 
 
 @lru_cache(maxsize=64)

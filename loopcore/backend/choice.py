@@ -159,10 +159,10 @@ def choose_for_keras(backend: str) -> bool:
 
 def keras_differs(backend: str) -> str:
     """What to say where Keras was imported too early."""
-    there = sys.modules["keras"].config.backend()
+    framework = sys.modules["keras"].config.backend()
     return (
-        f"Keras is imported already and runs on {there}, and so do its models, although {backend} was chosen: choose "
-        f"before it is imported (TensorFlow imports it too), or set {_KERAS_VARIABLE}={backend}"
+        f"Keras is imported already and runs on {framework}, and so do its models, although {backend} was chosen: "
+        f"choose before it is imported (TensorFlow imports it too), or set {_KERAS_VARIABLE}={backend}"
     )
 
 

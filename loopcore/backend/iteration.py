@@ -125,10 +125,10 @@ def check_carry(before: Tree, after: Tree) -> None:
     Raises:
         ValueError: its structure, a shape or a dtype is another.
     """
-    shown = [optree.tree_map(lambda x: f"{x.dtype}{list(x.shape)}", tree) for tree in (before, after)]
-    if shown[0] != shown[1]:
+    layouts = [optree.tree_map(lambda x: f"{x.dtype}{list(x.shape)}", tree) for tree in (before, after)]
+    if layouts[0] != layouts[1]:
         raise ValueError(
-            f"scan: the carry began as {shown[0]} and the function returned {shown[1]}: its structure, shapes and "
+            f"scan: the carry began as {layouts[0]} and the function returned {layouts[1]}: its structure, shapes and "
             "dtypes stay the same, xp.astype and xp.zeros(...) in init help"
         )
 

@@ -99,8 +99,8 @@ class Pending:
         if slot is None:
             return host
         words = np.ascontiguousarray(host[..., slot.start : slot.stop])
-        found = words != 0 if slot.dtype == "bool" else words.view(slot.dtype)
-        return found.reshape((*host.shape[:-1], *slot.shape))  # a tuple: of one 0-d value it is empty
+        values = words != 0 if slot.dtype == "bool" else words.view(slot.dtype)
+        return values.reshape((*host.shape[:-1], *slot.shape))  # a tuple: of one 0-d value it is empty
 
 
 def fetched(values: Sequence[Any]) -> np.ndarray[Any, Any]:
@@ -116,13 +116,13 @@ def collect(backend: Any, state: Any, names: Sequence[str]) -> tuple[Any, ...]:
     """Step values for later: packed as they are, pending on their own, or (numbers and tuples of them) themselves."""
     packed: Packed | None = state._packed
     layout = {} if packed is None else packed.layout
-    found: list[Any] = []
+    collected: list[Any] = []
     for name in names:
         slot = layout.get(f"step.{name}")
         if slot is not None and packed is not None:
-            found.append(Pending(backend, packed.vector, slot))
+            collected.append(Pending(backend, packed.vector, slot))
         else:
             value = state.__dict__.get(name)
             plain = type(value) is tuple or not backend.is_array(value)  # a tuple of numbers, in eager steps
-            found.append(value if plain else Pending(backend, value))
-    return tuple(found)
+            collected.append(value if plain else Pending(backend, value))
+    return tuple(collected)

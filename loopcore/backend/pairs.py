@@ -51,7 +51,7 @@ class Part(NamedTuple):
         """Leaves by path without the model's name -> the tree."""
         return self.spec.unflatten(map(leaves.__getitem__, self.names))
 
-    def flatten(self, tree: Tree, what: str) -> Leaves:
+    def flatten(self, tree: Tree, title: str) -> Leaves:
         """The leaves of a tree by path.
 
         Raises:
@@ -59,7 +59,7 @@ class Part(NamedTuple):
         """
         leaves, spec = optree.tree_flatten(tree)
         if spec != self.spec:
-            raise ValueError(f"{what} has the structure {spec}, the model's own is {self.spec}")
+            raise ValueError(f"{title} has the structure {spec}, the model's own is {self.spec}")
         return dict(zip(self.paths, leaves, strict=True))
 
     def unpack(self, tree: Tree) -> Leaves:
@@ -141,8 +141,8 @@ class Pair:
         if not self.stateful:
             return called(self.apply_fn, self.title, self._backend, params, *args, **kwargs), {}
         tree = self._state.build(state.__getitem__)
-        both = called(self.apply_fn, self.title, self._backend, params, tree, *args, **kwargs)
-        result, new = two_parts(both, f"{self.title} has a state, so its apply_fn")
+        returned = called(self.apply_fn, self.title, self._backend, params, tree, *args, **kwargs)
+        result, new = two_parts(returned, f"{self.title} has a state, so its apply_fn")
         return result, self._checked(new, state)
 
     def _checked(self, tree: Tree, old: Leaves) -> Leaves:
@@ -198,8 +198,8 @@ def read(
     if set(state.paths) & set(params.paths):
         state, buffers = _describe(more[0], prefix, f"{prefix}state.", f"{prefix}state")
     values = _checked(title, params.paths, weights, lambda leaf: _parameter_problem(leaf, is_native, backend))
-    kept = _checked(title, state.paths, buffers, lambda leaf: _buffer_problem(leaf, is_native, backend))
-    return Pair(title, backend, apply_fn, params, state, bool(more)), values, kept
+    state_values = _checked(title, state.paths, buffers, lambda leaf: _buffer_problem(leaf, is_native, backend))
+    return Pair(title, backend, apply_fn, params, state, bool(more)), values, state_values
 
 
 def _parts(model: Any, title: str) -> list[Any]:
@@ -260,8 +260,8 @@ def keywords(fn: Any) -> tuple[str | None, frozenset[str]]:
         parameters = inspect.signature(fn).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return None, frozenset()
-    named = frozenset(name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    return next((name for name in MODES if name in named), None), named
+    by_name = frozenset(name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return next((name for name in MODES if name in by_name), None), by_name
 
 
 def mode_of(keyword: str | None, training: bool) -> dict[str, bool]:
@@ -269,7 +269,7 @@ def mode_of(keyword: str | None, training: bool) -> dict[str, bool]:
     return {} if keyword is None else {keyword: training is MODES[keyword]}
 
 
-def two_parts(result: Any, who: str) -> tuple[Any, Tree]:
+def two_parts(result: Any, caller: str) -> tuple[Any, Tree]:
     """``(y, new_state)``.
 
     Raises:
@@ -277,7 +277,7 @@ def two_parts(result: Any, who: str) -> tuple[Any, Tree]:
     """
     if isinstance(result, tuple) and len(result) == 2:
         return result
-    raise BackendError(f"{who} must return (y, new_state), not {type(result).__name__}")
+    raise BackendError(f"{caller} must return (y, new_state), not {type(result).__name__}")
 
 
 def _shape(value: Any) -> tuple[int | None, ...]:

@@ -109,12 +109,12 @@ def infer(models: Mapping[str, Any], neutral: Callable[[], str] = lambda: "numpy
     Raises:
         UnknownModelError: no adapter, or more than one, takes them; the message names the type.
     """
-    found = {name: _infer_one(name, model) for name, model in models.items()}
-    chosen = set(found.values()) - {"numpy"} or {"numpy"}
-    if len(chosen) > 1:
-        what = ", ".join(f"{name!r} is a {backend} model" for name, backend in found.items())
-        raise UnknownModelError(f"one Learner holds models of one framework, but {what}")
-    name = chosen.pop()
+    backends = {name: _infer_one(name, model) for name, model in models.items()}
+    frameworks = set(backends.values()) - {"numpy"} or {"numpy"}
+    if len(frameworks) > 1:
+        listed = ", ".join(f"{name!r} is a {backend} model" for name, backend in backends.items())
+        raise UnknownModelError(f"one Learner holds models of one framework, but {listed}")
+    name = frameworks.pop()
     return neutral() if name == "numpy" else name
 
 
@@ -255,7 +255,7 @@ def namespace_of(array: Any) -> Any:
     Raises:
         UnknownModelError: no backend knows the type.
     """
-    found = _namespaces.get(type(array))
-    if found is None:
-        found = _namespaces[type(array)] = load(_infer_one("array", array))
-    return found
+    adapter = _namespaces.get(type(array))
+    if adapter is None:
+        adapter = _namespaces[type(array)] = load(_infer_one("array", array))
+    return adapter

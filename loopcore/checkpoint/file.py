@@ -44,11 +44,11 @@ def write(path: str | Path, arrays: Mapping[str, Any], manifest: Mapping[str, An
     draft: Path | None = None
     try:
         text = json.dumps(encoded(manifest), allow_nan=False)
-        whole = {name: _native(name, value) for name, value in arrays.items()}
-        dtypes = {name: array.dtype.name for name, array in whole.items() if array.dtype.name not in _PLAIN}
-        stored = {name: _bytes_of(array) if name in dtypes else array for name, array in whole.items()}
+        native = {name: _native(name, value) for name, value in arrays.items()}
+        dtypes = {name: array.dtype.name for name, array in native.items() if array.dtype.name not in _PLAIN}
+        stored = {name: _bytes_of(array) if name in dtypes else array for name, array in native.items()}
         metadata = {"loopcore": text, **({"dtypes": json.dumps(dtypes)} if dtypes else {})}
-        metadata["digest"] = _digest(whole, metadata)
+        metadata["digest"] = _digest(native, metadata)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(stored, draft, metadata=metadata)
@@ -89,8 +89,8 @@ def _is_kept(dtype: np.dtype[Any]) -> bool:
 def _dtype(name: str) -> np.dtype[Any]:
     if name in _PLAIN - {"bfloat16"} or name.startswith("complex"):
         return np.dtype(name)
-    found: np.dtype[Any] = np.dtype(getattr(import_module("ml_dtypes"), name))
-    return found
+    dtype: np.dtype[Any] = np.dtype(getattr(import_module("ml_dtypes"), name))
+    return dtype
 
 
 def _bytes_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -139,20 +139,20 @@ def encoded(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return [encoded(one) for one in value]
+        return [encoded(item) for item in value]
     if not isinstance(value, Mapping):
         raise TypeError(f"there is a value of type {type(value).__name__}")
     wrong = next((key for key in value if not isinstance(key, str) or key == _FLOAT), None)
     if wrong is not None:  # json.dumps would make a string of 1, and give back another dict than it got
         raise TypeError(f"there is a dict with the key {wrong!r}: keys are strings, and {_FLOAT!r} is taken")
-    return {key: encoded(one) for key, one in value.items()}
+    return {key: encoded(item) for key, item in value.items()}
 
 
 def _decoded(pairs: list[tuple[str, Any]]) -> Any:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise ValueError("a name is there twice")
-    return float(found[_FLOAT]) if list(found) == [_FLOAT] else found
+    return float(values[_FLOAT]) if list(values) == [_FLOAT] else values
 
 
 def _refused(literal: str) -> Any:
@@ -161,14 +161,14 @@ def _refused(literal: str) -> Any:
 
 def _manifest(path: str | Path, text: str) -> dict[str, Any]:
     try:
-        found: Any = json.loads(text, object_pairs_hook=_decoded, parse_constant=_refused)
-        version = int(found["version"])
-        str(found["backend"])
+        manifest: Any = json.loads(text, object_pairs_hook=_decoded, parse_constant=_refused)
+        version = int(manifest["version"])
+        str(manifest["backend"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has no manifest of loopcore that can be read: {error}") from error
     if version > VERSION:
         raise CheckpointError(f"{path} has version {version}, this loopcore reads up to {VERSION}: update it")
-    return dict(found)
+    return dict(manifest)
 
 
 def _content(path: str | Path, *, with_arrays: bool) -> tuple[Arrays, dict[str, str]]:
@@ -177,8 +177,8 @@ def _content(path: str | Path, *, with_arrays: bool) -> tuple[Arrays, dict[str, 
     arrays: Arrays = {}
     try:
         if not Path(path).is_file():  # a folder, a pipe that would never answer
-            what = "it is a folder, pass a file in it" if Path(path).is_dir() else "there is no such file"
-            raise CheckpointError(f"{path} cannot be read as a checkpoint: {what}")
+            problem = "it is a folder, pass a file in it" if Path(path).is_dir() else "there is no such file"
+            raise CheckpointError(f"{path} cannot be read as a checkpoint: {problem}")
         with safe_open(str(path), framework="np") as file:
             metadata = dict(file.metadata() or {})
             if with_arrays:
@@ -210,8 +210,8 @@ def _sync_name(path: Path) -> None:
 
 
 def _digest(arrays: Arrays, metadata: Mapping[str, str]) -> str:
-    found = hashlib.sha256((metadata["loopcore"] + metadata.get("dtypes", "")).encode())
+    digest = hashlib.sha256((metadata["loopcore"] + metadata.get("dtypes", "")).encode())
     for name in sorted(arrays):
-        found.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        found.update(np.ascontiguousarray(arrays[name]).view(np.uint8).reshape(-1).data if arrays[name].size else b"")
-    return found.hexdigest()
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).reshape(-1).data if arrays[name].size else b"")
+    return digest.hexdigest()

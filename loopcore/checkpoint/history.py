@@ -20,8 +20,8 @@ class CountsPart(CheckpointPart):
         """They are all in the manifest."""
         runs = self.learner.runs
         history = {name: list(counts) for name, counts in getattr(self.learner.shared, "history", {}).items()}
-        drawn = {"seed": self.learner.seed, "attempts": dict(runs.attempts), "draws": dict(runs.draws_outside_steps)}
-        return {**drawn, "missed": dict(runs.missed), "rounds": runs.rounds_to_keep(), "history": history}
+        draws = {"seed": self.learner.seed, "attempts": dict(runs.attempts), "draws": dict(runs.draws_outside_steps)}
+        return {**draws, "missed": dict(runs.missed), "rounds": runs.rounds_to_keep(), "history": history}
 
     def load(self, file: File, undo: ExitStack) -> None:
         """Refill what counts."""
@@ -46,29 +46,29 @@ class Values(CheckpointPart):
 
     def save(self, arrays: Arrays) -> dict[str, Any]:
         """Lists in the manifest, and arrays of the values by step."""
-        found: dict[str, Any] = {}
+        tables: dict[str, Any] = {}
         for table, series in self._series().items():
-            found[table] = {phase: _chosen(values, saved=True) for phase, values in series.items()}
-            for values in found[table].values():
+            tables[table] = {phase: _chosen(values, saved=True) for phase, values in series.items()}
+            for values in tables[table].values():
                 for name, ring in values.items():
                     if isinstance(ring, Ring):
-                        key = f"steps/{sum(one.startswith('steps/') for one in arrays)}"
+                        key = f"steps/{sum(other.startswith('steps/') for other in arrays)}"
                         arrays[key] = ring.latest()
                         arrays[f"numbers/{key}"] = ring.numbers()
                         values[name] = {"array": key, "count": ring.count}
-        within = {table: series.within for table, series in self._series().items() if series.within}
-        return {"series": found, "within": within}
+        nested = {table: series.within for table, series in self._series().items() if series.within}
+        return {"series": tables, "within": nested}
 
     def load(self, file: File, undo: ExitStack) -> None:
         """Refill the series that are there."""
         for table, series in self._series().items():
-            there: dict[str, dict[str, Any]] = file.manifest["series"].get(table, {})
+            stored: dict[str, dict[str, Any]] = file.manifest["series"].get(table, {})
             new = {phase: _chosen(values, saved=False) for phase, values in series.items()}
-            for phase, values in there.items():
+            for phase, values in stored.items():
                 new.setdefault(phase, {}).update({name: _series(v, file.arrays) for name, v in values.items()})
-            within = file.manifest.get("within", {}).get(table, {})
-            noted = {p: {n: [tuple(one) for one in v] for n, v in values.items()} for p, values in within.items()}
-            _refill(series.within, noted, undo)
+            nested = file.manifest.get("within", {}).get(table, {})
+            entries = {p: {n: [tuple(entry) for entry in v] for n, v in values.items()} for p, values in nested.items()}
+            _refill(series.within, entries, undo)
             _refill(series._by_phase, {phase: values for phase, values in new.items() if values}, undo)
 
     def _series(self) -> dict[str, Series]:
@@ -106,9 +106,9 @@ def _most_epochs(manifest: Mapping[str, Any]) -> int:
     return max([*lengths, *(int(counts[0]) for counts in manifest["history"].values())], default=0)
 
 
-def _refill(held: dict[Any, Any], new: dict[Any, Any], undo: ExitStack) -> None:
+def _refill(content: dict[Any, Any], new: dict[Any, Any], undo: ExitStack) -> None:
     """Replace the content of a dict that others hold."""
-    undo.callback(held.update, dict(held))
-    undo.callback(held.clear)
-    held.clear()
-    held.update(new)
+    undo.callback(content.update, dict(content))
+    undo.callback(content.clear)
+    content.clear()
+    content.update(new)

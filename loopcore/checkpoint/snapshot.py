@@ -41,15 +41,15 @@ def save(learner: LearnerParts, path: str | Path, *, only_finite: bool = False, 
     manifest: dict[str, Any] = {"version": VERSION, "backend": learner.backend.name}
     for part in _PARTS:
         manifest |= part(learner).save(arrays)
-    taken = ", ".join(sorted(manifest.keys() & more))
-    if taken:
-        raise CheckpointError(f"{path} was not written: a checkpoint itself has {taken}, call yours something else")
+    reserved = ", ".join(sorted(manifest.keys() & more))
+    if reserved:
+        raise CheckpointError(f"{path} was not written: a checkpoint itself has {reserved}, call yours something else")
     bad = _not_finite(arrays, frozenset(learner.buffers.names))
     if bad:
-        what = f"NaN or infinite numbers in {', '.join(bad[:5])}{' and others' if bad[5:] else ''}"
+        problem = f"NaN or infinite numbers in {', '.join(bad[:5])}{' and others' if bad[5:] else ''}"
         if only_finite:
-            raise NotFiniteError(f"{path} was not written: {what}")
-        warnings.warn(f"{path} has {what}: a run cannot go on from it", stacklevel=3)
+            raise NotFiniteError(f"{path} was not written: {problem}")
+        warnings.warn(f"{path} has {problem}: a run cannot go on from it", stacklevel=3)
     return write(path, arrays, {**manifest, **more})
 
 
@@ -58,15 +58,15 @@ def _not_finite(arrays: Arrays, buffers: frozenset[str]) -> list[str]:
 
     Minus infinity in a buffer is a mask, and a 0-d infinity of an optimizer the best value that it has not seen yet.
     """
-    found: list[str] = []
+    names: list[str] = []
     for name, array in arrays.items():
         root, _, path = name.partition("/")
         if root not in ("weights", "optimizer") or array.dtype.kind in "biuSUO" or np.isfinite(array).all():
             continue
         spared = path in buffers or (root == "optimizer" and not array.ndim)
         if not spared or np.isnan(array).any() or (root == "weights" and (array > 0)[np.isinf(array)].any()):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def load(learner: LearnerParts, path: str | Path) -> None:
@@ -87,8 +87,8 @@ def load(learner: LearnerParts, path: str | Path) -> None:
                     part.load(file, undo)
                 undo.pop_all()
     except Exception as error:  # callbacks and loaders of others raise what they like
-        said = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
-        raise _misfit(path, [said]) from error
+        reason = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+        raise _misfit(path, [reason]) from error
     if problems:
         raise _misfit(path, problems)
 

@@ -17,14 +17,14 @@ class Callbacks(CheckpointPart):
 
     def save(self, arrays: Arrays) -> dict[str, Any]:
         """Their states."""
-        return {"callbacks": {key: _state(key, one) for key, one in self._keyed().items()}}
+        return {"callbacks": {key: _state(key, callback) for key, callback in self._keyed().items()}}
 
     def differences(self, file: File) -> list[str]:
         """States that only one side has."""
-        here, there = self._keyed(), file.manifest["callbacks"]
-        gone = [key for key, state in there.items() if state and key not in here]
-        new = [key for key, one in here.items() if key not in there and one.state_dict()]
-        return [f"callbacks: {key} kept a state, and is none of this learner: pass it" for key in gone] + [
+        present, stored = self._keyed(), file.manifest["callbacks"]
+        absent = [key for key, state in stored.items() if state and key not in present]
+        new = [key for key, callback in present.items() if key not in stored and callback.state_dict()]
+        return [f"callbacks: {key} kept a state, and is none of this learner: pass it" for key in absent] + [
             f"callbacks: {key} keeps a state, and the checkpoint has none: add it after load, learner.callbacks.add"
             for key in new
         ]
@@ -39,15 +39,15 @@ class Callbacks(CheckpointPart):
                     callback.load_state_dict(states[key])
 
     def _keyed(self) -> dict[str, Callback]:
-        found: dict[str, Callback] = {}
+        callbacks: dict[str, Callback] = {}
         for callback in self.learner.callbacks:
             name, number = name_of(callback), 1
             key = name
-            while key in found:
+            while key in callbacks:
                 number += 1
                 key = f"{name} {number}"
-            found[key] = callback
-        return found
+            callbacks[key] = callback
+        return callbacks
 
 
 class Loaders(CheckpointPart):
@@ -64,7 +64,7 @@ class Loaders(CheckpointPart):
     def differences(self, file: File) -> list[str]:
         """A place for what keeps none."""
         data = self.learner.data
-        lost = [key for key, one in self._states(file).items() if key in data and not keeps_place(data[key])]
+        lost = [key for key, state in self._states(file).items() if key in data and not keeps_place(data[key])]
         return [
             f"data: the {key} data was a loader with a place, here it is a {type(data[key]).__name__} without "
             "load_state_dict: pass the one it was"
@@ -82,7 +82,7 @@ class Loaders(CheckpointPart):
                     runs.put_in_place(loader, state)
 
     def _states(self, file: File) -> dict[str, Any]:
-        return {key: one["state"] for key, one in file.manifest["data"].items() if one["state"] is not None}
+        return {key: entry["state"] for key, entry in file.manifest["data"].items() if entry["state"] is not None}
 
     def _entry(self, key: str, loader: Any) -> dict[str, Any]:
         if isinstance(loader, (list, tuple)):
@@ -101,14 +101,14 @@ class Loaders(CheckpointPart):
 class _naming:  # noqa: N801 - with _naming(what): ...
     """Any error of the block becomes a CheckpointError that says what it is about."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, title: str) -> None:
+        self._title = title
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
         if isinstance(error, Exception):
-            raise CheckpointError(f"{self._what}: {type(error).__name__}: {error}") from error
+            raise CheckpointError(f"{self._title}: {type(error).__name__}: {error}") from error
 
 
 def _state(key: str, callback: Callback) -> Any:
@@ -131,13 +131,13 @@ def keeps_place(loader: Any) -> bool:
 
 def _attributes(callback: Callback) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """The attributes of a callback, and of what it wraps, with a copy."""
-    return [(vars(one), dict(vars(one))) for one in (callback, callback.identity())]
+    return [(vars(owner), dict(vars(owner))) for owner in (callback, callback.identity())]
 
 
 def _put_back(callback: Callback, state: Any, attributes: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
     """Its state, and then what `load_state_dict` notes beside it, such as that the next fit begins nothing anew."""
     with suppress(Exception):  # it may refuse a state that it never had from outside; the attributes still come back
         callback.load_state_dict(state)
-    for held, before in attributes:
-        held.clear()
-        held.update(before)
+    for current, before in attributes:
+        current.clear()
+        current.update(before)

@@ -85,9 +85,9 @@ class Hyper:
 
     def _known(self, name: str) -> str:
         if name not in self._slots:
-            there = ", ".join(self) or "none"
+            names = ", ".join(self) or "none"
             raise AttributeError(
-                f"there is no hyperparameter {name!r}; there are: {there}. Pass Learner(hyper={{{name!r}: 0.0}})",
+                f"there is no hyperparameter {name!r}; there are: {names}. Pass Learner(hyper={{{name!r}: 0.0}})",
                 name=name,
                 obj=self,
             )

@@ -106,8 +106,8 @@ class Models(Model):
             method = self._method(name)
             if method is not None:
                 return method
-            there = ", ".join(self._models) or "one unnamed model; learner.model.native is the user's own"
-            raise AttributeError(f"there is no model {name!r}; there is: {there}", name=name, obj=self)
+            names = ", ".join(self._models) or "one unnamed model; learner.model.native is the user's own"
+            raise AttributeError(f"there is no model {name!r}; there is: {names}", name=name, obj=self)
         return self._models[name]
 
     def __repr__(self) -> str:

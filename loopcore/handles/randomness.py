@@ -97,9 +97,9 @@ class Random:
         refuse_in_a_loop(getattr(backend, "loops", ()), "learner.random was used")
         if other is None:
             return getattr(backend.random, kind)(self._key(), *args)
-        drawn = self._learner.runs.drawn
-        if drawn is not None:  # a step is compiled: the host draws before it runs
-            return drawn(self._key().stream, kind, args)
+        draw_on_host = self._learner.runs.drawn
+        if draw_on_host is not None:  # a step is compiled: the host draws before it runs
+            return draw_on_host(self._key().stream, kind, args)
         if kind == "categorical":
             args = (backend.to_host(*args),)
         return backend.convert(getattr(other, kind)(self._key(), *args))
@@ -114,12 +114,12 @@ class Random:
         return DrawKey(self._learner.seed, stream, step)
 
 
-def refuse_in_a_loop(loops: Sequence[str], what: str) -> None:
+def refuse_in_a_loop(loops: Sequence[str], subject: str) -> None:
     """Refuse a draw where a loop of the framework runs the code once, for all of its iterations.
 
     Args:
         loops: the modules of these loops, or ``module:function``.
-        what: drew, for the message.
+        subject: what drew, for the message.
 
     Raises:
         TraceError: such a loop is running.
@@ -127,7 +127,7 @@ def refuse_in_a_loop(loops: Sequence[str], what: str) -> None:
     loop = _running(loops) if loops else None
     if loop is not None:
         raise TraceError(
-            f"{what} inside {loop}, which runs this code once for all of its iterations: each would see the same "
+            f"{subject} inside {loop}, which runs this code once for all of its iterations: each would see the same "
             "numbers. Draw an array with one more axis before, or hand over keys that learner.random.key() was split "
             "into"
         )

@@ -141,17 +141,17 @@ class Containers(dict[type, bool]):
 
     def has(self, value: Any) -> bool:
         """Whether a value is a container."""
-        known = self.get(type(value))
-        if known is None:
-            known = self[type(value)] = is_container(self._backend, value)
-        return known
+        answer = self.get(type(value))
+        if answer is None:
+            answer = self[type(value)] = is_container(self._backend, value)
+        return answer
 
 
 def _paths(backend: Backend, tree: Tree) -> list[str]:
     """Names of the leaves, in their order."""
-    named = getattr(backend, "tree_names", None)
-    if named is not None:
-        return cast("list[str]", named(tree))
+    names_of = getattr(backend, "tree_names", None)
+    if names_of is not None:
+        return cast("list[str]", names_of(tree))
     count = len(backend.tree_leaves(tree))
     paths = optree.tree_paths(tree, none_is_leaf=True)
     if len(paths) != count:
@@ -168,16 +168,16 @@ def _scaled(backend: Backend, x: Any, factor: Any) -> Any:
     if backend.is_array(factor) and backend.signature(factor)[1].kind in "iub":
         return x * xp.astype(factor, x.dtype)
     product = xp.astype(x, xp.float32) * _fitting(xp, factor, xp.zeros((), dtype=xp.float32)) + 0.5
-    whole = xp.astype(product, x.dtype)
-    return whole - xp.astype(xp.astype(whole, xp.float32) > product, x.dtype)
+    rounded = xp.astype(product, x.dtype)
+    return rounded - xp.astype(xp.astype(rounded, xp.float32) > product, x.dtype)
 
 
 def _fitting(xp: Any, factor: Any, x: Any) -> Any:
     """A factor in the dtype of what it is for, where that is floating: TensorFlow multiplies equal dtypes only."""
-    wanted = getattr(x, "dtype", None)
-    if wanted is None or getattr(factor, "dtype", wanted) == wanted or "float" not in str(wanted):
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or getattr(factor, "dtype", dtype) == dtype or "float" not in str(dtype):
         return factor
-    return xp.astype(factor, wanted)
+    return xp.astype(factor, dtype)
 
 
 def _between(backend: Backend, x: Any, y: Any, t: Any) -> Any:
@@ -187,5 +187,5 @@ def _between(backend: Backend, x: Any, y: Any, t: Any) -> Any:
         lerp = getattr(backend, "lerp", None)
         return x + t * (y - x) if lerp is None else lerp(x, y, t)
     change = t * xp.astype(y - x, xp.float32)
-    whole = xp.astype(change, x.dtype)
-    return x + whole - xp.astype(xp.astype(whole, xp.float32) > change, x.dtype)
+    rounded = xp.astype(change, x.dtype)
+    return x + rounded - xp.astype(xp.astype(rounded, xp.float32) > change, x.dtype)

@@ -107,7 +107,7 @@ def _explicit_edges(nodes: Sequence[Declaration]) -> _Edges:
                     continue
                 pair = (node.rank, other.rank) if verb == _BEFORE else (other.rank, node.rank)
                 reasons.setdefault(pair, set()).add(f"{node.name}.{verb} {cls.__name__}")
-    return {pair: ", ".join(sorted(why)) for pair, why in reasons.items()}
+    return {pair: ", ".join(sorted(wishes)) for pair, wishes in reasons.items()}
 
 
 def _wishes(node: Declaration) -> Iterator[tuple[str, type]]:
@@ -128,9 +128,9 @@ def _closure(edges: _Edges, count: int) -> list[set[int]]:
     for first, second in edges:
         later[first].add(second)
     for middle in range(count):
-        for reached in later:
-            if middle in reached:
-                reached |= later[middle]
+        for successors in later:
+            if middle in successors:
+                successors |= later[middle]
     return later
 
 
@@ -153,17 +153,17 @@ def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> _
 
 
 def _settle(a: Declaration, b: Declaration) -> _Edges:
-    flows = {(x.rank, y.rank): why for x, y in ((a, b), (b, a)) if (why := _flow(x, y))}
+    flows = {(x.rank, y.rank): reason for x, y in ((a, b), (b, a)) if (reason := _flow(x, y))}
     clash = _clash(a, b)
     if not (clash or flows):
         return {}
-    what = clash or min(flows.values())
-    answer, by = _resolve(a, b, what)
+    overlap = clash or min(flows.values())
+    answer, by = _resolve(a, b, overlap)
     if isinstance(answer, Declaration):
         last = b if answer is a else a
         return {(answer.rank, last.rank): f"{by}.resolve_conflict: {answer.name} first"}
     if clash and answer is None:
-        raise ConflictError(f"{what}, and nothing says which runs first: {_remedy(a, b)}")
+        raise ConflictError(f"{overlap}, and nothing says which runs first: {_remedy(a, b)}")
     return {} if answer is NO_CONFLICT else flows
 
 
@@ -180,30 +180,36 @@ def _flow(writer: Declaration, reader: Declaration) -> str:
         pairs = [(w, r) for w, r in pairs if w != COMBINED]
     if not pairs:
         return ""
-    written, read = pairs[0]
-    return f"{writer.name} writes {written}, {reader.name} reads {'it' if read == written else read}"
+    source, target = pairs[0]
+    return f"{writer.name} writes {source}, {reader.name} reads {'it' if target == source else target}"
 
 
 def _remedy(a: Declaration, b: Declaration) -> str:
-    one, other = (type(node.inner).__name__ for node in (a, b))
+    name, other_name = (type(node.inner).__name__ for node in (a, b))
     resolve = "let resolve_conflict of one return RunFirst(self), RunFirst(other) or NO_CONFLICT"
-    return f"keep one {one}, or {resolve}" if one == other else f"write run_after = ({one},) in {other}, or {resolve}"
+    return (
+        f"keep one {name}, or {resolve}"
+        if name == other_name
+        else f"write run_after = ({name},) in {other_name}, or {resolve}"
+    )
 
 
-def _resolve(a: Declaration, b: Declaration, what: str) -> tuple[Declaration | Resolution | None, str]:
+def _resolve(a: Declaration, b: Declaration, overlap: str) -> tuple[Declaration | Resolution | None, str]:
     """The answer of a pair, and the name of who gave it. Both sides are asked, once."""
-    asked = [(node.name, _answer(node, other)) for node, other in ((a, b), (b, a))]
-    given = [(name, answer) for name, answer in sorted(asked, key=lambda said: said[0]) if answer is not None]
-    for name, answer in given:
+    answers = [(node.name, _answer(node, other)) for node, other in ((a, b), (b, a))]
+    opinions = [
+        (name, answer) for name, answer in sorted(answers, key=lambda opinion: opinion[0]) if answer is not None
+    ]
+    for name, answer in opinions:
         if answer is UNRESOLVABLE:
-            raise ConflictError(f"{what}, and {name}.resolve_conflict says UNRESOLVABLE: remove one of them")
-    if not given:
+            raise ConflictError(f"{overlap}, and {name}.resolve_conflict says UNRESOLVABLE: remove one of them")
+    if not opinions:
         return None, ""
-    if given[0][1] is not given[-1][1]:
-        words = ((name, "NO_CONFLICT" if answer is NO_CONFLICT else in_words(answer)) for name, answer in given)
+    if opinions[0][1] is not opinions[-1][1]:
+        words = ((name, "NO_CONFLICT" if answer is NO_CONFLICT else in_words(answer)) for name, answer in opinions)
         says = " but ".join(sorted(f"{name}.resolve_conflict says {word}" for name, word in words))
-        raise ConflictError(f"{what}, and {says}: let both give one answer, or one of them None")
-    return given[0][1], given[0][0]
+        raise ConflictError(f"{overlap}, and {says}: let both give one answer, or one of them None")
+    return opinions[0][1], opinions[0][0]
 
 
 def _answer(node: Declaration, other: Declaration) -> Declaration | Resolution | None:
@@ -215,9 +221,9 @@ def _answer(node: Declaration, other: Declaration) -> Declaration | Resolution |
         for first in (node, other):
             if answer.callback is first.callback or answer.callback is first.inner:
                 return first
-    came = "RunFirst of a third callback" if isinstance(answer, RunFirst) else in_words(answer)
+    returned = "RunFirst of a third callback" if isinstance(answer, RunFirst) else in_words(answer)
     raise CallbackError(
-        f"{node.name}.resolve_conflict({other.name}) returned {came}: return RunFirst(self), RunFirst(other), "
+        f"{node.name}.resolve_conflict({other.name}) returned {returned}: return RunFirst(self), RunFirst(other), "
         "NO_CONFLICT, UNRESOLVABLE or None"
     )
 
@@ -256,12 +262,12 @@ def _cycle_error(nodes: Sequence[Declaration], edges: _Edges) -> CycleError:
     length = min(far[second][first] + 1 for first, second in edges if first in far[second])
     paths = {(rank, rank): [rank] for rank in range(len(nodes))}  # by where it began and where it is now
     lines: list[str] = []
-    for left in reversed(range(length)):
+    for remaining in reversed(range(length)):
         steps = [
-            (f"{nodes[here].name} before {nodes[rank].name}: {edges[here, rank]}", [*path, rank])
-            for (start, here), path in paths.items()
-            for rank in after[here]
-            if far[rank].get(start) == left
+            (f"{nodes[end].name} before {nodes[rank].name}: {edges[end, rank]}", [*path, rank])
+            for (start, end), path in paths.items()
+            for rank in after[end]
+            if far[rank].get(start) == remaining
         ]
         lines.append(min(text for text, _ in steps))
         paths = {(path[0], path[-1]): path for text, path in steps if text == lines[-1]}
