@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopcore._utils.text import clean
 from loopcore.errors import CallbackError, EventError
-from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
+from loopcore.events import OUTSIDE_STEPS, Event
 
 if TYPE_CHECKING:
     from loopcore.phases.base import Phase
 
 Method = TypeVar("Method", bound=Callable[..., None])
-_OUTSIDE_STEPS = (FitBegin, FitEnd, EpochBegin, EpochEnd)
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def on(event: type[Event], phase: type[Phase] | None = None, *, traced: bool = F
         raise EventError(f"@on takes the class of an event, not {event!r}: {hint}")
     if phase is not None and not isinstance(phase, type):
         raise CallbackError(f"@on takes the class of a phase, not {phase!r}: write {type(phase).__name__}")
-    if traced and issubclass(event, _OUTSIDE_STEPS):
+    if traced and issubclass(event, OUTSIDE_STEPS):
         raise CallbackError(f"{event.__name__} is not fired within a step, so its handlers cannot be traced")
 
     def mark(method: Method) -> Method:

@@ -6,10 +6,13 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from loopcore._utils.packages import CALLBACKS, is_ours
 from loopcore.access.members import GuardedCallback
 from loopcore.callback import Callback, Listener, name_of, wants_event
 from loopcore.errors import CallbackError, CancelEpochException, CancelException, CancelFittingException, EventError
-from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd, StepBegin, StepEnd, UpdateBegin
+from loopcore.events import SCOPE_EVENTS, Event, StepBegin, StepEnd, UpdateBegin
+
+__all__ = ["NOBODY", "SCOPE_EVENTS", "Handler", "MutedEvents", "Table", "deliver", "merge", "warn_unfired"]
 
 if TYPE_CHECKING:
     from loopcore.access.lent_containers import LentContainers
@@ -20,7 +23,6 @@ MutedEvents: TypeAlias = frozenset[
 ]  # by the id of a callback, events it sleeps through in a step
 NOBODY: MutedEvents = frozenset()
 _TRAINED = frozenset({"model", "params", "buffers", "optimizer"})
-SCOPE_EVENTS = (FitBegin, FitEnd, EpochBegin, EpochEnd, StepBegin, StepEnd)
 
 
 class Handler(NamedTuple):
@@ -66,7 +68,7 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
 
     def unfired(self) -> tuple[Handler, ...]:
         """Handlers of events within a step that no step has fired so far."""
-        fired = (*self, StepBegin, StepEnd, EpochBegin, EpochEnd, FitBegin, FitEnd, UpdateBegin)
+        fired = (*self, *SCOPE_EVENTS, UpdateBegin)
         return tuple(h for h in self._handlers if not any(issubclass(event, h.listener.event) for event in fired))
 
 
@@ -96,8 +98,8 @@ def _shown(handler: Handler, event: type[Event]) -> Handler:
         return handler
     declared = (*handler.callback.reads, *handler.callback.writes)
     module = type(handler.callback.identity()).__module__
-    own = module.startswith("loopcore.callbacks.") and not module.endswith(".function")  # which hold no such object
-    looks = not own and any(path.partition(".")[0] in _TRAINED for path in declared)
+    is_plain = is_ours(module, CALLBACKS) and not module.endswith(".function")  # ours hold no object of the user's
+    looks = not is_plain and any(path.partition(".")[0] in _TRAINED for path in declared)
     if not looks and (issubclass(event, (StepBegin, StepEnd)) or not issubclass(event, SCOPE_EVENTS)):
         return handler
     call = handler.call

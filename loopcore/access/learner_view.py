@@ -114,13 +114,13 @@ class _View:
         object.__setattr__(self, "_learner", learner)
 
     def __getattr__(self, name: str) -> Any:
-        if name in VERBS:
-            reads, writes = VERBS[name]
-            missing = [(p, False) for p in reads if not self._access.may(p, self._access.reads)]
-            missing += [(p, True) for p in writes if not self._access.may(p, self._access.writes)]
-            raise self._access.error(missing[0][0], write=missing[0][1])
-        if name in ROOTS:
-            raise self._access.error(name, write=False)
+        if name in VERBS or name in ROOTS:
+            reads, writes = VERBS.get(name, ((name,), ()))
+            for path in reads:
+                self._access.require_read(path)
+            for path in writes:
+                self._access.require_write(path)
+            return getattr(self._learner, name)  # it is declared: its property raised, and says again why
         advice = _ADVICE.get(name, _REACHED)
         raise AttributeError(f"a callback cannot reach learner.{name}: {advice}", name=name, obj=self)
 
@@ -212,8 +212,7 @@ class _ModelView:
         self._model, self._access, self._path, self._concrete = model, access, path, concrete
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._access.may(self._path, self._access.reads):
-            raise self._access.error(self._path, write=False)
+        self._access.require_read(self._path)
         if not self._access.may(self._path, self._access.writes):
             kwargs["update_state"] = False
         return self._concrete(self._model(*args, **kwargs))
@@ -248,14 +247,12 @@ class _HandleView(ParameterHandle):
 
     @property
     def value(self) -> Any:
-        if not self._access.may(self._path, self._access.reads):
-            raise self._access.error(self._path, write=False)
+        self._access.require_read(self._path)
         return self._concrete(super().value)
 
     @value.setter
     def value(self, tree: Any) -> None:
-        if not self._access.may(self._path, self._access.writes):
-            raise self._access.error(self._path, write=True)
+        self._access.require_write(self._path)
         self._assign(tree)
 
     def __getitem__(self, prefix: str) -> ParameterHandle:
@@ -276,16 +273,14 @@ class _HyperView:
         object.__setattr__(self, "_access", access)
 
     def __getitem__(self, name: str) -> float:
-        if not self._access.may(f"hyper.{name}", self._access.reads):
-            raise self._access.error(f"hyper.{name}", write=False)
+        self._access.require_read(f"hyper.{name}")
         return self._learner.hyper[name]
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self._learner.hyper if self._access.may(f"hyper.{name}", self._access.reads))
 
     def __setitem__(self, name: str, value: float) -> None:
-        if not self._access.may(f"hyper.{name}", self._access.writes):
-            raise self._access.error(f"hyper.{name}", write=True)
+        self._access.require_write(f"hyper.{name}")
         self._learner.hyper[name] = value
 
     __getattr__ = __getitem__

@@ -31,6 +31,24 @@ class Access:
         """Whether a declared path covers ``path`` (or lies below it, which opens the way down)."""
         return any(path == d or path.startswith(f"{d}.") for d in declared)
 
+    def require_read(self, path: str) -> None:
+        """Refuse a read of a path that is not declared; `may` is spelled out, since handlers get here at every step.
+
+        Raises:
+            AccessError: says which line to add.
+        """
+        if not any(path == d or path.startswith(f"{d}.") for d in self.reads):
+            raise self.error(path, write=False)
+
+    def require_write(self, path: str) -> None:
+        """Refuse a write to a path that is not declared.
+
+        Raises:
+            AccessError: says which line to add.
+        """
+        if not any(path == d or path.startswith(f"{d}.") for d in self.writes):
+            raise self.error(path, write=True)
+
     def names(self, path: str, declared: frozenset[str]) -> frozenset[str]:
         """Names directly below a path that are declared; ``"*"`` when the path itself is."""
         below = (d.removeprefix(f"{path}.").partition(".")[0] for d in declared if d.startswith(f"{path}."))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from itertools import combinations
 from typing import Any
 
@@ -24,12 +23,12 @@ from loopcore.ordering.declarations import (
     raise_first,
     read_declarations,
 )
+from loopcore.ordering.graph import Edges, closure, distances, successors, topological
 
 __all__ = ["COMBINED", "KNOWN_WRITERS", "ROOTS", "Edge", "Order", "order_callbacks", "overlaps"]
 
 COMBINED = "step.apply"  # what is written there is combined by `and`: the order of its writers does not matter
 _BEFORE = "run_before names"
-_Edges = dict[tuple[int, int], str]  # (rank of the first, rank of the second) -> why
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ def order_callbacks(callbacks: Sequence[Callback], available: Collection[str] = 
     """
     nodes = read_declarations(callbacks, available)
     edges = _explicit_edges(nodes)
-    edges.update(_derived_edges(nodes, _closure(edges, len(nodes))))
-    ranks = _topological(edges, len(nodes))
+    edges.update(_derived_edges(nodes, closure(edges, len(nodes))))
+    ranks = topological(edges, len(nodes))
     if len(ranks) < len(nodes):
         raise _cycle_error(nodes, edges)
     place = {rank: i for i, rank in enumerate(ranks)}
@@ -98,7 +97,7 @@ def order_callbacks(callbacks: Sequence[Callback], available: Collection[str] = 
 # ---- edges by class
 
 
-def _explicit_edges(nodes: Sequence[Declaration]) -> _Edges:
+def _explicit_edges(nodes: Sequence[Declaration]) -> Edges:
     reasons: dict[tuple[int, int], set[str]] = {}
     for node in nodes:
         for verb, cls in _wishes(node):
@@ -122,24 +121,12 @@ def _same_wish(verb: str, cls: type, node: Declaration, other: Declaration) -> b
     return cls in says and isinstance(node.inner, cls)
 
 
-def _closure(edges: _Edges, count: int) -> list[set[int]]:
-    """For each rank, the ranks that run after it directly or not."""
-    later: list[set[int]] = [set() for _ in range(count)]
-    for first, second in edges:
-        later[first].add(second)
-    for middle in range(count):
-        for successors in later:
-            if middle in successors:
-                successors |= later[middle]
-    return later
-
-
 # ---- edges by path
 
 
-def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> _Edges:
+def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> Edges:
     """The edges of all pairs that explicit order leaves open."""
-    edges: _Edges = {}
+    edges: Edges = {}
     problems: list[CallbackError] = []
     for a, b in combinations(nodes, 2):
         if not (a.writes or b.writes) or b.rank in later[a.rank] or a.rank in later[b.rank]:
@@ -152,7 +139,7 @@ def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> _
     return edges
 
 
-def _settle(a: Declaration, b: Declaration) -> _Edges:
+def _settle(a: Declaration, b: Declaration) -> Edges:
     flows = {(x.rank, y.rank): reason for x, y in ((a, b), (b, a)) if (reason := _flow(x, y))}
     clash = _clash(a, b)
     if not (clash or flows):
@@ -231,34 +218,10 @@ def _answer(node: Declaration, other: Declaration) -> Declaration | Resolution |
 # ---- the order, or the circle that prevents it
 
 
-def _successors(edges: _Edges, count: int) -> list[list[int]]:
-    after: list[list[int]] = [[] for _ in range(count)]
-    for first, second in edges:
-        after[first].append(second)
-    return after
-
-
-def _topological(edges: _Edges, count: int) -> list[int]:
-    """Ranks in order, always the smallest that may come next; fewer than ``count`` if there is a cycle."""
-    after = _successors(edges, count)
-    waiting = [0] * count
-    for _, second in edges:
-        waiting[second] += 1
-    ready = [rank for rank in range(count) if not waiting[rank]]  # ascending, hence a heap
-    order: list[int] = []
-    while ready:
-        order.append(heappop(ready))
-        for rank in after[order[-1]]:
-            waiting[rank] -= 1
-            if not waiting[rank]:
-                heappush(ready, rank)
-    return order
-
-
-def _cycle_error(nodes: Sequence[Declaration], edges: _Edges) -> CycleError:
+def _cycle_error(nodes: Sequence[Declaration], edges: Edges) -> CycleError:
     """The error for a shortest cycle: of several the one whose text sorts first, whatever the order of the list."""
-    after = _successors(edges, len(nodes))
-    far = [_distances(after, rank) for rank in range(len(nodes))]
+    after = successors(edges, len(nodes))
+    far = [distances(after, rank) for rank in range(len(nodes))]
     length = min(far[second][first] + 1 for first, second in edges if first in far[second])
     paths = {(rank, rank): [rank] for rank in range(len(nodes))}  # by where it began and where it is now
     lines: list[str] = []
@@ -276,14 +239,3 @@ def _cycle_error(nodes: Sequence[Declaration], edges: _Edges) -> CycleError:
         f"{listed}\nremove one of these declarations, or settle a pair by run_after or resolve_conflict",
         tuple(nodes[rank].callback for rank in min(paths.values())[:-1]),
     )
-
-
-def _distances(after: Sequence[Sequence[int]], start: int) -> dict[int, int]:
-    far = {start: 0}
-    queue = [start]
-    for rank in queue:
-        for following in after[rank]:
-            if following not in far:
-                far[following] = far[rank] + 1
-                queue.append(following)
-    return far
