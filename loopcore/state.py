@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loopcore._utils.value_keys import frozen
 from loopcore.errors import DataError
@@ -11,10 +11,11 @@ from loopcore.events import Outcome
 
 if TYPE_CHECKING:
     from loopcore.backend.packing import Packed
+    from loopcore.backend.protocol import Array, Backend, Condition, Scalar, Tree
 
 ABSENT = object()
 RESERVED = frozenset({"outcome", "apply", "updated"})
-_UNSET: dict[str, Any] = {"_apply": True, "_dropped": (), "_hidden": {}} | dict.fromkeys(
+_UNSET: dict[str, object] = {"_apply": True, "_dropped": (), "_hidden": {}} | dict.fromkeys(
     ("_batch", "_differentiated", "_draws", "_fed", "_packed", "_replaced", "_size", "_updated", "outcome")
 )
 
@@ -34,43 +35,43 @@ class State:
     )
 
     if TYPE_CHECKING:
-        _apply: Any
-        _batch: Any
+        _apply: Condition
+        _batch: Mapping[str, Tree] | None
         _draws: dict[str, int] | None
         _dropped: Iterable[str]
-        _hidden: Mapping[str, Any]  # while a step is compiled: what is no array; a value that is read is noted
-        _noted: dict[str, Any]
-        _fed: dict[str, Any] | None  # where the batch may be on the host: what was made native of it
+        _hidden: Mapping[str, object]  # while a step is compiled: what is no array; a value that is read is noted
+        _noted: dict[str, object]
+        _fed: dict[str, Tree] | None  # where the batch may be on the host: what was made native of it
         _differentiated: frozenset[str] | None  # at a cut within an objective: values that a gradient goes through
         _packed: Packed | None  # after a compiled step: values that nobody has read yet
         _replaced: dict[str, str] | None  # within an objective: value -> the callback that did
         _size: int | None
-        _updated: Any
+        _updated: Condition | None
         outcome: Outcome | None
 
-        def __setattr__(self, name: str, value: Any) -> None: ...
+        def __setattr__(self, name: str, value: object) -> None: ...
 
     @property
-    def apply(self) -> Any:
+    def apply(self) -> Condition:
         """Whether the next update happens: a bool or a 0-d boolean array."""
         packed = self._packed
         return self._apply if packed is None or "apply" not in packed.layout else packed.get("apply")
 
     @apply.setter
-    def apply(self, value: Any) -> None:
+    def apply(self, value: Condition) -> None:
         self._apply = combine_conditions(self._apply, value)
 
     @property
-    def updated(self) -> Any:
+    def updated(self) -> Condition | None:
         """Whether the last update happened: a bool or a 0-d boolean array; None before the first."""
         packed = self._packed
         return self._updated if packed is None or "updated" not in packed.layout else packed.get("updated")
 
     @updated.setter
-    def updated(self, value: Any) -> None:
+    def updated(self, value: Condition | None) -> None:
         self._updated = value
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Tree:
         if name in _UNSET:  # no __init__ writes these at every step
             return _UNSET[name]
         if name in self._hidden:
@@ -93,24 +94,24 @@ class State:
         return f"State({', '.join(self.__dict__)})"
 
 
-def seen(backend: Any, state: State, name: str, value: Any) -> Any:
+def seen(backend: Backend, state: State, name: str, value: Tree) -> Tree:
     """A value of a step as one looks at it: what its batch left on the host becomes native, once."""
     placed, batch = state._fed, state._batch  # pyright: ignore[reportPrivateUsage]
     if placed is None or batch is None or batch.get(name) is not value:
         return value
     if name not in placed:
-        placed[name] = backend.place(value)
+        placed[name] = backend.place(value)  # type: ignore[attr-defined]  # who feeds a batch can place it
     return placed[name]
 
 
-def place(backend: Any, state: State) -> None:
+def place(backend: Backend, state: State) -> None:
     """Make all values of a step native."""
     values = state.__dict__
     for name, value in values.items():
         values[name] = seen(backend, state, name, value)
 
 
-def _condition(value: Any) -> Any:
+def _condition(value: Scalar) -> Condition:
     """What decides on an update, as a bool or a 0-d boolean array: numbers hold unless they are 0.
 
     Raises:
@@ -128,7 +129,7 @@ def _condition(value: Any) -> Any:
     return value if "bool" in str(value.dtype) else value != 0
 
 
-def combine_conditions(first: Any, second: Any) -> Any:
+def combine_conditions(first: Condition, second: Scalar) -> Condition:
     """Whether both hold; a False that is no array stays one and spares a program work.
 
     Args:
@@ -141,7 +142,7 @@ def combine_conditions(first: Any, second: Any) -> Any:
     return first if second is True or first is False else first & second
 
 
-def batch_length(values: Any, leaves: Callable[[Any], list[Any]], alike: dict[str, list[int | None]]) -> int:
+def batch_length(values: Tree, leaves: Callable[[Tree], list[Array]], alike: dict[str, list[int | None]]) -> int:
     """Samples of a batch: the length of ``xs``, else the one that all of its arrays have; 1 for numbers alone.
 
     Where lengths differ, as the nodes and edges of a graph, batches that all have the same ones weigh the same.
@@ -156,7 +157,7 @@ def batch_length(values: Any, leaves: Callable[[Any], list[Any]], alike: dict[st
             look into, and no array.
     """
     if isinstance(values, dict):
-        shape: Any = getattr(values.get("xs"), "shape", ())
+        shape: tuple[int, ...] = getattr(values.get("xs"), "shape", ())
         if len(shape):
             return int(shape[0])
     parts = values if isinstance(values, Mapping) else {"": values}
@@ -180,7 +181,7 @@ def batch_length(values: Any, leaves: Callable[[Any], list[Any]], alike: dict[st
     )
 
 
-def _lengths(value: Any, leaves: Callable[[Any], list[Any]]) -> list[int | None]:
+def _lengths(value: Tree, leaves: Callable[[Tree], list[Array]]) -> list[int | None]:
     """The lengths of the arrays in a part of a batch, in order; None for an object that nobody can look into."""
     shape = getattr(value, "shape", None)
     if shape is not None:
@@ -214,14 +215,14 @@ class Shared:
     """
 
     __slots__ = ("__dict__", "__weakref__", "_hear", "_hidden", "_packed")
-    _hidden: dict[str, Any]
+    _hidden: dict[str, object]
     _packed: dict[str, Packed]
 
     def __init__(self) -> None:
         object.__setattr__(self, "_packed", {})
         self._show()
 
-    def _hide(self, values: Mapping[str, Any], hear: Callable[[str, Any], None]) -> None:
+    def _hide(self, values: Mapping[str, object], hear: Callable[[str, object], None]) -> None:
         """Hide values until `_show`; ``hear`` gets the name and value of each that is read, `ABSENT` where none is."""
         object.__setattr__(self, "_hidden", dict(values))
         object.__setattr__(self, "_hear", hear)
@@ -232,7 +233,7 @@ class Shared:
         object.__setattr__(self, "_hidden", {})
         object.__setattr__(self, "_hear", None)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Tree:
         if self._hear is not None:
             value = self._hidden.get(name, self._packed.get(name, ABSENT))
             self._hear(name, value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from loopcore.callback import Callback, name_of
 from loopcore.errors import AccessError
@@ -59,7 +58,7 @@ class Access:
         attribute = "writes" if write else "reads"
         inner = self.callback.identity()
         paths = ", ".join(repr(p) for p in (*getattr(inner, attribute), path))
-        cls: Any = type(inner)
+        cls: type = type(inner)
         add = f"Add to class {cls.__name__}{_where(cls)}: {attribute} = ({paths},)"
         if attribute in getattr(inner, "__dict__", ()):  # given to its constructor, as to FunctionCallback
             add = f"Pass {cls.__name__}(..., {attribute}=({paths},))"

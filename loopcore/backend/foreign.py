@@ -8,16 +8,17 @@ import re
 import traceback
 from collections.abc import Callable
 from types import FrameType, ModuleType
-from typing import Any
+from typing import TypeVar
 
 from loopcore._utils.user_lines import is_of_a_framework
 from loopcore.backend.registry import BUILT_IN
 from loopcore.errors import BackendError, LoopcoreError
 
+Result = TypeVar("Result")
 _ROOTS = frozenset[str]().union(*(adapter.roots for adapter in BUILT_IN.values()))
 
 
-def foreign(leaf: Any, backend: str) -> str:
+def foreign(leaf: object, backend: str) -> str:
     """What to say of a part of a model that is no array of its backend."""
     kind = type(leaf)
     description = f"it is a {kind.__module__}.{kind.__qualname__}"
@@ -29,7 +30,7 @@ def foreign(leaf: Any, backend: str) -> str:
     return f"{description}, an array of floats is needed"
 
 
-def called(fn: Callable[..., Any], title: str, backend: str, *args: Any, **kwargs: Any) -> Any:
+def called(fn: Callable[..., Result], title: str, backend: str, *args: object, **kwargs: object) -> Result:
     """``fn(*args, **kwargs)`` for a model's function of the user.
 
     Raises:
@@ -84,7 +85,7 @@ def _is_module(frame: FrameType, name: str) -> bool:
     return not hasattr(value, "dtype")
 
 
-def _root_of(value: Any) -> str:
+def _root_of(value: object) -> str:
     if isinstance(value, ModuleType):
         name = value.__name__
     elif inspect.isroutine(value) or isinstance(value, type):

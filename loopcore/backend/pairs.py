@@ -14,7 +14,7 @@ import numpy as np
 import optree
 
 from loopcore.backend.foreign import called, foreign
-from loopcore.backend.protocol import Array, Kind, Leaves, Tree
+from loopcore.backend.protocol import Array, Kind, Leaves, Model, Native, Tree
 from loopcore.errors import BackendError, UnknownModelError
 
 # keyword of the mode -> its value while training
@@ -87,7 +87,9 @@ class Pair:
         takes_rng: whether a call gets ``rng=``.
     """
 
-    def __init__(self, title: str, backend: str, apply_fn: Any, params: Part, state: Part, stateful: bool) -> None:
+    def __init__(
+        self, title: str, backend: str, apply_fn: Callable[..., Tree] | None, params: Part, state: Part, stateful: bool
+    ) -> None:
         self.title = title
         self._backend = backend
         self.apply_fn = apply_fn
@@ -102,7 +104,7 @@ class Pair:
         """Its parameters or its state."""
         return self._params if kind == "params" else self._state
 
-    def native(self, values: Callable[[str], Array]) -> Any:
+    def native(self, values: Callable[[str], Array]) -> Model:
         """What the user gave, with these arrays in it."""
         params = self._params.build(values)
         if self.apply_fn is None:
@@ -110,8 +112,14 @@ class Pair:
         return (self.apply_fn, params, self._state.build(values)) if self.stateful else (self.apply_fn, params)
 
     def call(
-        self, params: Tree, state: Leaves, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, rng: Any
-    ) -> tuple[Any, Leaves]:
+        self,
+        params: Tree,
+        state: Leaves,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        training: bool,
+        rng: Native,
+    ) -> tuple[Tree, Leaves]:
         """The forward pass.
 
         Args:
@@ -164,7 +172,7 @@ class Pair:
         return new
 
 
-def recognises(model: Any, is_native: Callable[[Any], bool]) -> bool:
+def recognises(model: Model, is_native: Callable[[object], bool]) -> bool:
     """Whether it is such a model, and has an array of the framework in it."""
     if not any(map(is_native, optree.tree_leaves(model))):
         return False
@@ -175,9 +183,7 @@ def recognises(model: Any, is_native: Callable[[Any], bool]) -> bool:
     return True
 
 
-def read(
-    name: str, model: Any, is_native: Callable[[Any], bool], backend: str
-) -> tuple[Pair, dict[str, Any], dict[str, Any]]:
+def read(name: str, model: Model, is_native: Callable[[object], bool], backend: str) -> tuple[Pair, Leaves, Leaves]:
     """What the user gave -> the model, and its parameters and its state by path, as they came.
 
     Args:
@@ -202,7 +208,7 @@ def read(
     return Pair(title, backend, apply_fn, params, state, bool(more)), values, state_values
 
 
-def _parts(model: Any, title: str) -> list[Any]:
+def _parts(model: Model, title: str) -> list[Model]:
     if not (isinstance(model, tuple) and any(map(callable, model))):
         return [None, model]
     if callable(model[0]) and len(model) in (2, 3):
@@ -213,7 +219,7 @@ def _parts(model: Any, title: str) -> list[Any]:
     )
 
 
-def _describe(tree: Tree, prefix: str, start: str, bare: str) -> tuple[Part, list[Any]]:
+def _describe(tree: Tree, prefix: str, start: str, bare: str) -> tuple[Part, list[Array]]:
     """The part and its leaves; paths begin with ``start``, that of a single array is ``bare``."""
     accessors, leaves, spec = optree.tree_flatten_with_accessor(tree)
     paths = tuple(start + ".".join(map(_word, keys)) if keys else bare for keys in accessors)
@@ -225,10 +231,8 @@ def _word(entry: Any) -> str:
     return str(getattr(entry, "field", None) or getattr(entry, "name", None) or entry.entry)
 
 
-def _checked(
-    title: str, paths: tuple[str, ...], leaves: list[Any], problem: Callable[[Any], str | None]
-) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _checked(title: str, paths: tuple[str, ...], leaves: list[Array], problem: Callable[[Array], str | None]) -> Leaves:
+    values: Leaves = {}
     for path, leaf in zip(paths, leaves, strict=True):
         wrong = "two arrays have this path: rename one" if path in values else problem(leaf)
         if wrong:
@@ -237,7 +241,7 @@ def _checked(
     return values
 
 
-def _parameter_problem(leaf: Any, is_native: Callable[[Any], bool], backend: str) -> str | None:
+def _parameter_problem(leaf: Array, is_native: Callable[[object], bool], backend: str) -> str | None:
     if isinstance(leaf, (int, float)) and not isinstance(leaf, np.generic):
         return f"it is the number {leaf!r}, but parameters are arrays of floats, such as np.array([1.0, 2.0])"
     if not (is_native(leaf) or isinstance(leaf, (np.ndarray, np.generic))):
@@ -248,13 +252,13 @@ def _parameter_problem(leaf: Any, is_native: Callable[[Any], bool], backend: str
     return None
 
 
-def _buffer_problem(leaf: Any, is_native: Callable[[Any], bool], backend: str) -> str | None:
+def _buffer_problem(leaf: Array, is_native: Callable[[object], bool], backend: str) -> str | None:
     if is_native(leaf) or isinstance(leaf, (np.ndarray, np.generic, bool, int, float)):
         return None
     return f"{foreign(leaf, backend)}; a state holds arrays and numbers"
 
 
-def keywords(fn: Any) -> tuple[str | None, frozenset[str]]:
+def keywords(fn: Callable[..., object]) -> tuple[str | None, frozenset[str]]:
     """Which keyword of a function is its mode, and all that can be given by name."""
     try:
         parameters = inspect.signature(fn).parameters
@@ -269,7 +273,7 @@ def mode_of(keyword: str | None, training: bool) -> dict[str, bool]:
     return {} if keyword is None else {keyword: training is MODES[keyword]}
 
 
-def two_parts(result: Any, caller: str) -> tuple[Any, Tree]:
+def two_parts(result: object, caller: str) -> tuple[Tree, Tree]:
     """``(y, new_state)``.
 
     Raises:
@@ -280,5 +284,5 @@ def two_parts(result: Any, caller: str) -> tuple[Any, Tree]:
     raise BackendError(f"{caller} must return (y, new_state), not {type(result).__name__}")
 
 
-def _shape(value: Any) -> tuple[int | None, ...]:
+def _shape(value: Array) -> tuple[int | None, ...]:
     return tuple(getattr(value, "shape", ()))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from loopcore.checkpoint.file import Arrays
+from loopcore.checkpoint.file import Arrays, Json, Manifest
 from loopcore.checkpoint.parts import CheckpointPart, File
 from loopcore.history import History, Ring, Series, Tally
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class CountsPart(CheckpointPart):
     """What random draws follow from, and completed epochs and steps."""
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """They are all in the manifest."""
         runs = self.learner.runs
         history = {name: list(counts) for name, counts in getattr(self.learner.shared, "history", {}).items()}
@@ -44,9 +47,9 @@ class Values(CheckpointPart):
     Series of anything else, as `Traces` notes them, are no part of a checkpoint, and loading leaves them alone.
     """
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Lists in the manifest, and arrays of the values by step."""
-        tables: dict[str, Any] = {}
+        tables: Manifest = {}
         for table, series in self._series().items():
             tables[table] = {phase: _chosen(values, saved=True) for phase, values in series.items()}
             for values in tables[table].values():
@@ -62,7 +65,7 @@ class Values(CheckpointPart):
     def load(self, file: File, undo: ExitStack) -> None:
         """Refill the series that are there."""
         for table, series in self._series().items():
-            stored: dict[str, dict[str, Any]] = file.manifest["series"].get(table, {})
+            stored: dict[str, Manifest] = file.manifest["series"].get(table, {})
             new = {phase: _chosen(values, saved=False) for phase, values in series.items()}
             for phase, values in stored.items():
                 new.setdefault(phase, {}).update({name: _series(v, file.arrays) for name, v in values.items()})
@@ -75,12 +78,12 @@ class Values(CheckpointPart):
         return {name: value for name, value in vars(self.learner.shared).items() if isinstance(value, Series)}
 
 
-def _chosen(values: Mapping[str, Any], *, saved: bool) -> dict[str, Any]:
+def _chosen(values: Mapping[str, Value], *, saved: bool) -> dict[str, Value]:
     """The series that a checkpoint saves, or the others."""
     return {name: value for name, value in values.items() if isinstance(value, (list, Ring)) == saved}
 
 
-def _series(saved: Any, arrays: Arrays) -> Any:
+def _series(saved: Json, arrays: Arrays) -> list[Json] | Ring:
     """A list by epoch, or a ring by step."""
     if isinstance(saved, list):
         return list(saved)
@@ -92,21 +95,21 @@ def _series(saved: Any, arrays: Arrays) -> Any:
     return ring
 
 
-def _missed(manifest: Mapping[str, Any]) -> dict[str, int]:
+def _missed(manifest: Mapping[str, Json]) -> dict[str, int]:
     """Steps that were begun and not completed, by phase; an old checkpoint says so by the counts of its `Recorder`."""
     history = {name: counts[1] for name, counts in manifest["history"].items()}
     old = {name: int(n) - int(history.get(name, n)) for name, n in manifest["attempts"].items()}
     return {name: int(n) for name, n in manifest.get("missed", old).items()}
 
 
-def _most_epochs(manifest: Mapping[str, Any]) -> int:
+def _most_epochs(manifest: Mapping[str, Json]) -> int:
     """The rounds of an old checkpoint, whose series had one value for each epoch of their phase."""
     series = manifest["series"].get("metrics_epoch", {}).values()
     lengths = [len(values) for by_name in series for values in by_name.values()]
     return max([*lengths, *(int(counts[0]) for counts in manifest["history"].values())], default=0)
 
 
-def _refill(content: dict[Any, Any], new: dict[Any, Any], undo: ExitStack) -> None:
+def _refill(content: dict[Key, Value], new: dict[Key, Value], undo: ExitStack) -> None:
     """Replace the content of a dict that others hold."""
     undo.callback(content.update, dict(content))
     undo.callback(content.clear)

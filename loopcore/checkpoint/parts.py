@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from loopcore.backend.protocol import Tree
-from loopcore.checkpoint.file import Arrays
+from loopcore.backend.protocol import Array, Tree
+from loopcore.checkpoint.file import Arrays, Manifest
 from loopcore.errors import OptimizerError
 from loopcore.handles.parameters import differences
 from loopcore.protocols import LearnerParts
@@ -19,7 +19,7 @@ class File(NamedTuple):
     """What a checkpoint has."""
 
     arrays: Arrays
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     def part(self, prefix: str) -> Arrays:
         """The arrays whose names begin so, without that."""
@@ -36,7 +36,7 @@ class CheckpointPart:
     def __init__(self, learner: LearnerParts) -> None:
         self.learner = learner
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Add its arrays, and return what it has for the manifest; changes nothing."""
         return {}
 
@@ -51,7 +51,7 @@ class CheckpointPart:
 class WeightsPart(CheckpointPart):
     """Parameters and buffers of all models."""
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Their arrays, by path."""
         arrays.update({f"weights/{path}": value for path, value in self.learner.export_weights().items()})
         return {}
@@ -69,7 +69,7 @@ class WeightsPart(CheckpointPart):
 class OptimizersPart(CheckpointPart):
     """Their states, and the hyperparameters of each: one name may stand for several optimizers of other values."""
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Their states as arrays; their names and hyperparameters in the manifest."""
         arrays.update({f"optimizer/{name}": v for name, v in self.learner.backend.export_optimizers().items()})
         rows = zip(self._names(), self._values(), strict=True)
@@ -137,7 +137,7 @@ class OptimizersPart(CheckpointPart):
 class HyperPart(CheckpointPart):
     """The user's own scalars."""
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Their values."""
         return {"hyper": self.learner.hyper._values()}
 
@@ -163,7 +163,7 @@ class HyperPart(CheckpointPart):
 class Carried(CheckpointPart):
     """What callbacks carry from step to step in ``learner.shared``."""
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Their leaves, by name and number."""
         arrays.update({f"shared/{name}": value for name, value in self._arrays().items()})
         return {}
@@ -196,10 +196,10 @@ class Carried(CheckpointPart):
             arrays.update(zip(self._keys(name, tree), leaves, strict=True))
         return arrays
 
-    def _filled(self, tree: Tree, values: list[Any]) -> Tree:
+    def _filled(self, tree: Tree, values: list[Array]) -> Tree:
         backend, new_leaves = self.learner.backend, iter(values)
 
-        def leaf(old: Any) -> Any:
+        def leaf(old: Array) -> Array:
             new = next(new_leaves)
             if isinstance(old, (bool, int, float, complex)):
                 return type(old)(new)

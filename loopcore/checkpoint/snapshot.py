@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from loopcore.checkpoint.file import VERSION, Arrays, manifest_of, read, write
+from loopcore.backend.protocol import HostArray
+from loopcore.checkpoint.file import VERSION, Arrays, Json, Manifest, manifest_of, read, write
 from loopcore.checkpoint.history import CountsPart, Values
 from loopcore.checkpoint.parts import Carried, CheckpointPart, File, HyperPart, OptimizersPart, WeightsPart
 from loopcore.checkpoint.stateful import Callbacks, Loaders
@@ -31,14 +31,14 @@ _PARTS: tuple[type[CheckpointPart], ...] = (
 )
 
 
-def save(learner: LearnerParts, path: str | Path, *, only_finite: bool = False, **more: Any) -> Path:
+def save(learner: LearnerParts, path: str | Path, *, only_finite: bool = False, **more: Json) -> Path:
     """Write everything that a run goes on from; see `Learner.save`."""
     if learner.runs.runner is not None:
         raise CheckpointError(
             f"{path} was not written, a step is running: save between two steps, for instance at EpochEnd"
         )
     arrays: Arrays = {}
-    manifest: dict[str, Any] = {"version": VERSION, "backend": learner.backend.name}
+    manifest: Manifest = {"version": VERSION, "backend": learner.backend.name}
     for part in _PARTS:
         manifest |= part(learner).save(arrays)
     reserved = ", ".join(sorted(manifest.keys() & more))
@@ -93,7 +93,7 @@ def load(learner: LearnerParts, path: str | Path) -> None:
         raise _misfit(path, problems)
 
 
-def _check_kind(learner: LearnerParts, path: str | Path, manifest: dict[str, Any]) -> None:
+def _check_kind(learner: LearnerParts, path: str | Path, manifest: Manifest) -> None:
     if "callbacks" not in manifest:
         raise CheckpointError(f"{path} has weights alone: write learner.load_model({str(path)!r})")
     if manifest["backend"] != learner.backend.name:
@@ -111,7 +111,7 @@ def _misfit(path: str | Path, problems: list[str]) -> CheckpointError:
     )
 
 
-def load_weights(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
+def load_weights(path: str | Path) -> dict[str, HostArray]:
     """The weights of a checkpoint alone, by name; for any backend.
 
     Args:

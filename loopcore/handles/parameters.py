@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from loopcore.backend.protocol import Backend, Kind, Leaves, Tree
+from loopcore.backend.protocol import Array, Backend, HostArray, HostDtype, Kind, Leaves, Tree
 from loopcore.errors import OptimizerError, WeightsError
+
+Weight = TypeVar("Weight")
+NewNames: TypeAlias = Mapping[str, str | None] | Callable[[str], str | None]  # None for a weight to leave out
 
 
 class ParameterHandle:
@@ -118,7 +121,7 @@ class ParameterHandle:
             raise AttributeError(name)
         return self[name]
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name != "value":
             raise AttributeError(f"assign to .value, not to .{name}: handle[{name!r}].value = tree")
         object.__setattr__(self, name, value)
@@ -184,7 +187,7 @@ def named_leaves(handle: ParameterHandle, tree: Tree) -> Leaves:
     return {}
 
 
-def _shape_of(tree: Any) -> str:
+def _shape_of(tree: Tree) -> str:
     if isinstance(tree, Mapping):
         return f"a dict with the keys {list(tree)}"
     return f"a {type(tree).__name__}"
@@ -211,7 +214,7 @@ def matching(paths: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:
     return frozenset(union)
 
 
-def mismatches(backend: Backend, leaves: Mapping[str, Any]) -> list[str]:
+def mismatches(backend: Backend, leaves: Mapping[str, Array]) -> list[str]:
     """One line for every leaf whose shape or kind of dtype differs from the present one."""
     problems: list[str] = []
     present = backend.get(leaves)
@@ -224,7 +227,7 @@ def mismatches(backend: Backend, leaves: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def differences(present: Mapping[str, Any], loaded: Mapping[str, Any], *, dtypes: bool = True) -> list[str]:
+def differences(present: Mapping[str, Array], loaded: Mapping[str, Array], *, dtypes: bool = True) -> list[str]:
     """One line for every array that has another name, shape or dtype than the present ones."""
     lines = [f"{name}: not there" for name in present if name not in loaded]
     lines += [f"{name}: unknown" for name in loaded if name not in present]
@@ -237,12 +240,12 @@ def differences(present: Mapping[str, Any], loaded: Mapping[str, Any], *, dtypes
     return lines
 
 
-def _kind(value: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    array: np.ndarray[Any, Any] = np.asarray(value)
+def _kind(value: Array) -> tuple[tuple[int, ...], HostDtype]:
+    array: HostArray = np.asarray(value)
     return array.shape, array.dtype
 
 
-def check_state(present: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
+def check_state(present: Mapping[str, Array], loaded: Mapping[str, Array]) -> None:
     """Refuse a state that does not have the names, shapes and dtypes of the present one.
 
     Raises:
@@ -253,7 +256,7 @@ def check_state(present: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
         raise ValueError("\n".join(("the state of the optimizers does not fit:", *(f"  {line}" for line in problems))))
 
 
-def renamed(weights: Mapping[str, Any], names: Any) -> dict[str, Any]:
+def renamed(weights: Mapping[str, Weight], names: NewNames | None) -> dict[str, Weight]:
     """Weights under the names of a model.
 
     Args:
@@ -263,13 +266,13 @@ def renamed(weights: Mapping[str, Any], names: Any) -> dict[str, Any]:
     Raises:
         WeightsError: two weights get one name, or a name of the dict is not there.
     """
-    call: Any = names if callable(names) else (names or {}).get
-    by_path: dict[str, Any] = {}
+    call = names if callable(names) else (names or {}).get
+    by_path: dict[str, Weight] = {}
     absent = [] if callable(names) else [name for name in names or () if name not in weights]
     if absent:
         raise WeightsError(f"names has {', '.join(absent)}, which is none of the weights: {', '.join(weights)}")
     for name, value in weights.items():
-        path: Any = call(name) if callable(names) or name in (names or ()) else name
+        path = call(name) if callable(names) or name in (names or ()) else name
         if path in by_path:
             raise WeightsError(f"two weights are called {path} in this model, one of them is {name}")
         if path is not None:
@@ -277,7 +280,7 @@ def renamed(weights: Mapping[str, Any], names: Any) -> dict[str, Any]:
     return by_path
 
 
-def assign_optimizers(paths: Iterable[str], optimizers: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+def assign_optimizers(paths: Iterable[str], optimizers: Mapping[str, object]) -> list[tuple[str, tuple[str, ...]]]:
     """Which paths each optimizer trains: the longest prefix that covers a path wins; uncovered paths are frozen.
 
     Args:
