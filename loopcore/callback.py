@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from loopcore._utils.text import clean
 from loopcore.errors import CallbackError, EventError
-from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
+from loopcore.events import OUTSIDE_STEPS, Event
 
 if TYPE_CHECKING:
     from loopcore.phases.base import Phase
 
 Method = TypeVar("Method", bound=Callable[..., None])
-_OUTSIDE_STEPS = (FitBegin, FitEnd, EpochBegin, EpochEnd)
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,12 @@ def on(event: type[Event], phase: type[Phase] | None = None, *, traced: bool = F
         raise EventError(f"@on takes the class of an event, not {event!r}: {hint}")
     if phase is not None and not isinstance(phase, type):
         raise CallbackError(f"@on takes the class of a phase, not {phase!r}: write {type(phase).__name__}")
-    if traced and issubclass(event, _OUTSIDE_STEPS):
+    if traced and issubclass(event, OUTSIDE_STEPS):
         raise CallbackError(f"{event.__name__} is not fired within a step, so its handlers cannot be traced")
 
     def mark(method: Method) -> Method:
-        mine = (Listener(event, phase, traced, ""),)  # the class knows what the method is called in it
-        method.__dict__["_listeners"] = getattr(method, "_listeners", ()) + mine
+        marks = (Listener(event, phase, traced, ""),)  # the class knows what the method is called in it
+        method.__dict__["_listeners"] = getattr(method, "_listeners", ()) + marks
         return method
 
     return mark
@@ -142,16 +141,16 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        found: list[Listener] = []
-        seen: list[Any] = []
+        listeners: list[Listener] = []
+        methods: list[Any] = []
         for name in dir(cls):
             method = inspect.getattr_static(cls, name)
             marked: tuple[Listener, ...] = getattr(method, "_listeners", ())
-            if marked and not any(method is other for other in seen):  # one method may have two names
-                seen.append(method)
+            if marked and not any(method is other for other in methods):  # one method may have two names
+                methods.append(method)
                 _check_signature(cls, name)
-                found += [replace(listener, method=name) for listener in marked]
-        cls.listeners = tuple(found)
+                listeners += [replace(listener, method=name) for listener in marked]
+        cls.listeners = tuple(listeners)
 
     def setup(self, learner: Any) -> None:
         """Called once when the callback joins a learner, in callback order, with the same guarded view as handlers."""

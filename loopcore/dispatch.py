@@ -6,10 +6,13 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from loopcore._utils.packages import CALLBACKS, is_ours
 from loopcore.access.members import GuardedCallback
 from loopcore.callback import Callback, Listener, name_of, wants_event
 from loopcore.errors import CallbackError, CancelEpochException, CancelException, CancelFittingException, EventError
-from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd, StepBegin, StepEnd, UpdateBegin
+from loopcore.events import SCOPE_EVENTS, Event, StepBegin, StepEnd, UpdateBegin
+
+__all__ = ["NOBODY", "SCOPE_EVENTS", "Handler", "MutedEvents", "Table", "deliver", "merge", "warn_unfired"]
 
 if TYPE_CHECKING:
     from loopcore.access.lent_containers import LentContainers
@@ -20,7 +23,6 @@ MutedEvents: TypeAlias = frozenset[
 ]  # by the id of a callback, events it sleeps through in a step
 NOBODY: MutedEvents = frozenset()
 _TRAINED = frozenset({"model", "params", "buffers", "optimizer"})
-SCOPE_EVENTS = (FitBegin, FitEnd, EpochBegin, EpochEnd, StepBegin, StepEnd)
 
 
 class Handler(NamedTuple):
@@ -49,15 +51,15 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
 
     def __missing__(self, event: type[Event]) -> tuple[Handler, ...]:
         if not issubclass(event, Event):
-            written = f"{event!r}" if not issubclass(event, type) else "an event class"
-            raise EventError(f"handle takes an event, not {written}: write handle(LossBegin()), with the brackets")
+            argument = f"{event!r}" if not issubclass(event, type) else "an event class"
+            raise EventError(f"handle takes an event, not {argument}: write handle(LossBegin()), with the brackets")
         if not self._scopes and issubclass(event, SCOPE_EVENTS):
             raise EventError(f"{event.__name__} is fired by the loop itself; handle takes the events within a step")
-        found = [handler for handler in self._handlers if _is_heard(event, handler.listener.event)]
-        found = [_shown(handler, event) for handler in found]
+        handlers = [handler for handler in self._handlers if _is_heard(event, handler.listener.event)]
+        handlers = [_shown(handler, event) for handler in handlers]
         if issubclass(event, (StepBegin, StepEnd)):  # host handlers first when a step begins, traced ones when it ends
-            found.sort(key=lambda handler: handler.traced is issubclass(event, StepBegin))
-        self[event] = tuple(found)
+            handlers.sort(key=lambda handler: handler.traced is issubclass(event, StepBegin))
+        self[event] = tuple(handlers)
         return self[event]
 
     def within_steps(self) -> tuple[Handler, ...]:
@@ -66,7 +68,7 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
 
     def unfired(self) -> tuple[Handler, ...]:
         """Handlers of events within a step that no step has fired so far."""
-        fired = (*self, StepBegin, StepEnd, EpochBegin, EpochEnd, FitBegin, FitEnd, UpdateBegin)
+        fired = (*self, *SCOPE_EVENTS, UpdateBegin)
         return tuple(h for h in self._handlers if not any(issubclass(event, h.listener.event) for event in fired))
 
 
@@ -76,14 +78,14 @@ def _is_heard(event: type[Event], by: type[Event]) -> bool:
 
 
 def _handlers(member: GuardedCallback, phase: type[Phase] | None) -> list[Handler]:
-    found: list[Handler] = []
+    handlers: list[Handler] = []
     for listener in member.callback.listeners:
         if listener.phase is None or (phase is not None and issubclass(phase, listener.phase)):
             call = getattr(member.callback, listener.method)
             view = member.traced_view if listener.traced else member.view
             loans = () if listener.traced else view._loans
-            found.append(Handler(call, view, member.callback, listener, wants_event(call), loans))
-    return found
+            handlers.append(Handler(call, view, member.callback, listener, wants_event(call), loans))
+    return handlers
 
 
 def _shown(handler: Handler, event: type[Event]) -> Handler:
@@ -96,8 +98,8 @@ def _shown(handler: Handler, event: type[Event]) -> Handler:
         return handler
     declared = (*handler.callback.reads, *handler.callback.writes)
     module = type(handler.callback.identity()).__module__
-    own = module.startswith("loopcore.callbacks.") and not module.endswith(".function")  # which hold no such object
-    looks = not own and any(path.partition(".")[0] in _TRAINED for path in declared)
+    is_plain = is_ours(module, CALLBACKS) and not module.endswith(".function")  # ours hold no object of the user's
+    looks = not is_plain and any(path.partition(".")[0] in _TRAINED for path in declared)
     if not looks and (issubclass(event, (StepBegin, StepEnd)) or not issubclass(event, SCOPE_EVENTS)):
         return handler
     call = handler.call
@@ -129,9 +131,9 @@ def deliver(handlers: tuple[Handler, ...], phase: Phase | None, event: Event) ->
     All handlers hear the event, whatever an earlier one raised, so that every begin a callback hears has its end.
     An error goes before a cancel, a wider cancel before a narrower one, and an earlier one before a later one.
     """
-    raised: BaseException | None = None
+    failure: BaseException | None = None
     for handler in handlers:
-        if raised is not None and handler.listener.traced:
+        if failure is not None and handler.listener.traced:
             continue  # traced handlers run only in steps that complete
         try:
             if handler.event:
@@ -139,23 +141,25 @@ def deliver(handlers: tuple[Handler, ...], phase: Phase | None, event: Event) ->
             else:
                 handler.call(handler.view, phase)
         except BaseException as error:
-            raised = merge(raised, _explained(error, handler, phase, event))
+            failure = merge(failure, _explained(error, handler, phase, event))
         if handler.loans:
-            raised = _settled(handler, phase, event, raised)
-    if raised is not None:
+            failure = _settled(handler, phase, event, failure)
+    if failure is not None:
         try:
-            raise raised
+            raise failure
         finally:
-            raised = None  # the frame must not keep the exception that keeps the frame
+            failure = None  # the frame must not keep the exception that keeps the frame
 
 
-def _settled(handler: Handler, phase: Phase | None, event: Event, raised: BaseException | None) -> BaseException | None:
+def _settled(
+    handler: Handler, phase: Phase | None, event: Event, failure: BaseException | None
+) -> BaseException | None:
     """After a handler that got to see containers: take them back, with its changes."""
     try:
         handler.loans.settle()  # type: ignore[union-attr]  # it is not empty
     except BaseException as error:
-        return merge(raised, _explained(error, handler, phase, event))
-    return raised
+        return merge(failure, _explained(error, handler, phase, event))
+    return failure
 
 
 def merge(first: BaseException | None, second: BaseException) -> BaseException:

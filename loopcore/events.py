@@ -215,6 +215,11 @@ class StepEnd(EndEvent):
     __slots__ = ()
 
 
+OUTSIDE_STEPS = (FitBegin, FitEnd, EpochBegin, EpochEnd)
+"""What is fired outside a step, where nothing is traced."""
+SCOPE_EVENTS = (*OUTSIDE_STEPS, StepBegin, StepEnd)
+"""What the loop itself fires, and a step body does not: the begin and the end of a fit, an epoch and a step."""
+
 # phase -> ((event, step values that exist from this event on), ...)
 STEP_EVENTS: dict[str, tuple[tuple[type[Event], tuple[str, ...]], ...]] = {
     "TrainingPhase": (

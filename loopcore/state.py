@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loopcore._utils.value_keys import frozen
 from loopcore.errors import DataError
@@ -11,10 +11,11 @@ from loopcore.events import Outcome
 
 if TYPE_CHECKING:
     from loopcore.backend.packing import Packed
+    from loopcore.backend.protocol import Array, Backend, Condition, Scalar, Tree
 
 ABSENT = object()
 RESERVED = frozenset({"outcome", "apply", "updated"})
-_UNSET: dict[str, Any] = {"_apply": True, "_dropped": (), "_hidden": {}} | dict.fromkeys(
+_UNSET: dict[str, object] = {"_apply": True, "_dropped": (), "_hidden": {}} | dict.fromkeys(
     ("_batch", "_differentiated", "_draws", "_fed", "_packed", "_replaced", "_size", "_updated", "outcome")
 )
 
@@ -34,43 +35,43 @@ class State:
     )
 
     if TYPE_CHECKING:
-        _apply: Any
-        _batch: Any
+        _apply: Condition
+        _batch: Mapping[str, Tree] | None
         _draws: dict[str, int] | None
         _dropped: Iterable[str]
-        _hidden: Mapping[str, Any]  # while a step is compiled: what is no array; a value that is read is noted
-        _noted: dict[str, Any]
-        _fed: dict[str, Any] | None  # where the batch may be on the host: what was made native of it
+        _hidden: Mapping[str, object]  # while a step is compiled: what is no array; a value that is read is noted
+        _noted: dict[str, object]
+        _fed: dict[str, Tree] | None  # where the batch may be on the host: what was made native of it
         _differentiated: frozenset[str] | None  # at a cut within an objective: values that a gradient goes through
         _packed: Packed | None  # after a compiled step: values that nobody has read yet
         _replaced: dict[str, str] | None  # within an objective: value -> the callback that did
         _size: int | None
-        _updated: Any
+        _updated: Condition | None
         outcome: Outcome | None
 
-        def __setattr__(self, name: str, value: Any) -> None: ...
+        def __setattr__(self, name: str, value: object) -> None: ...
 
     @property
-    def apply(self) -> Any:
+    def apply(self) -> Condition:
         """Whether the next update happens: a bool or a 0-d boolean array."""
         packed = self._packed
         return self._apply if packed is None or "apply" not in packed.layout else packed.get("apply")
 
     @apply.setter
-    def apply(self, value: Any) -> None:
+    def apply(self, value: Condition) -> None:
         self._apply = combine_conditions(self._apply, value)
 
     @property
-    def updated(self) -> Any:
+    def updated(self) -> Condition | None:
         """Whether the last update happened: a bool or a 0-d boolean array; None before the first."""
         packed = self._packed
         return self._updated if packed is None or "updated" not in packed.layout else packed.get("updated")
 
     @updated.setter
-    def updated(self, value: Any) -> None:
+    def updated(self, value: Condition | None) -> None:
         self._updated = value
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Tree:
         if name in _UNSET:  # no __init__ writes these at every step
             return _UNSET[name]
         if name in self._hidden:
@@ -86,31 +87,31 @@ class State:
                 name=name,
                 obj=self,
             )
-        there = ", ".join(sorted(map(str, self.__dict__))) or "nothing"
-        raise AttributeError(f"the step has no value {name!r} (yet); it has {there}", name=name, obj=self)
+        names = ", ".join(sorted(map(str, self.__dict__))) or "nothing"
+        raise AttributeError(f"the step has no value {name!r} (yet); it has {names}", name=name, obj=self)
 
     def __repr__(self) -> str:
         return f"State({', '.join(self.__dict__)})"
 
 
-def seen(backend: Any, state: State, name: str, value: Any) -> Any:
+def seen(backend: Backend, state: State, name: str, value: Tree) -> Tree:
     """A value of a step as one looks at it: what its batch left on the host becomes native, once."""
     placed, batch = state._fed, state._batch  # pyright: ignore[reportPrivateUsage]
     if placed is None or batch is None or batch.get(name) is not value:
         return value
     if name not in placed:
-        placed[name] = backend.place(value)
+        placed[name] = backend.place(value)  # type: ignore[attr-defined]  # who feeds a batch can place it
     return placed[name]
 
 
-def place(backend: Any, state: State) -> None:
+def place(backend: Backend, state: State) -> None:
     """Make all values of a step native."""
     values = state.__dict__
     for name, value in values.items():
         values[name] = seen(backend, state, name, value)
 
 
-def _condition(value: Any) -> Any:
+def _condition(value: Scalar) -> Condition:
     """What decides on an update, as a bool or a 0-d boolean array: numbers hold unless they are 0.
 
     Raises:
@@ -121,14 +122,14 @@ def _condition(value: Any) -> Any:
     if isinstance(value, (int, float)):
         return bool(value)
     if not hasattr(value, "dtype") or len(value.shape):
-        came = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
+        description = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
         raise TypeError(
-            f"what decides on an update is a bool or a 0-d array, not {came}: take learner.xp.all(...) of it"
+            f"what decides on an update is a bool or a 0-d array, not {description}: take learner.xp.all(...) of it"
         )
     return value if "bool" in str(value.dtype) else value != 0
 
 
-def combine_conditions(first: Any, second: Any) -> Any:
+def combine_conditions(first: Condition, second: Scalar) -> Condition:
     """Whether both hold; a False that is no array stays one and spares a program work.
 
     Args:
@@ -141,7 +142,7 @@ def combine_conditions(first: Any, second: Any) -> Any:
     return first if second is True or first is False else first & second
 
 
-def batch_length(values: Any, leaves: Callable[[Any], list[Any]], alike: dict[str, list[int | None]]) -> int:
+def batch_length(values: Tree, leaves: Callable[[Tree], list[Array]], alike: dict[str, list[int | None]]) -> int:
     """Samples of a batch: the length of ``xs``, else the one that all of its arrays have; 1 for numbers alone.
 
     Where lengths differ, as the nodes and edges of a graph, batches that all have the same ones weigh the same.
@@ -156,31 +157,31 @@ def batch_length(values: Any, leaves: Callable[[Any], list[Any]], alike: dict[st
             look into, and no array.
     """
     if isinstance(values, dict):
-        shape: Any = getattr(values.get("xs"), "shape", ())
+        shape: tuple[int, ...] = getattr(values.get("xs"), "shape", ())
         if len(shape):
             return int(shape[0])
-    named = values if isinstance(values, Mapping) else {"": values}
-    lengths = {name: _lengths(part, leaves) for name, part in named.items()}
-    known = [length for part in lengths.values() for length in part if length is not None]
+    parts = values if isinstance(values, Mapping) else {"": values}
+    lengths = {name: _lengths(part, leaves) for name, part in parts.items()}
+    known_lengths = [length for part in lengths.values() for length in part if length is not None]
     if lengths.get("xs") and lengths["xs"][0] is not None:
         return lengths["xs"][0]
-    if known and len(set(known)) == 1:
-        return known[0]
+    if known_lengths and len(set(known_lengths)) == 1:
+        return known_lengths[0]
     if not any(lengths.values()):
         return 1
-    if known and all(length is not None for part in lengths.values() for length in part):
+    if known_lengths and all(length is not None for part in lengths.values() for length in part):
         if not alike:
             alike.update(lengths)
         if alike == lengths:
-            return known[0]
-    each = ", ".join(f"{name} {_in_words(part)}" for name, part in lengths.items() if part)
+            return known_lengths[0]
+    listed = ", ".join(f"{name} {_in_words(part)}" for name, part in lengths.items() if part)
     raise DataError(
-        f"the mean of an epoch counts samples, and it is not known how many this batch has: {each}{_before(alike)}. "
+        f"the mean of an epoch counts samples, and it is not known how many this batch has: {listed}{_before(alike)}. "
         'Write state.weight = their number in the step, or let unpack return it as "weight"'
     )
 
 
-def _lengths(value: Any, leaves: Callable[[Any], list[Any]]) -> list[int | None]:
+def _lengths(value: Tree, leaves: Callable[[Tree], list[Array]]) -> list[int | None]:
     """The lengths of the arrays in a part of a batch, in order; None for an object that nobody can look into."""
     shape = getattr(value, "shape", None)
     if shape is not None:
@@ -198,8 +199,8 @@ def _lengths(value: Any, leaves: Callable[[Any], list[Any]]) -> list[int | None]
 
 def _before(alike: Mapping[str, list[int | None]]) -> str:
     """The first batch whose lengths differed, in words."""
-    each = ", ".join(f"{name} {_in_words(part)}" for name, part in alike.items() if part)
-    return f" (a batch before it: {each})" if each else ""
+    listed = ", ".join(f"{name} {_in_words(part)}" for name, part in alike.items() if part)
+    return f" (a batch before it: {listed})" if listed else ""
 
 
 def _in_words(lengths: list[int | None]) -> str:
@@ -214,14 +215,14 @@ class Shared:
     """
 
     __slots__ = ("__dict__", "__weakref__", "_hear", "_hidden", "_packed")
-    _hidden: dict[str, Any]
+    _hidden: dict[str, object]
     _packed: dict[str, Packed]
 
     def __init__(self) -> None:
         object.__setattr__(self, "_packed", {})
         self._show()
 
-    def _hide(self, values: Mapping[str, Any], hear: Callable[[str, Any], None]) -> None:
+    def _hide(self, values: Mapping[str, object], hear: Callable[[str, object], None]) -> None:
         """Hide values until `_show`; ``hear`` gets the name and value of each that is read, `ABSENT` where none is."""
         object.__setattr__(self, "_hidden", dict(values))
         object.__setattr__(self, "_hear", hear)
@@ -232,7 +233,7 @@ class Shared:
         object.__setattr__(self, "_hidden", {})
         object.__setattr__(self, "_hear", None)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Tree:
         if self._hear is not None:
             value = self._hidden.get(name, self._packed.get(name, ABSENT))
             self._hear(name, value)
@@ -241,8 +242,8 @@ class Shared:
         elif name in self._packed:
             value = self.__dict__[name] = self._packed[name].get(f"shared.{name}")
             return value
-        there = ", ".join(sorted({*self.__dict__, *self._packed})) or "nothing"
-        raise AttributeError(f"nothing wrote shared.{name} yet; shared holds {there}", name=name, obj=self)
+        names = ", ".join(sorted({*self.__dict__, *self._packed})) or "nothing"
+        raise AttributeError(f"nothing wrote shared.{name} yet; shared holds {names}", name=name, obj=self)
 
     def __delattr__(self, name: str) -> None:
         if self._hidden.pop(name, self) is not self and name not in self.__dict__:

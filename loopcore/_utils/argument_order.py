@@ -8,7 +8,7 @@ from typing import Any
 
 
 def predictions_first(fn: Any) -> Any:
-    """A function in the order ``(y_pred, ys)``.
+    """A function in the order ``(y_pred, ys)``; what is none, such as the name of one, as it is.
 
     Keras losses and scikit-learn metrics take the labels first, and so does what names them ``(y_true, y_pred)``.
     """
@@ -17,12 +17,12 @@ def predictions_first(fn: Any) -> Any:
     return fn
 
 
-def takes_labels_first(fn: Any) -> bool:
+def takes_labels_first(fn: object) -> bool:
     """Whether a function is called as ``fn(ys, y_pred)``."""
     return bool(roots(fn) & {"keras", "sklearn"}) or _parameters(fn)[:2] == ("y_true", "y_pred")
 
 
-def roots(fn: Any) -> set[str]:
+def roots(fn: object) -> set[str]:
     """The packages that a function, what a partial stands for, or the classes of an object come from."""
     fn = _within(fn)
     function = fn.__func__ if ismethod(fn) else fn
@@ -34,7 +34,7 @@ def roots(fn: Any) -> set[str]:
     return {name.split(".")[0] for name in (*modules, *(cls.__module__ for cls in type(holder).__mro__))}
 
 
-def _parameters(fn: Any) -> tuple[str, ...]:
+def _parameters(fn: object) -> tuple[str, ...]:
     """Names of the parameters of a Python function or method, without ``self``."""
     fn = _within(fn)
     code = getattr(fn, "__code__", None)
@@ -42,7 +42,7 @@ def _parameters(fn: Any) -> tuple[str, ...]:
     return names[1:] if ismethod(fn) else names
 
 
-def _within(fn: Any) -> Any:
+def _within(fn: object) -> object:
     """What a ``functools.partial`` stands for."""
     while isinstance(fn, partial):
         fn = fn.func

@@ -17,10 +17,10 @@ def clean(text: str, limit: int | None = 80) -> str:
         >>> clean("loss" + chr(27) + "[2J")
         'loss\\x1b[2J'
     """
-    shown = "".join(
+    printable = "".join(
         c if c not in _BREAKS and unicodedata.category(c) not in ("Cc", "Cf", "Cs") else _escape(c) for c in text
     )
-    return shown if limit is None or len(shown) <= limit else shown[: limit - 1] + "…"
+    return printable if limit is None or len(printable) <= limit else printable[: limit - 1] + "…"
 
 
 def _escape(character: str) -> str:

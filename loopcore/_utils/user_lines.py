@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from loopcore._utils.packages import CALLBACKS, CONFORMANCE, PACKAGES, is_ours
+
 HINT = "Here it is "  # how a note begins that says what to write instead at this place
 
 
-_OURS = ("loopcore", "loopcore_jax", "loopcore_tensorflow", "loopcore_torch", "loopcore_numpy", "loopcore_keras")
-
-
 # fmt: off
-_OTHERS = (
+_FRAMEWORKS = (
     "jax", "jaxlib", "flax", "optax", "equinox", "haiku", "tensorflow", "keras", "torch", "autograd", "numpy", "optree",
     "contextlib", "threading",
 )
@@ -33,15 +32,15 @@ def where(error: BaseException) -> str:
 def is_of_a_framework(frame: FrameType) -> bool:
     """Whether a frame belongs to loopcore or to a framework, and not to the user."""
     module = str(frame.f_globals.get("__name__", ""))
-    root = module.partition(".")[0]
-    ours = root in _OURS and not module.startswith(("loopcore.testing.conformance", "loopcore.callbacks"))
-    return ours or root in _OTHERS
+    if is_ours(module):
+        return not is_ours(module, CONFORMANCE, CALLBACKS)  # a user reads these as they read code of their own
+    return module.partition(".")[0] in _FRAMEWORKS
 
 
 def of_lines(lines: Sequence[tuple[str, int]]) -> str:
     """The same for lines that a framework recorded: file and number of each."""
     for name, line in reversed(lines):
         parts = set(Path(name).parts)
-        if "conformance" in parts or parts.isdisjoint((*_OURS, *_OTHERS, "contextlib.py")):
+        if "conformance" in parts or parts.isdisjoint((*PACKAGES, *_FRAMEWORKS, "contextlib.py")):
             return f"{name}:{line}: {linecache.getline(name, line).strip()}: "
     return ""

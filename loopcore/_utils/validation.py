@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 
-def is_number(value: Any) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a real number; a NaN is one, and fails every comparison.
 
     Example:
@@ -16,7 +16,7 @@ def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def is_whole(value: Any, least: int) -> TypeGuard[int]:
+def is_whole(value: object, least: int) -> TypeGuard[int]:
     """Whether it is a whole number, not below ``least``.
 
     Example:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
 
 SCALARS = (bool, int, float, complex, str, bytes, type(None))
 
@@ -14,7 +13,7 @@ class IdentityKey:
 
     __slots__ = ("_value",)
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: object) -> None:
         self._value = value
 
     def __hash__(self) -> int:
@@ -24,7 +23,7 @@ class IdentityKey:
         return isinstance(other, IdentityKey) and other._value is self._value
 
 
-def frozen(value: Any) -> Hashable:
+def frozen(value: object) -> Hashable:
     """A key for a Python value: scalars, containers and dataclasses by content, anything else by identity."""
     if isinstance(value, SCALARS):
         return type(value), value
@@ -39,6 +38,6 @@ def frozen(value: Any) -> Hashable:
     return IdentityKey(value)
 
 
-def same(value: Any) -> Hashable:
+def same(value: object) -> Hashable:
     """A key for a Python value: scalars by content, anything else by identity."""
     return (type(value), value) if isinstance(value, SCALARS) else IdentityKey(value)

@@ -14,12 +14,14 @@ from typing import Any, cast
 from loopcore.access.lent_containers import LentContainers
 from loopcore.access.namespace_view import namespace_view
 from loopcore.access.permissions import Access
+from loopcore.backend.protocol import Array, Tree
 from loopcore.callback import Callback, name_of
 from loopcore.errors import AccessError
+from loopcore.handles.models import Model
 from loopcore.handles.parameters import ParameterHandle
 from loopcore.handles.randomness import Random
 from loopcore.ordering.declarations import ROOTS
-from loopcore.protocols import LearnerParts
+from loopcore.protocols import EpochView, LearnerParts
 
 FREE = frozenset(
     {"epoch", "losses", "loss_fn", "phases", "predict", "run_epoch", "run_step", "fit", "seed", "stop_gradient"}
@@ -52,7 +54,7 @@ VERBS = {  # verb -> the declarations it needs
     "peek": (("data",), ()),
     "rehearse": (("model", "params", "buffers"), ()),
 }
-_INSTEAD = {  # what it cannot reach -> what to do
+_ADVICE = {  # what it cannot reach -> what to do
     "callbacks": (
         "change the list before fit or between two fits. To work with another callback, name its class in requires or "
         "run_after, and exchange values through shared"
@@ -66,7 +68,7 @@ _REACHED = f"it reaches {', '.join(ROOTS)} as it declares them, random, and {', 
 _OBJECTIVES = frozenset({"gradient", "grad", "minimize"})
 
 
-def make_view(learner: LearnerParts, callback: Callback, *, traced: bool) -> Any:
+def make_view(learner: LearnerParts, callback: Callback, *, traced: bool) -> View:
     """The guarded view of a learner for one callback.
 
     Args:
@@ -75,26 +77,26 @@ def make_view(learner: LearnerParts, callback: Callback, *, traced: bool) -> Any
         traced: for traced handlers: values as the step body sees them.
     """
     access = Access.of(callback)
-    own = _OwnObjectives(learner.backend.concrete)
+    objectives = _OwnObjectives(learner.backend.concrete)
     loans = None if traced else LentContainers(learner)
-    parts: dict[str, Any] = {
+    parts: dict[str, object] = {
         "step": namespace_view("step", learner, access, loans),
         "shared": namespace_view("shared", learner, access, loans),
         "hyper": _HyperView(learner, access),
         "random": Random(learner, name_of(callback.identity())),  # what is wrapped draws the same
     }
-    members: dict[str, Any] = {"__slots__": (), "_access": access, "_loans": loans}
+    members: dict[str, object] = {"__slots__": (), "_access": access, "_loans": loans}
     for root in ("step", "shared", "hyper"):
         members[root] = _constant(parts[root])  # always there, so that the error names the full path
     members["random"] = _constant(parts["random"])
     members["collect"] = _constant(_collecting(learner, access))
     for root in ("params", "buffers", "model", "optimizer", "data"):
         if access.names(root, access.reads):
-            members[root] = property(_guarded_root(root, access, _raw if traced else own.see))
+            members[root] = property(_guarded_root(root, access, _raw if traced else objectives.see))
     for name in FREE | {verb for verb, needs in VERBS.items() if _allowed(access, needs)}:
-        members[name] = property(_forward(name) if traced or name not in _OBJECTIVES else own.verb(name))
+        members[name] = property(_forward(name) if traced or name not in _OBJECTIVES else objectives.verb(name))
     members["epoch"] = property(lambda view: view._learner.epoch and _EpochView(view._learner.epoch, access))
-    view = cast(type[_View], type("LearnerView", (_View,), members))
+    view = cast(type[View], type("LearnerView", (View,), members))
     return view(learner)
 
 
@@ -103,40 +105,40 @@ def _allowed(access: Access, needs: tuple[tuple[str, ...], tuple[str, ...]]) -> 
     return all(access.may(p, access.reads) for p in reads) and all(access.may(p, access.writes) for p in writes)
 
 
-class _View:
+class View:
     """Base of the generated views of a learner."""
 
     __slots__ = ("_learner",)
     _access: Access
-    _loans: LentContainers | None
+    _loans: LentContainers  # not in a view for traced handlers
 
     def __init__(self, learner: LearnerParts) -> None:
         object.__setattr__(self, "_learner", learner)
 
     def __getattr__(self, name: str) -> Any:
-        if name in VERBS:
-            reads, writes = VERBS[name]
-            missing = [(p, False) for p in reads if not self._access.may(p, self._access.reads)]
-            missing += [(p, True) for p in writes if not self._access.may(p, self._access.writes)]
-            raise self._access.error(missing[0][0], write=missing[0][1])
-        if name in ROOTS:
-            raise self._access.error(name, write=False)
-        instead = _INSTEAD.get(name, _REACHED)
-        raise AttributeError(f"a callback cannot reach learner.{name}: {instead}", name=name, obj=self)
+        if name in VERBS or name in ROOTS:
+            reads, writes = VERBS.get(name, ((name,), ()))
+            for path in reads:
+                self._access.require_read(path)
+            for path in writes:
+                self._access.require_write(path)
+            return getattr(self._learner, name)  # it is declared: its property raised, and says again why
+        advice = _ADVICE.get(name, _REACHED)
+        raise AttributeError(f"a callback cannot reach learner.{name}: {advice}", name=name, obj=self)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise AccessError(
             f"{name_of(self._access.callback)} assigns learner.{name}: a callback writes values below step, shared, "
             "hyper, params or buffers, such as learner.shared.x, and declares them in writes"
         )
 
 
-def _collecting(learner: LearnerParts, access: Access) -> Callable[..., tuple[Any, ...]]:
-    left = {path.removeprefix("step.") for path in access.callback.leaves}
+def _collecting(learner: LearnerParts, access: Access) -> Callable[..., tuple[Array, ...]]:
+    deferred = {path.removeprefix("step.") for path in access.callback.leaves}
 
-    def collect(*names: str) -> tuple[Any, ...]:
-        if not left.issuperset(names):
-            name = next(name for name in names if name not in left)
+    def collect(*names: str) -> tuple[Array, ...]:
+        if not deferred.issuperset(names):
+            name = next(name for name in names if name not in deferred)
             raise AccessError(
                 f'{name_of(access.callback)} collects step.{name}: declare it, leaves = ("step.{name}",), and let a '
                 "traced handler write it"
@@ -146,15 +148,15 @@ def _collecting(learner: LearnerParts, access: Access) -> Callable[..., tuple[An
     return collect
 
 
-def _constant(value: Any) -> property:
+def _constant(value: object) -> property:
     return property(lambda view: value)
 
 
-def _forward(name: str) -> Callable[[Any], Any]:
+def _forward(name: str) -> Callable[[View], object]:
     return lambda view: getattr(view._learner, name)
 
 
-def _guarded_root(root: str, access: Access, concrete: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _guarded_root(root: str, access: Access, concrete: Callable[[Tree], Tree]) -> Callable[[View], object]:
     if root in ("optimizer", "data"):
         writable = access.may(root, access.writes)
         return lambda view: getattr(view._learner, root) if writable else MappingProxyType(getattr(view._learner, root))
@@ -165,24 +167,24 @@ def _guarded_root(root: str, access: Access, concrete: Callable[[Any], Any]) -> 
 class _OwnObjectives:
     """What a host handler sees: concrete values, but within an objective of its own those that are differentiated."""
 
-    def __init__(self, concrete: Callable[[Any], Any]) -> None:
+    def __init__(self, concrete: Callable[[Tree], Tree]) -> None:
         self._concrete = concrete
         self._depth = 0
 
-    def see(self, value: Any) -> Any:
+    def see(self, value: Tree) -> Tree:
         return value if self._depth or value is None else self._concrete(value)
 
-    def verb(self, name: str) -> Callable[[Any], Any]:
-        return lambda view: self._within(getattr(view._learner, name))
+    def verb(self, name: str) -> Callable[[View], Callable[..., Tree]]:
+        return lambda view: self._opened(getattr(view._learner, name))
 
-    def _within(self, verb: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
+    def _opened(self, verb: Callable[..., Tree]) -> Callable[..., Tree]:
+        def call(*args: object, **kwargs: object) -> Tree:
             self._depth += 1
             try:
                 result = verb(*args, **kwargs)
             finally:
                 self._depth -= 1
-            return self._within(result) if callable(result) else self.see(result)
+            return self._opened(result) if callable(result) else self.see(result)
 
         return call
 
@@ -192,14 +194,14 @@ class _EpochView:
 
     __slots__ = ("_access", "_epoch")
 
-    def __init__(self, epoch: Any, access: Access) -> None:
+    def __init__(self, epoch: EpochView, access: Access) -> None:
         object.__setattr__(self, "_epoch", epoch)
         object.__setattr__(self, "_access", access)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._epoch, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         raise AccessError(f"{name_of(self._access.callback)} assigns learner.epoch.{name}: the loop alone counts")
 
 
@@ -208,12 +210,11 @@ class _ModelView:
 
     __slots__ = ("_access", "_concrete", "_model", "_path")
 
-    def __init__(self, model: Any, access: Access, path: str, concrete: Callable[[Any], Any]) -> None:
+    def __init__(self, model: Model, access: Access, path: str, concrete: Callable[[Tree], Tree]) -> None:
         self._model, self._access, self._path, self._concrete = model, access, path, concrete
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._access.may(self._path, self._access.reads):
-            raise self._access.error(self._path, write=False)
+    def __call__(self, *args: object, **kwargs: Any) -> Tree:
+        self._access.require_read(self._path)
         if not self._access.may(self._path, self._access.writes):
             kwargs["update_state"] = False
         return self._concrete(self._model(*args, **kwargs))
@@ -237,25 +238,23 @@ class _HandleView(ParameterHandle):
 
     __slots__ = ("_access", "_concrete", "_path")
     _access: Access
-    _concrete: Callable[[Any], Any]
+    _concrete: Callable[[Tree], Tree]
     _path: str
 
-    def __init__(self, handle: ParameterHandle, access: Access, path: str, concrete: Callable[[Any], Any]) -> None:
+    def __init__(self, handle: ParameterHandle, access: Access, path: str, concrete: Callable[[Tree], Tree]) -> None:
         for name in ParameterHandle.__slots__:
             object.__setattr__(self, name, getattr(handle, name))
         for name, value in (("_access", access), ("_concrete", concrete), ("_path", path)):
             object.__setattr__(self, name, value)
 
     @property
-    def value(self) -> Any:
-        if not self._access.may(self._path, self._access.reads):
-            raise self._access.error(self._path, write=False)
+    def value(self) -> Tree:
+        self._access.require_read(self._path)
         return self._concrete(super().value)
 
     @value.setter
-    def value(self, tree: Any) -> None:
-        if not self._access.may(self._path, self._access.writes):
-            raise self._access.error(self._path, write=True)
+    def value(self, tree: Tree) -> None:
+        self._access.require_write(self._path)
         self._assign(tree)
 
     def __getitem__(self, prefix: str) -> ParameterHandle:
@@ -276,21 +275,19 @@ class _HyperView:
         object.__setattr__(self, "_access", access)
 
     def __getitem__(self, name: str) -> float:
-        if not self._access.may(f"hyper.{name}", self._access.reads):
-            raise self._access.error(f"hyper.{name}", write=False)
+        self._access.require_read(f"hyper.{name}")
         return self._learner.hyper[name]
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self._learner.hyper if self._access.may(f"hyper.{name}", self._access.reads))
 
     def __setitem__(self, name: str, value: float) -> None:
-        if not self._access.may(f"hyper.{name}", self._access.writes):
-            raise self._access.error(f"hyper.{name}", write=True)
+        self._access.require_write(f"hyper.{name}")
         self._learner.hyper[name] = value
 
     __getattr__ = __getitem__
     __setattr__ = __setitem__
 
 
-def _raw(value: Any) -> Any:
+def _raw(value: Tree) -> Tree:
     return value

@@ -7,7 +7,7 @@ is looked at when they are over. That is the same in every plan, since a handler
 from __future__ import annotations
 
 from operator import is_
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from loopcore.handles.trees import Containers
 from loopcore.protocols import LearnerParts
@@ -15,8 +15,8 @@ from loopcore.protocols import LearnerParts
 Key = tuple[str, str, int]
 
 if TYPE_CHECKING:
-    from loopcore.backend.protocol import Backend
-    from loopcore.state import State
+    from loopcore.backend.protocol import Array, Backend, Native, Tree
+    from loopcore.state import Shared, State
 
 
 class LentContainer(NamedTuple):
@@ -30,18 +30,24 @@ class LentContainer(NamedTuple):
         during: the step that ran then.
     """
 
-    owner: Any
+    owner: State | Shared
     name: str
-    value: Any
-    copy: Any
-    leaves: list[Any]
-    structure: Any
+    value: Tree
+    copy: Tree
+    leaves: list[Array]
+    structure: Native
     during: State
 
     def changed(self, backend: Backend) -> bool:
         """Whether the handler put something else into it."""
         same = backend.tree_structure(self.copy) == self.structure
         return not (same and all(map(is_, backend.tree_leaves(self.copy), self.leaves)))
+
+
+class TakesBack(Protocol):
+    """A view of ``step`` or ``shared``, through which a changed container goes back."""
+
+    def _take_back(self, owner: State | Shared, name: str, value: Tree) -> None: ...
 
 
 class LentContainers(dict[Key, LentContainer]):
@@ -58,16 +64,16 @@ class LentContainers(dict[Key, LentContainer]):
     def __init__(self, learner: LearnerParts) -> None:
         super().__init__()
         self._learner = learner
-        self.views: dict[str, Any] = {}
+        self.views: dict[str, TakesBack] = {}
         self.containers = Containers(learner.backend)
 
-    def lend(self, root: str, name: str, value: Any) -> Any:
+    def lend(self, root: str, name: str, value: Tree) -> Tree:
         """A copy of a container without graph or tape; the same one until the handler ends or the value changes."""
         backend, during = self._learner.backend, self._learner.runs.step
         key = (root, name, id(during))
-        known = self.get(key)
-        if known is not None and known.value is value:
-            return known.copy
+        loan = self.get(key)
+        if loan is not None and loan.value is value:
+            return loan.copy
         copy = backend.tree_map(lambda leaf: leaf, backend.concrete(value))
         owner = during if root == "step" else self._learner.shared
         self[key] = LentContainer(
@@ -75,14 +81,14 @@ class LentContainers(dict[Key, LentContainer]):
         )
         return copy
 
-    def replaced(self, root: str, name: str, given: Any, kept: Any) -> None:
+    def replaced(self, root: str, name: str, value: Tree, stored: Tree) -> None:
         """The handler assigned a value: what it did to the old one no longer counts, but what it does to this does."""
         key = (root, name, id(self._learner.runs.step))
         loan = self.pop(key, None)
-        if loan is not None and loan.copy is given:
+        if loan is not None and loan.copy is value:
             backend = self._learner.backend
-            leaves, structure = backend.tree_leaves(given), backend.tree_structure(given)
-            self[key] = loan._replace(value=kept, leaves=leaves, structure=structure)
+            leaves, structure = backend.tree_leaves(value), backend.tree_structure(value)
+            self[key] = loan._replace(value=stored, leaves=leaves, structure=structure)
 
     def settle(self) -> None:
         """Take back what was lent in this step, with the changes. Handlers around a nested step go on.

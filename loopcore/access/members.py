@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from loopcore.access.learner_view import make_view
+from loopcore.access.learner_view import View, make_view
 from loopcore.callback import Callback
 from loopcore.protocols import LearnerParts
 
@@ -13,8 +13,8 @@ class GuardedCallback(NamedTuple):
     """A callback of a learner with its two guarded views."""
 
     callback: Callback
-    view: Any
-    traced_view: Any
+    view: View
+    traced_view: View
 
 
 def make_member(learner: LearnerParts, callback: Callback) -> GuardedCallback:

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from loopcore.callback import name_of
 from loopcore.protocols import LearnerParts
@@ -15,17 +15,18 @@ from loopcore.state import seen
 if TYPE_CHECKING:
     from loopcore.access.lent_containers import LentContainers
     from loopcore.access.permissions import Access
-    from loopcore.backend.protocol import Backend
+    from loopcore.backend.protocol import Backend, Tree
+    from loopcore.state import Shared, State
 
 CONSTANT = "it is a constant to the gradient there; use traced=True to differentiate through it"
 _FREE_STEP = frozenset({"outcome"})
 
 
-def namespace_view(root: str, learner: LearnerParts, access: Access, loans: LentContainers | None) -> Any:
+def namespace_view(root: str, learner: LearnerParts, access: Access, loans: LentContainers | None) -> NamespaceView:
     """A view of ``step`` or ``shared`` with a generated property for every declared name; traced without loans."""
     reads, writes = access.names(root, access.reads), access.names(root, access.writes)
     reader = partial(_reader, learner, loans, root, writes)
-    members: dict[str, Any] = {
+    members: dict[str, object] = {
         "__slots__": (),
         "_access": access,
         "_root": root,
@@ -37,13 +38,13 @@ def namespace_view(root: str, learner: LearnerParts, access: Access, loans: Lent
     }
     for name in (reads | (_FREE_STEP if root == "step" else frozenset())) - {"*"}:
         members[name] = property(_getter(learner, root, name, reader(name)))
-    view = cast(type[_Namespace], type(f"{root.title()}View", (_Namespace,), members))(learner)
+    view = cast(type[NamespaceView], type(f"{root.title()}View", (NamespaceView,), members))(learner)
     if loans is not None:
         loans.views[root] = view
     return view
 
 
-class _Namespace:
+class NamespaceView:
     """Base of the generated views of ``step`` and ``shared``."""
 
     __slots__ = ("_learner",)
@@ -51,14 +52,14 @@ class _Namespace:
     _root: str
     _writes: frozenset[str]
     _all: bool
-    _reader: Callable[[str], Callable[[Any], Any] | None]
-    _adopt: Callable[[Any, str, Any], Any]
-    _put: dict[str, Callable[[str, Any], None]]
+    _reader: Callable[[str], Callable[[Tree], Tree] | None]
+    _adopt: Callable[..., Tree]
+    _put: dict[str, Callable[[str, Tree], None]]
 
     def __init__(self, learner: LearnerParts) -> None:
         object.__setattr__(self, "_learner", learner)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Tree:
         if self._all and not name.startswith("_"):
             value, read = getattr(getattr(self._learner, self._root), name), self._reader(name)
             return value if read is None else read(value)
@@ -66,7 +67,7 @@ class _Namespace:
             return getattr(getattr(self._learner, self._root), name)
         raise self._access.error(f"{self._root}.{name}", write=False)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: Tree) -> None:
         put = self._put.get(name)
         if put is not None:
             put(name, value)
@@ -79,22 +80,24 @@ class _Namespace:
     def __delattr__(self, name: str) -> None:
         raise self._access.error(f"{self._root}.{name}", write=True)
 
-    def _take_back(self, owner: Any, name: str, value: Any) -> None:
+    def _take_back(self, owner: State | Shared, name: str, value: Tree) -> None:
         """Write a container that a handler changed in place."""
         path = f"{self._root}.{name}"
         if not self._writes & {name, "*"}:
-            raise self._access.error(path, write=True, what=f"changes {path} in place")
+            raise self._access.error(path, write=True, action=f"changes {path} in place")
         setattr(owner, name, self._adopt(owner, name, value))
 
 
-def _putters(learner: LearnerParts, root: str, writes: frozenset[str]) -> dict[str, Callable[[str, Any], None]]:
+def _putters(learner: LearnerParts, root: str, writes: frozenset[str]) -> dict[str, Callable[[str, Tree], None]]:
     """How declared names are written where nothing is to be converted."""
     runs, shared = learner.runs, learner.shared
     put = shared.__setattr__ if root == "shared" else lambda name, value: setattr(runs.step, name, value)
     return dict.fromkeys(writes - {"*"}, put)
 
 
-def _getter(learner: LearnerParts, root: str, name: str, read: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+def _getter(
+    learner: LearnerParts, root: str, name: str, read: Callable[[Tree], Tree] | None
+) -> Callable[[NamespaceView], Tree]:
     """The getter of a property; handlers call them at every step, so that no call in them is idle."""
     runs, shared = learner.runs, learner.shared
     if root == "shared":
@@ -102,13 +105,13 @@ def _getter(learner: LearnerParts, root: str, name: str, read: Callable[[Any], A
     return (lambda view: getattr(runs.step, name)) if read is None else (lambda view: read(getattr(runs.step, name)))
 
 
-def _keep(_: Any, name: str, value: Any) -> Any:
+def _keep(_: State, name: str, value: Tree) -> Tree:
     return value
 
 
 def _reader(
     learner: LearnerParts, loans: LentContainers | None, root: str, writes: frozenset[str], name: str
-) -> Callable[[Any], Any] | None:
+) -> Callable[[Tree], Tree] | None:
     """What makes of a value what a handler sees; None for the value itself.
 
     Traced handlers see what the body sees. Host handlers see values without graph or tape, containers as copies; but
@@ -121,22 +124,22 @@ def _reader(
     backend, runs, is_container = learner.backend, learner.runs, loans.containers.has
     concrete = backend.concrete
 
-    def read(value: Any) -> Any:
+    def read(value: Tree) -> Tree:
         return loans.lend(root, name, value) if is_container(value) else concrete(value)
 
-    def read_step(value: Any) -> Any:
+    def read_step(value: Tree) -> Tree:
         value = seen(backend, runs.step, name, value)
         return loans.lend(root, name, value) if is_container(value) else concrete(value)
 
     return read_step if root == "step" and hasattr(backend, "feed") else read
 
 
-def _adopting(learner: LearnerParts, access: Access, loans: LentContainers) -> Callable[[Any, str, Any], Any]:
+def _adopting(learner: LearnerParts, access: Access, loans: LentContainers) -> Callable[[State, str, Tree], Tree]:
     """What makes of a value that a host handler writes into the step what the body sees."""
     backend = learner.backend
     warned: set[str] = set()
 
-    def adopt(state: Any, name: str, value: Any) -> Any:
+    def adopt(state: State, name: str, value: Tree) -> Tree:
         if name in ("apply", "weight"):
             return value
         old = state.__dict__.get(name)
@@ -146,18 +149,18 @@ def _adopting(learner: LearnerParts, access: Access, loans: LentContainers) -> C
         if loans:
             loans.replaced("step", name, value, new)
         if new is not old and _cuts(backend, old, new, name in (state._differentiated or ())):
-            who = name_of(access.callback)
-            state._replaced = {**(state._replaced or {}), name: who}
+            writer = name_of(access.callback)
+            state._replaced = {**(state._replaced or {}), name: writer}
             if name not in warned:
                 warned.add(name)
-                warnings.warn(f"{who} replaced step.{name} inside an objective: {CONSTANT}", stacklevel=3)
+                warnings.warn(f"{writer} replaced step.{name} inside an objective: {CONSTANT}", stacklevel=3)
         return new
 
     return adopt
 
 
-def _cuts(backend: Backend, old: Any, new: Any, differentiated: bool) -> bool:
+def _cuts(backend: Backend, old: Tree, new: Tree, differentiated: bool) -> bool:
     """Whether a leaf that a gradient flows through is gone; at the cut of a compiled step only its name tells."""
     leaves = {id(leaf): leaf for leaf in backend.tree_leaves(old)}
-    gone = Counter(map(id, backend.tree_leaves(old))) - Counter(map(id, backend.tree_leaves(new)))
-    return bool(gone) if differentiated else any(backend.is_differentiated(leaves[key]) for key in gone)
+    replaced = Counter(map(id, backend.tree_leaves(old))) - Counter(map(id, backend.tree_leaves(new)))
+    return bool(replaced) if differentiated else any(backend.is_differentiated(leaves[key]) for key in replaced)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from loopcore.callback import Callback, name_of
 from loopcore.errors import AccessError
@@ -24,28 +23,46 @@ class Access:
         """Read the declarations once; a write implies a read."""
         writes = frozenset(callback.writes)
         writes |= frozenset(callback.leaves)
-        own = (*callback.reads, *callback.traced_reads, *callback.carries)
-        return cls(callback, frozenset(own) | writes, writes)
+        reads = (*callback.reads, *callback.traced_reads, *callback.carries)
+        return cls(callback, frozenset(reads) | writes, writes)
 
     def may(self, path: str, declared: frozenset[str]) -> bool:
         """Whether a declared path covers ``path`` (or lies below it, which opens the way down)."""
         return any(path == d or path.startswith(f"{d}.") for d in declared)
+
+    def require_read(self, path: str) -> None:
+        """Refuse a read of a path that is not declared; `may` is spelled out, since handlers get here at every step.
+
+        Raises:
+            AccessError: says which line to add.
+        """
+        if not any(path == d or path.startswith(f"{d}.") for d in self.reads):
+            raise self.error(path, write=False)
+
+    def require_write(self, path: str) -> None:
+        """Refuse a write to a path that is not declared.
+
+        Raises:
+            AccessError: says which line to add.
+        """
+        if not any(path == d or path.startswith(f"{d}.") for d in self.writes):
+            raise self.error(path, write=True)
 
     def names(self, path: str, declared: frozenset[str]) -> frozenset[str]:
         """Names directly below a path that are declared; ``"*"`` when the path itself is."""
         below = (d.removeprefix(f"{path}.").partition(".")[0] for d in declared if d.startswith(f"{path}."))
         return frozenset(below) | ({"*"} if self.may(path, declared) else frozenset())
 
-    def error(self, path: str, *, write: bool, what: str = "") -> AccessError:
-        """The error for an undeclared access; ``what`` says in words what it was."""
+    def error(self, path: str, *, write: bool, action: str = "") -> AccessError:
+        """The error for an undeclared access; ``action`` says in words what it was."""
         attribute = "writes" if write else "reads"
         inner = self.callback.identity()
         paths = ", ".join(repr(p) for p in (*getattr(inner, attribute), path))
-        cls: Any = type(inner)
+        cls: type = type(inner)
         add = f"Add to class {cls.__name__}{_where(cls)}: {attribute} = ({paths},)"
         if attribute in getattr(inner, "__dict__", ()):  # given to its constructor, as to FunctionCallback
             add = f"Pass {cls.__name__}(..., {attribute}=({paths},))"
-        return AccessError(f"{name_of(inner)} {what or f'{attribute} {path}'}, which it does not declare. {add}")
+        return AccessError(f"{name_of(inner)} {action or f'{attribute} {path}'}, which it does not declare. {add}")
 
 
 @lru_cache(maxsize=64)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from types import MemberDescriptorType
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from loopcore.backend.protocol import Array, HostArray, HostDtype, Namespace
 from loopcore.backend.registry import owner_of, owners_of
 from loopcore.errors import BackendError
-
-HostArray: TypeAlias = "np.ndarray[Any, Any]"
 
 
 class ArrayNamespace:
@@ -36,7 +35,7 @@ class ArrayNamespace:
         names = (name for name in super().__dir__() if not name.startswith("_"))
         return sorted(name for name in names if not isinstance(getattr(type(self), name, None), MemberDescriptorType))
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Array:
         if name.startswith("__"):  # Python itself asks, as dir() does for __dict__
             raise AttributeError(name, name=name, obj=self)
         raise AttributeError(
@@ -86,9 +85,9 @@ class LinalgNamespace(ArrayNamespace):
         self._xp = xp
 
 
-def _taking(title: str, function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+def _taking(title: str, function: Callable[..., Array], backend: str) -> Callable[..., Array]:
     @wraps(function, assigned=("__name__", "__doc__"), updated=())
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: Namespace, *args: object, **kwargs: object) -> Array:
         try:
             return function(*args, **kwargs)
         except Exception as error:
@@ -98,12 +97,12 @@ def _taking(title: str, function: Callable[..., Any], backend: str) -> Callable[
     return call
 
 
-def _converting(title: str, function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+def _converting(title: str, function: Callable[..., Array], backend: str) -> Callable[..., Array]:
     """The same where the framework converts by itself: floats of NumPy get the parameters' dtype all the same."""
     inner = _taking(title, function, backend)
 
     @wraps(function, assigned=("__name__", "__doc__"), updated=())
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: Namespace, *args: object, **kwargs: object) -> Array:
         owners = owners_of(args)
         if owners - {backend, "numpy"}:
             raise BackendError(f"{title}: {mixture({backend, *owners})}")
@@ -115,11 +114,11 @@ def _converting(title: str, function: Callable[..., Any], backend: str) -> Calla
     return call
 
 
-def _is_host_float(value: Any) -> bool:
+def _is_host_float(value: object) -> bool:
     return isinstance(value, np.ndarray) and is_floating(value.dtype)
 
 
-def _native_leaves(values: Sequence[Any], fn: Callable[[Any], Any]) -> list[Any]:
+def _native_leaves(values: Sequence[object], fn: Callable[[object], object]) -> list[object]:
     """A function of arguments, and of what lists and tuples among them hold."""
     return [
         type(value)(_native_leaves(value, fn)) if type(value) is list or type(value) is tuple else fn(value)
@@ -127,7 +126,7 @@ def _native_leaves(values: Sequence[Any], fn: Callable[[Any], Any]) -> list[Any]
     ]
 
 
-def _native(xp: Any, title: str, backend: str, args: tuple[Any, ...], error: Exception) -> tuple[Any, ...]:
+def _native(xp: Namespace, title: str, backend: str, args: tuple[object, ...], error: Exception) -> tuple[object, ...]:
     """The arguments with NumPy's arrays made native, and a number in the place of the array."""
     owners = owners_of(args)
     if owners - {backend, "numpy"}:
@@ -142,11 +141,11 @@ def _native(xp: Any, title: str, backend: str, args: tuple[Any, ...], error: Exc
     return tuple(_native_leaves(args, lambda x: xp.asarray(x) if owner_of(x) == "numpy" else x))
 
 
-def refusing(title: str, function: Callable[..., Any], backend: str) -> Callable[..., Any]:
+def refusing(title: str, function: Callable[..., Array], backend: str) -> Callable[..., Array]:
     """A function that names arrays of other frameworks, NumPy's apart."""
 
     @wraps(function, assigned=("__name__", "__doc__"), updated=())
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> Array:
         owners = owners_of(args)
         if owners - {backend, "numpy"}:
             raise BackendError(f"{title}: {mixture({backend, *owners})}")
@@ -164,7 +163,9 @@ def mixture(names: Iterable[str]) -> str:
     )
 
 
-def host_array(value: Any, is_native: Callable[[Any], bool], integers: Any = np.int64) -> HostArray:
+def host_array(
+    value: object, is_native: Callable[[object], bool], integers: type[np.signedinteger[Any]] | HostDtype = np.int64
+) -> HostArray:
     """Numbers, lists of them and arrays of any framework -> a NumPy array, for ``xp.asarray``.
 
     A NumPy array is returned as it is; of everything else a copy is made.
@@ -211,7 +212,7 @@ def only_axis(title: str, ndim: int, axis: int | None) -> int:
     return (axis or 0) % ndim
 
 
-def is_floating(dtype: np.dtype[Any]) -> bool:
+def is_floating(dtype: HostDtype) -> bool:
     """Whether it is a float, bfloat16 and the like included, whose kind NumPy calls void.
 
     Example:
@@ -221,13 +222,13 @@ def is_floating(dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
-def _numbers(array: HostArray, value: Any) -> HostArray:
+def _numbers(array: HostArray, value: object) -> HostArray:
     if array.dtype.kind in "biufc" or is_floating(array.dtype):
         return array
     raise TypeError(f"asarray takes numbers, lists of numbers and arrays of them, not {type(value).__name__} {value!r}")
 
 
-def _holds(value: Any, is_native: Callable[[Any], bool]) -> bool:
+def _holds(value: object, is_native: Callable[[object], bool]) -> bool:
     if isinstance(value, (list, tuple)):
-        return any(_holds(item, is_native) for item in cast("list[Any]", value))
+        return any(_holds(item, is_native) for item in cast("list[object]", value))
     return is_native(value)

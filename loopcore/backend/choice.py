@@ -31,14 +31,14 @@ class Choice(NamedTuple):
     """
 
     name: str
-    device: Any = None
+    device: object = None
 
 
 _process: Choice | None = None
 _block: ContextVar[Choice | None] = ContextVar("loopcore_choice", default=None)
 
 
-def use(backend: str | None, device: Any = None) -> None:
+def use(backend: str | None, device: object = None) -> None:
     """Choose the backend of everything that belongs to no framework.
 
     That is a model whose type does not tell, ``(apply_fn, params[, state])`` or a tree with NumPy arrays; arrays that
@@ -71,7 +71,7 @@ def use(backend: str | None, device: Any = None) -> None:
 
 
 @contextmanager
-def using(backend: str, device: Any = None) -> Iterator[None]:
+def using(backend: str, device: object = None) -> Iterator[None]:
     """Choose a backend as `use` does, for what runs in a ``with`` block, in this thread.
 
     Args:
@@ -116,7 +116,7 @@ def name() -> str:
     return "numpy" if choice is None else choice.name
 
 
-def device_of(backend: str) -> Any:
+def device_of(backend: str) -> object:
     """The device that was chosen with a backend, None without."""
     choice = chosen()
     return choice.device if choice is not None and choice.name == backend else None
@@ -159,10 +159,10 @@ def choose_for_keras(backend: str) -> bool:
 
 def keras_differs(backend: str) -> str:
     """What to say where Keras was imported too early."""
-    there = sys.modules["keras"].config.backend()
+    framework = sys.modules["keras"].config.backend()
     return (
-        f"Keras is imported already and runs on {there}, and so do its models, although {backend} was chosen: choose "
-        f"before it is imported (TensorFlow imports it too), or set {_KERAS_VARIABLE}={backend}"
+        f"Keras is imported already and runs on {framework}, and so do its models, although {backend} was chosen: "
+        f"choose before it is imported (TensorFlow imports it too), or set {_KERAS_VARIABLE}={backend}"
     )
 
 

@@ -8,28 +8,29 @@ import re
 import traceback
 from collections.abc import Callable
 from types import FrameType, ModuleType
-from typing import Any
+from typing import TypeVar
 
 from loopcore._utils.user_lines import is_of_a_framework
 from loopcore.backend.registry import BUILT_IN
 from loopcore.errors import BackendError, LoopcoreError
 
+Result = TypeVar("Result")
 _ROOTS = frozenset[str]().union(*(adapter.roots for adapter in BUILT_IN.values()))
 
 
-def foreign(leaf: Any, backend: str) -> str:
+def foreign(leaf: object, backend: str) -> str:
     """What to say of a part of a model that is no array of its backend."""
     kind = type(leaf)
-    what = f"it is a {kind.__module__}.{kind.__qualname__}"
+    description = f"it is a {kind.__module__}.{kind.__qualname__}"
     if hasattr(leaf, "__array__") and hasattr(leaf, "shape"):
         return (
-            f"{what}, and the backend is {backend}: make it with NumPy, which every backend takes, np.asarray(...), or "
-            "choose the backend before arrays are made, lc.use(...), and leave backend= out"
+            f"{description}, and the backend is {backend}: make it with NumPy, which every backend takes, "
+            "np.asarray(...), or choose the backend before arrays are made, lc.use(...), and leave backend= out"
         )
-    return f"{what}, an array of floats is needed"
+    return f"{description}, an array of floats is needed"
 
 
-def called(fn: Callable[..., Any], title: str, backend: str, *args: Any, **kwargs: Any) -> Any:
+def called(fn: Callable[..., Result], title: str, backend: str, *args: object, **kwargs: object) -> Result:
     """``fn(*args, **kwargs)`` for a model's function of the user.
 
     Raises:
@@ -47,19 +48,21 @@ def called(fn: Callable[..., Any], title: str, backend: str, *args: Any, **kwarg
 
 
 def _mixed(error: Exception, title: str, backend: str) -> BackendError | None:
-    own = BUILT_IN[backend].roots if backend in BUILT_IN else frozenset({backend})
+    own_roots = BUILT_IN[backend].roots if backend in BUILT_IN else frozenset({backend})
     frames = list(traceback.walk_tb(error.__traceback__))
     users = [(frame, line) for frame, line in frames if not is_of_a_framework(frame)]
     if not users:
         return None
     frame, line = users[-1]
-    others = {name: root for name, root in _names_on(frame, line).items() if root not in own}
+    foreign_names = {name: root for name, root in _names_on(frame, line).items() if root not in own_roots}
     fetched = any(inner.f_code.co_name == "__array__" for inner, _ in frames)
     if not fetched:  # NumPy stands in many a line and does no harm: only where it asked for values it is to blame
-        others = {name: root for name, root in others.items() if root != "numpy" or not _is_module(frame, name)}
-    if not others:
+        foreign_names = {
+            name: root for name, root in foreign_names.items() if root != "numpy" or not _is_module(frame, name)
+        }
+    if not foreign_names:
         return None
-    names = ", ".join(f"{name} ({root})" for name, root in others.items())
+    names = ", ".join(f"{name} ({root})" for name, root in foreign_names.items())
     place = f"{frame.f_code.co_filename}:{line}: {linecache.getline(frame.f_code.co_filename, line).strip()}"
     return BackendError(
         f"{place}: {title} runs on {backend}, and this line uses {names}. A function for every backend computes with "
@@ -82,7 +85,7 @@ def _is_module(frame: FrameType, name: str) -> bool:
     return not hasattr(value, "dtype")
 
 
-def _root_of(value: Any) -> str:
+def _root_of(value: object) -> str:
     if isinstance(value, ModuleType):
         name = value.__name__
     elif inspect.isroutine(value) or isinstance(value, type):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import optree
 
 from loopcore._utils.running_learner import current
 from loopcore.backend.array_namespace import ArrayNamespace
-from loopcore.backend.protocol import Tree
+from loopcore.backend.protocol import Array, Tree
 from loopcore.errors import TraceError
 
 
@@ -18,7 +18,7 @@ class IteratingNamespace(ArrayNamespace):
 
     __slots__ = ()
 
-    def scan(self, fn: Callable[[Any, Any], tuple[Any, Any]], init: Tree, xs: Tree, /) -> tuple[Tree, Tree]:
+    def scan(self, fn: Callable[[Tree, Tree], tuple[Tree, Tree]], init: Tree, xs: Tree, /) -> tuple[Tree, Tree]:
         """Go along the first axis of arrays, with a carry from each place to the next: ``(carry, ys)``.
 
         Args:
@@ -38,13 +38,13 @@ class IteratingNamespace(ArrayNamespace):
 
         def step(carry: Tree, x: Tree) -> tuple[Tree, Tree]:
             result = fn(carry, x)
-            if not isinstance(result, tuple) or len(cast("tuple[Any, ...]", result)) != 2:
+            if not isinstance(result, tuple) or len(cast("tuple[object, ...]", result)) != 2:
                 raise ValueError(f"scan: the function returned a {type(result).__name__}: return (carry, y)")
             return self._map(self.asarray, result[0]), self._map(self.asarray, result[1])
 
         return self._scan(_without_draws("scan", step), carry, xs)
 
-    def vmap(self, fn: Callable[..., Any], in_axes: int | Sequence[int | None] | None = 0) -> Callable[..., Any]:
+    def vmap(self, fn: Callable[..., Tree], in_axes: int | Sequence[int | None] | None = 0) -> Callable[..., Tree]:
         """A function of single examples as one of batches; what it returns is stacked along new first axes.
 
         Args:
@@ -57,7 +57,7 @@ class IteratingNamespace(ArrayNamespace):
             TraceError: ``fn`` draws random numbers, which would be one draw for all examples on some backends.
         """
 
-        def mapped(*args: Any) -> Any:
+        def mapped(*args: Tree) -> Tree:
             axes = (in_axes,) * len(args) if in_axes is None or isinstance(in_axes, int) else tuple(in_axes)
             if len(axes) != len(args) or all(axis is None for axis in axes):
                 raise ValueError(
@@ -72,7 +72,7 @@ class IteratingNamespace(ArrayNamespace):
             ]
             _length("vmap", [leaf for tree in trees for leaf in self._leaves(tree)])
 
-            def single(*examples: Any) -> Any:
+            def single(*examples: Tree) -> Tree:
                 filled = list(args)
                 for number, example in zip(places, examples, strict=True):
                     filled[number] = example
@@ -82,25 +82,25 @@ class IteratingNamespace(ArrayNamespace):
 
         return mapped
 
-    def _in_front(self, x: Any, axis: int) -> Any:
+    def _in_front(self, x: Array, axis: int) -> Array:
         axes = list(range(x.ndim))
         axes.insert(0, axes.pop(axis))
         return x if axis == 0 else self.permute_dims(x, axes)
 
     # -- what an adapter may override ------------------------------------------------------------------------------
 
-    def _map(self, fn: Callable[..., Any], *trees: Tree) -> Tree:
+    def _map(self, fn: Callable[..., Tree], *trees: Tree) -> Tree:
         return optree.tree_map(fn, *trees)
 
-    def _leaves(self, tree: Tree) -> list[Any]:
+    def _leaves(self, tree: Tree) -> list[Array]:
         return optree.tree_leaves(tree)
 
-    def _rows(self, x: Any) -> Sequence[Any]:
+    def _rows(self, x: Array) -> Sequence[Array]:
         return [x[number] for number in range(x.shape[0])]
 
-    def _scan(self, fn: Callable[[Any, Any], tuple[Any, Any]], init: Tree, xs: Tree) -> tuple[Tree, Tree]:
+    def _scan(self, fn: Callable[[Tree, Tree], tuple[Tree, Tree]], init: Tree, xs: Tree) -> tuple[Tree, Tree]:
         """``scan`` with arrays for leaves, as a loop."""
-        carry, ys = init, list[Any]()
+        carry, ys = init, list[Array]()
         for x in self._examples([xs]):
             before = carry
             carry, y = fn(carry, *x)
@@ -109,7 +109,7 @@ class IteratingNamespace(ArrayNamespace):
                 check_carry(before, carry)
         return carry, self._map(lambda *rows: self.stack(rows), *ys)
 
-    def _vmap(self, fn: Callable[..., Any], trees: list[Tree]) -> Tree:
+    def _vmap(self, fn: Callable[..., Tree], trees: list[Tree]) -> Tree:
         """``vmap`` along first axes, as a loop."""
         return self._map(lambda *rows: self.stack(rows), *(fn(*example) for example in self._examples(trees)))
 
@@ -125,15 +125,15 @@ def check_carry(before: Tree, after: Tree) -> None:
     Raises:
         ValueError: its structure, a shape or a dtype is another.
     """
-    shown = [optree.tree_map(lambda x: f"{x.dtype}{list(x.shape)}", tree) for tree in (before, after)]
-    if shown[0] != shown[1]:
+    layouts = [optree.tree_map(lambda x: f"{x.dtype}{list(x.shape)}", tree) for tree in (before, after)]
+    if layouts[0] != layouts[1]:
         raise ValueError(
-            f"scan: the carry began as {shown[0]} and the function returned {shown[1]}: its structure, shapes and "
+            f"scan: the carry began as {layouts[0]} and the function returned {layouts[1]}: its structure, shapes and "
             "dtypes stay the same, xp.astype and xp.zeros(...) in init help"
         )
 
 
-def _length(title: str, leaves: Sequence[Any]) -> None:
+def _length(title: str, leaves: Sequence[Array]) -> None:
     """Check that arrays have one length, which a program may not know, along their first axes."""
     lengths = {tuple(leaf.shape)[:1] for leaf in leaves}
     if len(lengths) != 1 or () in lengths or (0,) in lengths:
@@ -141,14 +141,14 @@ def _length(title: str, leaves: Sequence[Any]) -> None:
         raise ValueError(f"{title} goes along one axis of arrays that have the same length, at least 1, not {shapes}")
 
 
-def _without_draws(title: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+def _without_draws(title: str, fn: Callable[..., Tree]) -> Callable[..., Tree]:
     """The function; an error if it draws from ``learner.random`` of the running learner."""
     learner = current()
     if learner is None:
         return fn
     counts = learner.runs.draw_counts()[2]
 
-    def call(*args: Any) -> Any:
+    def call(*args: Tree) -> Tree:
         before = dict(counts)
         result = fn(*args)
         if counts != before:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from loopcore.backend.protocol import Array, CompilingBackend
+from loopcore.backend.protocol import Array, Backend, CompilingBackend, HostArray, HostDtype
 
 WORDS = 32  # the length of every vector, so that a program's own result fits its next call
 _LARGEST = 16  # words; a larger array travels alone
@@ -36,7 +36,7 @@ class Slot(NamedTuple):
 Layout = dict[str, Slot]
 
 
-def add_slot(layout: Layout, name: str, shape: tuple[int, ...], dtype: Any) -> bool:
+def add_slot(layout: Layout, name: str, shape: tuple[int, ...], dtype: object) -> bool:
     """Make room for a value; False if it is of no dtype with 32 bits, or too large."""
     start = max((slot.stop for slot in layout.values()), default=0)
     size = prod(shape)
@@ -46,7 +46,7 @@ def add_slot(layout: Layout, name: str, shape: tuple[int, ...], dtype: Any) -> b
     return True
 
 
-def pack_on_host(values: Sequence[Any]) -> np.ndarray[Any, Any]:
+def pack_on_host(values: Sequence[Array]) -> HostArray:
     """A vector from NumPy arrays."""
     vector = np.zeros(WORDS, np.int32)
     start = 0
@@ -80,7 +80,7 @@ class Pending:
 
     __slots__ = ("_array", "_backend", "_slot")
 
-    def __init__(self, backend: Any, array: Array, slot: Slot | None = None) -> None:
+    def __init__(self, backend: Backend, array: Array, slot: Slot | None = None) -> None:
         self._backend = backend
         self._array = array
         self._slot = slot
@@ -89,21 +89,21 @@ class Pending:
         """Whether fetching it would not wait."""
         return bool(self._backend.is_ready(self._array))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+    def __array__(self, dtype: HostDtype | None = None, copy: bool | None = None) -> HostArray:
         host = self.of(self._backend.to_host(self._array))
         return host if dtype is None else host.astype(dtype)
 
-    def of(self, host: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def of(self, host: HostArray) -> HostArray:
         """The value, where the array it is in has been fetched, or several of them have been, along the first axis."""
         slot = self._slot
         if slot is None:
             return host
         words = np.ascontiguousarray(host[..., slot.start : slot.stop])
-        found = words != 0 if slot.dtype == "bool" else words.view(slot.dtype)
-        return found.reshape((*host.shape[:-1], *slot.shape))  # a tuple: of one 0-d value it is empty
+        values = words != 0 if slot.dtype == "bool" else words.view(slot.dtype)
+        return values.reshape((*host.shape[:-1], *slot.shape))  # a tuple: of one 0-d value it is empty
 
 
-def fetched(values: Sequence[Any]) -> np.ndarray[Any, Any]:
+def fetched(values: Sequence[Array]) -> HostArray:
     """Many collected values of one shape, in one go, along the first axis; in float64."""
     first = values[0]
     if not isinstance(first, Pending):
@@ -112,17 +112,23 @@ def fetched(values: Sequence[Any]) -> np.ndarray[Any, Any]:
     return first.of(np.stack(arrays)).astype(np.float64)
 
 
-def collect(backend: Any, state: Any, names: Sequence[str]) -> tuple[Any, ...]:
+class HasPacked(Protocol):
+    """A step, as far as `collect` needs it."""
+
+    _packed: Packed | None
+
+
+def collect(backend: Backend, state: HasPacked, names: Sequence[str]) -> tuple[Array, ...]:
     """Step values for later: packed as they are, pending on their own, or (numbers and tuples of them) themselves."""
     packed: Packed | None = state._packed
     layout = {} if packed is None else packed.layout
-    found: list[Any] = []
+    collected: list[Array] = []
     for name in names:
         slot = layout.get(f"step.{name}")
         if slot is not None and packed is not None:
-            found.append(Pending(backend, packed.vector, slot))
+            collected.append(Pending(backend, packed.vector, slot))
         else:
             value = state.__dict__.get(name)
             plain = type(value) is tuple or not backend.is_array(value)  # a tuple of numbers, in eager steps
-            found.append(value if plain else Pending(backend, value))
-    return tuple(found)
+            collected.append(value if plain else Pending(backend, value))
+    return tuple(collected)

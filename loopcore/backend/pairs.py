@@ -14,7 +14,7 @@ import numpy as np
 import optree
 
 from loopcore.backend.foreign import called, foreign
-from loopcore.backend.protocol import Array, Kind, Leaves, Tree
+from loopcore.backend.protocol import Array, Kind, Leaves, Model, Native, Tree
 from loopcore.errors import BackendError, UnknownModelError
 
 # keyword of the mode -> its value while training
@@ -51,7 +51,7 @@ class Part(NamedTuple):
         """Leaves by path without the model's name -> the tree."""
         return self.spec.unflatten(map(leaves.__getitem__, self.names))
 
-    def flatten(self, tree: Tree, what: str) -> Leaves:
+    def flatten(self, tree: Tree, title: str) -> Leaves:
         """The leaves of a tree by path.
 
         Raises:
@@ -59,7 +59,7 @@ class Part(NamedTuple):
         """
         leaves, spec = optree.tree_flatten(tree)
         if spec != self.spec:
-            raise ValueError(f"{what} has the structure {spec}, the model's own is {self.spec}")
+            raise ValueError(f"{title} has the structure {spec}, the model's own is {self.spec}")
         return dict(zip(self.paths, leaves, strict=True))
 
     def unpack(self, tree: Tree) -> Leaves:
@@ -87,7 +87,9 @@ class Pair:
         takes_rng: whether a call gets ``rng=``.
     """
 
-    def __init__(self, title: str, backend: str, apply_fn: Any, params: Part, state: Part, stateful: bool) -> None:
+    def __init__(
+        self, title: str, backend: str, apply_fn: Callable[..., Tree] | None, params: Part, state: Part, stateful: bool
+    ) -> None:
         self.title = title
         self._backend = backend
         self.apply_fn = apply_fn
@@ -102,7 +104,7 @@ class Pair:
         """Its parameters or its state."""
         return self._params if kind == "params" else self._state
 
-    def native(self, values: Callable[[str], Array]) -> Any:
+    def native(self, values: Callable[[str], Array]) -> Model:
         """What the user gave, with these arrays in it."""
         params = self._params.build(values)
         if self.apply_fn is None:
@@ -110,8 +112,14 @@ class Pair:
         return (self.apply_fn, params, self._state.build(values)) if self.stateful else (self.apply_fn, params)
 
     def call(
-        self, params: Tree, state: Leaves, args: tuple[Any, ...], kwargs: Mapping[str, Any], training: bool, rng: Any
-    ) -> tuple[Any, Leaves]:
+        self,
+        params: Tree,
+        state: Leaves,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        training: bool,
+        rng: Native,
+    ) -> tuple[Tree, Leaves]:
         """The forward pass.
 
         Args:
@@ -141,8 +149,8 @@ class Pair:
         if not self.stateful:
             return called(self.apply_fn, self.title, self._backend, params, *args, **kwargs), {}
         tree = self._state.build(state.__getitem__)
-        both = called(self.apply_fn, self.title, self._backend, params, tree, *args, **kwargs)
-        result, new = two_parts(both, f"{self.title} has a state, so its apply_fn")
+        returned = called(self.apply_fn, self.title, self._backend, params, tree, *args, **kwargs)
+        result, new = two_parts(returned, f"{self.title} has a state, so its apply_fn")
         return result, self._checked(new, state)
 
     def _checked(self, tree: Tree, old: Leaves) -> Leaves:
@@ -164,7 +172,7 @@ class Pair:
         return new
 
 
-def recognises(model: Any, is_native: Callable[[Any], bool]) -> bool:
+def recognises(model: Model, is_native: Callable[[object], bool]) -> bool:
     """Whether it is such a model, and has an array of the framework in it."""
     if not any(map(is_native, optree.tree_leaves(model))):
         return False
@@ -175,9 +183,7 @@ def recognises(model: Any, is_native: Callable[[Any], bool]) -> bool:
     return True
 
 
-def read(
-    name: str, model: Any, is_native: Callable[[Any], bool], backend: str
-) -> tuple[Pair, dict[str, Any], dict[str, Any]]:
+def read(name: str, model: Model, is_native: Callable[[object], bool], backend: str) -> tuple[Pair, Leaves, Leaves]:
     """What the user gave -> the model, and its parameters and its state by path, as they came.
 
     Args:
@@ -198,11 +204,11 @@ def read(
     if set(state.paths) & set(params.paths):
         state, buffers = _describe(more[0], prefix, f"{prefix}state.", f"{prefix}state")
     values = _checked(title, params.paths, weights, lambda leaf: _parameter_problem(leaf, is_native, backend))
-    kept = _checked(title, state.paths, buffers, lambda leaf: _buffer_problem(leaf, is_native, backend))
-    return Pair(title, backend, apply_fn, params, state, bool(more)), values, kept
+    state_values = _checked(title, state.paths, buffers, lambda leaf: _buffer_problem(leaf, is_native, backend))
+    return Pair(title, backend, apply_fn, params, state, bool(more)), values, state_values
 
 
-def _parts(model: Any, title: str) -> list[Any]:
+def _parts(model: Model, title: str) -> list[Model]:
     if not (isinstance(model, tuple) and any(map(callable, model))):
         return [None, model]
     if callable(model[0]) and len(model) in (2, 3):
@@ -213,7 +219,7 @@ def _parts(model: Any, title: str) -> list[Any]:
     )
 
 
-def _describe(tree: Tree, prefix: str, start: str, bare: str) -> tuple[Part, list[Any]]:
+def _describe(tree: Tree, prefix: str, start: str, bare: str) -> tuple[Part, list[Array]]:
     """The part and its leaves; paths begin with ``start``, that of a single array is ``bare``."""
     accessors, leaves, spec = optree.tree_flatten_with_accessor(tree)
     paths = tuple(start + ".".join(map(_word, keys)) if keys else bare for keys in accessors)
@@ -225,10 +231,8 @@ def _word(entry: Any) -> str:
     return str(getattr(entry, "field", None) or getattr(entry, "name", None) or entry.entry)
 
 
-def _checked(
-    title: str, paths: tuple[str, ...], leaves: list[Any], problem: Callable[[Any], str | None]
-) -> dict[str, Any]:
-    values: dict[str, Any] = {}
+def _checked(title: str, paths: tuple[str, ...], leaves: list[Array], problem: Callable[[Array], str | None]) -> Leaves:
+    values: Leaves = {}
     for path, leaf in zip(paths, leaves, strict=True):
         wrong = "two arrays have this path: rename one" if path in values else problem(leaf)
         if wrong:
@@ -237,7 +241,7 @@ def _checked(
     return values
 
 
-def _parameter_problem(leaf: Any, is_native: Callable[[Any], bool], backend: str) -> str | None:
+def _parameter_problem(leaf: Array, is_native: Callable[[object], bool], backend: str) -> str | None:
     if isinstance(leaf, (int, float)) and not isinstance(leaf, np.generic):
         return f"it is the number {leaf!r}, but parameters are arrays of floats, such as np.array([1.0, 2.0])"
     if not (is_native(leaf) or isinstance(leaf, (np.ndarray, np.generic))):
@@ -248,20 +252,20 @@ def _parameter_problem(leaf: Any, is_native: Callable[[Any], bool], backend: str
     return None
 
 
-def _buffer_problem(leaf: Any, is_native: Callable[[Any], bool], backend: str) -> str | None:
+def _buffer_problem(leaf: Array, is_native: Callable[[object], bool], backend: str) -> str | None:
     if is_native(leaf) or isinstance(leaf, (np.ndarray, np.generic, bool, int, float)):
         return None
     return f"{foreign(leaf, backend)}; a state holds arrays and numbers"
 
 
-def keywords(fn: Any) -> tuple[str | None, frozenset[str]]:
+def keywords(fn: Callable[..., object]) -> tuple[str | None, frozenset[str]]:
     """Which keyword of a function is its mode, and all that can be given by name."""
     try:
         parameters = inspect.signature(fn).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return None, frozenset()
-    named = frozenset(name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
-    return next((name for name in MODES if name in named), None), named
+    by_name = frozenset(name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+    return next((name for name in MODES if name in by_name), None), by_name
 
 
 def mode_of(keyword: str | None, training: bool) -> dict[str, bool]:
@@ -269,7 +273,7 @@ def mode_of(keyword: str | None, training: bool) -> dict[str, bool]:
     return {} if keyword is None else {keyword: training is MODES[keyword]}
 
 
-def two_parts(result: Any, who: str) -> tuple[Any, Tree]:
+def two_parts(result: object, caller: str) -> tuple[Tree, Tree]:
     """``(y, new_state)``.
 
     Raises:
@@ -277,8 +281,8 @@ def two_parts(result: Any, who: str) -> tuple[Any, Tree]:
     """
     if isinstance(result, tuple) and len(result) == 2:
         return result
-    raise BackendError(f"{who} must return (y, new_state), not {type(result).__name__}")
+    raise BackendError(f"{caller} must return (y, new_state), not {type(result).__name__}")
 
 
-def _shape(value: Any) -> tuple[int | None, ...]:
+def _shape(value: Array) -> tuple[int | None, ...]:
     return tuple(getattr(value, "shape", ()))

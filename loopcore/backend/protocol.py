@@ -13,14 +13,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
-Array: TypeAlias = Any
+Array: TypeAlias = Any  # the frameworks' arrays have no type in common
 Tree: TypeAlias = Any
 Leaves: TypeAlias = dict[str, Array]
+HostArray: TypeAlias = np.ndarray[Any, Any]
+HostDtype: TypeAlias = np.dtype[Any]
+Scalar: TypeAlias = float | Array
+Condition: TypeAlias = bool | Array  # an array is 0-d and boolean
+Namespace: TypeAlias = Any  # functions of arrays, as ``learner.xp`` has them; an adapter adds what it likes
+Model: TypeAlias = Any  # whatever the framework's users call a model
+Native: TypeAlias = Any  # an object of the framework, which only its own code looks into
 Kind: TypeAlias = Literal["params", "buffers"]
+Result = TypeVar("Result")
 
 
 class CutError(BaseException):
@@ -31,8 +39,8 @@ class CutError(BaseException):
         pullback: set by it: what takes gradients by these leaves back, a tree of arrays that may leave a program.
     """
 
-    leaves: list[Any]
-    pullback: Any = None
+    leaves: list[Array]
+    pullback: Tree = None
 
 
 class DrawKey(NamedTuple):
@@ -52,7 +60,7 @@ class DrawKey(NamedTuple):
 class RandomBackend(Protocol):
     """Random arrays in the parameters' dtype on the learner's device; equal keys give equal arrays."""
 
-    def key(self, key: DrawKey) -> Any:
+    def key(self, key: DrawKey) -> Native:
         """What the framework itself draws from, for code that belongs to it."""
         ...
 
@@ -93,23 +101,23 @@ class Backend(Protocol):
 
     name: str
     compiles: bool  # whether a step can become one program; False means that every plan is eager
-    xp: Any  # the array functions of `learner.xp`
-    losses: Any  # the functions of `learner.losses`: f(y_pred, ys, reduction="mean")
+    xp: Namespace  # the array functions of `learner.xp`
+    losses: Namespace  # the functions of `learner.losses`: f(y_pred, ys, reduction="mean")
     random: RandomBackend
     transfers: int  # how many arrays `to_host` has copied
 
-    def __init__(self, *, device: Any = None, compile: Any = "auto") -> None: ...
+    def __init__(self, *, device: object = None, compile: bool | str = "auto") -> None: ...
 
     # -- models and optimizers ---------------------------------------------------------------------------------
 
-    def bind(self, models: Mapping[str, Any]) -> None:
+    def bind(self, models: Mapping[str, Model]) -> None:
         """Take the user's models. Names are ``""`` for a single unnamed model.
 
         Raises UnknownModelError for a model it cannot use. Moves models to ``device`` if one was given.
         """
         ...
 
-    def native(self, model: str) -> Any:
+    def native(self, model: str) -> Model:
         """The user's own object, holding the present weights."""
         ...
 
@@ -117,11 +125,11 @@ class Backend(Protocol):
         """For each model name the full paths of its arrays, in the model's own order."""
         ...
 
-    def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
+    def native_paths(self, optimizer: object) -> tuple[str, ...] | None:
         """Which bound parameters a native optimizer was made for; None for a spec or where it does not tell."""
         ...
 
-    def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
+    def attach(self, optimizers: Sequence[tuple[object, tuple[str, ...]]]) -> None:
         """Take the optimizers, each with the paths it trains (never empty, never overlapping).
 
         An optimizer is a neutral spec or the framework's own. Raises OptimizerError for one that is neither,
@@ -145,18 +153,18 @@ class Backend(Protocol):
         """Set it, for the next update, without recompiling."""
         ...
 
-    def to_device(self, device: Any) -> None:
+    def to_device(self, device: object) -> None:
         """Move models, buffers and optimizer state; nothing of the optimizer state is lost."""
         ...
 
-    def export_optimizers(self) -> dict[str, np.ndarray[Any, Any]]:
+    def export_optimizers(self) -> dict[str, HostArray]:
         """The state of all optimizers, as NumPy copies by names of the adapter's choice.
 
         Hyperparameters that `get_hyper` gives are not in it, unless one name stands for several values.
         """
         ...
 
-    def import_optimizers(self, state: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    def import_optimizers(self, state: Mapping[str, HostArray]) -> None:
         """Go on from what `export_optimizers` gave.
 
         Raises ValueError, with a line for each difference, and changes nothing, if it is that of other optimizers.
@@ -190,17 +198,17 @@ class Backend(Protocol):
 
     # -- inside a step -----------------------------------------------------------------------------------------
 
-    def scope(self) -> Any:
+    def scope(self) -> AbstractContextManager[object]:
         """Context manager around an outermost run: restores what the adapter changes globally (RNG state)."""
         ...
 
-    def run_body(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
+    def run_body(self, call: Callable[..., None], key: DrawKey, *args: object) -> None:
         """Call ``call(*args)``, a step body: no gradients outside objectives, the framework's dropout seeded by key."""
         ...
 
     def forward(
-        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
-    ) -> Any:
+        self, model: str, args: tuple[object, ...], kwargs: dict[str, object], *, training: bool, update_state: bool
+    ) -> Tree:
         """Call a model. ``training`` is its mode; without ``update_state`` its buffers stay as they are.
 
         Outside an objective it builds no graph.
@@ -208,17 +216,17 @@ class Backend(Protocol):
         ...
 
     def apply(
-        self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
-    ) -> Any:
+        self, model: str, leaves: Leaves, args: tuple[object, ...], kwargs: dict[str, object], *, training: bool
+    ) -> Tree:
         """Call a model with other parameters (full paths; absent ones are the present ones), buffers unchanged."""
         ...
 
     def gradient(
         self,
-        objective: Callable[[], Any],
+        objective: Callable[[], Tree],
         wrt: Sequence[tuple[str, ...]],
         at: Leaves | None,
-        scopes: Sequence[MutableMapping[str, Any]],
+        scopes: Sequence[MutableMapping[str, Tree]],
     ) -> list[list[Leaves]]:
         """Differentiate a zero-argument closure; may be called inside another objective.
 
@@ -231,14 +239,14 @@ class Backend(Protocol):
         """
         ...
 
-    def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
+    def grad(self, fn: Callable[..., Array], scopes: Sequence[MutableMapping[str, Tree]]) -> Callable[..., Tree]:
         """Gradient of a scalar function of trees of arrays: of one argument its gradient, of several a tuple.
 
         Inside an objective the result can be differentiated again.
         """
         ...
 
-    def update(self, grads: Leaves, apply: Any) -> Any:
+    def update(self, grads: Leaves, apply: Condition) -> Condition:
         """One step of every optimizer that trains one of these paths, for these paths only.
 
         ``apply`` is a bool or a 0-d boolean array; false changes neither parameters nor optimizer state nor its
@@ -281,7 +289,7 @@ class Backend(Protocol):
         """NumPy copies of all arrays. Counts each in ``transfers``."""
         ...
 
-    def number(self, value: Any) -> Any:
+    def number(self, value: Tree) -> Tree:
         """A Python number for a 0-d array that is in the memory of the host and complete, anything else as it is."""
         ...
 
@@ -289,23 +297,23 @@ class Backend(Protocol):
         """Whether ``to_host`` would not wait."""
         ...
 
-    def is_array(self, value: Any) -> bool:
+    def is_array(self, value: object) -> bool:
         """Whether the value is a native array or a NumPy array."""
         ...
 
-    def signature(self, array: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    def signature(self, array: Array) -> tuple[tuple[int, ...], HostDtype]:
         """Shape and dtype of an array, without fetching it."""
         ...
 
-    def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    def tree_map(self, fn: Callable[..., Tree], tree: Tree, *rest: Tree) -> Tree:
         """Map over the leaves of trees of one structure."""
         ...
 
-    def tree_leaves(self, tree: Tree) -> list[Any]:
+    def tree_leaves(self, tree: Tree) -> list[Array]:
         """The leaves in canonical order."""
         ...
 
-    def tree_structure(self, tree: Tree) -> Any:
+    def tree_structure(self, tree: Tree) -> Native:
         """A tree without its leaves; those of two trees are equal if `tree_map` takes them together."""
         ...
 
@@ -320,7 +328,7 @@ class Extras(Protocol):
 
     loops: tuple[str, ...]
 
-    def build(self, model: Any, batch: Callable[[], Any]) -> None:
+    def build(self, model: Model, batch: Callable[[], Tree]) -> None:
         """Give a model its weights, if it makes them from the first batch and has none yet; before `bind`.
 
         ``batch()`` gives what the model is called with, as the data has it, or None where there is no data.
@@ -351,11 +359,11 @@ class Extras(Protocol):
         """Profile a block with the framework's own profiler; its files are in the folder when the block ends."""
         ...
 
-    def lerp(self, a: Array, b: Array, t: Any) -> Array:
+    def lerp(self, a: Array, b: Array, t: Scalar) -> Array:
         """``a + t * (b - a)`` of two floating arrays of one shape, where the framework can do it in one pass."""
         ...
 
-    def is_bounded(self, leaves: Sequence[Array]) -> Any:
+    def is_bounded(self, leaves: Sequence[Array]) -> Condition:
         """Whether the sum of squares of floating arrays is finite; a bool where the host knows without waiting.
 
         Of dtypes with less than 32 bits it is that of their values in float32.
@@ -381,12 +389,12 @@ class Extras(Protocol):
         self,
         model: str,
         name: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
         *,
         training: bool,
         update_state: bool,
-    ) -> Any:
+    ) -> Tree:
         """`Backend.forward` of another method than the one that a call of the model means."""
         ...
 
@@ -422,11 +430,11 @@ class Extras(Protocol):
         """Make native what `feed` left as NumPy arrays."""
         ...
 
-    def restore(self, host: np.ndarray[Any, Any], old: Any) -> Any:
+    def restore(self, host: HostArray, old: Array) -> Array:
         """What `to_host` made of an array, again as what that array was, where `convert` cannot know."""
         ...
 
-    def accelerator(self) -> Any:
+    def accelerator(self) -> Native:
         """The first accelerator, as `to_device` takes it; None if there is none."""
         ...
 
@@ -453,24 +461,24 @@ class CompilingBackend(Backend, Protocol):
         """Make these the present ones."""
         ...
 
-    def hyper_values(self) -> dict[str, Any]:
+    def hyper_values(self) -> dict[str, Scalar]:
         """The present hyperparameters of all optimizers, by a name of the adapter's choice."""
         ...
 
-    def put_hyper_values(self, values: Mapping[str, Any]) -> None:
+    def put_hyper_values(self, values: Mapping[str, Scalar]) -> None:
         """Make these the present ones; 0-d placeholders while a program is traced."""
         ...
 
-    def run_parts(self, call: Callable[..., None], key: DrawKey, *args: Any) -> None:
+    def run_parts(self, call: Callable[..., None], key: DrawKey, *args: object) -> None:
         """`run_body` of a step that is cut, where ``replays`` is false: eagerly, but its parts may be compiled."""
         ...
 
     def piece(
         self,
-        objective: Callable[[], Any],
+        objective: Callable[[], Tree],
         wrt: Sequence[tuple[str, ...]],
         at: Leaves | None,
-        scopes: Sequence[MutableMapping[str, Any]],
+        scopes: Sequence[MutableMapping[str, Tree]],
         inputs: Sequence[Array],
         receive: Callable[[list[Array]], None],
     ) -> list[tuple[list[Leaves], list[Array]]]:
@@ -483,7 +491,7 @@ class CompilingBackend(Backend, Protocol):
         ...
 
     def pull(
-        self, pullback: Any, cotangents: list[Array], wrt: Sequence[tuple[str, ...]]
+        self, pullback: Tree, cotangents: list[Array], wrt: Sequence[tuple[str, ...]]
     ) -> tuple[list[Leaves], list[Array]]:
         """From gradients by the leaves of a cut to those by parameters and by the inputs of the piece before it."""
         ...
@@ -504,7 +512,9 @@ class CompilingBackend(Backend, Protocol):
         """One of the arrays that `to_words` packed; in a trace and outside, where nothing waits for its value."""
         ...
 
-    def compile(self, fn: Callable[..., tuple[Tree, Any]], donate: tuple[int, ...]) -> Callable[..., tuple[Tree, Any]]:
+    def compile(
+        self, fn: Callable[..., tuple[Tree, Result]], donate: tuple[int, ...]
+    ) -> Callable[..., tuple[Tree, Result]]:
         """Compile a function of trees of arrays and floats, once for each structure and shape of its arguments.
 
         It returns a tree of arrays and any Python object; calls return the object of the trace that fits them. The

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
-from loopcore.backend.protocol import Backend, Extras
+from loopcore.backend.protocol import Array, Backend, Extras, Model
 from loopcore.errors import MissingFrameworkError, UnknownModelError
 
 if TYPE_CHECKING:
@@ -32,6 +32,14 @@ class Adapter(NamedTuple):
     roots: frozenset[str]
 
 
+class Plugin(Protocol):
+    """The class of an adapter that another package offers."""
+
+    def recognises(self, model: Model) -> bool:
+        """Whether it takes a model; a static method."""
+        ...
+
+
 BUILT_IN: dict[str, Adapter] = {
     "torch": Adapter("loopcore_torch", "'loopcore[torch]'", frozenset({"torch"}), frozenset({"torch"})),
     "jax": Adapter(
@@ -49,7 +57,7 @@ BUILT_IN: dict[str, Adapter] = {
     "numpy": Adapter("loopcore_numpy", "autograd", frozenset({"autograd"}), frozenset({"numpy", "autograd"})),
 }
 GROUP = "loopcore.backends"
-_namespaces: dict[type, Any] = {}
+_namespaces: dict[type, type[Backend]] = {}
 _owners: dict[type, str | None] = {}
 
 
@@ -64,10 +72,10 @@ def known() -> frozenset[str]:
     return frozenset(BUILT_IN) | frozenset(point.name for point in _plugins())
 
 
-def type_roots(value: Any) -> frozenset[str]:
+def type_roots(value: object) -> frozenset[str]:
     """Top-level modules of the classes of a value and of all it holds when it is a tuple, list or dict."""
     if isinstance(value, Mapping):
-        parts: Iterable[Any] = value.values()
+        parts: Iterable[object] = value.values()
     elif isinstance(value, (tuple, list)):
         parts = value
     else:
@@ -99,7 +107,7 @@ def is_installed(package: str) -> bool:
         return False
 
 
-def infer(models: Mapping[str, Any], neutral: Callable[[], str] = lambda: "numpy") -> str:
+def infer(models: Mapping[str, Model], neutral: Callable[[], str] = lambda: "numpy") -> str:
     """Name of the backend that takes all these models.
 
     Args:
@@ -109,16 +117,16 @@ def infer(models: Mapping[str, Any], neutral: Callable[[], str] = lambda: "numpy
     Raises:
         UnknownModelError: no adapter, or more than one, takes them; the message names the type.
     """
-    found = {name: _infer_one(name, model) for name, model in models.items()}
-    chosen = set(found.values()) - {"numpy"} or {"numpy"}
-    if len(chosen) > 1:
-        what = ", ".join(f"{name!r} is a {backend} model" for name, backend in found.items())
-        raise UnknownModelError(f"one Learner holds models of one framework, but {what}")
-    name = chosen.pop()
+    backends = {name: _infer_one(name, model) for name, model in models.items()}
+    frameworks = set(backends.values()) - {"numpy"} or {"numpy"}
+    if len(frameworks) > 1:
+        listed = ", ".join(f"{name!r} is a {backend} model" for name, backend in backends.items())
+        raise UnknownModelError(f"one Learner holds models of one framework, but {listed}")
+    name = frameworks.pop()
     return neutral() if name == "numpy" else name
 
 
-def _infer_one(name: str, model: Any) -> str:
+def _infer_one(name: str, model: Model) -> str:
     roots = type_roots(model)
     if "keras" in roots:  # a Keras model runs on the framework that Keras was told to use
         return str(sys.modules["keras"].config.backend())
@@ -132,7 +140,7 @@ def _infer_one(name: str, model: Any) -> str:
     if takers:
         return takers[0]
     for point in _plugins():
-        if load(point.name).recognises(model):
+        if cast(Plugin, load(point.name)).recognises(model):
             return point.name
     where = f" {name!r}" if name else ""
     number = next(_numbers(model), None)
@@ -148,7 +156,7 @@ def _infer_one(name: str, model: Any) -> str:
     )
 
 
-def _numbers(model: Any) -> Iterator[tuple[str, float]]:
+def _numbers(model: Model) -> Iterator[tuple[str, float]]:
     """Python numbers where parameters should be, with their paths."""
     if isinstance(model, tuple) and model and callable(model[0]):
         model = model[1] if len(model) > 1 else ()
@@ -164,7 +172,7 @@ def _numbers(model: Any) -> Iterator[tuple[str, float]]:
             yield from ((f"{key}.{path}", number) for path, number in _numbers(part))
 
 
-def load(name: str) -> Any:
+def load(name: str) -> type[Backend]:
     """The adapter class of a backend.
 
     Raises:
@@ -173,11 +181,11 @@ def load(name: str) -> Any:
     """
     for point in _plugins() if name not in BUILT_IN else ():
         if point.name == name:
-            return point.load()
+            return cast("type[Backend]", point.load())
     check_name(name)
     adapter = BUILT_IN[name]
     try:
-        return importlib.import_module(adapter.package).Backend
+        return cast("type[Backend]", importlib.import_module(adapter.package).Backend)
     except ModuleNotFoundError as error:
         missing = _missing(error)
         if missing not in adapter.needs | {adapter.package}:
@@ -193,7 +201,7 @@ def _missing(error: ModuleNotFoundError) -> str | None:
     return cause.name if error.name is None and isinstance(cause, ModuleNotFoundError) else error.name
 
 
-def make(name: str, *, device: Any, compile: Any) -> Backend:
+def make(name: str, *, device: object, compile: bool | str) -> Backend:
     """A new backend instance for one Learner.
 
     Raises:
@@ -202,10 +210,10 @@ def make(name: str, *, device: Any, compile: Any) -> Backend:
     adapter = load(name)
     if not (isinstance(compile, bool) or compile == "auto"):
         _check_compiler(adapter, compile)
-    return cast(Backend, adapter(device=device, compile=compile))
+    return adapter(device=device, compile=compile)
 
 
-def _check_compiler(adapter: type[Backend], compile: Any) -> None:
+def _check_compiler(adapter: type[Backend], compile: bool | str) -> None:
     names: Sequence[str] = ("xla",) if adapter.compiles else ()
     if hasattr(adapter, "compilers"):
         names = cast(type[Extras], adapter).compilers()
@@ -215,12 +223,12 @@ def _check_compiler(adapter: type[Backend], compile: Any) -> None:
 
 
 @lru_cache(maxsize=64)
-def loose(name: str, device: Any = None) -> Backend:
+def loose(name: str, device: object = None) -> Backend:
     """A backend without models, for arrays outside a learner: floats are float32, on this device."""
     return make(name, device=device, compile=False)
 
 
-def owner_of(value: Any) -> str | None:
+def owner_of(value: object) -> str | None:
     """Name of the backend that owns the type of an array; None for what is no array, or none of a backend."""
     kind = type(value)
     try:
@@ -230,14 +238,14 @@ def owner_of(value: Any) -> str | None:
         return owner
 
 
-def _owner(array: Any) -> str | None:
+def _owner(array: Array) -> str | None:
     try:
         return _infer_one("array", array)
     except UnknownModelError:
         return None
 
 
-def owners_of(values: Iterable[Any]) -> set[str]:
+def owners_of(values: Iterable[object]) -> set[str]:
     """Names of the backends whose arrays are among some values, or in lists and tuples among them."""
     owners: set[str | None] = set()
     for value in values:
@@ -249,13 +257,13 @@ def owners_of(values: Iterable[Any]) -> set[str]:
     return owners  # type: ignore[return-value]
 
 
-def namespace_of(array: Any) -> Any:
+def namespace_of(array: Array) -> type[Backend]:
     """The adapter class that owns an array's type; its ``xp`` and ``losses`` work on the array.
 
     Raises:
         UnknownModelError: no backend knows the type.
     """
-    found = _namespaces.get(type(array))
-    if found is None:
-        found = _namespaces[type(array)] = load(_infer_one("array", array))
-    return found
+    adapter = _namespaces.get(type(array))
+    if adapter is None:
+        adapter = _namespaces[type(array)] = load(_infer_one("array", array))
+    return adapter

@@ -7,11 +7,12 @@ is traced without it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 
 from loopcore._utils.validation import is_whole
+from loopcore.backend.protocol import HostArray
 
 PerAxis: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = str | int | Sequence[int | Sequence[int]]
@@ -67,7 +68,7 @@ class Windows(NamedTuple):
         free = zip(self.lengths, self.pairs, self.extents, self.strides, strict=True)
         return tuple(n if n is None else (n + sum(pair) - extent) // step + 1 for n, pair, extent, step in free)
 
-    def counts(self) -> np.ndarray[Any, Any]:
+    def counts(self) -> HostArray:
         """Elements in each window that are no padding: integers of shape ``(*outputs)``, for known lengths."""
         total = np.ones((), np.int64)
         for n, (before, after), size, step in zip(self.lengths, self.pairs, self.window, self.strides, strict=True):
@@ -183,7 +184,7 @@ def _padding(padding: Padding, axes: int) -> str | Pairs:
     if is_whole(padding, 0):
         return ((int(padding), int(padding)),) * axes
     if isinstance(padding, (tuple, list)) and len(padding) == axes:
-        pairs: list[Any] = [item if isinstance(item, (tuple, list)) else (item, item) for item in padding]
+        pairs: list[Sequence[int]] = [item if isinstance(item, (tuple, list)) else (item, item) for item in padding]
         if all(len(pair) == 2 and all(is_whole(amount, 0) for amount in pair) for pair in pairs):
             return tuple((int(before), int(after)) for before, after in pairs)
     raise ValueError(

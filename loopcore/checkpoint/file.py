@@ -14,14 +14,17 @@ from contextlib import suppress
 from importlib import import_module
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Never, TypeAlias
 
 import numpy as np
 
+from loopcore.backend.protocol import Array, HostArray, HostDtype
 from loopcore.errors import CheckpointError
 
 VERSION = 1
-Arrays = dict[str, np.ndarray[Any, Any]]
+Json: TypeAlias = Any  # None, bools, numbers, strings, and lists and dicts of these
+Manifest: TypeAlias = dict[str, Json]
+Arrays: TypeAlias = dict[str, HostArray]
 _PLAIN = frozenset(  # dtypes that the format has, and NumPy (with ml_dtypes) reads
     (
         *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
@@ -31,7 +34,7 @@ _PLAIN = frozenset(  # dtypes that the format has, and NumPy (with ml_dtypes) re
 _FLOAT = "$float"  # {"$float": "nan"} is a float that JSON does not have
 
 
-def write(path: str | Path, arrays: Mapping[str, Any], manifest: Mapping[str, Any]) -> Path:
+def write(path: str | Path, arrays: Mapping[str, Array], manifest: Mapping[str, Json]) -> Path:
     """Write a file; when this returns it is on the disk under its name.
 
     Raises:
@@ -44,11 +47,11 @@ def write(path: str | Path, arrays: Mapping[str, Any], manifest: Mapping[str, An
     draft: Path | None = None
     try:
         text = json.dumps(encoded(manifest), allow_nan=False)
-        whole = {name: _native(name, value) for name, value in arrays.items()}
-        dtypes = {name: array.dtype.name for name, array in whole.items() if array.dtype.name not in _PLAIN}
-        stored = {name: _bytes_of(array) if name in dtypes else array for name, array in whole.items()}
+        native = {name: _native(name, value) for name, value in arrays.items()}
+        dtypes = {name: array.dtype.name for name, array in native.items() if array.dtype.name not in _PLAIN}
+        stored = {name: _bytes_of(array) if name in dtypes else array for name, array in native.items()}
         metadata = {"loopcore": text, **({"dtypes": json.dumps(dtypes)} if dtypes else {})}
-        metadata["digest"] = _digest(whole, metadata)
+        metadata["digest"] = _digest(native, metadata)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(stored, draft, metadata=metadata)
@@ -65,19 +68,19 @@ def write(path: str | Path, arrays: Mapping[str, Any], manifest: Mapping[str, An
     return path
 
 
-def _native(name: str, value: Any) -> np.ndarray[Any, Any]:
+def _native(name: str, value: Array) -> HostArray:
     """A copy in the byte order of this machine.
 
     Raises:
         TypeError: it holds what no file can keep.
     """
-    array: np.ndarray[Any, Any] = np.asarray(value)
+    array: HostArray = np.asarray(value)
     if not _is_kept(array.dtype):
         raise TypeError(f"{name} is an array of {array.dtype}: keep it in an array of numbers or bools")
     return np.array(array, array.dtype.newbyteorder("="), order="C")
 
 
-def _is_kept(dtype: np.dtype[Any]) -> bool:
+def _is_kept(dtype: HostDtype) -> bool:
     if dtype.name in _PLAIN or dtype.kind == "c":
         return dtype.itemsize <= 16  # what is longer has another layout on another machine
     try:  # those of ml_dtypes
@@ -86,20 +89,20 @@ def _is_kept(dtype: np.dtype[Any]) -> bool:
         return False
 
 
-def _dtype(name: str) -> np.dtype[Any]:
+def _dtype(name: str) -> HostDtype:
     if name in _PLAIN - {"bfloat16"} or name.startswith("complex"):
         return np.dtype(name)
-    found: np.dtype[Any] = np.dtype(getattr(import_module("ml_dtypes"), name))
-    return found
+    dtype: HostDtype = np.dtype(getattr(import_module("ml_dtypes"), name))
+    return dtype
 
 
-def _bytes_of(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _bytes_of(array: HostArray) -> HostArray:
     """The bytes of an array of a dtype that the format, or its reader, does not have, along one more axis."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return flat.reshape(*array.shape, array.dtype.itemsize)
 
 
-def _from_bytes(stored: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+def _from_bytes(stored: HostArray, name: str) -> HostArray:
     try:
         dtype = _dtype(name)
     except (AttributeError, ImportError, TypeError):
@@ -107,7 +110,7 @@ def _from_bytes(stored: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]
     return np.ascontiguousarray(stored).reshape(-1).view(dtype).reshape(stored.shape[:-1])
 
 
-def read(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
+def read(path: str | Path) -> tuple[Arrays, Manifest]:
     """The arrays and the manifest of a file.
 
     Raises:
@@ -119,7 +122,7 @@ def read(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
     return arrays, _manifest(path, metadata["loopcore"])
 
 
-def manifest_of(path: str | Path) -> dict[str, Any]:
+def manifest_of(path: str | Path) -> Manifest:
     """The manifest alone, without a look at the arrays.
 
     Raises:
@@ -128,7 +131,7 @@ def manifest_of(path: str | Path) -> dict[str, Any]:
     return _manifest(path, _content(path, with_arrays=False)[1]["loopcore"])
 
 
-def encoded(value: Any) -> Any:
+def encoded(value: object) -> Json:
     """JSON values for these, where floats that JSON does not have are written out.
 
     Raises:
@@ -139,36 +142,36 @@ def encoded(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, (list, tuple)):
-        return [encoded(one) for one in value]
+        return [encoded(item) for item in value]
     if not isinstance(value, Mapping):
         raise TypeError(f"there is a value of type {type(value).__name__}")
     wrong = next((key for key in value if not isinstance(key, str) or key == _FLOAT), None)
     if wrong is not None:  # json.dumps would make a string of 1, and give back another dict than it got
         raise TypeError(f"there is a dict with the key {wrong!r}: keys are strings, and {_FLOAT!r} is taken")
-    return {key: encoded(one) for key, one in value.items()}
+    return {key: encoded(item) for key, item in value.items()}
 
 
-def _decoded(pairs: list[tuple[str, Any]]) -> Any:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _decoded(pairs: list[tuple[str, Json]]) -> Json:
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise ValueError("a name is there twice")
-    return float(found[_FLOAT]) if list(found) == [_FLOAT] else found
+    return float(values[_FLOAT]) if list(values) == [_FLOAT] else values
 
 
-def _refused(literal: str) -> Any:
+def _refused(literal: str) -> Never:
     raise ValueError(f"{literal} is no JSON")
 
 
-def _manifest(path: str | Path, text: str) -> dict[str, Any]:
+def _manifest(path: str | Path, text: str) -> Manifest:
     try:
-        found: Any = json.loads(text, object_pairs_hook=_decoded, parse_constant=_refused)
-        version = int(found["version"])
-        str(found["backend"])
+        manifest: Json = json.loads(text, object_pairs_hook=_decoded, parse_constant=_refused)
+        version = int(manifest["version"])
+        str(manifest["backend"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has no manifest of loopcore that can be read: {error}") from error
     if version > VERSION:
         raise CheckpointError(f"{path} has version {version}, this loopcore reads up to {VERSION}: update it")
-    return dict(found)
+    return dict(manifest)
 
 
 def _content(path: str | Path, *, with_arrays: bool) -> tuple[Arrays, dict[str, str]]:
@@ -177,8 +180,8 @@ def _content(path: str | Path, *, with_arrays: bool) -> tuple[Arrays, dict[str, 
     arrays: Arrays = {}
     try:
         if not Path(path).is_file():  # a folder, a pipe that would never answer
-            what = "it is a folder, pass a file in it" if Path(path).is_dir() else "there is no such file"
-            raise CheckpointError(f"{path} cannot be read as a checkpoint: {what}")
+            problem = "it is a folder, pass a file in it" if Path(path).is_dir() else "there is no such file"
+            raise CheckpointError(f"{path} cannot be read as a checkpoint: {problem}")
         with safe_open(str(path), framework="np") as file:
             metadata = dict(file.metadata() or {})
             if with_arrays:
@@ -210,8 +213,8 @@ def _sync_name(path: Path) -> None:
 
 
 def _digest(arrays: Arrays, metadata: Mapping[str, str]) -> str:
-    found = hashlib.sha256((metadata["loopcore"] + metadata.get("dtypes", "")).encode())
+    digest = hashlib.sha256((metadata["loopcore"] + metadata.get("dtypes", "")).encode())
     for name in sorted(arrays):
-        found.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        found.update(np.ascontiguousarray(arrays[name]).view(np.uint8).reshape(-1).data if arrays[name].size else b"")
-    return found.hexdigest()
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).reshape(-1).data if arrays[name].size else b"")
+    return digest.hexdigest()

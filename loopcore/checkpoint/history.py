@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
-from loopcore.checkpoint.file import Arrays
+from loopcore.checkpoint.file import Arrays, Json, Manifest
 from loopcore.checkpoint.parts import CheckpointPart, File
 from loopcore.history import History, Ring, Series, Tally
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class CountsPart(CheckpointPart):
     """What random draws follow from, and completed epochs and steps."""
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """They are all in the manifest."""
         runs = self.learner.runs
         history = {name: list(counts) for name, counts in getattr(self.learner.shared, "history", {}).items()}
-        drawn = {"seed": self.learner.seed, "attempts": dict(runs.attempts), "draws": dict(runs.draws_outside_steps)}
-        return {**drawn, "missed": dict(runs.missed), "rounds": runs.rounds_to_keep(), "history": history}
+        draws = {"seed": self.learner.seed, "attempts": dict(runs.attempts), "draws": dict(runs.draws_outside_steps)}
+        return {**draws, "missed": dict(runs.missed), "rounds": runs.rounds_to_keep(), "history": history}
 
     def load(self, file: File, undo: ExitStack) -> None:
         """Refill what counts."""
@@ -44,43 +47,43 @@ class Values(CheckpointPart):
     Series of anything else, as `Traces` notes them, are no part of a checkpoint, and loading leaves them alone.
     """
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Lists in the manifest, and arrays of the values by step."""
-        found: dict[str, Any] = {}
+        tables: Manifest = {}
         for table, series in self._series().items():
-            found[table] = {phase: _chosen(values, saved=True) for phase, values in series.items()}
-            for values in found[table].values():
+            tables[table] = {phase: _chosen(values, saved=True) for phase, values in series.items()}
+            for values in tables[table].values():
                 for name, ring in values.items():
                     if isinstance(ring, Ring):
-                        key = f"steps/{sum(one.startswith('steps/') for one in arrays)}"
+                        key = f"steps/{sum(other.startswith('steps/') for other in arrays)}"
                         arrays[key] = ring.latest()
                         arrays[f"numbers/{key}"] = ring.numbers()
                         values[name] = {"array": key, "count": ring.count}
-        within = {table: series.within for table, series in self._series().items() if series.within}
-        return {"series": found, "within": within}
+        nested = {table: series.within for table, series in self._series().items() if series.within}
+        return {"series": tables, "within": nested}
 
     def load(self, file: File, undo: ExitStack) -> None:
         """Refill the series that are there."""
         for table, series in self._series().items():
-            there: dict[str, dict[str, Any]] = file.manifest["series"].get(table, {})
+            stored: dict[str, Manifest] = file.manifest["series"].get(table, {})
             new = {phase: _chosen(values, saved=False) for phase, values in series.items()}
-            for phase, values in there.items():
+            for phase, values in stored.items():
                 new.setdefault(phase, {}).update({name: _series(v, file.arrays) for name, v in values.items()})
-            within = file.manifest.get("within", {}).get(table, {})
-            noted = {p: {n: [tuple(one) for one in v] for n, v in values.items()} for p, values in within.items()}
-            _refill(series.within, noted, undo)
+            nested = file.manifest.get("within", {}).get(table, {})
+            entries = {p: {n: [tuple(entry) for entry in v] for n, v in values.items()} for p, values in nested.items()}
+            _refill(series.within, entries, undo)
             _refill(series._by_phase, {phase: values for phase, values in new.items() if values}, undo)
 
     def _series(self) -> dict[str, Series]:
         return {name: value for name, value in vars(self.learner.shared).items() if isinstance(value, Series)}
 
 
-def _chosen(values: Mapping[str, Any], *, saved: bool) -> dict[str, Any]:
+def _chosen(values: Mapping[str, Value], *, saved: bool) -> dict[str, Value]:
     """The series that a checkpoint saves, or the others."""
     return {name: value for name, value in values.items() if isinstance(value, (list, Ring)) == saved}
 
 
-def _series(saved: Any, arrays: Arrays) -> Any:
+def _series(saved: Json, arrays: Arrays) -> list[Json] | Ring:
     """A list by epoch, or a ring by step."""
     if isinstance(saved, list):
         return list(saved)
@@ -92,23 +95,23 @@ def _series(saved: Any, arrays: Arrays) -> Any:
     return ring
 
 
-def _missed(manifest: Mapping[str, Any]) -> dict[str, int]:
+def _missed(manifest: Mapping[str, Json]) -> dict[str, int]:
     """Steps that were begun and not completed, by phase; an old checkpoint says so by the counts of its `Recorder`."""
     history = {name: counts[1] for name, counts in manifest["history"].items()}
     old = {name: int(n) - int(history.get(name, n)) for name, n in manifest["attempts"].items()}
     return {name: int(n) for name, n in manifest.get("missed", old).items()}
 
 
-def _most_epochs(manifest: Mapping[str, Any]) -> int:
+def _most_epochs(manifest: Mapping[str, Json]) -> int:
     """The rounds of an old checkpoint, whose series had one value for each epoch of their phase."""
     series = manifest["series"].get("metrics_epoch", {}).values()
     lengths = [len(values) for by_name in series for values in by_name.values()]
     return max([*lengths, *(int(counts[0]) for counts in manifest["history"].values())], default=0)
 
 
-def _refill(held: dict[Any, Any], new: dict[Any, Any], undo: ExitStack) -> None:
+def _refill(content: dict[Key, Value], new: dict[Key, Value], undo: ExitStack) -> None:
     """Replace the content of a dict that others hold."""
-    undo.callback(held.update, dict(held))
-    undo.callback(held.clear)
-    held.clear()
-    held.update(new)
+    undo.callback(content.update, dict(content))
+    undo.callback(content.clear)
+    content.clear()
+    content.update(new)

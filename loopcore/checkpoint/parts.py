@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from loopcore.backend.protocol import Tree
-from loopcore.checkpoint.file import Arrays
+from loopcore.backend.protocol import Array, Tree
+from loopcore.checkpoint.file import Arrays, Manifest
 from loopcore.errors import OptimizerError
 from loopcore.handles.parameters import differences
 from loopcore.protocols import LearnerParts
@@ -19,7 +19,7 @@ class File(NamedTuple):
     """What a checkpoint has."""
 
     arrays: Arrays
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     def part(self, prefix: str) -> Arrays:
         """The arrays whose names begin so, without that."""
@@ -36,7 +36,7 @@ class CheckpointPart:
     def __init__(self, learner: LearnerParts) -> None:
         self.learner = learner
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Add its arrays, and return what it has for the manifest; changes nothing."""
         return {}
 
@@ -51,7 +51,7 @@ class CheckpointPart:
 class WeightsPart(CheckpointPart):
     """Parameters and buffers of all models."""
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Their arrays, by path."""
         arrays.update({f"weights/{path}": value for path, value in self.learner.export_weights().items()})
         return {}
@@ -69,7 +69,7 @@ class WeightsPart(CheckpointPart):
 class OptimizersPart(CheckpointPart):
     """Their states, and the hyperparameters of each: one name may stand for several optimizers of other values."""
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Their states as arrays; their names and hyperparameters in the manifest."""
         arrays.update({f"optimizer/{name}": v for name, v in self.learner.backend.export_optimizers().items()})
         rows = zip(self._names(), self._values(), strict=True)
@@ -77,9 +77,9 @@ class OptimizersPart(CheckpointPart):
 
     def differences(self, file: File) -> list[str]:
         """Other optimizers, or other states."""
-        here, there = self._names(), [(one["prefix"], one["name"]) for one in file.manifest["optimizers"]]
-        if here != there:
-            return [f"optimizers: {_listed(here)} here, {_listed(there)} in the checkpoint"]
+        present, stored = self._names(), [(entry["prefix"], entry["name"]) for entry in file.manifest["optimizers"]]
+        if present != stored:
+            return [f"optimizers: {_listed(present)} here, {_listed(stored)} in the checkpoint"]
         backend = self.learner.backend
         before = backend.export_optimizers()
         try:
@@ -93,7 +93,7 @@ class OptimizersPart(CheckpointPart):
         """Import the states, then set the hyperparameters."""
         self.keep(undo)
         self.learner.backend.import_optimizers(file.part("optimizer/"))
-        self._set([one["hyper"] for one in file.manifest["optimizers"]])
+        self._set([entry["hyper"] for entry in file.manifest["optimizers"]])
 
     def keep(self, undo: ExitStack) -> None:
         """Let ``undo`` bring back the present ones."""
@@ -118,35 +118,35 @@ class OptimizersPart(CheckpointPart):
         return [self._values_of(number) for number in range(len(self.learner.trained))]
 
     def _values_of(self, number: int) -> dict[str, float]:
-        backend, found = self.learner.backend, dict[str, float]()
+        backend, values = self.learner.backend, dict[str, float]()
         for name in backend.hyper_names(number):
             try:
-                found[name] = float(backend.get_hyper(number, name))
+                values[name] = float(backend.get_hyper(number, name))
             except OptimizerError:  # its library keeps it where nobody can read it
                 continue
-        return found
+        return values
 
     def _set(self, values: list[dict[str, float]]) -> None:
         """Set what differs: what is equal may be fixed, or be that of one group of several."""
-        for number, (here, there) in enumerate(zip(self._values(), values, strict=True)):
-            for name, value in there.items():
-                if name in here and here[name] != value:
+        for number, (present, wished) in enumerate(zip(self._values(), values, strict=True)):
+            for name, value in wished.items():
+                if name in present and present[name] != value:
                     self.learner.backend.set_hyper(number, name, value)
 
 
 class HyperPart(CheckpointPart):
     """The user's own scalars."""
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Their values."""
         return {"hyper": self.learner.hyper._values()}
 
     def differences(self, file: File) -> list[str]:
         """Names that one side does not have."""
-        here, there = self.learner.hyper._values(), file.manifest["hyper"]
+        present, stored = self.learner.hyper._values(), file.manifest["hyper"]
         return [
-            f"hyper {name}: {'not here' if name in there else 'not in the checkpoint'}"
-            for name in sorted(set(here) ^ set(there))
+            f"hyper {name}: {'not here' if name in stored else 'not in the checkpoint'}"
+            for name in sorted(set(present) ^ set(stored))
         ]
 
     def load(self, file: File, undo: ExitStack) -> None:
@@ -163,15 +163,15 @@ class HyperPart(CheckpointPart):
 class Carried(CheckpointPart):
     """What callbacks carry from step to step in ``learner.shared``."""
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Their leaves, by name and number."""
         arrays.update({f"shared/{name}": value for name, value in self._arrays().items()})
         return {}
 
     def differences(self, file: File) -> list[str]:
         """Other names or shapes."""
-        found = differences(self._arrays(), file.part("shared/"), dtypes=False)  # a count may be an int, or an array
-        return [f"shared: {line}" for line in found]
+        lines = differences(self._arrays(), file.part("shared/"), dtypes=False)  # a count may be an int, or an array
+        return [f"shared: {line}" for line in lines]
 
     def load(self, file: File, undo: ExitStack) -> None:
         """Fill the trees that are there."""
@@ -181,24 +181,26 @@ class Carried(CheckpointPart):
             setattr(shared, name, self._filled(tree, [arrays[key] for key in self._keys(name, tree)]))
 
     def _trees(self) -> dict[str, Tree]:
-        names = dict.fromkeys(path.removeprefix("shared.") for one in self.learner.callbacks for path in one.carries)
+        names = dict.fromkeys(
+            path.removeprefix("shared.") for callback in self.learner.callbacks for path in callback.carries
+        )
         return {name: getattr(self.learner.shared, name) for name in names}
 
     def _keys(self, name: str, tree: Tree) -> list[str]:
         return [f"{name}/{number}" for number in range(len(self.learner.backend.tree_leaves(tree)))]
 
     def _arrays(self) -> Arrays:
-        backend, found = self.learner.backend, Arrays()
+        backend, arrays = self.learner.backend, Arrays()
         for name, tree in self._trees().items():
             leaves = [np.asarray(backend.to_host(leaf)) for leaf in backend.tree_leaves(tree)]
-            found.update(zip(self._keys(name, tree), leaves, strict=True))
-        return found
+            arrays.update(zip(self._keys(name, tree), leaves, strict=True))
+        return arrays
 
-    def _filled(self, tree: Tree, values: list[Any]) -> Tree:
-        backend, rest = self.learner.backend, iter(values)
+    def _filled(self, tree: Tree, values: list[Array]) -> Tree:
+        backend, new_leaves = self.learner.backend, iter(values)
 
-        def leaf(old: Any) -> Any:
-            new = next(rest)
+        def leaf(old: Array) -> Array:
+            new = next(new_leaves)
             if isinstance(old, (bool, int, float, complex)):
                 return type(old)(new)
             restore = getattr(backend, "restore", None)

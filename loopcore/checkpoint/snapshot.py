@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from loopcore.checkpoint.file import VERSION, Arrays, manifest_of, read, write
+from loopcore.backend.protocol import HostArray
+from loopcore.checkpoint.file import VERSION, Arrays, Json, Manifest, manifest_of, read, write
 from loopcore.checkpoint.history import CountsPart, Values
 from loopcore.checkpoint.parts import Carried, CheckpointPart, File, HyperPart, OptimizersPart, WeightsPart
 from loopcore.checkpoint.stateful import Callbacks, Loaders
@@ -31,25 +31,25 @@ _PARTS: tuple[type[CheckpointPart], ...] = (
 )
 
 
-def save(learner: LearnerParts, path: str | Path, *, only_finite: bool = False, **more: Any) -> Path:
+def save(learner: LearnerParts, path: str | Path, *, only_finite: bool = False, **more: Json) -> Path:
     """Write everything that a run goes on from; see `Learner.save`."""
     if learner.runs.runner is not None:
         raise CheckpointError(
             f"{path} was not written, a step is running: save between two steps, for instance at EpochEnd"
         )
     arrays: Arrays = {}
-    manifest: dict[str, Any] = {"version": VERSION, "backend": learner.backend.name}
+    manifest: Manifest = {"version": VERSION, "backend": learner.backend.name}
     for part in _PARTS:
         manifest |= part(learner).save(arrays)
-    taken = ", ".join(sorted(manifest.keys() & more))
-    if taken:
-        raise CheckpointError(f"{path} was not written: a checkpoint itself has {taken}, call yours something else")
+    reserved = ", ".join(sorted(manifest.keys() & more))
+    if reserved:
+        raise CheckpointError(f"{path} was not written: a checkpoint itself has {reserved}, call yours something else")
     bad = _not_finite(arrays, frozenset(learner.buffers.names))
     if bad:
-        what = f"NaN or infinite numbers in {', '.join(bad[:5])}{' and others' if bad[5:] else ''}"
+        problem = f"NaN or infinite numbers in {', '.join(bad[:5])}{' and others' if bad[5:] else ''}"
         if only_finite:
-            raise NotFiniteError(f"{path} was not written: {what}")
-        warnings.warn(f"{path} has {what}: a run cannot go on from it", stacklevel=3)
+            raise NotFiniteError(f"{path} was not written: {problem}")
+        warnings.warn(f"{path} has {problem}: a run cannot go on from it", stacklevel=3)
     return write(path, arrays, {**manifest, **more})
 
 
@@ -58,15 +58,15 @@ def _not_finite(arrays: Arrays, buffers: frozenset[str]) -> list[str]:
 
     Minus infinity in a buffer is a mask, and a 0-d infinity of an optimizer the best value that it has not seen yet.
     """
-    found: list[str] = []
+    names: list[str] = []
     for name, array in arrays.items():
         root, _, path = name.partition("/")
         if root not in ("weights", "optimizer") or array.dtype.kind in "biuSUO" or np.isfinite(array).all():
             continue
         spared = path in buffers or (root == "optimizer" and not array.ndim)
         if not spared or np.isnan(array).any() or (root == "weights" and (array > 0)[np.isinf(array)].any()):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def load(learner: LearnerParts, path: str | Path) -> None:
@@ -87,13 +87,13 @@ def load(learner: LearnerParts, path: str | Path) -> None:
                     part.load(file, undo)
                 undo.pop_all()
     except Exception as error:  # callbacks and loaders of others raise what they like
-        said = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
-        raise _misfit(path, [said]) from error
+        reason = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
+        raise _misfit(path, [reason]) from error
     if problems:
         raise _misfit(path, problems)
 
 
-def _check_kind(learner: LearnerParts, path: str | Path, manifest: dict[str, Any]) -> None:
+def _check_kind(learner: LearnerParts, path: str | Path, manifest: Manifest) -> None:
     if "callbacks" not in manifest:
         raise CheckpointError(f"{path} has weights alone: write learner.load_model({str(path)!r})")
     if manifest["backend"] != learner.backend.name:
@@ -111,7 +111,7 @@ def _misfit(path: str | Path, problems: list[str]) -> CheckpointError:
     )
 
 
-def load_weights(path: str | Path) -> dict[str, np.ndarray[Any, Any]]:
+def load_weights(path: str | Path) -> dict[str, HostArray]:
     """The weights of a checkpoint alone, by name; for any backend.
 
     Args:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from contextlib import ExitStack, suppress
 from copy import deepcopy
-from typing import Any
+from typing import TypeAlias
 
 from loopcore.callback import Callback, name_of
-from loopcore.checkpoint.file import Arrays, encoded
+from loopcore.checkpoint.file import Arrays, Json, Manifest, encoded
 from loopcore.checkpoint.parts import CheckpointPart, File
 from loopcore.errors import CheckpointError, DataError
+
+Attributes: TypeAlias = list[tuple[dict[str, object], dict[str, object]]]  # those of an object, and a copy
 
 
 class Callbacks(CheckpointPart):
     """The states of the callbacks, by name; numbered where there are several of a class."""
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Their states."""
-        return {"callbacks": {key: _state(key, one) for key, one in self._keyed().items()}}
+        return {"callbacks": {key: _state(key, callback) for key, callback in self._keyed().items()}}
 
     def differences(self, file: File) -> list[str]:
         """States that only one side has."""
-        here, there = self._keyed(), file.manifest["callbacks"]
-        gone = [key for key, state in there.items() if state and key not in here]
-        new = [key for key, one in here.items() if key not in there and one.state_dict()]
-        return [f"callbacks: {key} kept a state, and is none of this learner: pass it" for key in gone] + [
+        present, stored = self._keyed(), file.manifest["callbacks"]
+        absent = [key for key, state in stored.items() if state and key not in present]
+        new = [key for key, callback in present.items() if key not in stored and callback.state_dict()]
+        return [f"callbacks: {key} kept a state, and is none of this learner: pass it" for key in absent] + [
             f"callbacks: {key} keeps a state, and the checkpoint has none: add it after load, learner.callbacks.add"
             for key in new
         ]
@@ -39,15 +41,15 @@ class Callbacks(CheckpointPart):
                     callback.load_state_dict(states[key])
 
     def _keyed(self) -> dict[str, Callback]:
-        found: dict[str, Callback] = {}
+        callbacks: dict[str, Callback] = {}
         for callback in self.learner.callbacks:
             name, number = name_of(callback), 1
             key = name
-            while key in found:
+            while key in callbacks:
                 number += 1
                 key = f"{name} {number}"
-            found[key] = callback
-        return found
+            callbacks[key] = callback
+        return callbacks
 
 
 class Loaders(CheckpointPart):
@@ -57,14 +59,14 @@ class Loaders(CheckpointPart):
     left in the middle: it begins again. ``none``: what the loader gives next is its own affair.
     """
 
-    def save(self, arrays: Arrays) -> dict[str, Any]:
+    def save(self, arrays: Arrays) -> Manifest:
         """Their places and grades."""
         return {"data": {key: self._entry(key, loader) for key, loader in self.learner.data.items()}}
 
     def differences(self, file: File) -> list[str]:
         """A place for what keeps none."""
         data = self.learner.data
-        lost = [key for key, one in self._states(file).items() if key in data and not keeps_place(data[key])]
+        lost = [key for key, state in self._states(file).items() if key in data and not keeps_place(data[key])]
         return [
             f"data: the {key} data was a loader with a place, here it is a {type(data[key]).__name__} without "
             "load_state_dict: pass the one it was"
@@ -81,10 +83,10 @@ class Loaders(CheckpointPart):
                 with _naming(f"data: the {key} loader refuses its place"):
                     runs.put_in_place(loader, state)
 
-    def _states(self, file: File) -> dict[str, Any]:
-        return {key: one["state"] for key, one in file.manifest["data"].items() if one["state"] is not None}
+    def _states(self, file: File) -> Manifest:
+        return {key: entry["state"] for key, entry in file.manifest["data"].items() if entry["state"] is not None}
 
-    def _entry(self, key: str, loader: Any) -> dict[str, Any]:
+    def _entry(self, key: str, loader: object) -> Manifest:
         if isinstance(loader, (list, tuple)):
             return {"resume": "epoch" if self._is_midway(key) else "exact", "state": None}
         state = None
@@ -101,43 +103,43 @@ class Loaders(CheckpointPart):
 class _naming:  # noqa: N801 - with _naming(what): ...
     """Any error of the block becomes a CheckpointError that says what it is about."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, title: str) -> None:
+        self._title = title
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, Exception):
-            raise CheckpointError(f"{self._what}: {type(error).__name__}: {error}") from error
+            raise CheckpointError(f"{self._title}: {type(error).__name__}: {error}") from error
 
 
-def _state(key: str, callback: Callback) -> Any:
+def _state(key: str, callback: Callback) -> Json:
     try:
         return _json(callback.state_dict())
     except (TypeError, RecursionError) as error:
         raise CheckpointError(f"the state_dict of {key} is not made of JSON values: {error}") from error
 
 
-def _json(state: Any) -> Any:
+def _json(state: Json) -> Json:
     """The state as it is, if it can be encoded; the file encodes its whole manifest, and once is enough."""
     encoded(state)
     return state
 
 
-def keeps_place(loader: Any) -> bool:
+def keeps_place(loader: object) -> bool:
     """Whether it says where it is, and can be put there."""
     return all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
-def _attributes(callback: Callback) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def _attributes(callback: Callback) -> Attributes:
     """The attributes of a callback, and of what it wraps, with a copy."""
-    return [(vars(one), dict(vars(one))) for one in (callback, callback.identity())]
+    return [(vars(owner), dict(vars(owner))) for owner in (callback, callback.identity())]
 
 
-def _put_back(callback: Callback, state: Any, attributes: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+def _put_back(callback: Callback, state: Json, attributes: Attributes) -> None:
     """Its state, and then what `load_state_dict` notes beside it, such as that the next fit begins nothing anew."""
     with suppress(Exception):  # it may refuse a state that it never had from outside; the attributes still come back
         callback.load_state_dict(state)
-    for held, before in attributes:
-        held.clear()
-        held.update(before)
+    for current, before in attributes:
+        current.clear()
+        current.update(before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import isfinite
-from typing import Any
+from typing import Protocol
 
 from loopcore.backend.protocol import Backend
 
@@ -65,7 +65,7 @@ class Hyper:
     def _values(self) -> dict[str, float]:
         return dict(self._own)
 
-    def _put_values(self, values: Mapping[str, Any]) -> None:
+    def _put_values(self, values: Mapping[str, float]) -> None:
         self._own.update(values)
 
     def __getattr__(self, name: str) -> float:
@@ -85,19 +85,28 @@ class Hyper:
 
     def _known(self, name: str) -> str:
         if name not in self._slots:
-            there = ", ".join(self) or "none"
+            names = ", ".join(self) or "none"
             raise AttributeError(
-                f"there is no hyperparameter {name!r}; there are: {there}. Pass Learner(hyper={{{name!r}: 0.0}})",
+                f"there is no hyperparameter {name!r}; there are: {names}. Pass Learner(hyper={{{name!r}: 0.0}})",
                 name=name,
                 obj=self,
             )
         return name
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"hyper {name!r} is a number, not {value!r}")
     return float(value)
+
+
+class HasHyper(Protocol):
+    """A learner, or a guarded view of one."""
+
+    @property
+    def hyper(self) -> Hyper:
+        """Its hyperparameters."""
+        ...
 
 
 class HyperParameter:
@@ -129,11 +138,11 @@ class HyperParameter:
         """That of the optimizer for a prefix."""
         return HyperParameter(f"{prefix}.{self.name}")
 
-    def get(self, learner: Any) -> float:
+    def get(self, learner: HasHyper) -> float:
         """Its present value."""
         return float(learner.hyper[self.name])
 
-    def set(self, learner: Any, value: float) -> None:
+    def set(self, learner: HasHyper, value: float) -> None:
         """Set it, for the next step."""
         learner.hyper[self.name] = value
 

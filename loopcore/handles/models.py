@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from loopcore._utils.running_learner import Running, running
 
 if TYPE_CHECKING:
-    from loopcore.backend.protocol import Extras
+    from loopcore.backend.protocol import Extras, Native, Tree
 
 
 class Model:
@@ -30,7 +30,9 @@ class Model:
         self._runs = learner.runs
         self._name = name
 
-    def __call__(self, *args: Any, training: bool | None = None, update_state: bool = True, **kwargs: Any) -> Any:
+    def __call__(
+        self, *args: object, training: bool | None = None, update_state: bool = True, **kwargs: object
+    ) -> Tree:
         """Run the forward pass.
 
         Args:
@@ -46,7 +48,7 @@ class Model:
         with running(self._learner):
             return self._forward(self._name, args, kwargs, training=mode, update_state=update_state)
 
-    def apply(self, params: Any, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+    def apply(self, params: Tree, *args: object, training: bool | None = None, **kwargs: object) -> Tree:
         """Run the forward pass with other parameters, a tree as ``learner.params.value`` has for this model."""
         learner = self._learner
         part = learner.all_params[self._name] if self._name else learner.all_params
@@ -59,7 +61,7 @@ class Model:
         return f"Model({type(self.native).__name__})" if not self._name else f"Model({self._name!r})"
 
     @property
-    def native(self) -> Any:
+    def native(self) -> Native:
         """The user's own model, with the present weights.
 
         In a step body of a framework whose programs are functions of arrays, an object like it that is differentiated;
@@ -67,19 +69,19 @@ class Model:
         """
         return self._backend.native(self._name)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Callable[..., Tree]:
         """A method of the user's own model, called as the model itself is: in a mode, and its state is kept."""
         method = None if name.startswith("_") else self._method(name)
         if method is None:
             raise AttributeError(f"the model {self._name!r} has no method {name!r}", name=name, obj=self)
         return method
 
-    def _method(self, name: str) -> Callable[..., Any] | None:
+    def _method(self, name: str) -> Callable[..., Tree] | None:
         backend = cast("Extras", self._backend)
         if not hasattr(backend, "has_method") or not backend.has_method(self._name, name):
             return None
 
-        def call(*args: Any, training: bool | None = None, update_state: bool = True, **kwargs: Any) -> Any:
+        def call(*args: object, training: bool | None = None, update_state: bool = True, **kwargs: object) -> Tree:
             mode = self._runs.training if training is None else training
             with running(self._learner):
                 return backend.call_method(self._name, name, args, kwargs, training=mode, update_state=update_state)
@@ -99,19 +101,19 @@ class Models(Model):
         super().__init__(learner, names[0])
         self._models = {name: Model(learner, name) for name in names if name}
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Native:
         if name.startswith("_"):
             raise AttributeError(name)
         if name not in self._models:
             method = self._method(name)
             if method is not None:
                 return method
-            there = ", ".join(self._models) or "one unnamed model; learner.model.native is the user's own"
-            raise AttributeError(f"there is no model {name!r}; there is: {there}", name=name, obj=self)
+            names = ", ".join(self._models) or "one unnamed model; learner.model.native is the user's own"
+            raise AttributeError(f"there is no model {name!r}; there is: {names}", name=name, obj=self)
         return self._models[name]
 
     def __repr__(self) -> str:
         return f"Models({', '.join(self._models)})" if self._models else super().__repr__()
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Native:
         return self.__getattr__(name)

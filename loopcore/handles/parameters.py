@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from loopcore.backend.protocol import Backend, Kind, Leaves, Tree
+from loopcore.backend.protocol import Array, Backend, HostArray, HostDtype, Kind, Leaves, Tree
 from loopcore.errors import OptimizerError, WeightsError
+
+Weight = TypeVar("Weight")
+NewNames: TypeAlias = Mapping[str, str | None] | Callable[[str], str | None]  # None for a weight to leave out
 
 
 class ParameterHandle:
@@ -31,14 +34,14 @@ class ParameterHandle:
         {'w': array([2.])}
     """
 
-    __slots__ = ("_backend", "_everything", "_flat", "_kind", "_parts", "_paths", "_whole")
+    __slots__ = ("_backend", "_flat", "_kind", "_label", "_parts", "_paths", "_with_frozen")
     _backend: Backend
-    _everything: ParameterHandle | None  # with the parts that nobody trains
+    _with_frozen: ParameterHandle | None  # with the parts that nobody trains
     _flat: frozenset[str] | None
     _kind: Kind
     _parts: dict[str, _Part]
     _paths: tuple[str, ...]
-    _whole: str
+    _label: str
 
     def __init__(
         self,
@@ -50,10 +53,10 @@ class ParameterHandle:
     ) -> None:
         put = object.__setattr__
         put(self, "_backend", backend)
-        put(self, "_everything", everything)
+        put(self, "_with_frozen", everything)
         put(self, "_kind", kind)
         put(self, "_parts", {model: _Part(backend, kind, model, paths) for model, paths in parts.items()})
-        put(self, "_whole", label)
+        put(self, "_label", label)
         put(self, "_paths", tuple(path for part in self._parts.values() for path in part.paths))
         only = next(iter(self._parts.values())) if len(self._parts) == 1 and (label or "" in self._parts) else None
         put(self, "_flat", frozenset(self._paths) if only is not None and only.is_flat() else None)
@@ -84,7 +87,7 @@ class ParameterHandle:
             return leaves
         if "" in self._parts:
             return self._parts[""].pack(leaves)
-        if self._whole:
+        if self._label:
             return next(iter(self._parts.values())).pack(leaves)
         return {model: part.pack(leaves) for model, part in self._parts.items()}
 
@@ -93,32 +96,32 @@ class ParameterHandle:
             return tree
         if "" in self._parts:
             return self._parts[""].unpack(tree)
-        if self._whole:
+        if self._label:
             return next(iter(self._parts.values())).unpack(tree)
         if not isinstance(tree, Mapping) or set(tree) != set(self._parts):
             raise WeightsError(f"expected a dict with the keys {sorted(self._parts)}, got {_shape_of(tree)}")
         return {path: leaf for model, part in self._parts.items() for path, leaf in part.unpack(tree[model]).items()}
 
     def __getitem__(self, prefix: str) -> ParameterHandle:
-        if prefix in self._parts and (self._parts[prefix].paths or self._everything is None):
-            within = self._everything[prefix] if self._everything else None
-            return ParameterHandle(self._backend, self._kind, {prefix: self._parts[prefix].paths}, prefix, within)
+        if prefix in self._parts and (self._parts[prefix].paths or self._with_frozen is None):
+            with_frozen = self._with_frozen[prefix] if self._with_frozen else None
+            return ParameterHandle(self._backend, self._kind, {prefix: self._parts[prefix].paths}, prefix, with_frozen)
         for model, part in self._parts.items():
-            full = f"{self._whole}.{prefix}" if self._whole else prefix
-            chosen = tuple(path for path in part.paths if is_below(path, full))
-            if chosen:
-                return ParameterHandle(self._backend, self._kind, {model: chosen}, full)
-        if self._everything is not None:
-            return self._everything[prefix]
-        there = [name for name in self._parts if name] or [path.partition(".")[0] for path in self._paths]
-        raise AttributeError(f"there are no {self._kind} {prefix!r} here; there are: {', '.join(dict.fromkeys(there))}")
+            full = f"{self._label}.{prefix}" if self._label else prefix
+            selected = tuple(path for path in part.paths if is_below(path, full))
+            if selected:
+                return ParameterHandle(self._backend, self._kind, {model: selected}, full)
+        if self._with_frozen is not None:
+            return self._with_frozen[prefix]
+        names = [name for name in self._parts if name] or [path.partition(".")[0] for path in self._paths]
+        raise AttributeError(f"there are no {self._kind} {prefix!r} here; there are: {', '.join(dict.fromkeys(names))}")
 
     def __getattr__(self, name: str) -> ParameterHandle:
         if name.startswith("_"):
             raise AttributeError(name)
         return self[name]
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name != "value":
             raise AttributeError(f"assign to .value, not to .{name}: handle[{name!r}].value = tree")
         object.__setattr__(self, name, value)
@@ -184,7 +187,7 @@ def named_leaves(handle: ParameterHandle, tree: Tree) -> Leaves:
     return {}
 
 
-def _shape_of(tree: Any) -> str:
+def _shape_of(tree: Tree) -> str:
     if isinstance(tree, Mapping):
         return f"a dict with the keys {list(tree)}"
     return f"a {type(tree).__name__}"
@@ -201,17 +204,17 @@ def matching(paths: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:
     Raises:
         WeightsError: a pattern matches nothing.
     """
-    found: set[str] = set()
+    union: set[str] = set()
     paths = list(paths)
     for pattern in patterns:
         matched = [path for path in paths if fnmatchcase(path, pattern)]
         if not matched:
             raise WeightsError(f"no trained parameter matches {pattern!r}; there are: {', '.join(paths) or 'none'}")
-        found.update(matched)
-    return frozenset(found)
+        union.update(matched)
+    return frozenset(union)
 
 
-def mismatches(backend: Backend, leaves: Mapping[str, Any]) -> list[str]:
+def mismatches(backend: Backend, leaves: Mapping[str, Array]) -> list[str]:
     """One line for every leaf whose shape or kind of dtype differs from the present one."""
     problems: list[str] = []
     present = backend.get(leaves)
@@ -224,36 +227,36 @@ def mismatches(backend: Backend, leaves: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def differences(present: Mapping[str, Any], given: Mapping[str, Any], *, dtypes: bool = True) -> list[str]:
+def differences(present: Mapping[str, Array], loaded: Mapping[str, Array], *, dtypes: bool = True) -> list[str]:
     """One line for every array that has another name, shape or dtype than the present ones."""
-    found = [f"{name}: not there" for name in present if name not in given]
-    found += [f"{name}: unknown" for name in given if name not in present]
-    for name in (name for name in present if name in given):
-        (shape, dtype), (new_shape, new_dtype) = _kind(present[name]), _kind(given[name])
+    lines = [f"{name}: not there" for name in present if name not in loaded]
+    lines += [f"{name}: unknown" for name in loaded if name not in present]
+    for name in (name for name in present if name in loaded):
+        (shape, dtype), (new_shape, new_dtype) = _kind(present[name]), _kind(loaded[name])
         if new_shape != shape:
-            found.append(f"{name}: shape {list(new_shape)}, not {list(shape)}")
+            lines.append(f"{name}: shape {list(new_shape)}, not {list(shape)}")
         if dtypes and new_dtype.newbyteorder("=") != dtype.newbyteorder("="):
-            found.append(f"{name}: dtype {new_dtype}, not {dtype}")
-    return found
+            lines.append(f"{name}: dtype {new_dtype}, not {dtype}")
+    return lines
 
 
-def _kind(value: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    array: np.ndarray[Any, Any] = np.asarray(value)
+def _kind(value: Array) -> tuple[tuple[int, ...], HostDtype]:
+    array: HostArray = np.asarray(value)
     return array.shape, array.dtype
 
 
-def check_state(present: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def check_state(present: Mapping[str, Array], loaded: Mapping[str, Array]) -> None:
     """Refuse a state that does not have the names, shapes and dtypes of the present one.
 
     Raises:
         ValueError: lists all differences.
     """
-    problems = differences(present, given)
+    problems = differences(present, loaded)
     if problems:
-        raise ValueError("\n".join(("the state of the optimizers does not fit:", *(f"  {one}" for one in problems))))
+        raise ValueError("\n".join(("the state of the optimizers does not fit:", *(f"  {line}" for line in problems))))
 
 
-def renamed(weights: Mapping[str, Any], names: Any) -> dict[str, Any]:
+def renamed(weights: Mapping[str, Weight], names: NewNames | None) -> dict[str, Weight]:
     """Weights under the names of a model.
 
     Args:
@@ -263,21 +266,21 @@ def renamed(weights: Mapping[str, Any], names: Any) -> dict[str, Any]:
     Raises:
         WeightsError: two weights get one name, or a name of the dict is not there.
     """
-    call: Any = names if callable(names) else (names or {}).get
-    found: dict[str, Any] = {}
+    call = names if callable(names) else (names or {}).get
+    by_path: dict[str, Weight] = {}
     absent = [] if callable(names) else [name for name in names or () if name not in weights]
     if absent:
         raise WeightsError(f"names has {', '.join(absent)}, which is none of the weights: {', '.join(weights)}")
     for name, value in weights.items():
-        path: Any = call(name) if callable(names) or name in (names or ()) else name
-        if path in found:
+        path = call(name) if callable(names) or name in (names or ()) else name
+        if path in by_path:
             raise WeightsError(f"two weights are called {path} in this model, one of them is {name}")
         if path is not None:
-            found[path] = value
-    return found
+            by_path[path] = value
+    return by_path
 
 
-def assign_optimizers(paths: Iterable[str], optimizers: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+def assign_optimizers(paths: Iterable[str], optimizers: Mapping[str, object]) -> list[tuple[str, tuple[str, ...]]]:
     """Which paths each optimizer trains: the longest prefix that covers a path wins; uncovered paths are frozen.
 
     Args:
@@ -287,14 +290,14 @@ def assign_optimizers(paths: Iterable[str], optimizers: Mapping[str, Any]) -> li
     Raises:
         OptimizerError: a prefix covers no parameter, or every one it covers has a longer prefix.
     """
-    chosen: dict[str, list[str]] = {prefix: [] for prefix in optimizers}
+    covered: dict[str, list[str]] = {prefix: [] for prefix in optimizers}
     paths = list(paths)
     for path in paths:
         covering = [prefix for prefix in optimizers if is_below(path, prefix)]
         if covering:
-            chosen[max(covering, key=len)].append(path)
-    for prefix, taken in chosen.items():
-        if not taken:
+            covered[max(covering, key=len)].append(path)
+    for prefix, covered_paths in covered.items():
+        if not covered_paths:
             roots = ", ".join(dict.fromkeys(path.partition(".")[0] for path in paths)) or "none"
             raise OptimizerError(f"the optimizer for {prefix!r} trains no parameter; paths begin with: {roots}")
-    return [(prefix, tuple(taken)) for prefix, taken in chosen.items()]
+    return [(prefix, tuple(covered_paths)) for prefix, covered_paths in covered.items()]

@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from contextvars import ContextVar
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 from zlib import crc32
 
 import numpy as np
 
-from loopcore.backend.protocol import DrawKey, RandomBackend
+from loopcore.backend.protocol import Array, Backend, DrawKey, HostArray, Native, RandomBackend
 from loopcore.errors import TraceError
 
 override: ContextVar[RandomBackend | None] = ContextVar("loopcore_random_override", default=None)
 _streams: dict[tuple[str, str, int], int] = {}
 
 
+class DrawRecord(Protocol):
+    """What counts the draws of a learner, by phase and step."""
+
+    @property
+    def drawn(self) -> Callable[[int, str, tuple[object, ...]], Array] | None:
+        """While a step is compiled, what gives the draws of the host for a stream."""
+        ...
+
+    def draw_counts(self) -> tuple[str, int, MutableMapping[str, int]]:
+        """The phase, its attempted steps, and the number of the last draw of each owner."""
+        ...
+
+
 class Seeded(Protocol):
     """What a draw needs of the learner that it belongs to."""
 
-    backend: Any
-    runs: Any
+    backend: Backend
     seed: int
+
+    @property
+    def runs(self) -> DrawRecord:
+        """What counts its draws."""
+        ...
 
 
 class Random:
@@ -46,31 +63,31 @@ class Random:
         self._learner = learner
         self._owner = owner
 
-    def normal(self, shape: Sequence[int]) -> Any:
+    def normal(self, shape: Sequence[int]) -> Array:
         """Standard normal numbers of the given shape."""
         return self._draw("normal", shape)
 
-    def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Any:
+    def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Array:
         """Uniform numbers in ``[low, high)``."""
         return self._draw("uniform", shape, low, high)
 
-    def bernoulli(self, p: float, shape: Sequence[int]) -> Any:
+    def bernoulli(self, p: float, shape: Sequence[int]) -> Array:
         """Ones with probability ``p``, else zeros, in the parameters' dtype."""
         return self._draw("bernoulli", p, shape)
 
-    def integers(self, low: int, high: int, shape: Sequence[int]) -> Any:
+    def integers(self, low: int, high: int, shape: Sequence[int]) -> Array:
         """Integers from ``low`` to ``high`` (excluded), int32."""
         return self._draw("integers", low, high, shape)
 
-    def permutation(self, n: int) -> Any:
+    def permutation(self, n: int) -> Array:
         """The integers below ``n`` in random order, of shape ``(n,)``."""
         return self._draw("permutation", n)
 
-    def beta(self, a: float, b: float, shape: Sequence[int]) -> Any:
+    def beta(self, a: float, b: float, shape: Sequence[int]) -> Array:
         """Numbers in [0, 1] of the Beta(a, b) distribution."""
         return self._draw("beta", a, b, shape)
 
-    def categorical(self, logits: Any) -> Any:
+    def categorical(self, logits: Array) -> Array:
         """An index along the last axis of ``logits`` for each row, drawn with the softmax of the row."""
         return self._draw("categorical", logits)
 
@@ -78,7 +95,7 @@ class Random:
         """A new NumPy generator for host code; it is a draw like any other."""
         return _generator(self._key())
 
-    def key(self) -> Any:
+    def key(self) -> Native:
         """What the framework itself draws from, to be split or handed on by hand; it is a draw like any other.
 
         A key of ``jax.random``, a ``torch.Generator``, a seed of shape (2,) for ``tf.random.stateless_*``, a NumPy
@@ -92,14 +109,14 @@ class Random:
             raise TraceError("learner.random.key() is the framework's own, which same_random cannot make equal")
         return self._learner.backend.random.key(self._key())
 
-    def _draw(self, kind: str, *args: Any) -> Any:
+    def _draw(self, kind: str, *args: object) -> Array:
         backend, other = self._learner.backend, override.get()
         refuse_in_a_loop(getattr(backend, "loops", ()), "learner.random was used")
         if other is None:
             return getattr(backend.random, kind)(self._key(), *args)
-        drawn = self._learner.runs.drawn
-        if drawn is not None:  # a step is compiled: the host draws before it runs
-            return drawn(self._key().stream, kind, args)
+        draw_on_host = self._learner.runs.drawn
+        if draw_on_host is not None:  # a step is compiled: the host draws before it runs
+            return draw_on_host(self._key().stream, kind, args)
         if kind == "categorical":
             args = (backend.to_host(*args),)
         return backend.convert(getattr(other, kind)(self._key(), *args))
@@ -114,12 +131,12 @@ class Random:
         return DrawKey(self._learner.seed, stream, step)
 
 
-def refuse_in_a_loop(loops: Sequence[str], what: str) -> None:
+def refuse_in_a_loop(loops: Sequence[str], subject: str) -> None:
     """Refuse a draw where a loop of the framework runs the code once, for all of its iterations.
 
     Args:
         loops: the modules of these loops, or ``module:function``.
-        what: drew, for the message.
+        subject: what drew, for the message.
 
     Raises:
         TraceError: such a loop is running.
@@ -127,7 +144,7 @@ def refuse_in_a_loop(loops: Sequence[str], what: str) -> None:
     loop = _running(loops) if loops else None
     if loop is not None:
         raise TraceError(
-            f"{what} inside {loop}, which runs this code once for all of its iterations: each would see the same "
+            f"{subject} inside {loop}, which runs this code once for all of its iterations: each would see the same "
             "numbers. Draw an array with one more axis before, or hand over keys that learner.random.key() was split "
             "into"
         )
@@ -148,40 +165,41 @@ def _running(loops: Iterable[str]) -> str | None:
 class HostDraws:
     """A `RandomBackend` of float64 NumPy arrays, which have to be converted."""
 
-    def key(self, key: DrawKey) -> Any:
+    def key(self, key: DrawKey) -> np.random.Generator:
         """A NumPy generator."""
         return _generator(key)
 
-    def normal(self, key: DrawKey, shape: Sequence[int]) -> Any:
+    def normal(self, key: DrawKey, shape: Sequence[int]) -> HostArray:
         """Standard normal numbers."""
         return _generator(key).standard_normal(tuple(shape))
 
-    def uniform(self, key: DrawKey, shape: Sequence[int], low: float, high: float) -> Any:
+    def uniform(self, key: DrawKey, shape: Sequence[int], low: float, high: float) -> HostArray:
         """Uniform numbers in ``[low, high)``."""
         return _generator(key).uniform(low, high, tuple(shape))
 
-    def bernoulli(self, key: DrawKey, p: float, shape: Sequence[int]) -> Any:
+    def bernoulli(self, key: DrawKey, p: float, shape: Sequence[int]) -> HostArray:
         """Ones with probability ``p``, else zeros."""
         return (_generator(key).random(tuple(shape)) < p).astype(np.float64)
 
-    def integers(self, key: DrawKey, low: int, high: int, shape: Sequence[int]) -> Any:
+    def integers(self, key: DrawKey, low: int, high: int, shape: Sequence[int]) -> HostArray:
         """Integers in ``[low, high)``, int32."""
         return _generator(key).integers(low, high, tuple(shape), dtype=np.int32)
 
-    def permutation(self, key: DrawKey, n: int) -> Any:
+    def permutation(self, key: DrawKey, n: int) -> HostArray:
         """The integers below ``n`` in random order."""
         return _generator(key).permutation(n)
 
-    def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> Any:
+    def beta(self, key: DrawKey, a: float, b: float, shape: Sequence[int]) -> HostArray:
         """Numbers of the Beta(a, b) distribution."""
         return _generator(key).beta(a, b, tuple(shape))
 
-    def categorical(self, key: DrawKey, logits: Any) -> Any:
+    def categorical(self, key: DrawKey, logits: Array) -> HostArray:
         """An index along the last axis for each row."""
         rows = np.asarray(logits, dtype=np.float64)
-        return np.argmax(rows + self.gumbel(key, rows.shape), axis=-1)
+        indices: HostArray = np.argmax(rows + self.gumbel(key, rows.shape), axis=-1)
+        return indices
 
-    def gumbel(self, key: DrawKey, shape: Sequence[int]) -> Any:
+    def gumbel(self, key: DrawKey, shape: Sequence[int]) -> HostArray:
         """What `categorical` adds to the logits."""
         return _generator(key).gumbel(size=tuple(shape))
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import optree
 
 if TYPE_CHECKING:
-    from loopcore.backend.protocol import Backend, Tree
+    from loopcore.backend.protocol import Array, Backend, Condition, Namespace, Scalar, Tree
 
 
 class TreeMath:
@@ -31,11 +31,11 @@ class TreeMath:
         """The backend that a tree belongs to."""
         return self._backend
 
-    def map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    def map(self, fn: Callable[..., Tree], tree: Tree, *rest: Tree) -> Tree:
         """Apply ``fn`` to the leaves at the same place of every tree."""
         return self._of(tree).tree_map(fn, tree, *rest)
 
-    def map_with_path(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    def map_with_path(self, fn: Callable[..., Tree], tree: Tree, *rest: Tree) -> Tree:
         """Apply ``fn(path, leaf, *others)``; the path is what ``export_weights`` calls it, ``"layer.weight"``.
 
         Example:
@@ -56,33 +56,33 @@ class TreeMath:
         """``a - b``."""
         return self.map(lambda x, y: x - y, a, b)
 
-    def scale(self, tree: Tree, factor: Any) -> Tree:
+    def scale(self, tree: Tree, factor: Scalar) -> Tree:
         """``factor * tree``, with a number or a 0-d array; integers, such as counters, stay integers (rounded)."""
         backend = self._of(tree)
         return self.map(lambda x: _scaled(backend, x, factor), tree)
 
-    def lerp(self, a: Tree, b: Tree, t: Any) -> Tree:
+    def lerp(self, a: Tree, b: Tree, t: Scalar) -> Tree:
         """``a + t * (b - a)``; integers, such as counters among buffers, stay integers (rounded down)."""
         backend = self._of(a)
         return self.map(lambda x, y: _between(backend, x, y, t), a, b)
 
-    def dot(self, a: Tree, b: Tree) -> Any:
+    def dot(self, a: Tree, b: Tree) -> Array:
         """Sum over all leaves of ``sum(a * b)``, 0-d."""
         backend = self._of(a)
         products = backend.tree_leaves(self.map(lambda x, y: backend.xp.sum(x * y), a, b))
         return reduce(lambda x, y: x + y, products)
 
-    def global_norm(self, tree: Tree) -> Any:
+    def global_norm(self, tree: Tree) -> Array:
         """Euclidean norm of all numbers in the tree, 0-d."""
         return self._of(tree).xp.sqrt(self.dot(tree, tree))
 
-    def all_finite(self, tree: Tree) -> Any:
+    def all_finite(self, tree: Tree) -> Condition:
         """Whether no number is NaN or infinite, a 0-d boolean array."""
         backend = self._of(tree)
         xp = backend.xp
         return reduce(lambda x, y: x & y, [xp.all(xp.isfinite(x)) for x in backend.tree_leaves(tree)])
 
-    def is_bounded(self, tree: Tree) -> Any:
+    def is_bounded(self, tree: Tree) -> Condition:
         """Whether no number is NaN, infinite, or so large that the sum of squares is: at the cost of one look at each.
 
         Args:
@@ -115,7 +115,7 @@ _CONTAINERS = (dict, list, tuple)
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
 
 
-def is_container(backend: Backend, value: Any) -> bool:
+def is_container(backend: Backend, value: object) -> bool:
     """Whether a value is a tree of others and no leaf: which it is, depends on its type alone.
 
     Besides dicts, lists and tuples, these are the classes that the user registered with the framework.
@@ -139,19 +139,19 @@ class Containers(dict[type, bool]):
         super().__init__()
         self._backend = backend
 
-    def has(self, value: Any) -> bool:
+    def has(self, value: object) -> bool:
         """Whether a value is a container."""
-        known = self.get(type(value))
-        if known is None:
-            known = self[type(value)] = is_container(self._backend, value)
-        return known
+        answer = self.get(type(value))
+        if answer is None:
+            answer = self[type(value)] = is_container(self._backend, value)
+        return answer
 
 
 def _paths(backend: Backend, tree: Tree) -> list[str]:
     """Names of the leaves, in their order."""
-    named = getattr(backend, "tree_names", None)
-    if named is not None:
-        return cast("list[str]", named(tree))
+    names_of = getattr(backend, "tree_names", None)
+    if names_of is not None:
+        return cast("list[str]", names_of(tree))
     count = len(backend.tree_leaves(tree))
     paths = optree.tree_paths(tree, none_is_leaf=True)
     if len(paths) != count:
@@ -159,7 +159,7 @@ def _paths(backend: Backend, tree: Tree) -> list[str]:
     return [".".join(map(str, path)) for path in paths]
 
 
-def _scaled(backend: Backend, x: Any, factor: Any) -> Any:
+def _scaled(backend: Backend, x: Array, factor: Scalar) -> Array:
     xp = backend.xp
     if "int" not in str(getattr(x, "dtype", "")):
         return x * _fitting(xp, factor, x)
@@ -168,24 +168,24 @@ def _scaled(backend: Backend, x: Any, factor: Any) -> Any:
     if backend.is_array(factor) and backend.signature(factor)[1].kind in "iub":
         return x * xp.astype(factor, x.dtype)
     product = xp.astype(x, xp.float32) * _fitting(xp, factor, xp.zeros((), dtype=xp.float32)) + 0.5
-    whole = xp.astype(product, x.dtype)
-    return whole - xp.astype(xp.astype(whole, xp.float32) > product, x.dtype)
+    rounded = xp.astype(product, x.dtype)
+    return rounded - xp.astype(xp.astype(rounded, xp.float32) > product, x.dtype)
 
 
-def _fitting(xp: Any, factor: Any, x: Any) -> Any:
+def _fitting(xp: Namespace, factor: Scalar, x: Array) -> Scalar:
     """A factor in the dtype of what it is for, where that is floating: TensorFlow multiplies equal dtypes only."""
-    wanted = getattr(x, "dtype", None)
-    if wanted is None or getattr(factor, "dtype", wanted) == wanted or "float" not in str(wanted):
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or getattr(factor, "dtype", dtype) == dtype or "float" not in str(dtype):
         return factor
-    return xp.astype(factor, wanted)
+    return xp.astype(factor, dtype)
 
 
-def _between(backend: Backend, x: Any, y: Any, t: Any) -> Any:
+def _between(backend: Backend, x: Array, y: Array, t: Scalar) -> Array:
     xp = backend.xp
     if backend.signature(x)[1].kind not in "iu" or not hasattr(x, "dtype"):
         t = _fitting(xp, t, x)
         lerp = getattr(backend, "lerp", None)
         return x + t * (y - x) if lerp is None else lerp(x, y, t)
     change = t * xp.astype(y - x, xp.float32)
-    whole = xp.astype(change, x.dtype)
-    return x + whole - xp.astype(xp.astype(whole, xp.float32) > change, x.dtype)
+    rounded = xp.astype(change, x.dtype)
+    return x + rounded - xp.astype(xp.astype(rounded, xp.float32) > change, x.dtype)

@@ -72,28 +72,30 @@ def overlaps(a: str, b: str) -> bool:
 
 def raise_first(problems: Iterable[CallbackError]) -> None:
     """Raise the problem whose text sorts first: which one it is must not depend on the order of the list."""
-    found = sorted(problems, key=str)
-    if found:
-        raise found[0]
+    ordered = sorted(problems, key=str)
+    if ordered:
+        raise ordered[0]
 
 
 # ---- what is in the list, and what it declares
 
 
 def _misfits(callbacks: Iterable[Any]) -> Iterator[CallbackError]:
-    seen: set[int] = set()
+    identities: set[int] = set()
     for callback in callbacks:
         if isinstance(callback, type) and issubclass(callback, Callback):
             name = callback.__name__
             yield CallbackError(f"a callback is an instance: write {name}() instead of {name}")
         elif not isinstance(callback, Callback):
-            what = f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
-            yield CallbackError(f"{what} is no Callback: {_instead(callback)}")
-        elif id(callback.identity()) in seen:
+            description = (
+                f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
+            )
+            yield CallbackError(f"{description} is no Callback: {_instead(callback)}")
+        elif id(callback.identity()) in identities:
             name = name_of(callback.identity())
             yield CallbackError(f"the same {name} is in the list twice: make two of them, or remove one")
         else:
-            seen.add(id(callback.identity()))
+            identities.add(id(callback.identity()))
 
 
 def _instead(value: Any) -> str:
@@ -103,10 +105,18 @@ def _instead(value: Any) -> str:
     if callable(getattr(kind, "get_last_lr", None)) or kind.__name__ == "ReduceLROnPlateau":
         return 'write lc.TorchScheduler(scheduler, "epoch"), or "step" if it counts steps'
     if "keras" in roots and hasattr(kind, "set_model"):
-        known = {"EarlyStopping": "EarlyStopping", "ModelCheckpoint": "Checkpointer", "CSVLogger": "LogMetrics"}
-        known |= {"LearningRateScheduler": "Scheduler", "TensorBoard": "LogMetrics", "TerminateOnNaN": "StopOnNaNLoss"}
-        own = f"lc.{known[kind.__name__]} does this here" if kind.__name__ in known else "write it as a Callback"
-        return f"callbacks of Keras are called by its own fit alone; {own}, with handlers @lc.on(lc.EpochEnd)"
+        counterparts = {"EarlyStopping": "EarlyStopping", "ModelCheckpoint": "Checkpointer", "CSVLogger": "LogMetrics"}
+        counterparts |= {
+            "LearningRateScheduler": "Scheduler",
+            "TensorBoard": "LogMetrics",
+            "TerminateOnNaN": "StopOnNaNLoss",
+        }
+        advice = (
+            f"lc.{counterparts[kind.__name__]} does this here"
+            if kind.__name__ in counterparts
+            else "write it as a Callback"
+        )
+        return f"callbacks of Keras are called by its own fit alone; {advice}, with handlers @lc.on(lc.EpochEnd)"
     if callable(getattr(kind, "update", None)) and callable(getattr(kind, "compute", None)):
         return f"a metric goes into lc.Metrics({kind.__name__}(...))"
     return "subclass Callback, or use FunctionCallback(fn, StepEnd)"
@@ -187,10 +197,10 @@ def _unmet_requirements(nodes: Sequence[Declaration]) -> Iterator[CallbackError]
 
 
 def _unwritten_reads(nodes: Sequence[Declaration], available: Collection[str]) -> Iterator[CallbackError]:
-    there = {*available, *(path for node in nodes for path in node.writes)}
+    provided = {*available, *(path for node in nodes for path in node.writes)}
     for node in nodes:
         for path in node.reads:
-            if path.startswith("shared.") and not any(overlaps(path, other) for other in there):
-                writer = next((name for known, name in KNOWN_WRITERS.items() if overlaps(path, known)), None)
+            if path.startswith("shared.") and not any(overlaps(path, other) for other in provided):
+                writer = next((name for known_path, name in KNOWN_WRITERS.items() if overlaps(path, known_path)), None)
                 add = f"{writer}()" if writer else "a callback that does"
                 yield MissingWriterError(f"{node.name} reads {path}, nothing writes it: add {add}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from itertools import combinations
 from typing import Any
 
@@ -24,12 +23,12 @@ from loopcore.ordering.declarations import (
     raise_first,
     read_declarations,
 )
+from loopcore.ordering.graph import Edges, closure, distances, successors, topological
 
 __all__ = ["COMBINED", "KNOWN_WRITERS", "ROOTS", "Edge", "Order", "order_callbacks", "overlaps"]
 
 COMBINED = "step.apply"  # what is written there is combined by `and`: the order of its writers does not matter
 _BEFORE = "run_before names"
-_Edges = dict[tuple[int, int], str]  # (rank of the first, rank of the second) -> why
 
 
 @dataclass(frozen=True)
@@ -83,8 +82,8 @@ def order_callbacks(callbacks: Sequence[Callback], available: Collection[str] = 
     """
     nodes = read_declarations(callbacks, available)
     edges = _explicit_edges(nodes)
-    edges.update(_derived_edges(nodes, _closure(edges, len(nodes))))
-    ranks = _topological(edges, len(nodes))
+    edges.update(_derived_edges(nodes, closure(edges, len(nodes))))
+    ranks = topological(edges, len(nodes))
     if len(ranks) < len(nodes):
         raise _cycle_error(nodes, edges)
     place = {rank: i for i, rank in enumerate(ranks)}
@@ -98,7 +97,7 @@ def order_callbacks(callbacks: Sequence[Callback], available: Collection[str] = 
 # ---- edges by class
 
 
-def _explicit_edges(nodes: Sequence[Declaration]) -> _Edges:
+def _explicit_edges(nodes: Sequence[Declaration]) -> Edges:
     reasons: dict[tuple[int, int], set[str]] = {}
     for node in nodes:
         for verb, cls in _wishes(node):
@@ -107,7 +106,7 @@ def _explicit_edges(nodes: Sequence[Declaration]) -> _Edges:
                     continue
                 pair = (node.rank, other.rank) if verb == _BEFORE else (other.rank, node.rank)
                 reasons.setdefault(pair, set()).add(f"{node.name}.{verb} {cls.__name__}")
-    return {pair: ", ".join(sorted(why)) for pair, why in reasons.items()}
+    return {pair: ", ".join(sorted(wishes)) for pair, wishes in reasons.items()}
 
 
 def _wishes(node: Declaration) -> Iterator[tuple[str, type]]:
@@ -122,24 +121,12 @@ def _same_wish(verb: str, cls: type, node: Declaration, other: Declaration) -> b
     return cls in says and isinstance(node.inner, cls)
 
 
-def _closure(edges: _Edges, count: int) -> list[set[int]]:
-    """For each rank, the ranks that run after it directly or not."""
-    later: list[set[int]] = [set() for _ in range(count)]
-    for first, second in edges:
-        later[first].add(second)
-    for middle in range(count):
-        for reached in later:
-            if middle in reached:
-                reached |= later[middle]
-    return later
-
-
 # ---- edges by path
 
 
-def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> _Edges:
+def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> Edges:
     """The edges of all pairs that explicit order leaves open."""
-    edges: _Edges = {}
+    edges: Edges = {}
     problems: list[CallbackError] = []
     for a, b in combinations(nodes, 2):
         if not (a.writes or b.writes) or b.rank in later[a.rank] or a.rank in later[b.rank]:
@@ -152,18 +139,18 @@ def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> _
     return edges
 
 
-def _settle(a: Declaration, b: Declaration) -> _Edges:
-    flows = {(x.rank, y.rank): why for x, y in ((a, b), (b, a)) if (why := _flow(x, y))}
+def _settle(a: Declaration, b: Declaration) -> Edges:
+    flows = {(x.rank, y.rank): reason for x, y in ((a, b), (b, a)) if (reason := _flow(x, y))}
     clash = _clash(a, b)
     if not (clash or flows):
         return {}
-    what = clash or min(flows.values())
-    answer, by = _resolve(a, b, what)
+    overlap = clash or min(flows.values())
+    answer, by = _resolve(a, b, overlap)
     if isinstance(answer, Declaration):
         last = b if answer is a else a
         return {(answer.rank, last.rank): f"{by}.resolve_conflict: {answer.name} first"}
     if clash and answer is None:
-        raise ConflictError(f"{what}, and nothing says which runs first: {_remedy(a, b)}")
+        raise ConflictError(f"{overlap}, and nothing says which runs first: {_remedy(a, b)}")
     return {} if answer is NO_CONFLICT else flows
 
 
@@ -180,30 +167,36 @@ def _flow(writer: Declaration, reader: Declaration) -> str:
         pairs = [(w, r) for w, r in pairs if w != COMBINED]
     if not pairs:
         return ""
-    written, read = pairs[0]
-    return f"{writer.name} writes {written}, {reader.name} reads {'it' if read == written else read}"
+    source, target = pairs[0]
+    return f"{writer.name} writes {source}, {reader.name} reads {'it' if target == source else target}"
 
 
 def _remedy(a: Declaration, b: Declaration) -> str:
-    one, other = (type(node.inner).__name__ for node in (a, b))
+    name, other_name = (type(node.inner).__name__ for node in (a, b))
     resolve = "let resolve_conflict of one return RunFirst(self), RunFirst(other) or NO_CONFLICT"
-    return f"keep one {one}, or {resolve}" if one == other else f"write run_after = ({one},) in {other}, or {resolve}"
+    return (
+        f"keep one {name}, or {resolve}"
+        if name == other_name
+        else f"write run_after = ({name},) in {other_name}, or {resolve}"
+    )
 
 
-def _resolve(a: Declaration, b: Declaration, what: str) -> tuple[Declaration | Resolution | None, str]:
+def _resolve(a: Declaration, b: Declaration, overlap: str) -> tuple[Declaration | Resolution | None, str]:
     """The answer of a pair, and the name of who gave it. Both sides are asked, once."""
-    asked = [(node.name, _answer(node, other)) for node, other in ((a, b), (b, a))]
-    given = [(name, answer) for name, answer in sorted(asked, key=lambda said: said[0]) if answer is not None]
-    for name, answer in given:
+    answers = [(node.name, _answer(node, other)) for node, other in ((a, b), (b, a))]
+    opinions = [
+        (name, answer) for name, answer in sorted(answers, key=lambda opinion: opinion[0]) if answer is not None
+    ]
+    for name, answer in opinions:
         if answer is UNRESOLVABLE:
-            raise ConflictError(f"{what}, and {name}.resolve_conflict says UNRESOLVABLE: remove one of them")
-    if not given:
+            raise ConflictError(f"{overlap}, and {name}.resolve_conflict says UNRESOLVABLE: remove one of them")
+    if not opinions:
         return None, ""
-    if given[0][1] is not given[-1][1]:
-        words = ((name, "NO_CONFLICT" if answer is NO_CONFLICT else in_words(answer)) for name, answer in given)
+    if opinions[0][1] is not opinions[-1][1]:
+        words = ((name, "NO_CONFLICT" if answer is NO_CONFLICT else in_words(answer)) for name, answer in opinions)
         says = " but ".join(sorted(f"{name}.resolve_conflict says {word}" for name, word in words))
-        raise ConflictError(f"{what}, and {says}: let both give one answer, or one of them None")
-    return given[0][1], given[0][0]
+        raise ConflictError(f"{overlap}, and {says}: let both give one answer, or one of them None")
+    return opinions[0][1], opinions[0][0]
 
 
 def _answer(node: Declaration, other: Declaration) -> Declaration | Resolution | None:
@@ -215,9 +208,9 @@ def _answer(node: Declaration, other: Declaration) -> Declaration | Resolution |
         for first in (node, other):
             if answer.callback is first.callback or answer.callback is first.inner:
                 return first
-    came = "RunFirst of a third callback" if isinstance(answer, RunFirst) else in_words(answer)
+    returned = "RunFirst of a third callback" if isinstance(answer, RunFirst) else in_words(answer)
     raise CallbackError(
-        f"{node.name}.resolve_conflict({other.name}) returned {came}: return RunFirst(self), RunFirst(other), "
+        f"{node.name}.resolve_conflict({other.name}) returned {returned}: return RunFirst(self), RunFirst(other), "
         "NO_CONFLICT, UNRESOLVABLE or None"
     )
 
@@ -225,43 +218,19 @@ def _answer(node: Declaration, other: Declaration) -> Declaration | Resolution |
 # ---- the order, or the circle that prevents it
 
 
-def _successors(edges: _Edges, count: int) -> list[list[int]]:
-    after: list[list[int]] = [[] for _ in range(count)]
-    for first, second in edges:
-        after[first].append(second)
-    return after
-
-
-def _topological(edges: _Edges, count: int) -> list[int]:
-    """Ranks in order, always the smallest that may come next; fewer than ``count`` if there is a cycle."""
-    after = _successors(edges, count)
-    waiting = [0] * count
-    for _, second in edges:
-        waiting[second] += 1
-    ready = [rank for rank in range(count) if not waiting[rank]]  # ascending, hence a heap
-    order: list[int] = []
-    while ready:
-        order.append(heappop(ready))
-        for rank in after[order[-1]]:
-            waiting[rank] -= 1
-            if not waiting[rank]:
-                heappush(ready, rank)
-    return order
-
-
-def _cycle_error(nodes: Sequence[Declaration], edges: _Edges) -> CycleError:
+def _cycle_error(nodes: Sequence[Declaration], edges: Edges) -> CycleError:
     """The error for a shortest cycle: of several the one whose text sorts first, whatever the order of the list."""
-    after = _successors(edges, len(nodes))
-    far = [_distances(after, rank) for rank in range(len(nodes))]
+    after = successors(edges, len(nodes))
+    far = [distances(after, rank) for rank in range(len(nodes))]
     length = min(far[second][first] + 1 for first, second in edges if first in far[second])
     paths = {(rank, rank): [rank] for rank in range(len(nodes))}  # by where it began and where it is now
     lines: list[str] = []
-    for left in reversed(range(length)):
+    for remaining in reversed(range(length)):
         steps = [
-            (f"{nodes[here].name} before {nodes[rank].name}: {edges[here, rank]}", [*path, rank])
-            for (start, here), path in paths.items()
-            for rank in after[here]
-            if far[rank].get(start) == left
+            (f"{nodes[end].name} before {nodes[rank].name}: {edges[end, rank]}", [*path, rank])
+            for (start, end), path in paths.items()
+            for rank in after[end]
+            if far[rank].get(start) == remaining
         ]
         lines.append(min(text for text, _ in steps))
         paths = {(path[0], path[-1]): path for text, path in steps if text == lines[-1]}
@@ -270,14 +239,3 @@ def _cycle_error(nodes: Sequence[Declaration], edges: _Edges) -> CycleError:
         f"{listed}\nremove one of these declarations, or settle a pair by run_after or resolve_conflict",
         tuple(nodes[rank].callback for rank in min(paths.values())[:-1]),
     )
-
-
-def _distances(after: Sequence[Sequence[int]], start: int) -> dict[int, int]:
-    far = {start: 0}
-    queue = [start]
-    for rank in queue:
-        for following in after[rank]:
-            if following not in far:
-                far[following] = far[rank] + 1
-                queue.append(following)
-    return far

@@ -1,0 +1,58 @@
+"""The graph below an order: nodes are ranks from 0, and an edge is a pair of them, the first before the second."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from typing import TypeAlias
+
+Edges: TypeAlias = dict[tuple[int, int], str]  # (rank of the first, rank of the second) -> why
+
+
+def closure(edges: Edges, count: int) -> list[set[int]]:
+    """For each rank, the ranks that run after it directly or not."""
+    later: list[set[int]] = [set() for _ in range(count)]
+    for first, second in edges:
+        later[first].add(second)
+    for middle in range(count):
+        for followers in later:
+            if middle in followers:
+                followers |= later[middle]
+    return later
+
+
+def successors(edges: Edges, count: int) -> list[list[int]]:
+    """For each rank, the ranks that an edge leads to."""
+    after: list[list[int]] = [[] for _ in range(count)]
+    for first, second in edges:
+        after[first].append(second)
+    return after
+
+
+def topological(edges: Edges, count: int) -> list[int]:
+    """Ranks in order, always the smallest that may come next; fewer than ``count`` if there is a cycle."""
+    after = successors(edges, count)
+    waiting = [0] * count
+    for _, second in edges:
+        waiting[second] += 1
+    ready = [rank for rank in range(count) if not waiting[rank]]  # ascending, hence a heap
+    order: list[int] = []
+    while ready:
+        order.append(heappop(ready))
+        for rank in after[order[-1]]:
+            waiting[rank] -= 1
+            if not waiting[rank]:
+                heappush(ready, rank)
+    return order
+
+
+def distances(after: Sequence[Sequence[int]], start: int) -> dict[int, int]:
+    """How many edges a shortest way from ``start`` has, by where it ends."""
+    far = {start: 0}
+    queue = [start]
+    for rank in queue:
+        for following in after[rank]:
+            if following not in far:
+                far[following] = far[rank] + 1
+                queue.append(following)
+    return far
