@@ -48,6 +48,7 @@ def test_a_learner_needs_no_data_and_no_test_file_is_forgotten() -> None:  # L-2
         "numpy_adapter.py",
         "old_checkpoints.py",
         "one_script.py",
+        "tier.py",
         "torch_adapter.py",
     ]  # by files that are collected
     assert sorted(strays) == ["all.py", "conftest.py", *imported], "pytest collects test_*.py only"
