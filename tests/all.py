@@ -1,4 +1,7 @@
-"""Run every test: ``python tests/all.py [pytest options]``.
+"""Run the tests: ``python tests/all.py [--all | --rest] [pytest options]``.
+
+It runs the quick tier, some tests of each file on each backend; ``--rest`` runs what that leaves out, and ``--all``
+every test. `tests.tier` says which tests are in the quick tier.
 
 Each framework has pytest processes of its own, since several in one take longer to import than to test; as many run at
 once as there are cores, at most four. The process of NumPy also runs the tests of the core and the examples in
@@ -26,12 +29,13 @@ COMPILING = ("jax", "tensorflow")
 KERAS = ("torch", "jax")  # where the suite is run again, with models of Keras; those of TensorFlow are of Keras anyway
 COMPILED = "random_bodies"
 SLOW = "test_gradient or test_handlers or test_update or test_cancel or test_every_callback"  # half the time
-QUICK = "test_gradient or test_models or test_batch_norm or test_dropout or test_carry or test_trajectory"
+MODELS = "test_gradient or test_models or test_batch_norm or test_dropout or test_carry or test_trajectory"
 
 
-def selections(framework: str) -> list[list[str]]:
+def selections(framework: str, tier: str = "all") -> list[list[str]]:
     """What pytest shall run in each process of a framework.
 
+    The quick tier of a framework fits into fewer processes, of which each has to import it.
     Compiled programs take memory maps as long as their process lives, and a process may have so many: the random step
     bodies, which are compiled for every case, have one of their own.
     """
@@ -40,16 +44,17 @@ def selections(framework: str) -> list[list[str]]:
     examples = str(ROOT / "tests" / "test_examples.py")  # with the models of each framework
     if framework == SEVERAL:
         return [named[framework]]
-    part = ["-k", QUICK] if framework in COMPILING else []  # where nothing is compiled, all of it takes half a minute
+    part = ["-k", MODELS] if framework in COMPILING else []  # where nothing is compiled, all of it takes half a minute
     neutral = [*conformance, "--models", "neutral", *part]  # once more, with models that belong to no framework
     if framework == CORE:
-        others = [f"--ignore={path}" for name in FRAMEWORKS if name != CORE for path in named[name]]
+        others = [f"--ignore-glob={ROOT}/tests/*{name}_*.py" for name in FRAMEWORKS if name != CORE]
         return [["--doctest-modules", "loopcore", "tests", *others, *conformance], neutral]
     slow = [*conformance, "-k", f"({SLOW}) and not {COMPILED}"]
     rest = [examples, *conformance, "-k", f"not ({SLOW} or {COMPILED})"]
-    keras = [[*conformance, "--models", "loopcore_keras", "-k", f"({QUICK}) and not (split or eager)"]]
+    keras = [[*conformance, "--models", "loopcore_keras", "-k", f"({MODELS}) and not (split or eager)"]]
     compiled = [[*conformance, "-k", COMPILED]] if framework in COMPILING else []
-    return [slow, rest, neutral, *compiled, named[framework], *(keras if framework in KERAS else [])]
+    suite = [[examples, *conformance]] if tier == "quick" else [slow, rest, *compiled]
+    return [*suite, neutral, named[framework], *(keras if framework in KERAS else [])]
 
 
 def settings(framework: str, cache: str) -> dict[str, str]:
@@ -76,7 +81,7 @@ def run(framework: str, selection: list[str], options: list[str], cache: str) ->
         )
         counts = read(report) if report.exists() else Counter[str]()
     counts["failed"] += bool(done.returncode and not counts["failed"])
-    shown = " ".join(part.removeprefix(f"{ROOT}/") for part in selection if not part.startswith("--ignore="))
+    shown = " ".join(part.removeprefix(f"{ROOT}/") for part in selection if not part.startswith("--ignore"))
     print(f"== {framework}: {shown}\n{done.stdout.rstrip()}\n({time.monotonic() - start:.0f} s)\n", flush=True)
     return counts
 
@@ -94,7 +99,9 @@ def read(report: Path) -> Counter[str]:
 
 def main(options: list[str]) -> int:
     """Run all processes; returns the exit code."""
-    jobs = [(framework, selection) for framework in FRAMEWORKS for selection in selections(framework)]
+    tier = "all" if "--all" in options else "rest" if "--rest" in options else "quick"
+    options = [*(option for option in options if option not in ("--all", "--rest")), "-p", "tests.tier", "--tier", tier]
+    jobs = [(framework, selection) for framework in FRAMEWORKS for selection in selections(framework, tier)]
     with tempfile.TemporaryDirectory() as cache, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         found = list(pool.map(lambda job: run(job[0], job[1], options, cache), jobs))
     for framework in FRAMEWORKS:

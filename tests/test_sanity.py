@@ -55,7 +55,7 @@ def test_a_look_changes_no_batch(make: Callable[[], Any]) -> None:
     assert seen_by(make(), looks=2) == seen_by(make(), looks=0)
 
 
-def test_flux_C13_a_look_into_what_can_be_read_once() -> None:
+def test_a_look_into_what_can_be_read_once() -> None:
     """The check consumed the first batch of a stateful iterator."""
     assert seen_by(iter(pairs(3)), looks=2, epochs=1) == [1.0, 2.0, 3.0]
     with pytest.raises(EmptyDataError, match="used up"):
@@ -149,7 +149,7 @@ def test_no_rehearsal_within_a_step() -> None:
 # -- the check
 
 
-def test_flux_C13_the_check_shows_the_real_error_and_changes_nothing() -> None:
+def test_the_check_shows_the_real_error_and_changes_nothing() -> None:
     """It swallowed the error, ran the model for real, and lost a batch."""
 
     def broken(y_pred: Any, ys: Any) -> Any:
@@ -174,7 +174,7 @@ def seen_by_check(data: Any) -> list[float]:
     return seen
 
 
-def test_flux_C14_no_validation_data_is_no_error() -> None:
+def test_no_validation_data_is_no_error() -> None:
     """The check for missing validation data failed itself when it was missing."""
     assert lc.testing.toy_learner([lc.SanityCheck()], data=(pairs(2), None)).fit(1).status == "completed"
 

@@ -1,5 +1,5 @@
 """Defects of FluxTraining.jl's Scheduler, EarlyStopping and throttle (S-1, S-3 to S-9, S-12); the rest of the rows S
-are in test_flux_devices.py.
+are in test_moving_and_throttling.py.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CancelStep(lc.Callback):
             raise lc.CancelStepException
 
 
-def test_flux_S1() -> None:
+def test_a_schedule_changes_what_is_trained() -> None:  # S-1
     """A schedule had no effect on what was trained; its test could not fail."""
     schedule = lc.schedules.linear(0.4, 0.0, 6)
     learner = toy_learner([lc.Scheduler({lc.LearningRate: schedule})], steps=3)
@@ -58,7 +58,7 @@ def test_flux_S1() -> None:
     assert abs(by_hand(rates) - by_hand([0.1] * 6)) > 0.05, "a constant rate would be noticed"
 
 
-def test_flux_S3() -> None:
+def test_every_completed_step_has_its_value_of_the_schedule() -> None:  # S-3
     """After a cancelled step, or with two training phases, the values were pushed at an index that was there."""
 
     class Second(lc.TrainingPhase):
@@ -79,7 +79,7 @@ def test_flux_S3() -> None:
 
 
 @pytest.mark.parametrize("event", [lc.StepBegin, lc.BackwardEnd, lc.LossBegin])
-def test_flux_S4_skipped_steps_do_not_count(event: type[lc.Event]) -> None:
+def test_skipped_steps_do_not_count(event: type[lc.Event]) -> None:
     """Whether a skipped step advanced the schedule hung on the order of the callbacks."""
     schedule = lc.schedules.linear(0.4, 0.0, 6)
     learner = toy_learner([lc.Scheduler({lc.LearningRate: schedule}), CancelStep(event, 1)], steps=4)
@@ -88,7 +88,7 @@ def test_flux_S4_skipped_steps_do_not_count(event: type[lc.Event]) -> None:
     assert learner.params.value["w"].item() == pytest.approx(by_hand(rates), rel=1e-12)
 
 
-def test_flux_S4_the_step_is_part_of_the_state() -> None:
+def test_the_step_of_a_schedule_is_part_of_its_state() -> None:
     """It was not saved, and every ``init!`` set it back to 1."""
     schedule = lc.schedules.linear(0.4, 0.0, 8)
     first, second = (lc.Scheduler({lc.LearningRate: schedule}) for _ in range(2))
@@ -101,7 +101,7 @@ def test_flux_S4_the_step_is_part_of_the_state() -> None:
     assert learner.params.value["w"].item() == pytest.approx(by_hand(rates), rel=1e-12)
 
 
-def test_flux_S5() -> None:
+def test_hyperparameters_are_named_as_they_are_declared() -> None:  # S-5
     """Names of hyperparameters hung on what the user had imported, and fell back to an access of nothing."""
     scheduler = lc.Scheduler(
         {lc.HyperParameter("kl_weight"): lc.schedules.constant(0.5), lc.LearningRate: lambda _: 0.1}
@@ -113,7 +113,7 @@ def test_flux_S5() -> None:
     assert list(learner.shared.hyper_step["training"]) == ["kl_weight", "learning_rate"]
 
 
-def test_flux_S6() -> None:
+def test_only_validation_feeds_the_criterion() -> None:  # S-6
     """The guard for the phase was never true: every phase fed the criterion."""
     seen: list[float] = []
 
@@ -128,7 +128,7 @@ def test_flux_S6() -> None:
     assert seen == [3.0, 2.0] == learner.history["val_loss"]
 
 
-def test_flux_S7() -> None:
+def test_each_fit_begins_with_new_patience() -> None:  # S-7
     """The state was never reset: a second fit stopped after its first epoch."""
     phases = [lc.TrainingPhase(), Losses([1.0, 2.0, 3.0, 9.0, 8.0, 7.0])]
     learner = toy_learner([lc.EarlyStopping(2)], phases=phases, data=([BATCH], [BATCH]))
@@ -136,7 +136,7 @@ def test_flux_S7() -> None:
     assert learner.fit(3).status == "completed"
 
 
-def test_flux_S8() -> None:
+def test_patience_is_counted_from_the_best() -> None:  # S-8
     """Patience counted rises in a row, so that a zig-zag never stopped."""
     phases = [lc.TrainingPhase(), Losses([1.0, *[2.0, 1.5] * 10])]
     learner = toy_learner([lc.EarlyStopping(4)], phases=phases, data=([BATCH], [BATCH]))
@@ -144,7 +144,7 @@ def test_flux_S8() -> None:
     assert result.status == "stopped" and len(learner.history["val_loss"]) == 5
 
 
-def test_flux_S9() -> None:
+def test_any_metric_is_watched_in_either_direction() -> None:  # S-9
     """It watched the loss alone, and only for what is small."""
     rising = lc.Metric(lambda y_pred, ys: y_pred.mean(), "level")
     learner = toy_learner([lc.Metrics(rising), lc.EarlyStopping(1, "level", mode="max", min_delta=0.1)], steps=1)
@@ -153,7 +153,7 @@ def test_flux_S9() -> None:
     assert result.status == "stopped" and levels[-1] < levels[-2] + 0.1 and levels[-2] >= levels[-3] + 0.1
 
 
-def test_flux_S12(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_throttle_checks_its_arguments_and_keeps_its_count(monkeypatch: pytest.MonkeyPatch) -> None:  # S-12
     """``freq=0`` ran once, an abstract event never matched, the wall clock counted, and the counter was not saved."""
     heard: list[str] = []
     note: Any = lambda **options: lc.FunctionCallback(lambda learner, phase: heard.append(phase.name), **options)  # noqa: E731

@@ -44,7 +44,7 @@ class Touchy(lc.Callback):
         self.heard += 1
 
 
-def test_flux_G10(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callbacks_are_ordered_and_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:  # G-10
     """The order was sorted anew at every event, and declarations were recomputed at every event for every callback."""
     calls: list[str] = []
 
@@ -82,7 +82,7 @@ class AStops(lc.Callback):
         raise lc.CancelFittingException("seen enough")
 
 
-def test_flux_G13() -> None:
+def test_everybody_hears_the_event_that_stops_the_fit() -> None:  # G-13
     """A stop at EpochEnd kept the last epoch from every callback that came later, loggers and printers included."""
     trace = Trace()
     learner = toy_learner([AStops(), trace], steps=2)
@@ -103,7 +103,7 @@ class AFails(lc.Callback):
         raise ValueError("no luck")
 
 
-def test_flux_G14() -> None:
+def test_an_exception_is_named_and_ends_what_had_begun() -> None:  # G-14
     """An exception in a callback kept the event from the others, named nobody, and closed nothing."""
     trace = Trace()
     learner = toy_learner([AFails(), trace], steps=2)
@@ -119,7 +119,7 @@ def test_flux_G14() -> None:
     assert learner.fit(1).status == "completed"
 
 
-def test_flux_G15() -> None:
+def test_examples_in_the_documentation_run_as_shown() -> None:  # G-15
     """The docs showed the opposite order and answers that do not exist: examples and names in them must be checked."""
     words = set(re.findall(r"\b(?:RunFirst|NO_CONFLICT|UNRESOLVABLE)\b", lc.Callback.resolve_conflict.__doc__ or ""))
     assert words == {"RunFirst", "NO_CONFLICT", "UNRESOLVABLE"} and all(hasattr(lc, word) for word in words)

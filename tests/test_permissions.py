@@ -102,7 +102,7 @@ class BoxKeeper(lc.Callback):
         learner.shared.box = {"list": [1.0], "inner": {}, "tuple": ([1.0],), "array": np.ones(3)}
 
 
-def test_flux_P1() -> None:
+def test_a_reader_changes_nothing_it_was_handed() -> None:  # P-1
     """A declared read handed out the raw object, so that a reader could change batch, parameters and counts."""
     meddler, keep = Meddler(), lc.FunctionCallback(lambda learner, phase: None, lc.StepEnd, reads=("step",))
     learner = toy_learner([meddler, BoxKeeper()], phases=[Containers()], hyper={"kl": 0.5})
@@ -137,7 +137,7 @@ def test_flux_P1() -> None:
     ],
 )
 @pytest.mark.parametrize("event", [lc.StepBegin, lc.LossBegin, lc.BackwardEnd, lc.StepEnd, lc.EpochEnd, lc.FitEnd])
-def test_flux_P1_containers(path: str, change: Callable[[Any], Any], event: type[lc.Event]) -> None:
+def test_a_reader_gets_copies_of_containers(path: str, change: Callable[[Any], Any], event: type[lc.Event]) -> None:
     """A reader gets copies of containers, and is told that changing them changes nothing."""
     if path == "step.grads" and event in (lc.StepBegin, lc.LossBegin):
         event = lc.BackwardEnd  # there are none before
@@ -151,7 +151,7 @@ def test_flux_P1_containers(path: str, change: Callable[[Any], Any], event: type
     assert list(state.odd) == ["b"] and (event in (lc.StepBegin, lc.LossBegin) or list(state.grads) == ["w"])
 
 
-def test_flux_P1_what_is_written_by_one_who_declared_it_arrives() -> None:
+def test_what_is_written_by_one_who_declared_it_arrives() -> None:
     """The other side of P-1: a declared write reaches the loop, and the arrays of the user's data stay theirs."""
     xs = np.ones((4, 1))
 
@@ -165,7 +165,7 @@ def test_flux_P1_what_is_written_by_one_who_declared_it_arrives() -> None:
     np.testing.assert_array_equal(xs, np.ones((4, 1)))
 
 
-def test_flux_P2() -> None:
+def test_permissions_hold_in_setup() -> None:  # P-2
     """``init!`` got the unprotected learner, although permissions were documented to apply."""
 
     class Sneaky(lc.Callback):
@@ -186,7 +186,7 @@ def test_flux_P2() -> None:
     assert learner.fit(1).status == "completed"
 
 
-def test_flux_P3() -> None:
+def test_callbacks_are_set_up_in_their_order() -> None:  # P-3
     """``init!`` ran in the order of the list, so that a reader could be set up before its writer."""
     order: list[str] = []
 
@@ -210,7 +210,7 @@ def test_flux_P3() -> None:
 
 
 @pytest.mark.parametrize("write", [False, True], ids=["read", "write"])
-def test_flux_P4(write: bool) -> None:
+def test_a_refusal_names_what_was_touched(write: bool) -> None:  # P-4
     """The refusal had its parameters swapped: the message showed the value where the name belongs."""
 
     class Careless(lc.Callback):
@@ -232,12 +232,12 @@ def test_flux_P4(write: bool) -> None:
     text = str(caught.value)
     assert ("Careless writes step.weight" if write else "Careless reads step.xs") in text
     added = "writes = ('shared.mine', 'step.weight',)" if write else "reads = ('step.loss', 'step.xs',)"
-    assert added in text and "test_flux_permissions.py:" in text
+    assert added in text and "test_permissions.py:" in text
     assert "a value" not in text
     assert any("callback Careless at StepEnd of phase 'training'" in note for note in caught.value.__notes__)
 
 
-def test_flux_P5() -> None:
+def test_permissions_are_looked_up_by_name_only() -> None:  # P-5
     """Permissions were looked up by index: an integer key picked one by its position, other keys crashed."""
     seen: list[Any] = []
 
@@ -256,7 +256,7 @@ def test_flux_P5() -> None:
     assert seen == [(0.5, 0.5, (1,))]
 
 
-def test_flux_P6() -> None:
+def test_asking_for_names_is_guarded_and_creates_nothing() -> None:  # P-6
     """Asking for keys was unchecked, views listed their private fields, and reading created state."""
 
     class Curious(lc.Callback):
@@ -280,7 +280,7 @@ def test_flux_P6() -> None:
     assert list(learner.shared.history) == ["training"]
 
 
-def test_flux_P7() -> None:
+def test_permissions_of_hyperparameters_are_kept_apart() -> None:  # P-7
     """The permissions of several hyperparameters were merged at the top only: one nested entry replaced the others."""
 
     class Tuner(lc.Callback):

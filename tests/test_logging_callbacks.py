@@ -37,7 +37,7 @@ def train(*loggers: lc.loggers.Logger, name: str = "training") -> lc.Learner:
 
 @pytest.mark.filterwarnings("ignore:.* takes no Histogram")
 @pytest.mark.parametrize("kind", FILES)
-def test_c10_a_second_run_leaves_the_first_alone(kind: str, tmp_path: Path) -> None:
+def test_a_second_run_leaves_the_first_alone(kind: str, tmp_path: Path) -> None:
     """The folder that was given was deleted with all that was in it, by a second run or a wrong path."""
     make: Any = getattr(lc.loggers, kind)
     (tmp_path / "run").mkdir()
@@ -52,7 +52,7 @@ def test_c10_a_second_run_leaves_the_first_alone(kind: str, tmp_path: Path) -> N
     assert {path.parent.name for path in after.keys() - before.keys()} == {"run-3"}
 
 
-def test_c11_the_axis_of_hyperparameters_never_goes_back() -> None:
+def test_the_axis_of_hyperparameters_never_goes_back() -> None:
     """They were logged in every phase, by the count of its steps, under one name."""
     logger = lc.loggers.MemoryLogger()
     learner = train(logger)
@@ -63,7 +63,7 @@ def test_c11_the_axis_of_hyperparameters_never_goes_back() -> None:
         assert counted == sorted(set(counted)), name
 
 
-def test_c12_names_are_safe_and_do_not_depend_on_imports() -> None:
+def test_names_are_safe_and_do_not_depend_on_imports() -> None:
     """Names were joined unsanitised, and had the type of the phase as it is printed where it was imported."""
     logger = lc.loggers.MemoryLogger()
     with pytest.warns(UserWarning, match="is written as"):  # the two metrics of the same letters
@@ -82,7 +82,7 @@ def test_c12_names_are_safe_and_do_not_depend_on_imports() -> None:
     assert not [name for name in other.entries if "Phase" in name or "loopcore" in name]
 
 
-def test_c15_what_a_constructor_makes_is_of_its_class() -> None:
+def test_what_a_constructor_makes_is_of_its_class() -> None:
     """The constructors of two logging callbacks returned a wrapper, which was not of their class."""
     logger = lc.loggers.MemoryLogger()
     made = [

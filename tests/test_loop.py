@@ -48,14 +48,14 @@ def count(trace: Trace, event: str) -> int:
 
 
 @pytest.mark.parametrize("event", [lc.EpochEnd, lc.StepEnd, lc.StepBegin, lc.EpochBegin, lc.FitBegin, lc.BackwardBegin])
-def test_flux_T1(event: type[lc.Event]) -> None:
+def test_a_cancelled_fit_returns_a_result(event: type[lc.Event]) -> None:  # T-1
     """``CancelFittingException`` was never caught: a stop in good order was a crash for the caller."""
     result = toy_learner([cancel("fit", event)]).fit(3)
     assert (result.status, result.reason, result.stopped_by) == ("stopped", "fit is over", "FunctionCallback")
     assert result.epochs == (event is lc.EpochEnd)
 
 
-def test_flux_T2() -> None:
+def test_a_cancelled_fit_ends_what_had_begun() -> None:  # T-2
     """When a fit was cancelled neither StepEnd nor EpochEnd were fired, and there was no FitEnd at all."""
     trace = Trace()
     toy_learner([cancel("fit", lc.LossBegin, count=2), trace]).fit(3)
@@ -70,7 +70,7 @@ def test_flux_T2() -> None:
 
 
 @pytest.mark.parametrize(("event", "outcome"), [(lc.StepBegin, "skipped"), (lc.LossBegin, "cancelled")])
-def test_flux_T3(event: type[lc.Event], outcome: str) -> None:
+def test_a_cancelled_step_ends_and_does_not_count(event: type[lc.Event], outcome: str) -> None:  # T-3
     """A cancelled step fired no StepEnd, so that printers stalled, and its state was half filled."""
     trace = Trace()
     learner = toy_learner([cancel("step", event, count=3), trace], steps=5)
@@ -85,7 +85,7 @@ def test_flux_T3(event: type[lc.Event], outcome: str) -> None:
     np.testing.assert_allclose(learner.params.value["w"], 1 - 0.8**4, rtol=1e-14)  # the skipped step updated nothing
 
 
-def test_flux_T4() -> None:
+def test_a_cancelled_epoch_does_not_count() -> None:  # T-4
     """A cancelled epoch was counted as completed."""
     trace = Trace()
     learner = toy_learner([cancel("epoch", lc.StepEnd, count=2), trace], steps=4)
@@ -96,7 +96,7 @@ def test_flux_T4() -> None:
     assert len(learner.history["loss"]) == 3
 
 
-def test_flux_T5() -> None:
+def test_a_cancel_at_the_end_of_an_epoch_ends_it_once() -> None:  # T-5
     """A ``CancelEpochException`` within EpochEnd fired EpochEnd a second time for everybody."""
     trace = Trace()
     learner = toy_learner([cancel("epoch", lc.EpochEnd), trace], data=([BATCH], [BATCH]))
@@ -113,7 +113,7 @@ def test_flux_T5() -> None:
     [("step", event) for event in (lc.EpochBegin, lc.EpochEnd, lc.FitBegin, lc.FitEnd)]
     + [("epoch", lc.FitBegin), ("epoch", lc.FitEnd)],
 )
-def test_flux_T6(scope: str, event: type[lc.Event]) -> None:
+def test_a_cancel_of_a_scope_that_is_not_open_is_an_error(scope: str, event: type[lc.Event]) -> None:  # T-6
     """A cancel for a scope that was not open, such as a step at EpochEnd, escaped as a crash."""
     trace = Trace()
     learner = toy_learner([cancel(scope, event), trace])
@@ -126,7 +126,7 @@ def test_flux_T6(scope: str, event: type[lc.Event]) -> None:
     assert learner.fit(1).status == "completed"
 
 
-def test_flux_T6_a_wider_cancel_in_an_end_event_ends_its_own_scope() -> None:
+def test_a_wider_cancel_in_an_end_event_ends_its_own_scope() -> None:
     """The other side of T-6: at StepEnd the epoch is still open, at EpochEnd the fit is."""
     learner = toy_learner([cancel("epoch", lc.StepEnd, count=3)], steps=5)
     assert learner.fit(1).status == "completed" and learner.shared.history["training"] == (0, 3, 3, 3)
@@ -134,7 +134,7 @@ def test_flux_T6_a_wider_cancel_in_an_end_event_ends_its_own_scope() -> None:
     assert learner.fit(3).status == "stopped" and learner.shared.history["training"] == (1, 5, 5, 5)
 
 
-def test_flux_T7() -> None:
+def test_an_epoch_without_a_whole_step_has_no_loss() -> None:  # T-7
     """An empty or cancelled epoch recorded the loss 0.0, the best loss ever."""
     skipped = toy_learner([lc.FunctionCallback(_skip, lc.StepBegin)], steps=3)
     skipped.fit(2)
@@ -151,7 +151,7 @@ def _skip(learner: Any, phase: Any) -> None:
     raise lc.CancelStepException("not this one")
 
 
-def test_flux_T8() -> None:
+def test_data_that_can_be_read_once_is_an_error_the_second_time() -> None:  # T-8
     """An exhausted generator gave an epoch without a single step, and no error."""
     data = (batch for batch in [BATCH, BATCH])
     learner = toy_learner(data=(data, None))
@@ -165,7 +165,7 @@ def test_flux_T8() -> None:
     assert len(learner.history["loss"]) == 1
 
 
-def test_flux_T9() -> None:
+def test_validation_data_may_be_absent_but_not_empty() -> None:  # T-9
     """Absent validation data was a KeyError, or an error after a whole epoch of training."""
     for data in (([BATCH],), ([BATCH], None), {"training": [BATCH]}):
         learner = toy_learner(data=data)
@@ -180,7 +180,7 @@ PHASES = {"TrainingPhase": lc.TrainingPhase(), "ValidationPhase": lc.ValidationP
 
 
 @pytest.mark.parametrize("name", STEP_EVENTS)
-def test_flux_T10(name: str) -> None:
+def test_each_phase_fires_the_events_of_its_table(name: str) -> None:  # T-10
     """Validation never fired LossBegin, although the documentation said so: one table must drive code and docs."""
     phase = {**PHASES, "PredictionPhase": lc.PredictionPhase()}[name]
     seen: list[tuple[type[lc.Event], set[str]]] = []
@@ -206,7 +206,7 @@ def _has(state: Any, name: str) -> bool:
     return getattr(state, name, None) is not None
 
 
-def test_flux_T11() -> None:
+def test_handlers_within_the_gradient_see_plain_arrays() -> None:  # T-11
     """Handlers of LossBegin and BackwardBegin ran inside the gradient: they saw tracers and could not touch arrays."""
     types: list[type] = []
 
@@ -237,7 +237,7 @@ def test_flux_T11() -> None:
     np.testing.assert_array_equal(learner.params.value["w"], calm.params.value["w"])
 
 
-def test_flux_T12() -> None:
+def test_a_batch_with_other_parts_is_an_error() -> None:  # T-12
     """``xs, ys = batch`` dropped surplus parts without a word."""
     for parts in (1, 3):
         learner = toy_learner(data=([BATCH, (np.ones((4, 1)),) * parts], None))
@@ -246,7 +246,7 @@ def test_flux_T12() -> None:
 
 
 @pytest.mark.parametrize("event", [lc.EpochBegin, lc.StepBegin, lc.LossBegin, lc.BackwardEnd, lc.StepEnd, lc.EpochEnd])
-def test_flux_T13(event: type[lc.Event]) -> None:
+def test_an_epoch_within_an_epoch_changes_nothing_around_it(event: type[lc.Event]) -> None:  # T-13
     """Validating from a training callback overwrote ``learner.step`` and reset the metrics of the running epoch."""
 
     class Validates(lc.Callback):
@@ -282,7 +282,7 @@ def test_flux_T13(event: type[lc.Event]) -> None:
     assert learner.epoch is not None and learner.epoch.phase.name == "training"
 
 
-def test_flux_T13_another_learner_within_a_callback() -> None:
+def test_a_fit_of_another_learner_within_a_callback() -> None:
     """A whole fit of another learner inside a callback leaves the outer one as it was."""
     inner = toy_learner(steps=2, target=3.0)
 
@@ -317,7 +317,7 @@ class Recurrent(lc.AbstractTrainingPhase):
         state.loss = state.total
 
 
-def test_flux_T13_carries() -> None:
+def test_an_epoch_within_an_epoch_has_its_own_carry() -> None:
     """A nested epoch of the same phase starts its own carry and hands the outer one back."""
     phase, nested = Recurrent(), False
 
@@ -340,7 +340,7 @@ def test_flux_T13_carries() -> None:
     assert learner.history["loss"][-1] == 2.5, "an epoch starts anew, whatever single steps left behind"
 
 
-def test_flux_T14() -> None:
+def test_nothing_of_the_last_step_is_kept_alive() -> None:  # T-14
     """``learner.step`` kept the last batch, outputs and gradients alive after the fit."""
     batches: list[weakref.ref[Any]] = []
 
@@ -376,7 +376,7 @@ class Weighted(lc.TrainingPhase):
         self.weights = np.ones(3)
 
 
-def test_flux_T15() -> None:
+def test_counts_belong_to_the_phase_and_not_to_its_instance() -> None:  # T-15
     """Counts were kept by the instance of the phase: each new instance of one started again."""
     learner = toy_learner(phases=[Weighted()], steps=2)
     learner.fit(1)
@@ -391,7 +391,7 @@ class NoKey(lc.AbstractTrainingPhase):
     """A phase that does not say which data it runs on."""
 
 
-def test_flux_T16() -> None:
+def test_a_phase_without_data_or_body_says_what_it_lacks() -> None:  # T-16
     """A custom phase without a data iterator gave a MethodError, a missing key a bare KeyError."""
     learner = toy_learner()
     with pytest.raises(NoDataError, match=r"NoKey has data_key = None.*set data_key, call run_epoch\(phase, data\)"):
@@ -415,7 +415,7 @@ class Noisy(lc.TrainingPhase):
         super().step(learner, handle, state)
 
 
-def test_flux_T17() -> None:
+def test_a_fit_has_a_result_and_can_be_repeated() -> None:  # T-17
     """``fit!`` returned nothing and had no handling of random numbers: a run could not be repeated."""
     weights: list[Any] = []
     for seed, fits in ((3, (4,)), (3, (1, 3)), (3, (2, 1, 1)), (4, (4,))):

@@ -13,7 +13,7 @@ from loopcore.testing import toy_learner
 BATCH = (np.ones((4, 1)), np.ones((4, 1)))
 
 
-def test_flux_S2() -> None:
+def test_moving_to_a_device_keeps_the_state_of_the_optimizer() -> None:  # S-2
     """``ToDevice`` set the model anew in every epoch of every phase, which reset the state of the optimizer."""
     learners = [
         toy_learner([*moved, lc.AveragedWeights(0.9)], optimizer=lc.Adam(0.1), data=([BATCH] * 3, [BATCH]))
@@ -25,7 +25,7 @@ def test_flux_S2() -> None:
     np.testing.assert_array_equal(plain, moved)
 
 
-def test_flux_S10() -> None:
+def test_a_throttle_counts_each_phase_by_itself() -> None:  # S-10
     """A throttle counted the events of all phases together."""
     heard: list[str] = []
     listen = lc.FunctionCallback(lambda learner, phase: heard.append(phase.name), lc.StepEnd)
@@ -34,7 +34,7 @@ def test_flux_S10() -> None:
     assert heard == ["training", "training", "validation", "training", "training", "validation"]
 
 
-def test_flux_S11() -> None:
+def test_a_wrapped_callback_keeps_its_place_and_its_identity() -> None:  # S-11
     """A conditional callback lost its place in the order, its conflicts and its identity."""
     clipping = lc.GradientClipping(norm=0.5)
     wrapped = lc.throttle(clipping, lc.BackwardEnd, every=2)

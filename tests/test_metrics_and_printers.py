@@ -48,14 +48,14 @@ class Count:
         return self.rows
 
 
-def test_flux_M1() -> None:
+def test_the_value_of_an_epoch_is_a_mean_over_samples() -> None:  # M-1
     """The value of an epoch was the mean of batch means: wrong when the last batch is smaller."""
     learner = toy_learner(data=(None, [batch(3, 1.0), batch(1, 5.0)]), phases=[lc.ValidationPhase()])
     learner.fit(1)
     assert learner.history["val_loss"] == [(3 * 1.0 + 25.0) / 4]
 
 
-def test_flux_M2() -> None:
+def test_a_metric_without_a_step_has_no_value() -> None:  # M-2
     """A metric without a step in an epoch reported a fresh statistic, 0.0."""
     only = lc.Metric(Total(), "total", phase=lc.AbstractValidationPhase)
     learner = toy_learner([lc.Metrics(only, Count())], data=([batch(4, 1.0)], [batch(4, 1.0)]))
@@ -71,7 +71,7 @@ def test_flux_M2() -> None:
     assert learner.history["val_total"] == [4.0] == learner.history["val_Count"], "a measurement by hand is no round"
 
 
-def test_flux_M3() -> None:
+def test_phases_and_learners_have_statistics_of_their_own() -> None:  # M-3
     """One statistic served all phases, and two learners with one metric mixed their numbers."""
     learner = toy_learner([lc.Metrics(Total())], data=([batch(4, 1.0)], [batch(2, 3.0)]))
     learner.fit(2)
@@ -84,7 +84,7 @@ def test_flux_M3() -> None:
 
 
 @pytest.mark.parametrize("mine", [Total, Count])
-def test_flux_M3_an_epoch_within_an_epoch(mine: type[Any]) -> None:
+def test_a_metric_of_an_epoch_within_an_epoch(mine: type[Any]) -> None:
     def validate(learner: Any, phase: Any) -> None:
         learner.run_epoch(lc.ValidationPhase(), [batch(4, 1.0)])
 
@@ -99,7 +99,7 @@ def test_flux_M3_an_epoch_within_an_epoch(mine: type[Any]) -> None:
     assert learner.history.within("val_ValidationPhase") == [(1, 1, 4.0), (1, 2, 4.0)]
 
 
-def test_flux_M4() -> None:
+def test_the_smooth_loss_is_an_average_without_bias() -> None:  # M-4
     """``SmoothLoss`` gave the newest value a weight of 0.98, and began with a bias towards 0."""
     learner = toy_learner([lc.Metrics(lc.SmoothLoss(0.9))], steps=5)
     learner.fit(2)
@@ -110,7 +110,7 @@ def test_flux_M4() -> None:
     assert losses[-1] < 0.02 < learner.history.steps("smooth_loss")[-1]
 
 
-def test_flux_M4_goes_on_after_a_stop() -> None:
+def test_the_smooth_loss_goes_on_after_a_stop() -> None:
     metrics = lc.Metrics(lc.SmoothLoss(0.9))
     toy_learner([metrics], steps=5).fit(1)
     resumed = lc.Metrics(lc.SmoothLoss(0.9))
@@ -122,13 +122,13 @@ def test_flux_M4_goes_on_after_a_stop() -> None:
     assert learner.history["smooth_loss"] == pytest.approx([weights @ losses / weights.sum()])
 
 
-def test_flux_M5() -> None:
+def test_the_loss_may_be_named_though_it_is_always_there() -> None:  # M-5
     """``Metrics(Loss())`` was an error, since a Loss is always there."""
     learner = toy_learner([lc.Metrics(lc.accuracy, lc.Loss())], data=([batch(4, 1.0)], None))
     assert [metric.name for metric in learner.callbacks.get(lc.Metrics).metrics] == ["loss", "accuracy"]  # type: ignore[union-attr]
 
 
-def test_flux_M6() -> None:
+def test_a_phase_may_have_no_loss() -> None:  # M-6
     """A phase without a loss was an error."""
 
     class Silent(lc.ValidationPhase):
@@ -139,7 +139,7 @@ def test_flux_M6() -> None:
     assert learner.fit(1).status == "completed" and list(learner.history) == []
 
 
-def test_flux_M7() -> None:
+def test_the_printer_keeps_its_columns_and_shows_no_old_value() -> None:  # M-7
     """The printer's columns had no order, and a metric without a value showed its last one."""
     out = io.StringIO()
     metrics = lc.Metrics("late", lc.Metric(lc.losses.mae, "mae"))
@@ -160,7 +160,7 @@ def test_flux_M7() -> None:
     assert rows[-1][2] == "-" and rows[-1][1] == "0.64"
 
 
-def test_flux_M8() -> None:
+def test_the_length_of_an_epoch_is_that_of_its_data() -> None:  # M-8
     """The progress bar asked the learner's data for its length, not the data that was given, and needed one."""
     lengths: list[Any] = []
     look = lc.FunctionCallback(lambda learner, phase: lengths.append(learner.epoch.length), lc.EpochBegin)
@@ -171,7 +171,7 @@ def test_flux_M8() -> None:
 
 
 @pytest.mark.parametrize("target", [np.nan, np.inf])
-def test_flux_M9(target: float) -> None:
+def test_a_loss_that_is_not_finite_stops_the_fit(target: float) -> None:  # M-9
     """An infinite loss passed, and the stop was an exception."""
     learner = toy_learner(target=target)
     with np.errstate(all="ignore"):
@@ -179,7 +179,7 @@ def test_flux_M9(target: float) -> None:
     assert (result.status, result.stopped_by) == ("stopped", "StopOnNaNLoss")
 
 
-def test_flux_M10() -> None:
+def test_the_series_of_steps_has_a_bound() -> None:  # M-10
     """Series of steps grew without a bound."""
     learner = toy_learner(steps=20_000)
     learner.fit(1)

@@ -45,7 +45,7 @@ def either_way(a: Callback, b: Callback) -> list[str]:
     return names(a, b)
 
 
-def test_flux_G1() -> None:
+def test_a_cycle_is_found_at_construction_and_named() -> None:  # G-1
     """Cycles were not checked at construction, and the error at the first event named nobody."""
     printer = make("Printer", reads=("shared.history",), writes=("shared.text",))
     recorder = make("Keeper", reads=("shared.text",), writes=("shared.history",))
@@ -57,7 +57,7 @@ def test_flux_G1() -> None:
     assert "Bystander" not in str(caught.value)
 
 
-def test_flux_G2() -> None:
+def test_a_read_that_nobody_writes_is_an_error_at_once() -> None:  # G-2
     """Reads of shared state that nobody writes ended in a KeyError in the middle of training."""
     with pytest.raises(MissingWriterError) as caught:
         order_callbacks([LossPrinter()])
@@ -66,7 +66,7 @@ def test_flux_G2() -> None:
 
 
 @pytest.mark.parametrize("who", ["A", "B"])
-def test_flux_G3(who: str) -> None:
+def test_no_conflict_holds_in_both_orders_of_the_arguments(who: str) -> None:  # G-3
     """A NoConflict defined for one order of the arguments failed on the mirrored pair."""
 
     def resolve(self: Callback, other: Callback) -> Resolution | None:
@@ -78,7 +78,7 @@ def test_flux_G3(who: str) -> None:
     assert order_callbacks([b, a]).edges == ()
 
 
-def test_flux_G3_answers_that_disagree_are_an_error() -> None:
+def test_answers_that_disagree_are_an_error() -> None:
     """Both argument orders were asked, but contradicting answers were never noticed."""
 
     def insist(self: Callback, other: Callback) -> RunFirst:
@@ -92,7 +92,7 @@ def test_flux_G3_answers_that_disagree_are_an_error() -> None:
 
 
 @pytest.mark.parametrize("kind", ["self", "other", "no conflict", "unresolvable", "no opinion"])
-def test_flux_G4(kind: str) -> None:
+def test_two_writers_run_as_one_of_them_resolves_it(kind: str) -> None:  # G-4
     """RunFirst between two writers had never worked: objects were passed where indices belong."""
 
     def resolve(self: Callback, other: Callback) -> Any:
@@ -112,7 +112,7 @@ def test_flux_G4(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["self", "other", "no conflict", "unresolvable", "no opinion"])
 @pytest.mark.parametrize("asked", ["writer", "reader"])
-def test_flux_G5(kind: str, asked: str) -> None:
+def test_a_writer_and_a_reader_run_as_one_of_them_resolves_it(kind: str, asked: str) -> None:  # G-5
     """Between a writer and a reader, Unresolvable and NoConflict were ignored."""
 
     def resolve(self: Callback, other: Callback) -> Any:
@@ -132,14 +132,14 @@ def test_flux_G5(kind: str, asked: str) -> None:
     assert len(order_callbacks([writer, reader]).edges) == (kind != "no conflict")
 
 
-def test_flux_G6() -> None:
+def test_a_reader_may_run_before_the_writer() -> None:  # G-6
     """A reader declared to run before the writer it reads from made an instant cycle."""
     reader = make("Zero", reads=("shared.history",), run_before=(Recorder,))
     assert either_way(reader, Recorder()) == ["Zero", "Recorder"]
     assert [edge.reason for edge in order_callbacks([reader, Recorder()]).edges] == ["Zero.run_before names Recorder"]
 
 
-def test_flux_G7() -> None:
+def test_a_callback_may_run_after_all_others() -> None:  # G-7
     """A callback that runs after all callbacks ran after itself, which is a cycle."""
     last = [make("A", run_after=(Callback,)), make("B", run_after=(Callback,))]
     first = [make("Y", run_before=(Callback,)), make("Z", run_before=(Callback,))]
@@ -148,7 +148,7 @@ def test_flux_G7() -> None:
         assert names(*listed) == ["Y", "Z", "M", "A", "B"]
 
 
-def test_flux_G8() -> None:
+def test_an_absent_target_is_an_error_only_where_it_is_required() -> None:  # G-8
     """Absent targets of runafter were ignored, whether the callback could do without them or not."""
     assert names(make("Soft", run_after=(Recorder,))) == ["Soft"]
     with pytest.raises(MissingRequirementError, match=r"^Hard requires Recorder: add Recorder\(\)$"):
@@ -156,7 +156,7 @@ def test_flux_G8() -> None:
     assert names(make("Hard", requires=(Recorder,)), Recorder()) == ["Recorder", "Hard"]
 
 
-def test_flux_G9() -> None:
+def test_unrelated_callbacks_run_by_name_and_twins_as_they_are_listed() -> None:  # G-9
     """Unrelated callbacks ran in the reverse order of the list, although the docs said that it does not matter."""
     callbacks = [make(name, reads=("step.loss",)) for name in "DACB"]
     for listed in permutations([*callbacks, Recorder()]):
@@ -166,9 +166,9 @@ def test_flux_G9() -> None:
         assert order_callbacks([printers[0], Recorder(), *printers[1:]]).callbacks[1:] == printers
 
 
-def test_flux_G9_the_hash_seed_does_not_matter() -> None:
+def test_the_hash_seed_does_not_matter() -> None:
     """Unrelated callbacks ran in an order nobody chose; sets and dicts must not choose it either."""
-    code = "from test_flux_graph import many; print(many())"
+    code = "from test_order_of_callbacks import many; print(many())"
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     for seed in ("1", "2", "3"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path}
@@ -188,7 +188,7 @@ def many() -> list[str]:
     return [type(callback).__name__ for callback in order.callbacks]
 
 
-def test_flux_G11() -> None:
+def test_equal_callbacks_are_not_confused() -> None:  # G-11
     """Two equal callbacks without fields were confused, since one comparison was by equality."""
 
     class Equal(Callback):
@@ -213,7 +213,7 @@ def test_flux_G11() -> None:
             assert order_callbacks(listed).callbacks[0] is chief
 
 
-def test_flux_G12() -> None:
+def test_any_number_and_kind_of_callbacks_can_be_ordered() -> None:  # G-12
     """A helper stopped at the ninth callback, and one kind of callback could not be passed at all."""
     quiet = [make(f"C{i:02}") for i in range(12)]
     assert names(*reversed(quiet)) == [f"C{i:02}" for i in range(12)]
@@ -226,10 +226,13 @@ def test_flux_G12() -> None:
 
 
 def test_every_defect_has_its_test() -> None:
-    """Rows of the list of defects that concern the graph, permissions, the learner, the loop and metrics."""
+    """Rows of the list of defects that concern the graph, permissions, the learner, the loop and metrics.
+
+    A test says in a comment beside its name which row it holds.
+    """
     here = Path(__file__).parent
-    text = "".join(path.read_text(encoding="utf-8") for path in sorted(here.glob("test_flux_*.py")))
-    found = re.findall(r"^def test_flux_([A-Z]\d+)\(", text, re.MULTILINE)
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted(here.glob("test_*.py")))
+    found = [kind + number for kind, number in re.findall(r"^def test_\w+\(.*  # ([A-Z])-(\d+)$", text, re.MULTILINE)]
     kinds = {"G": 15, "P": 7, "L": 9, "T": 17, "M": 10}
     rows = [f"{kind}{n}" for kind, last in kinds.items() for n in range(1, last + 1)]
     assert sorted(row for row in found if row[0] in kinds) == sorted(rows)

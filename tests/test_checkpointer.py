@@ -55,7 +55,7 @@ def scripted(keeper: lc.Checkpointer, losses: Any) -> lc.Learner:
     return lc.testing.toy_learner(callbacks, phases=[Scripted(losses)], steps=1, default_callbacks=False)
 
 
-def test_c1_a_checkpoint_has_all_that_a_run_goes_on_from(tmp_path: Path) -> None:
+def test_a_checkpoint_has_all_that_a_run_goes_on_from(tmp_path: Path) -> None:
     def made(folder: str, seed: int) -> tuple[lc.Learner, lc.Checkpointer]:
         keeper = lc.Checkpointer(tmp_path / folder)
         rate = lc.Scheduler({lc.LearningRate: lc.schedules.linear(0.1, 0.0, 40)})
@@ -74,7 +74,7 @@ def test_c1_a_checkpoint_has_all_that_a_run_goes_on_from(tmp_path: Path) -> None
         assert states[0][kind] == states[1][kind]
 
 
-def test_c2_a_file_is_whole_whenever_writing_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_whole_whenever_writing_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keeper = lc.Checkpointer(tmp_path)
     learner = learner_of(keeper)
     learner.fit(1)
@@ -116,12 +116,12 @@ assert ran, "the hook hears nothing"
 """
 
 
-def test_c3_loading_runs_nothing(tmp_path: Path) -> None:
+def test_loading_runs_nothing(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LOADS, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_c4_a_run_that_goes_on_prunes_its_old_files(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_prunes_its_old_files(tmp_path: Path) -> None:
     losses = (2.0, 1.0, 5.0, 3.0, 0.5, 4.0)
     first, second, whole = (lc.Checkpointer(tmp_path / name, "loss", keep_top_k=2) for name in ("a", "a", "b"))
     scripted(first, losses).fit(3)
@@ -134,7 +134,7 @@ def test_c4_a_run_that_goes_on_prunes_its_old_files(tmp_path: Path) -> None:
     assert len(list((tmp_path / "a").iterdir())) == 3
 
 
-def test_c4_a_run_that_goes_on_from_an_older_file_is_another(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_from_an_older_file_is_another(tmp_path: Path) -> None:
     first, second, whole = lc.Checkpointer(tmp_path), lc.Checkpointer(tmp_path), lc.Checkpointer(tmp_path / "b")
     learner_of(first).fit(3)
     files = {path: path.read_bytes() for path in first.paths()}
@@ -149,7 +149,7 @@ def test_c4_a_run_that_goes_on_from_an_older_file_is_another(tmp_path: Path) -> 
     same(again, undisturbed)
 
 
-def test_c5_names_are_made_and_runs_do_not_mix(tmp_path: Path) -> None:
+def test_names_are_made_and_runs_do_not_mix(tmp_path: Path) -> None:
     one, other = lc.Checkpointer(tmp_path, keep_top_k=1), lc.Checkpointer(tmp_path, keep_top_k=9)
     scripted(one, [nan] * 3).fit(3)
     scripted(other, [nan] * 3).fit(3)
@@ -159,7 +159,7 @@ def test_c5_names_are_made_and_runs_do_not_mix(tmp_path: Path) -> None:
     assert epochs(one) == ["3", "999999", "1000000"]
 
 
-def test_c5_the_name_of_a_run_is_no_path(tmp_path: Path) -> None:
+def test_the_name_of_a_run_is_no_path(tmp_path: Path) -> None:
     keeper = lc.Checkpointer(tmp_path / "in")
     learner = learner_of(keeper)
     run = keeper.run
@@ -172,7 +172,7 @@ def test_c5_the_name_of_a_run_is_no_path(tmp_path: Path) -> None:
         assert keeper.run == run
 
 
-def test_c6_the_best_is_that_of_the_monitored_value(tmp_path: Path) -> None:
+def test_the_best_is_that_of_the_monitored_value(tmp_path: Path) -> None:
     keeper = lc.Checkpointer(tmp_path, "val_loss", keep_top_k=1)
     learner = learner_of(keeper, optimizer=lc.SGD(0.2))
     learner.fit(6)
@@ -186,7 +186,7 @@ def test_c6_the_best_is_that_of_the_monitored_value(tmp_path: Path) -> None:
     same(again, undisturbed)
 
 
-def test_c7_arguments_are_checked_and_no_failure_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_are_checked_and_no_failure_is_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in (0, -1, True, 1.5):
         with pytest.raises(CallbackError, match="keep_top_k"):
             lc.Checkpointer(tmp_path / "new", keep_top_k=wrong)  # type: ignore[arg-type]
@@ -208,7 +208,7 @@ def test_c7_arguments_are_checked_and_no_failure_is_hidden(tmp_path: Path, monke
         broken.paths()
 
 
-def test_c8_a_stopped_fit_has_a_last_checkpoint(tmp_path: Path) -> None:
+def test_a_stopped_fit_has_a_last_checkpoint(tmp_path: Path) -> None:
     first, second = lc.Checkpointer(tmp_path), lc.Checkpointer(tmp_path)
     stopped, resumed, whole = learner_of(first, lc.MaxSteps(6)), learner_of(second, lc.MaxSteps(99)), learner_of()
     assert stopped.fit(9).status == "stopped"
@@ -222,7 +222,7 @@ def test_c8_a_stopped_fit_has_a_last_checkpoint(tmp_path: Path) -> None:
     assert second.run == first.run and epochs(second) == ["1", "2-begun", "2"]
 
 
-def test_c8_a_stop_never_replaces_the_checkpoint_of_an_epoch(tmp_path: Path) -> None:
+def test_a_stop_never_replaces_the_checkpoint_of_an_epoch(tmp_path: Path) -> None:
     keeper = lc.Checkpointer(tmp_path, "loss", keep_top_k=1)
     learner = learner_of(keeper, lc.MaxSteps(6))
     learner.fit(9)
@@ -232,7 +232,7 @@ def test_c8_a_stop_never_replaces_the_checkpoint_of_an_epoch(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("error", [ValueError("half"), KeyboardInterrupt()])
 @pytest.mark.parametrize("event", [lc.BackwardEnd, lc.StepEnd])
-def test_c8_a_fit_that_failed_has_none(error: BaseException, event: type[lc.Event], tmp_path: Path) -> None:
+def test_a_fit_that_failed_has_none(error: BaseException, event: type[lc.Event], tmp_path: Path) -> None:
     class Fails(lc.Callback):
         @lc.on(event, lc.TrainingPhase)
         def fail(self, learner: Any, phase: Any) -> None:
@@ -255,7 +255,7 @@ def test_c8_a_fit_that_failed_has_none(error: BaseException, event: type[lc.Even
     same(learner, whole)
 
 
-def test_c8_a_skipped_step_hides_nothing(tmp_path: Path) -> None:
+def test_a_skipped_step_hides_nothing(tmp_path: Path) -> None:
     class Stops(lc.Callback):
         @lc.on(lc.StepBegin, lc.TrainingPhase)
         def stop(self, learner: Any, phase: Any) -> None:
@@ -270,7 +270,7 @@ def test_c8_a_skipped_step_hides_nothing(tmp_path: Path) -> None:
     same(again, learner)
 
 
-def test_c8_the_end_of_a_fit_saves_what_no_epoch_did(tmp_path: Path) -> None:
+def test_the_end_of_a_fit_saves_what_no_epoch_did(tmp_path: Path) -> None:
     keeper = lc.Checkpointer(tmp_path, every=2)
     learner = learner_of(keeper)
     learner.fit(3)
@@ -281,7 +281,7 @@ def test_c8_the_end_of_a_fit_saves_what_no_epoch_did(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cuts", [(1, 2, 3, 4), (2, 2, 4), (1, 4)])
-def test_c9_every_way_through_checkpoints_has_the_same_bits(cuts: tuple[int, ...], tmp_path: Path) -> None:
+def test_every_way_through_checkpoints_has_the_same_bits(cuts: tuple[int, ...], tmp_path: Path) -> None:
     def made(folder: Path) -> tuple[lc.Learner, lc.Checkpointer]:
         keeper = lc.Checkpointer(folder, "val_loss", keep_top_k=2)
         return learner_of(keeper, lc.Metrics(lc.SmoothLoss())), keeper
