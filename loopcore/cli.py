@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import loopcore as lc
-from loopcore.backend.array_namespace import HostArray
-from loopcore.backend.protocol import Array
+from loopcore.backend.protocol import Array, HostArray
 from loopcore.backend.registry import BUILT_IN
 
 Params = dict[str, HostArray]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from loopcore._utils.argument_order import predictions_first, roots, takes_labels_first
 from loopcore._utils.validation import is_number, is_whole
-from loopcore.backend.array_namespace import ArrayNamespace, HostArray
-from loopcore.backend.protocol import Array
+from loopcore.backend.array_namespace import ArrayNamespace
+from loopcore.backend.protocol import Array, HostArray
 from loopcore.backend.registry import namespace_of
 from loopcore.errors import LossError
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from loopcore._utils.history_names import prefix_of
 from loopcore._utils.text import clean
-from loopcore.backend.array_namespace import HostArray
+from loopcore.backend.protocol import HostArray
 from loopcore.metrics import EpochValue
 from loopcore.optional_imports import optional
 

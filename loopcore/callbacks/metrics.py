@@ -13,9 +13,8 @@ import numpy as np
 
 from loopcore._utils.history_names import prefix_of
 from loopcore._utils.user_lines import HINT
-from loopcore.backend.array_namespace import HostArray
 from loopcore.backend.packing import fetched
-from loopcore.backend.protocol import Array
+from loopcore.backend.protocol import Array, HostArray
 from loopcore.backend.registry import namespace_of
 from loopcore.callback import Callback, on
 from loopcore.errors import CallbackError, LossError

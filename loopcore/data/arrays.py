@@ -11,7 +11,7 @@ import numpy as np
 import optree
 from numpy.typing import NDArray
 
-from loopcore.backend.array_namespace import HostArray
+from loopcore.backend.protocol import HostArray
 from loopcore.errors import DataError, EmptyDataError
 
 Tree: TypeAlias = Any

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from loopcore.callback import Callback, is_observer, name_of
-from loopcore.dispatch import SCOPE_EVENTS
-from loopcore.events import STEP_EVENTS, EpochBegin, Event, FitBegin, FitEnd
+from loopcore.events import SCOPE_EVENTS, STEP_EVENTS, EpochBegin, Event, FitBegin, FitEnd
 from loopcore.ordering.declarations import ROOTS
 from loopcore.phases.base import Phase
 from loopcore.phases.supervised import PredictionPhase, TrainingPhase, ValidationPhase

@@ -9,8 +9,8 @@ from zlib import crc32
 from loopcore.access.members import GuardedCallback
 from loopcore.backend.protocol import DrawKey
 from loopcore.callback import Callback, Sleeper
-from loopcore.dispatch import SCOPE_EVENTS, Handler, MutedEvents, Table, deliver, warn_unfired
-from loopcore.events import Event, StepBegin, StepEnd, UpdateBegin
+from loopcore.dispatch import Handler, MutedEvents, Table, deliver, warn_unfired
+from loopcore.events import SCOPE_EVENTS, Event, StepBegin, StepEnd, UpdateBegin
 from loopcore.execution.carry import check_carry, check_started, detach_carry
 from loopcore.execution.plan import Plan, hears, may_fire
 from loopcore.execution.program_cache import Programs, programs_of

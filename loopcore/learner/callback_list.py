@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 
 from loopcore.access.members import GuardedCallback, make_member
 from loopcore.callback import Callback, name_of
-from loopcore.dispatch import SCOPE_EVENTS
 from loopcore.errors import CallbackError
-from loopcore.events import FitBegin, FitEnd
+from loopcore.events import SCOPE_EVENTS, FitBegin, FitEnd
 from loopcore.ordering.declarations import overlaps
 from loopcore.ordering.order import Edge, order_callbacks
 from loopcore.protocols import LearnerParts

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from loopcore._utils.text import clean
-from loopcore.backend.array_namespace import HostArray
+from loopcore.backend.protocol import HostArray
 from loopcore.errors import LoopcoreError
 from loopcore.loggers.names import Names, sanitised
 
