@@ -172,7 +172,7 @@ def test_a_full_ring_comes_back_in_order() -> None:
     ring = Ring()
     ring.extend(np.arange(20_000.0))
     ring.extend(np.arange(7.0))
-    other = _series({"array": "a", "count": ring.count}, {"a": ring.latest()})
+    other: Any = _series({"array": "a", "count": ring.count}, {"a": ring.latest()})
     other.extend(np.arange(3.0))
     ring.extend(np.arange(3.0))
     assert other.count == ring.count and other.latest().tolist() == ring.latest().tolist()

@@ -767,7 +767,8 @@ def test_dropout_in_a_loop_of_jax_is_refused_while_training() -> None:
     def step(self: Any, learner: Any, handle: Any, state: Any) -> None:
         state.loss = jnp.mean(jax.vmap(learner.model)(state.xs))
 
-    trains, looks = (type("Looping", (kind,), {"step": step}) for kind in (lc.TrainingPhase, lc.ValidationPhase))
+    trains: Any = type("Looping", (lc.TrainingPhase,), {"step": step})
+    looks: Any = type("Looping", (lc.ValidationPhase,), {"step": step})
     learner = lc.Learner(module, lc.losses.mse, default_callbacks=False)
     assert np.isfinite(float(learner.run_step(looks(), {"xs": np.ones((2, 3), "f4")}).loss))
     with pytest.raises(TraceError, match=r"Sequential drew random numbers, as dropout does, inside jax's vmap"):

@@ -149,7 +149,8 @@ def execute_step(
     error: BaseException | None = None
     outcome: Outcome
     try:
-        state = runs.open_step(runner, initial)
+        fresh: State = runs.open_step(runner, initial)
+        state = fresh
         try:
             if phase.carries:
                 runner.start_carry(state)
