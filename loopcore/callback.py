@@ -93,7 +93,7 @@ def on(event: type[Event], phase: type[Phase] | None = None, *, traced: bool = F
         raise CallbackError(f"{event.__name__} is not fired within a step, so its handlers cannot be traced")
 
     def mark(method: Method) -> Method:
-        marks = (Listener(event, phase, traced, ""),)  # the class knows what the method is called in it
+        marks = (Listener(event, phase, traced, ""),)  # the name is filled in by __init_subclass__
         method.__dict__["_listeners"] = getattr(method, "_listeners", ()) + marks
         return method
 
@@ -198,11 +198,11 @@ class Sleeper(Callback):
         raise TypeError(f"{type(self).__name__} does not say what it hears of a step: define wake(self, phase)")
 
     def rest(self, phase: Phase) -> None:
-        """The step has ended."""
+        """Called when the step that `wake` was asked about has ended."""
 
 
 def name_of(callback: Callback) -> str:
-    """How messages call a callback."""
+    """The name of a callback in messages: its class, and for a wrapper also what it wraps."""
     inner = callback.identity()
     name = clean(type(inner).__qualname__.rsplit("<locals>.", 1)[-1])
     return name if inner is callback else f"{type(callback).__name__}({name})"

@@ -89,7 +89,7 @@ def _handlers(member: GuardedCallback, phase: type[Phase] | None) -> list[Handle
 
 
 def _shown(handler: Handler, event: type[Event]) -> Handler:
-    """The handler, which finds the present values in the user's own objects where it may look at them.
+    """A handler that is called with the present values in the user's own objects, if it may look at these.
 
     That is between steps, and within one if its callback reads what is trained.
     """
@@ -98,7 +98,7 @@ def _shown(handler: Handler, event: type[Event]) -> Handler:
         return handler
     declared = (*handler.callback.reads, *handler.callback.writes)
     module = type(handler.callback.identity()).__module__
-    is_plain = is_ours(module, CALLBACKS) and not module.endswith(".function")  # ours hold no object of the user's
+    is_plain = is_ours(module, CALLBACKS) and not module.endswith(".function")  # these keep no object of the user
     looks = not is_plain and any(path.partition(".")[0] in _TRAINED for path in declared)
     if not looks and (issubclass(event, (StepBegin, StepEnd)) or not issubclass(event, SCOPE_EVENTS)):
         return handler
@@ -148,7 +148,7 @@ def deliver(handlers: tuple[Handler, ...], phase: Phase | None, event: Event) ->
         try:
             raise failure
         finally:
-            failure = None  # the frame must not keep the exception that keeps the frame
+            failure = None  # a frame and an exception that hold each other wait for the garbage collector
 
 
 def _settled(

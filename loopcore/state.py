@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ABSENT = object()
 RESERVED = frozenset({"outcome", "apply", "updated"})
-_UNSET: dict[str, object] = {"_apply": True, "_dropped": (), "_hidden": {}} | dict.fromkeys(
+_UNSET: Mapping[str, object] = {"_apply": True, "_dropped": (), "_hidden": {}} | dict.fromkeys(
     ("_batch", "_differentiated", "_draws", "_fed", "_packed", "_replaced", "_size", "_updated", "outcome")
 )
 
@@ -39,12 +39,12 @@ class State:
         _batch: Mapping[str, Tree] | None
         _draws: dict[str, int] | None
         _dropped: Iterable[str]
-        _hidden: Mapping[str, object]  # while a step is compiled: what is no array; a value that is read is noted
-        _noted: dict[str, object]
-        _fed: dict[str, Tree] | None  # where the batch may be on the host: what was made native of it
+        _hidden: Mapping[str, object]  # while a step is compiled: its values that are no arrays
+        _noted: dict[str, object]  # the hidden values that were read, which its program depends on
+        _fed: dict[str, Tree] | None  # parts of a batch on the host that became native, since somebody looked
         _differentiated: frozenset[str] | None  # at a cut within an objective: values that a gradient goes through
         _packed: Packed | None  # after a compiled step: values that nobody has read yet
-        _replaced: dict[str, str] | None  # within an objective: value -> the callback that did
+        _replaced: dict[str, str] | None  # within an objective: value -> the callback that replaced it
         _size: int | None
         _updated: Condition | None
         outcome: Outcome | None
@@ -72,7 +72,7 @@ class State:
         self._updated = value
 
     def __getattr__(self, name: str) -> Tree:
-        if name in _UNSET:  # no __init__ writes these at every step
+        if name in _UNSET:  # the defaults, which no __init__ writes: that would cost time at every step
             return _UNSET[name]
         if name in self._hidden:
             self._noted[name] = frozen(self._hidden[name])
@@ -157,7 +157,7 @@ def batch_length(values: Tree, leaves: Callable[[Tree], list[Array]], alike: dic
             look into, and no array.
     """
     if isinstance(values, dict):
-        shape: tuple[int, ...] = getattr(values.get("xs"), "shape", ())
+        shape: Tree = getattr(values.get("xs"), "shape", ())
         if len(shape):
             return int(shape[0])
     parts = values if isinstance(values, Mapping) else {"": values}

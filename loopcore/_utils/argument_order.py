@@ -24,9 +24,9 @@ def takes_labels_first(fn: object) -> bool:
 
 def roots(fn: object) -> set[str]:
     """The packages that a function, what a partial stands for, or the classes of an object come from."""
-    fn = _within(fn)
+    fn = _unwrapped(fn)
     function = fn.__func__ if ismethod(fn) else fn
-    if isfunction(function):  # not what functools.wraps says of it
+    if isfunction(function):  # its __module__ may be that of a function which functools.wraps copied it from
         modules = [str(function.__globals__.get("__name__", ""))]
     else:
         modules = [str(getattr(function, "__module__", ""))]
@@ -36,14 +36,14 @@ def roots(fn: object) -> set[str]:
 
 def _parameters(fn: object) -> tuple[str, ...]:
     """Names of the parameters of a Python function or method, without ``self``."""
-    fn = _within(fn)
+    fn = _unwrapped(fn)
     code = getattr(fn, "__code__", None)
     names: tuple[str, ...] = () if code is None else code.co_varnames[: code.co_argcount]
     return names[1:] if ismethod(fn) else names
 
 
-def _within(fn: object) -> object:
-    """What a ``functools.partial`` stands for."""
+def _unwrapped(fn: object) -> object:
+    """The function inside a ``functools.partial``, however deep; anything else as it is."""
     while isinstance(fn, partial):
         fn = fn.func
     return fn

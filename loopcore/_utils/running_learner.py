@@ -37,7 +37,7 @@ def enter(learner: Running | None) -> Running | None:
 
 @contextmanager
 def running(learner: Running) -> Iterator[None]:
-    """Within the block a learner is the running one."""
+    """Make a learner the running one while a ``with`` block runs, and the one before it afterwards."""
     before = enter(learner)
     try:
         yield

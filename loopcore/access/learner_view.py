@@ -83,7 +83,7 @@ def make_view(learner: LearnerParts, callback: Callback, *, traced: bool) -> Vie
         "step": namespace_view("step", learner, access, loans),
         "shared": namespace_view("shared", learner, access, loans),
         "hyper": _HyperView(learner, access),
-        "random": Random(learner, name_of(callback.identity())),  # what is wrapped draws the same
+        "random": Random(learner, name_of(callback.identity())),  # a wrapper changes no draws
     }
     members: dict[str, object] = {"__slots__": (), "_access": access, "_loans": loans}
     for root in ("step", "shared", "hyper"):
@@ -106,7 +106,7 @@ def _allowed(access: Access, needs: tuple[tuple[str, ...], tuple[str, ...]]) -> 
 
 
 class View:
-    """Base of the generated views of a learner."""
+    """Base of the views of a learner; `make_view` generates a class of it for each callback."""
 
     __slots__ = ("_learner",)
     _access: Access
@@ -264,7 +264,7 @@ class _HandleView(ParameterHandle):
 
 
 class _HyperView:
-    """Hyperparameters for a callback."""
+    """``learner.hyper`` for a callback: it lists and reads what is in ``reads``, and sets what is in ``writes``."""
 
     __slots__ = ("_access", "_learner")
     _access: Access

@@ -39,7 +39,7 @@ class LentContainer(NamedTuple):
     during: State
 
     def changed(self, backend: Backend) -> bool:
-        """Whether the handler put something else into it."""
+        """Whether the handler replaced, added or removed a leaf of the copy; leaves are compared by identity."""
         same = backend.tree_structure(self.copy) == self.structure
         return not (same and all(map(is_, backend.tree_leaves(self.copy), self.leaves)))
 

@@ -18,7 +18,7 @@ class GuardedCallback(NamedTuple):
 
 
 def make_member(learner: LearnerParts, callback: Callback) -> GuardedCallback:
-    """A callback with its two views."""
+    """Make the two views of a callback, for its host handlers and for its traced ones."""
     return GuardedCallback(
         callback, make_view(learner, callback, traced=False), make_view(learner, callback, traced=True)
     )

@@ -81,7 +81,11 @@ class NamespaceView:
         raise self._access.error(f"{self._root}.{name}", write=True)
 
     def _take_back(self, owner: State | Shared, name: str, value: Tree) -> None:
-        """Write a container that a handler changed in place."""
+        """Write a container that a handler changed in place back to the state or the shared namespace.
+
+        Raises:
+            AccessError: the callback does not declare to write it.
+        """
         path = f"{self._root}.{name}"
         if not self._writes & {name, "*"}:
             raise self._access.error(path, write=True, action=f"changes {path} in place")
@@ -112,7 +116,7 @@ def _keep(_: State, name: str, value: Tree) -> Tree:
 def _reader(
     learner: LearnerParts, loans: LentContainers | None, root: str, writes: frozenset[str], name: str
 ) -> Callable[[Tree], Tree] | None:
-    """What makes of a value what a handler sees; None for the value itself.
+    """Make the function that converts a stored value to what a handler gets; None where that is the value itself.
 
     Traced handlers see what the body sees. Host handlers see values without graph or tape, containers as copies; but
     what they write in ``shared`` belongs to them, and they get it as it is.
@@ -135,7 +139,7 @@ def _reader(
 
 
 def _adopting(learner: LearnerParts, access: Access, loans: LentContainers) -> Callable[[State, str, Tree], Tree]:
-    """What makes of a value that a host handler writes into the step what the body sees."""
+    """Make the function that converts what a host handler writes into the step to what the body then reads."""
     backend = learner.backend
     warned: set[str] = set()
 

@@ -12,7 +12,7 @@ from loopcore.errors import AccessError
 
 @dataclass(frozen=True)
 class Access:
-    """What one callback declared."""
+    """The paths that one callback may read and write, and the checks of an access against them."""
 
     callback: Callback
     reads: frozenset[str]
@@ -60,7 +60,7 @@ class Access:
         paths = ", ".join(repr(p) for p in (*getattr(inner, attribute), path))
         cls: type = type(inner)
         add = f"Add to class {cls.__name__}{_where(cls)}: {attribute} = ({paths},)"
-        if attribute in getattr(inner, "__dict__", ()):  # given to its constructor, as to FunctionCallback
+        if attribute in getattr(inner, "__dict__", ()):  # an argument, as FunctionCallback has
             add = f"Pass {cls.__name__}(..., {attribute}=({paths},))"
         return AccessError(f"{name_of(inner)} {action or f'{attribute} {path}'}, which it does not declare. {add}")
 

@@ -164,7 +164,7 @@ def mixture(names: Iterable[str]) -> str:
 
 
 def host_array(
-    value: object, is_native: Callable[[object], bool], integers: type[np.signedinteger[Any]] | HostDtype = np.int64
+    value: Array, is_native: Callable[[object], bool], integers: type[np.signedinteger[Any]] | HostDtype = np.int64
 ) -> HostArray:
     """Numbers, lists of them and arrays of any framework -> a NumPy array, for ``xp.asarray``.
 

@@ -56,7 +56,7 @@ def _mixed(error: Exception, title: str, backend: str) -> BackendError | None:
     frame, line = users[-1]
     foreign_names = {name: root for name, root in _names_on(frame, line).items() if root not in own_roots}
     fetched = any(inner.f_code.co_name == "__array__" for inner, _ in frames)
-    if not fetched:  # NumPy stands in many a line and does no harm: only where it asked for values it is to blame
+    if not fetched:  # a line may well name NumPy: it is to blame only if it fetched the values of an array
         foreign_names = {
             name: root for name, root in foreign_names.items() if root != "numpy" or not _is_module(frame, name)
         }

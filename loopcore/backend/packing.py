@@ -29,7 +29,7 @@ class Slot(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """The word behind it."""
+        """The first word that no longer belongs to it."""
         return self.start + prod(self.shape)
 
 
@@ -47,7 +47,7 @@ def add_slot(layout: Layout, name: str, shape: tuple[int, ...], dtype: object) -
 
 
 def pack_on_host(values: Sequence[Array]) -> HostArray:
-    """A vector from NumPy arrays."""
+    """Pack NumPy arrays, one after another, into a vector of `WORDS` words; what is left is 0."""
     vector = np.zeros(WORDS, np.int32)
     start = 0
     for value in map(np.asarray, values):
@@ -100,7 +100,7 @@ class Pending:
             return host
         words = np.ascontiguousarray(host[..., slot.start : slot.stop])
         values = words != 0 if slot.dtype == "bool" else words.view(slot.dtype)
-        return values.reshape((*host.shape[:-1], *slot.shape))  # a tuple: of one 0-d value it is empty
+        return values.reshape((*host.shape[:-1], *slot.shape))  # for a 0-d value star arguments would be none
 
 
 def fetched(values: Sequence[Array]) -> HostArray:

@@ -63,7 +63,7 @@ class Part(NamedTuple):
         return dict(zip(self.paths, leaves, strict=True))
 
     def unpack(self, tree: Tree) -> Leaves:
-        """The inverse of `pack`.
+        """The leaves of a tree by path without the model's name, as `pack` takes them.
 
         Raises:
             ValueError: the structure differs.
@@ -269,12 +269,12 @@ def keywords(fn: Callable[..., object]) -> tuple[str | None, frozenset[str]]:
 
 
 def mode_of(keyword: str | None, training: bool) -> dict[str, bool]:
-    """The mode as a keyword argument."""
+    """The keyword arguments that put a function in training or evaluation mode; none where it has no mode."""
     return {} if keyword is None else {keyword: training is MODES[keyword]}
 
 
 def two_parts(result: object, caller: str) -> tuple[Tree, Tree]:
-    """``(y, new_state)``.
+    """Check that the user's function returned a pair ``(y, new_state)``, and return it.
 
     Raises:
         BackendError: something else.

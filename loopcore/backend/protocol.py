@@ -150,7 +150,7 @@ class Backend(Protocol):
         ...
 
     def set_hyper(self, optimizer: int, name: str, value: float) -> None:
-        """Set it, for the next update, without recompiling."""
+        """Set a hyperparameter of the n-th attached optimizer for its next update, without recompiling."""
         ...
 
     def to_device(self, device: object) -> None:
@@ -344,7 +344,7 @@ class Extras(Protocol):
         ...
 
     def wake(self, paths: Iterable[str]) -> None:
-        """Undo that for parameters that the user gave an optimizer of their own."""
+        """Train parameters again that `frozen_by_user` has, since the user gave them an optimizer of their own."""
         ...
 
     def eval_parts(self) -> tuple[str, ...]:
@@ -449,7 +449,7 @@ class CompilingBackend(Backend, Protocol):
     tracing_errors: tuple[type[Exception], ...]  # what the framework raises when a trace reads a concrete value
     replays: bool  # whether a program may run a body from its begin again; else a step that is cut runs eagerly
     chains: bool  # whether it has `piece` and `pull`; else what lies before a cut in an objective is computed again
-    leak_errors: tuple[type[Exception], ...]  # and when it meets a placeholder of another trace
+    leak_errors: tuple[type[Exception], ...]  # what it raises when a trace meets a placeholder of another one
     depth: int  # how many objectives, and functions given to `grad`, are open one inside the other
     traces: int  # how often a program was traced
 
@@ -458,7 +458,7 @@ class CompilingBackend(Backend, Protocol):
         ...
 
     def put_carried(self, tree: Tree) -> None:
-        """Make these the present ones."""
+        """Make the arrays that a program returned the present ones, in the structure of `carried`."""
         ...
 
     def hyper_values(self) -> dict[str, Scalar]:
@@ -466,7 +466,7 @@ class CompilingBackend(Backend, Protocol):
         ...
 
     def put_hyper_values(self, values: Mapping[str, Scalar]) -> None:
-        """Make these the present ones; 0-d placeholders while a program is traced."""
+        """Set hyperparameters by the names of `hyper_values`, to 0-d placeholders while a program is traced."""
         ...
 
     def run_parts(self, call: Callable[..., None], key: DrawKey, *args: object) -> None:

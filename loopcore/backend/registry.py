@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Adapter(NamedTuple):
-    """Where an adapter lives.
+    """The package of an adapter, what it needs installed, and which types of models and arrays it takes.
 
     Attributes:
         package: its import package.
@@ -84,7 +84,7 @@ def type_roots(value: object) -> frozenset[str]:
 
 
 def check_name(backend: str, where: str = "") -> None:
-    """Refuse a name that no backend has.
+    """Raise for a name that no backend has.
 
     Raises:
         UnknownModelError: says which there are.
@@ -103,7 +103,7 @@ def is_installed(package: str) -> bool:
     """Whether a top-level package can be found; it is not imported."""
     try:
         return package in sys.modules or find_spec(package) is not None
-    except ModuleNotFoundError:  # a finder that says no
+    except ModuleNotFoundError:  # a finder may raise instead of returning None
         return False
 
 

@@ -7,7 +7,7 @@ is traced without it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
@@ -170,7 +170,7 @@ def _windows(
 
 
 def _each(name: str, value: PerAxis, axes: int) -> tuple[int, ...]:
-    """One integer for each axis."""
+    """Repeat an integer for each axis, or check that there is one for each."""
     if is_whole(value, 1):
         return (int(value),) * axes
     if isinstance(value, (tuple, list)) and len(value) == axes and all(is_whole(item, 1) for item in value):
@@ -184,7 +184,7 @@ def _padding(padding: Padding, axes: int) -> str | Pairs:
     if is_whole(padding, 0):
         return ((int(padding), int(padding)),) * axes
     if isinstance(padding, (tuple, list)) and len(padding) == axes:
-        pairs: list[Sequence[int]] = [item if isinstance(item, (tuple, list)) else (item, item) for item in padding]
+        pairs: list[Any] = [item if isinstance(item, (tuple, list)) else (item, item) for item in padding]
         if all(len(pair) == 2 and all(is_whole(amount, 0) for amount in pair) for pair in pairs):
             return tuple((int(before), int(after)) for before, after in pairs)
     raise ValueError(

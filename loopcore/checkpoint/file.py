@@ -41,7 +41,7 @@ def write(path: str | Path, arrays: Mapping[str, Array], manifest: Mapping[str, 
         CheckpointError: the system refused, an array is of a dtype that no file can keep, or the manifest is not made
             of JSON values; there is no new file, and an older one of this name is as it was.
     """
-    from safetensors.numpy import save_file  # here, so that importing the package loads nothing that few need
+    from safetensors.numpy import save_file  # not at the top: few programs need it, and it would slow the import down
 
     path = Path(path)
     draft: Path | None = None
@@ -59,9 +59,9 @@ def write(path: str | Path, arrays: Mapping[str, Array], manifest: Mapping[str, 
         os.replace(draft, path)
     except BaseException as error:
         if draft is not None:
-            with suppress(OSError, ValueError):  # there may be none, or not even its folder
+            with suppress(OSError, ValueError):  # the draft may not exist, nor its folder
                 draft.unlink()
-        if not isinstance(error, Exception):  # Ctrl-C
+        if not isinstance(error, Exception):  # KeyboardInterrupt goes on as it is
             raise
         raise CheckpointError(f"{path} could not be written: {error}") from error
     _sync_name(path)
@@ -82,8 +82,8 @@ def _native(name: str, value: Array) -> HostArray:
 
 def _is_kept(dtype: HostDtype) -> bool:
     if dtype.name in _PLAIN or dtype.kind == "c":
-        return dtype.itemsize <= 16  # what is longer has another layout on another machine
-    try:  # those of ml_dtypes
+        return dtype.itemsize <= 16  # long doubles have another layout on another machine
+    try:  # bfloat16 and the like, which only ml_dtypes knows
         return dtype.kind not in "OUSMmg" and dtype.fields is None and _dtype(dtype.name) == dtype
     except (AttributeError, ImportError, TypeError):
         return False

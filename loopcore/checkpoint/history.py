@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -14,20 +14,21 @@ from loopcore.history import History, Ring, Series, Tally
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+Measured: TypeAlias = Any  # a list of values by epoch, or a `Ring` of those by step
 
 
 class CountsPart(CheckpointPart):
-    """What random draws follow from, and completed epochs and steps."""
+    """The seed and the counts that random draws follow from, and the counts of completed epochs and steps."""
 
     def save(self, arrays: Arrays) -> Manifest:
-        """They are all in the manifest."""
+        """Return the seed and all counts for the manifest; there are no arrays."""
         runs = self.learner.runs
         history = {name: list(counts) for name, counts in getattr(self.learner.shared, "history", {}).items()}
         draws = {"seed": self.learner.seed, "attempts": dict(runs.attempts), "draws": dict(runs.draws_outside_steps)}
         return {**draws, "missed": dict(runs.missed), "rounds": runs.rounds_to_keep(), "history": history}
 
     def load(self, file: File, undo: ExitStack) -> None:
-        """Refill what counts."""
+        """Set the seed and the counts to those of a checkpoint."""
         learner, runs, manifest = self.learner, self.learner.runs, file.manifest
         undo.callback(setattr, learner, "seed", learner.seed)
         learner.seed = int(manifest["seed"])
@@ -63,7 +64,7 @@ class Values(CheckpointPart):
         return {"series": tables, "within": nested}
 
     def load(self, file: File, undo: ExitStack) -> None:
-        """Refill the series that are there."""
+        """Replace the series of the learner by those of a checkpoint, except those that are never saved."""
         for table, series in self._series().items():
             stored: dict[str, Manifest] = file.manifest["series"].get(table, {})
             new = {phase: _chosen(values, saved=False) for phase, values in series.items()}
@@ -83,8 +84,8 @@ def _chosen(values: Mapping[str, Value], *, saved: bool) -> dict[str, Value]:
     return {name: value for name, value in values.items() if isinstance(value, (list, Ring)) == saved}
 
 
-def _series(saved: Json, arrays: Arrays) -> list[Json] | Ring:
-    """A list by epoch, or a ring by step."""
+def _series(saved: Json, arrays: Arrays) -> Measured:
+    """Make a series of what was saved: a list of values by epoch, or a ring of the latest by step."""
     if isinstance(saved, list):
         return list(saved)
     ring, latest = Ring(), arrays[saved["array"]]
@@ -110,7 +111,7 @@ def _most_epochs(manifest: Mapping[str, Json]) -> int:
 
 
 def _refill(content: dict[Key, Value], new: dict[Key, Value], undo: ExitStack) -> None:
-    """Replace the content of a dict that others hold."""
+    """Replace the content of a dict in place, since others hold it; ``undo`` brings the old content back."""
     undo.callback(content.update, dict(content))
     undo.callback(content.clear)
     content.clear()

@@ -16,21 +16,21 @@ from loopcore.protocols import LearnerParts
 
 
 class File(NamedTuple):
-    """What a checkpoint has."""
+    """The content of a checkpoint file: its arrays by name, and its manifest."""
 
     arrays: Arrays
     manifest: Manifest
 
     def part(self, prefix: str) -> Arrays:
-        """The arrays whose names begin so, without that."""
+        """The arrays whose names begin with a prefix, by the rest of their names."""
         return {name.removeprefix(prefix): v for name, v in self.arrays.items() if name.startswith(prefix)}
 
 
 class CheckpointPart:
-    """One part of a learner.
+    """One kind of thing that a learner keeps: it saves it, compares it with a checkpoint, and loads it.
 
     Args:
-        learner: of whom.
+        learner: whose it is.
     """
 
     def __init__(self, learner: LearnerParts) -> None:
@@ -52,22 +52,25 @@ class WeightsPart(CheckpointPart):
     """Parameters and buffers of all models."""
 
     def save(self, arrays: Arrays) -> Manifest:
-        """Their arrays, by path."""
+        """Add the arrays of the models under ``weights/`` and their path."""
         arrays.update({f"weights/{path}": value for path, value in self.learner.export_weights().items()})
         return {}
 
     def differences(self, file: File) -> list[str]:
-        """What does not fit the models."""
+        """One line for each array whose name, shape or dtype is not that of the models."""
         return [f"weights: {line}" for line in differences(self.learner.export_weights(), file.part("weights/"))]
 
     def load(self, file: File, undo: ExitStack) -> None:
-        """Import them."""
+        """Write the weights of a checkpoint into the models."""
         undo.callback(self.learner.import_weights, self.learner.export_weights())
         self.learner.import_weights(file.part("weights/"))
 
 
 class OptimizersPart(CheckpointPart):
-    """Their states, and the hyperparameters of each: one name may stand for several optimizers of other values."""
+    """The states of the optimizers, and the hyperparameters of each.
+
+    These are kept for each optimizer, since a name such as ``learning_rate`` stands for all of them, with other values.
+    """
 
     def save(self, arrays: Arrays) -> Manifest:
         """Their states as arrays; their names and hyperparameters in the manifest."""
@@ -76,7 +79,7 @@ class OptimizersPart(CheckpointPart):
         return {"optimizers": [{"prefix": prefix, "name": name, "hyper": hyper} for (prefix, name), hyper in rows]}
 
     def differences(self, file: File) -> list[str]:
-        """Other optimizers, or other states."""
+        """Lines that say which optimizers are others, or whose state does not fit."""
         present, stored = self._names(), [(entry["prefix"], entry["name"]) for entry in file.manifest["optimizers"]]
         if present != stored:
             return [f"optimizers: {_listed(present)} here, {_listed(stored)} in the checkpoint"]
@@ -96,7 +99,7 @@ class OptimizersPart(CheckpointPart):
         self._set([entry["hyper"] for entry in file.manifest["optimizers"]])
 
     def keep(self, undo: ExitStack) -> None:
-        """Let ``undo`` bring back the present ones."""
+        """Let ``undo`` bring back the present states and hyperparameters."""
         backend = self.learner.backend
         undo.callback(backend.import_optimizers, backend.export_optimizers())
         undo.callback(self._set, self._values())
@@ -122,7 +125,7 @@ class OptimizersPart(CheckpointPart):
         for name in backend.hyper_names(number):
             try:
                 values[name] = float(backend.get_hyper(number, name))
-            except OptimizerError:  # its library keeps it where nobody can read it
+            except OptimizerError:  # the optimizer has it, but its library does not tell the value
                 continue
         return values
 
@@ -135,14 +138,14 @@ class OptimizersPart(CheckpointPart):
 
 
 class HyperPart(CheckpointPart):
-    """The user's own scalars."""
+    """The scalars that the user gave as ``Learner(hyper=...)``."""
 
     def save(self, arrays: Arrays) -> Manifest:
-        """Their values."""
+        """Return their values for the manifest."""
         return {"hyper": self.learner.hyper._values()}
 
     def differences(self, file: File) -> list[str]:
-        """Names that one side does not have."""
+        """One line for each name that either the learner or the checkpoint does not have."""
         present, stored = self.learner.hyper._values(), file.manifest["hyper"]
         return [
             f"hyper {name}: {'not here' if name in stored else 'not in the checkpoint'}"
@@ -150,12 +153,12 @@ class HyperPart(CheckpointPart):
         ]
 
     def load(self, file: File, undo: ExitStack) -> None:
-        """Set them."""
+        """Set the scalars to those of a checkpoint."""
         self.keep(undo)
         self.learner.hyper._put_values({name: float(value) for name, value in file.manifest["hyper"].items()})
 
     def keep(self, undo: ExitStack) -> None:
-        """Let ``undo`` bring back the present ones."""
+        """Let ``undo`` bring back the present scalars."""
         hyper = self.learner.hyper
         undo.callback(hyper._put_values, hyper._values())
 
@@ -164,17 +167,17 @@ class Carried(CheckpointPart):
     """What callbacks carry from step to step in ``learner.shared``."""
 
     def save(self, arrays: Arrays) -> Manifest:
-        """Their leaves, by name and number."""
+        """Add the leaves of each carried value under ``shared/``, its name and a number."""
         arrays.update({f"shared/{name}": value for name, value in self._arrays().items()})
         return {}
 
     def differences(self, file: File) -> list[str]:
-        """Other names or shapes."""
+        """One line for each leaf that has another name or shape."""
         lines = differences(self._arrays(), file.part("shared/"), dtypes=False)  # a count may be an int, or an array
         return [f"shared: {line}" for line in lines]
 
     def load(self, file: File, undo: ExitStack) -> None:
-        """Fill the trees that are there."""
+        """Put the arrays of a checkpoint into trees of the present structure."""
         shared, arrays = self.learner.shared, file.part("shared/")
         for name, tree in self._trees().items():
             undo.callback(setattr, shared, name, tree)

@@ -131,7 +131,7 @@ def load_weights(path: str | Path) -> dict[str, HostArray]:
 
 
 def save_weights(learner: LearnerParts, path: str | Path) -> Path:
-    """Write the weights alone."""
+    """Write the parameters and buffers of a learner alone; see `Learner.save_model`."""
     arrays: Arrays = {}
     WeightsPart(learner).save(arrays)
     return write(path, arrays, {"version": VERSION, "backend": learner.backend.name})

@@ -18,11 +18,11 @@ class Callbacks(CheckpointPart):
     """The states of the callbacks, by name; numbered where there are several of a class."""
 
     def save(self, arrays: Arrays) -> Manifest:
-        """Their states."""
+        """Return the state of each callback for the manifest."""
         return {"callbacks": {key: _state(key, callback) for key, callback in self._keyed().items()}}
 
     def differences(self, file: File) -> list[str]:
-        """States that only one side has."""
+        """One line for each state that only the learner or only the checkpoint has."""
         present, stored = self._keyed(), file.manifest["callbacks"]
         absent = [key for key, state in stored.items() if state and key not in present]
         new = [key for key, callback in present.items() if key not in stored and callback.state_dict()]
@@ -32,7 +32,7 @@ class Callbacks(CheckpointPart):
         ]
 
     def load(self, file: File, undo: ExitStack) -> None:
-        """Hand each its state."""
+        """Give each callback the state that was saved under its name."""
         states = file.manifest["callbacks"]
         for key, callback in self._keyed().items():
             if key in states:
@@ -60,11 +60,11 @@ class Loaders(CheckpointPart):
     """
 
     def save(self, arrays: Arrays) -> Manifest:
-        """Their places and grades."""
+        """Return for each loader its state, and how exactly it resumes."""
         return {"data": {key: self._entry(key, loader) for key, loader in self.learner.data.items()}}
 
     def differences(self, file: File) -> list[str]:
-        """A place for what keeps none."""
+        """One line for each loader that was saved with a place and now is one that keeps none."""
         data = self.learner.data
         lost = [key for key, state in self._states(file).items() if key in data and not keeps_place(data[key])]
         return [
@@ -74,9 +74,9 @@ class Loaders(CheckpointPart):
         ]
 
     def load(self, file: File, undo: ExitStack) -> None:
-        """Put each in its place."""
+        """Put each loader in the place that was saved."""
         for key, state in self._states(file).items():
-            loader = self.learner.data.get(key)  # a learner without that data does not go on with it
+            loader = self.learner.data.get(key)  # the learner may have no data of that name any more
             if loader is not None:
                 runs = self.learner.runs
                 undo.callback(runs.put_in_place, loader, runs.place_of(loader))
@@ -91,7 +91,7 @@ class Loaders(CheckpointPart):
             return {"resume": "epoch" if self._is_midway(key) else "exact", "state": None}
         state = None
         if keeps_place(loader):
-            with suppress(DataError, TypeError, RecursionError):  # one inside it keeps none, or it is no JSON
+            with suppress(DataError, TypeError, RecursionError):  # one inside it keeps no place, or it is no JSON
                 state = _json(self.learner.runs.place_of(loader))
         return {"resume": "none" if state is None else "exact", "state": state}
 
@@ -127,7 +127,7 @@ def _json(state: Json) -> Json:
 
 
 def keeps_place(loader: object) -> bool:
-    """Whether it says where it is, and can be put there."""
+    """Whether a loader has ``state_dict`` and ``load_state_dict``."""
     return all(callable(getattr(loader, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
@@ -138,7 +138,7 @@ def _attributes(callback: Callback) -> Attributes:
 
 def _put_back(callback: Callback, state: Json, attributes: Attributes) -> None:
     """Its state, and then what `load_state_dict` notes beside it, such as that the next fit begins nothing anew."""
-    with suppress(Exception):  # it may refuse a state that it never had from outside; the attributes still come back
+    with suppress(Exception):  # it may refuse the state, as it was never loaded; the attributes come back below
         callback.load_state_dict(state)
     for current, before in attributes:
         current.clear()

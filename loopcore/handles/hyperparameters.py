@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import isfinite
 from typing import Protocol
 
-from loopcore.backend.protocol import Backend
+from loopcore.backend.protocol import Backend, Scalar
 
 
 class Hyper:
@@ -47,14 +47,14 @@ class Hyper:
     def __getitem__(self, name: str) -> float:
         if name in self._own:
             return self._own[name]
-        return self._backend.get_hyper(*self._slots[self._known(name)][0])
+        return self._backend.get_hyper(*self._slots[self._checked(name)][0])
 
     def __setitem__(self, name: str, value: float) -> None:
         number = _number(name, value)
         if name in self._own:
             self._own[name] = number
             return
-        slots = self._slots[self._known(name)]
+        slots = self._slots[self._checked(name)]
         if not isfinite(number):
             raise ValueError(
                 f"hyper {name!r} would be {number}, and with it every weight: an optimizer takes finite ones"
@@ -83,7 +83,7 @@ class Hyper:
     def __repr__(self) -> str:
         return f"Hyper({', '.join(self)})"
 
-    def _known(self, name: str) -> str:
+    def _checked(self, name: str) -> str:
         if name not in self._slots:
             names = ", ".join(self) or "none"
             raise AttributeError(
@@ -94,7 +94,7 @@ class Hyper:
         return name
 
 
-def _number(name: str, value: object) -> float:
+def _number(name: str, value: Scalar) -> float:
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"hyper {name!r} is a number, not {value!r}")
     return float(value)
@@ -135,15 +135,15 @@ class HyperParameter:
         self.name = name
 
     def __call__(self, prefix: str) -> HyperParameter:
-        """That of the optimizer for a prefix."""
+        """The hyperparameter of this name of the optimizer for a prefix."""
         return HyperParameter(f"{prefix}.{self.name}")
 
     def get(self, learner: HasHyper) -> float:
-        """Its present value."""
+        """Read its present value from a learner, as a float."""
         return float(learner.hyper[self.name])
 
     def set(self, learner: HasHyper, value: float) -> None:
-        """Set it, for the next step."""
+        """Set it in a learner, from the next step on."""
         learner.hyper[self.name] = value
 
     def __eq__(self, other: object) -> bool:

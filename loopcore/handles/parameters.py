@@ -63,7 +63,7 @@ class ParameterHandle:
 
     @property
     def value(self) -> Tree:
-        """A snapshot of the arrays."""
+        """A tree of copies of the arrays, which no later step changes; assigning a tree writes its values."""
         return self._tree(self._backend.snapshot(self._paths))
 
     @value.setter

@@ -39,7 +39,7 @@ class Seeded(Protocol):
 
     @property
     def runs(self) -> DrawRecord:
-        """What counts its draws."""
+        """The record that counts its draws."""
         ...
 
 
@@ -166,7 +166,7 @@ class HostDraws:
     """A `RandomBackend` of float64 NumPy arrays, which have to be converted."""
 
     def key(self, key: DrawKey) -> np.random.Generator:
-        """A NumPy generator."""
+        """A NumPy generator for this draw, as there is no framework."""
         return _generator(key)
 
     def normal(self, key: DrawKey, shape: Sequence[int]) -> HostArray:
@@ -200,7 +200,7 @@ class HostDraws:
         return indices
 
     def gumbel(self, key: DrawKey, shape: Sequence[int]) -> HostArray:
-        """What `categorical` adds to the logits."""
+        """Numbers of the standard Gumbel distribution: `categorical` takes the largest of logits with these added."""
         return _generator(key).gumbel(size=tuple(shape))
 
 

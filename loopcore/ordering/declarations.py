@@ -90,7 +90,7 @@ def _misfits(callbacks: Iterable[Any]) -> Iterator[CallbackError]:
             description = (
                 f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
             )
-            yield CallbackError(f"{description} is no Callback: {_instead(callback)}")
+            yield CallbackError(f"{description} is no Callback: {_advice(callback)}")
         elif id(callback.identity()) in identities:
             name = name_of(callback.identity())
             yield CallbackError(f"the same {name} is in the list twice: make two of them, or remove one")
@@ -98,8 +98,8 @@ def _misfits(callbacks: Iterable[Any]) -> Iterator[CallbackError]:
             identities.add(id(callback.identity()))
 
 
-def _instead(value: Any) -> str:
-    """What to write for something that is no callback."""
+def _advice(value: Any) -> str:
+    """Advice on what to write instead of an object that is no callback."""
     kind: Any = value if isinstance(value, type) else type(value)
     roots = {cls.__module__.partition(".")[0] for cls in kind.__mro__}
     if callable(getattr(kind, "get_last_lr", None)) or kind.__name__ == "ReduceLROnPlateau":
@@ -128,7 +128,7 @@ def _nodes(callbacks: Sequence[Callback]) -> list[Declaration]:
     names = [name_of(callback) for callback in ranked]
     raise_first(problem for name, values in zip(names, declared, strict=True) for problem in _malformed(name, values))
     for values in declared:
-        values["reads"] += values.pop("traced_reads")  # who reads, a host or a traced handler, makes no difference here
+        values["reads"] += values.pop("traced_reads")  # which handler reads makes no difference to the order
     raise_first(_left_twice(names, [values.pop("leaves") for values in declared]))
     return [
         Declaration(callback, callback.identity(), name, rank, **values)
@@ -173,7 +173,7 @@ def _malformed(name: str, declared: dict[str, Any]) -> Iterator[CallbackError]:
 @lru_cache(maxsize=4096)
 def _is_path(path: str) -> bool:
     root, *parts = path.split(".")
-    numbers = root == "hyper"  # there optimizers have the prefixes of models, "encoder.0"
+    numbers = root == "hyper"  # these begin with the prefix of a model, such as "encoder.0"
     return root in ROOTS and all(part.isidentifier() or (numbers and part.isdecimal()) for part in parts)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import TypeAlias
 
-Edges: TypeAlias = dict[tuple[int, int], str]  # (rank of the first, rank of the second) -> why
+Edges: TypeAlias = dict[tuple[int, int], str]  # (rank of the first, rank of the second) -> the reason in words
 
 
 def closure(edges: Edges, count: int) -> list[set[int]]:
@@ -35,7 +35,7 @@ def topological(edges: Edges, count: int) -> list[int]:
     waiting = [0] * count
     for _, second in edges:
         waiting[second] += 1
-    ready = [rank for rank in range(count) if not waiting[rank]]  # ascending, hence a heap
+    ready = [rank for rank in range(count) if not waiting[rank]]  # an ascending list is a heap already
     order: list[int] = []
     while ready:
         order.append(heappop(ready))

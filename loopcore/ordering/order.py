@@ -163,7 +163,7 @@ def _clash(a: Declaration, b: Declaration) -> str:
 def _flow(writer: Declaration, reader: Declaration) -> str:
     """What one writes and the other reads, in words; empty if nothing."""
     pairs = [(w, r) for w in writer.writes for r in reader.reads if overlaps(w, r)]
-    if COMBINED in reader.writes:  # those who combine do not read what the others put in
+    if COMBINED in reader.writes:  # a callback that combines its value into this path does not read those of the others
         pairs = [(w, r) for w, r in pairs if w != COMBINED]
     if not pairs:
         return ""
@@ -223,7 +223,7 @@ def _cycle_error(nodes: Sequence[Declaration], edges: Edges) -> CycleError:
     after = successors(edges, len(nodes))
     far = [distances(after, rank) for rank in range(len(nodes))]
     length = min(far[second][first] + 1 for first, second in edges if first in far[second])
-    paths = {(rank, rank): [rank] for rank in range(len(nodes))}  # by where it began and where it is now
+    paths = {(rank, rank): [rank] for rank in range(len(nodes))}  # ways along shortest cycles, by first and last rank
     lines: list[str] = []
     for remaining in reversed(range(length)):
         steps = [
