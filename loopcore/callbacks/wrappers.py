@@ -10,11 +10,9 @@ from typing import Any
 from loopcore._utils.validation import is_number, is_whole
 from loopcore.callback import Callback, Listener, Resolution, RunFirst, Sleeper, wants_event
 from loopcore.errors import CallbackError, EventError
-from loopcore.events import EpochBegin, EpochEnd, Event, FitBegin, FitEnd
+from loopcore.events import OUTSIDE_STEPS, Event, FitBegin
 from loopcore.phases.base import Phase
 from loopcore.protocols import LearnerView, StateDict
-
-_OUTSIDE_STEPS = (FitBegin, FitEnd, EpochBegin, EpochEnd)
 
 
 class Wrapper(Sleeper):
@@ -77,11 +75,11 @@ class Wrapper(Sleeper):
         method = getattr(self.callback, listener.method)
         with_event = wants_event(method)
         thinned = issubclass(listener.event, self._event) or issubclass(self._event, listener.event)
-        self._of_steps |= thinned and not issubclass(listener.event, _OUTSIDE_STEPS)
+        self._of_steps |= thinned and not issubclass(listener.event, OUTSIDE_STEPS)
 
         def call(learner: LearnerView, phase: Phase | None, event: Event) -> None:
             if thinned and isinstance(event, self._event):
-                steps = None if phase is None or isinstance(event, _OUTSIDE_STEPS) else self._awake.get(phase.name)
+                steps = None if phase is None or isinstance(event, OUTSIDE_STEPS) else self._awake.get(phase.name)
                 if not (steps[-1] if steps else self._hears(listener.method, phase)):
                     return
             if with_event:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
+from loopcore._utils.packages import CALLBACKS, is_ours
 from loopcore.callback import Callback, name_of
 from loopcore.execution.program_keys import global_names
 from loopcore.handles.trees import is_container
@@ -51,9 +52,9 @@ def baked_in(learner: LearnerParts, phase: Phase, callbacks: Iterable[Callback])
     for callback in callbacks:
         if any(listener.traced for listener in callback.listeners):
             owner = callback.identity()
-            is_ours = type(owner).__module__.startswith("loopcore.callbacks.")
+            of_loopcore = is_ours(type(owner).__module__, CALLBACKS)
             for name, value in vars(owner).items():
-                if not (is_ours and name.startswith("_")):  # what they keep for themselves no program depends on
+                if not (of_loopcore and name.startswith("_")):  # what they keep for themselves no program depends on
                     note(f"{name_of(callback)}.{name}", value)
     return list(arrays.values())
 
@@ -61,8 +62,8 @@ def baked_in(learner: LearnerParts, phase: Phase, callbacks: Iterable[Callback])
 def _methods(phase: Phase) -> Iterator[FunctionType]:
     """Functions that the classes of the user define."""
     for cls in type(phase).__mro__:
-        is_ours = cls.__module__.startswith("loopcore.") and not cls.__module__.startswith("loopcore.testing.")
-        if not is_ours and cls is not object:
+        of_loopcore = is_ours(cls.__module__, "loopcore") and not is_ours(cls.__module__, "loopcore.testing")
+        if not of_loopcore and cls is not object:
             yield from (value for value in vars(cls).values() if isinstance(value, FunctionType))
 
 

@@ -16,7 +16,7 @@ from loopcore.state import RESERVED
 if TYPE_CHECKING:
     from loopcore.phases.base import Phase
 
-_OUTSIDE = (FitBegin, FitEnd, EpochBegin)
+_NOT_AFTER_A_STEP = (FitBegin, FitEnd, EpochBegin)
 _FIRED: dict[Any, list[type[Event]]] = {  # within a step, by its body
     phase.step: [event for event, _ in STEP_EVENTS[phase.__name__] if not issubclass(event, SCOPE_EVENTS)]
     for phase in (TrainingPhase, ValidationPhase, PredictionPhase)
@@ -84,7 +84,7 @@ def hears(callback: Callback, phase: Phase) -> bool:
 
     Who listens to nothing but the begin of epochs and to the fit may look at the last step, whatever its phase was.
     """
-    listeners = [listener for listener in callback.listeners if not issubclass(listener.event, _OUTSIDE)]
+    listeners = [listener for listener in callback.listeners if not issubclass(listener.event, _NOT_AFTER_A_STEP)]
     return any(
         candidate.phase is None or isinstance(phase, candidate.phase) for candidate in listeners or callback.listeners
     )

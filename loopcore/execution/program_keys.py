@@ -9,6 +9,7 @@ from itertools import islice
 from types import CodeType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, cast
 
+from loopcore._utils.packages import CALLBACKS, is_ours
 from loopcore._utils.value_keys import SCALARS, IdentityKey, frozen, same
 from loopcore.errors import TraceError
 from loopcore.handles.trees import is_container
@@ -108,8 +109,8 @@ def attributes_read(owner: Any, methods: tuple[str, ...]) -> tuple[str, ...]:
     """
     cls = type(owner)
     names, attributes = names_read(cast(Any, cls), methods), getattr(owner, "__dict__", {})
-    is_ours = cls.__module__.startswith("loopcore.callbacks")
-    return tuple(name for name in names if name in attributes and not (is_ours and name.startswith("_")))
+    of_loopcore = is_ours(cls.__module__, CALLBACKS)
+    return tuple(name for name in names if name in attributes and not (of_loopcore and name.startswith("_")))
 
 
 @lru_cache(maxsize=1024)

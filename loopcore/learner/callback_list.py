@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from loopcore.access.members import GuardedCallback, make_member
 from loopcore.callback import Callback, name_of
 from loopcore.errors import CallbackError
-from loopcore.events import SCOPE_EVENTS, FitBegin, FitEnd
+from loopcore.events import OUTSIDE_STEPS, FitBegin, FitEnd
 from loopcore.ordering.declarations import overlaps
 from loopcore.ordering.order import Edge, order_callbacks
 from loopcore.protocols import LearnerParts
@@ -170,7 +170,7 @@ def _check_listeners(callback: Callback) -> None:
                 f"{name_of(callback)}.{listener.method} listens to {listener.event.__name__} of a phase, but a fit has "
                 f"no phase: write @on({listener.event.__name__})"
             )
-        if listener.traced and listener.event in SCOPE_EVENTS[:4]:
+        if listener.traced and listener.event in OUTSIDE_STEPS:
             raise CallbackError(f"{name_of(callback)}.{listener.method} is traced, but runs outside steps")
 
 
