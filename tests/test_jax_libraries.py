@@ -695,3 +695,29 @@ def test_what_no_objective_reaches_is_known(compile: bool) -> None:
     assert set(unreached()) == {"idle", "late"}
     learner.gradient(lambda: learner.xp.sum(learner.model.native[1]["late"] ** 2))
     assert unreached() == ("idle",)
+
+
+def test_an_equinox_method_that_is_overridden_takes_its_own_keywords() -> None:
+    class Base(eqx.Module):
+        weight: Any
+
+        def __call__(self, x: Any) -> Any:
+            return self.encode(x)
+
+        def encode(self, x: Any) -> Any:
+            return x * self.weight
+
+    class Noisy(Base):
+        def encode(self, x: Any, key: Any = None) -> Any:
+            return super().encode(x) if key is None else super().encode(x) + jax.random.normal(key, x.shape)
+
+    learner = lc.Learner(Noisy(jnp.ones(2)), lc.losses.mse, default_callbacks=False)
+
+    class Encodes(lc.TrainingPhase):
+        reads = ("step.code",)
+
+        def step(self, learner: Any, handle: Any, state: Any) -> None:
+            state.code = learner.model.encode(state.xs)
+
+    code = learner.run_step(Encodes(), {"xs": np.zeros((3, 2), "f4")}).code
+    assert np.abs(code).min() > 0  # it got a key

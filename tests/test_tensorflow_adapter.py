@@ -377,3 +377,10 @@ def test_a_seed_for_stateless_draws() -> None:
 def test_full_of_an_array() -> None:
     xp = learner_of(dense()).xp
     np.testing.assert_array_equal(xp.full((2, 3), np.arange(3.0, dtype="f4")), [[0, 1, 2]] * 2)
+
+
+def test_the_wider_of_two_floating_dtypes() -> None:
+    xp = learner_of(dense()).xp
+    single, double = tf.ones(2, tf.float32), tf.ones(2, tf.float64)
+    assert {xp.maximum(single, double).dtype, xp.maximum(double, single).dtype} == {tf.float64}
+    assert xp.maximum(single, tf.ones(2, tf.int64)).dtype == tf.float32

@@ -41,7 +41,7 @@ class Equinox:
         self._has_state = bool(tail)
         self.methods = type(module)
         # Which keywords each method takes is read once, not at each call.
-        functions = {name: value for cls in type(module).__mro__ for name, value in vars(cls).items()}
+        functions = {name: value for cls in reversed(type(module).__mro__) for name, value in vars(cls).items()}
         self._keywords = {name: keywords(value)[1] for name, value in functions.items() if isfunction(value)}
         self._keywords["__call__"] = keywords(type(module).__call__)[1]
         self.takes_key = any("key" in names for name, names in self._keywords.items() if name != "__init__")

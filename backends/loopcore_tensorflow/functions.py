@@ -28,7 +28,8 @@ def pair(x1: Array | Number, x2: Array | Number) -> tuple[Array, Array]:
     if x1.dtype != x2.dtype:
         wider = tf.experimental.numpy.result_type(x1.dtype, x2.dtype)
         # NumPy makes float64 of float32 and int32; here an array of floats decides, as in JAX and torch.
-        wider = next((x.dtype for x in (x1, x2) if x.dtype.is_floating), tf.as_dtype(wider))
+        floating = [x.dtype for x in (x1, x2) if x.dtype.is_floating]
+        wider = floating[0] if len(floating) == 1 else tf.as_dtype(wider)
         return tf.cast(x1, wider), tf.cast(x2, wider)
     return x1, x2
 
