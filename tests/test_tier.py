@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.tier import LONG, PLAN, SAMPLES, chosen, files
+from tests.tier import HALVES, LONG, PLAN, SAMPLES, chosen, files
 
 HERE = Path(__file__).parent
 SUITE = HERE.parent / "loopcore" / "testing" / "conformance"
-PLANS = ("jax", "jax-split", "jax-eager")
+PLANS = ("mine", "mine-split", "mine-eager")
 SELECTIONS: Callable[..., list[list[str]]] = runpy.run_path(str(HERE / "all.py"))["selections"]
 
 
@@ -49,6 +49,16 @@ def test_of_some_parameters_other_values_run_in_each_function() -> None:
     found = [picked(cases(f"test_{number}", kind=range(30))) for number in range(20)]
     assert {len(one) for one in found} == {SAMPLES["kind"]}
     assert {values["kind"] for one in found for values in one} == set(map(str, range(30)))
+
+
+def test_each_backend_that_compiles_runs_one_half() -> None:
+    tests = [("a.py::test_" + str(number), {}) for number in range(40)]
+    jax, tensorflow = (chosen([(name, {PLAN: f"'{one}'"}) for name, _ in tests]) for one in HALVES)
+    assert jax.isdisjoint(tensorflow) and len(jax | tensorflow) == 40 and 10 < len(jax) < 30
+
+
+def test_with_other_models_one_case_is_enough() -> None:
+    assert len(chosen(cases("test_one", event=range(5)), again=True)) == 1
 
 
 def test_what_is_chosen_of_a_function_does_not_depend_on_the_others() -> None:

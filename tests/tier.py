@@ -2,21 +2,30 @@
 
 In the quick tier a test function that runs once for each callback, each event and each plan of a step runs for every
 value of each of its parameters, but not for every combination; and each of them in one plan, which changes from one to
-the next. Of some parameters a sample is enough, and some functions take too long. What is left is the rest: the two
-together are all tests.
+the next. Of some parameters a sample is enough, some functions take too long, and of the two backends that compile each
+runs one half of the suite. What is left is the rest: the two together are all tests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TypeAlias
 from zlib import crc32
 
 import pytest
 
 PLAN = "_loopcore_backend_name"  # the parameter that names a backend and its plan, such as jax-split
-SAMPLES = {"seed": 8, "kind": 6}  # parameters of which some values are enough, other ones for each function: how many
-LONG = {  # functions that take more than three seconds on a backend where nothing is compiled
+SAMPLES = {"seed": 8, "kind": 6, "label": 40}  # so many values of these are enough, and other ones for each function
+HALVES = {"jax": 0, "tensorflow": 1}  # which half of the suite runs on a backend, by the checksum of a function's name
+WHOLE = (  # files that are too short for halves
+    *("test_histograms.py", "test_host_arrays.py", "test_plans.py", "test_rehearsal.py", "test_trajectory.py"),
+)
+LONG = {  # functions that take more than three seconds of a processor on some backend
+    *("test_the_first_20_losses_are_those_of_eager_steps", "test_the_first_20_losses_agree"),
+    *("test_the_plan_of_a_step_makes_no_difference", "test_inputs_and_labels_are_mixed_alike"),
+    *("test_vae_bounds_the_evidence", "test_vae_raises_the_weight_of_the_divergence", "test_convnet_knows_digits"),
+    "test_byol_averages_parameters_and_statistics",
     *("test_byol_learns_a_representation", "test_wgan_gp_makes_digits", "test_sam_finds_flatter_ground"),
     *("test_pictures_are_written", "test_transformer_draws_digits", "test_char_lm_reads_on"),
     *("test_the_hash_seed_changes_nothing", "test_all_orders_of_the_list_give_the_same_bits"),
@@ -38,7 +47,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tier = config.getoption("tier")
     if tier == "all":
         return
-    quick = {items[place].nodeid for place in chosen([(item.nodeid, parameters(item)) for item in items])}
+    again = bool(config.getoption("loopcore_models", default=""))
+    quick = {items[place].nodeid for place in chosen([(item.nodeid, parameters(item)) for item in items], again)}
     if missing := files(item.nodeid for item in items) - files(quick):
         raise pytest.UsageError(f"the quick tier has no test of {', '.join(sorted(missing))}")
     others = [item for item in items if (item.nodeid in quick) != (tier == "quick")]
@@ -57,11 +67,15 @@ def parameters(item: pytest.Item) -> dict[str, str]:
     return {name: repr(value) for name, value in params.items()}
 
 
-def chosen(tests: Sequence[tuple[str, dict[str, str]]]) -> set[int]:
-    """Places of the tests of the quick tier, which are given by name and parameters.
+def chosen(tests: Sequence[tuple[str, dict[str, str]]], again: bool = False) -> set[int]:
+    """Places of the tests of the quick tier.
 
     What is chosen of a function depends on nothing but its own tests, so that both tiers may be run by any number of
     processes.
+
+    Args:
+        tests: name and parameters of each.
+        again: whether they run once more, with other models; then one case of each function is enough.
     """
     functions: dict[str, dict[Case, list[int]]] = {}
     for place, (name, values) in enumerate(tests):
@@ -69,10 +83,14 @@ def chosen(tests: Sequence[tuple[str, dict[str, str]]]) -> set[int]:
         functions.setdefault(name.partition("[")[0], {}).setdefault(case, []).append(place)
     found = set[int]()
     for name, cases in functions.items():
-        if name.rpartition("::")[2] in LONG:
+        file, _, function = name.rpartition("::")
+        first = crc32(function.encode())
+        backend = tests[next(iter(cases.values()))[0]][1].get(PLAN, "").strip("'").partition("-")[0]
+        other_half = backend in HALVES and not file.endswith(WHOLE) and first % 2 != HALVES[backend]
+        if function in LONG or other_half:
             continue
-        first = crc32(name.encode())
-        for plan, case in enumerate(covering(list(cases), first), first):
+        few = islice(covering(list(cases), first // 2), 1 if again else None)
+        for plan, case in enumerate(few, first // 2):
             found.add(cases[case][plan % len(cases[case])])
     return found
 
