@@ -52,8 +52,8 @@ def test_of_some_parameters_other_values_run_in_each_function() -> None:
 
 
 def test_each_backend_that_compiles_runs_one_half() -> None:
-    tests = [("a.py::test_" + str(number), {}) for number in range(40)]
-    jax, tensorflow = (chosen([(name, {PLAN: f"'{one}'"}) for name, _ in tests]) for one in HALVES)
+    names = [f"a.py::test_{number}" for number in range(40)]
+    jax, tensorflow = (chosen([(name, {PLAN: f"'{one}'"}) for name in names]) for one in HALVES)
     assert jax.isdisjoint(tensorflow) and len(jax | tensorflow) == 40 and 10 < len(jax) < 30
 
 
