@@ -24,10 +24,11 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
 default_role = "py:obj"
 nitpicky = True
-# Names of other libraries, whose documentation is not fetched, and aliases that only annotations use.
+# Names of other libraries, whose documentation is not fetched, and aliases and protocols that only annotations use.
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections\.abc|contextlib|numpy|np|optree|pathlib|types|typing|rich)\..*"),
     (r"py:.*", r"(.*\.)?(Array|Tree|Leaves|Kind|Body|Fire|Outcome|Reduction|Method|Mode|Unit|Schedule|C)"),
+    (r"py:.*", r"(.*\.)?(Condition|Native|Result|Scalar|HasHyper|LearnerParts|Running|Seeded)"),
 ]
 
 myst_enable_extensions = ["substitution"]

@@ -75,7 +75,7 @@ class GradientAccumulation(Callback):
 
     Reads: step.grads, step.pooled
     Writes: step.grads, step.apply, step.window, step.pooled, shared.accumulated, shared.accumulation, params, optimizer
-    Session after: ToDevice
+    Runs after: ToDevice
     Handles: StepBegin, BackwardEnd (traced), StepEnd (also traced), EpochEnd
 
     Args:

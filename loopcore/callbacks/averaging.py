@@ -32,7 +32,7 @@ class AveragedWeights(Callback):
 
     Reads: step.updated
     Writes: shared.averaged_params, shared.averaged_buffers, shared.averaged_updates, params, buffers
-    Session after: ToDevice, GradientAccumulation, GradientClipping, StopOnNaNLoss
+    Runs after: ToDevice, GradientAccumulation, GradientClipping, StopOnNaNLoss
     Handles: FitBegin, StepBegin, StepEnd (traced), EpochBegin, EpochEnd, FitEnd
 
     Args:

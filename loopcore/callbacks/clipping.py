@@ -18,7 +18,7 @@ class GradientClipping(Callback):
 
     Reads: step.window, step.grads
     Writes: step.grads
-    Session after: GradientAccumulation
+    Runs after: GradientAccumulation
     Handles: BackwardEnd (traced)
 
     Args:

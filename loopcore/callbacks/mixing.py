@@ -75,7 +75,7 @@ class LabelSmoothing(Callback):
 
     Reads: step.ys
     Writes: step.ys
-    Session after: MixUp
+    Runs after: MixUp
     Handles: StepBegin (traced)
 
     Args:

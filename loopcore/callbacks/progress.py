@@ -172,7 +172,7 @@ class MetricsPrinter(Printer):
     beside the number of the round before it.
 
     Reads: shared.metrics_epoch
-    Session after: ProgressPrinter
+    Runs after: ProgressPrinter
     Handles: FitBegin, EpochEnd
 
     Args:

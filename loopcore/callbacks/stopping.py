@@ -51,7 +51,7 @@ class StopOnNaNLoss(Callback):
 
     Reads: step.loss, step.updated, step.buffers_before
     Writes: step.apply, step.buffers_before, shared.first_bad_step, buffers
-    Session after: GradientAccumulation
+    Runs after: GradientAccumulation
     Handles: FitBegin, StepBegin (traced), UpdateBegin (traced), StepEnd (also traced), EpochEnd
 
     Example:

@@ -14,7 +14,7 @@ _RESERVED = frozenset({"metrics", "project", "run", "step", "time", "timestamp"}
 class TrackioLogger(Logger):
     """Writes a new run of a Trackio project, into its local database; ``trackio show`` shows it.
 
-    Trackio has one open run in a process: a new one closes the one before. Session of one name are kept apart by their
+    Trackio has one open run in a process: a new one closes the one before. Runs of one name are kept apart by their
     ids. Names that Trackio keeps for itself, such as ``time``, get ``metric/`` in front.
 
     Args:

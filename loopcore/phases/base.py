@@ -51,7 +51,7 @@ class Phase:
         return f"<{type(self).__name__} {self.name!r}>"
 
     def unpack(self, batch: Any) -> Mapping[str, Any]:
-        """Name the parts of a batch; they become values of the state. Session on the host, before conversion.
+        """Name the parts of a batch; they become values of the state. Runs on the host, before conversion.
 
         Args:
             batch: one item of the data. A mapping is the state as it is.
