@@ -72,6 +72,9 @@ EXAMPLES: dict[type, Any] = {  # of those whose declarations depend on their arg
 }
 
 
+NAMES = {cls.__name__ for cls in shipped()}
+
+
 @pytest.mark.parametrize("cls", list(shipped()), ids=lambda cls: cls.__name__)
 def test_the_docstring_lists_what_the_class_declares(cls: type[lc.Callback]) -> None:
     if cls.__name__ in ("FunctionCallback", "Throttle"):
@@ -82,6 +85,9 @@ def test_the_docstring_lists_what_the_class_declares(cls: type[lc.Callback]) -> 
     assert line(cls, "Reads").removesuffix(" and the step values of its metrics") == reads
     assert line(cls, "Leaves") == ", ".join(example.leaves)
     assert line(cls, "Writes") == ", ".join(example.writes)
+    after = {other.__name__ for other in (*cls.run_after, *cls.requires)}
+    said = ", ".join((line(cls, "Runs after"), line(cls, "Requires"))).strip(", ")
+    assert {name for name in said.split(", ") if name in NAMES} == after & NAMES
     heard: dict[str, set[bool]] = {}
     for listener in cls.listeners:
         heard.setdefault(listener.event.__name__, set()).add(listener.traced)
