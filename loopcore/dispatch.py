@@ -12,15 +12,12 @@ from loopcore.callback import Callback, Listener, name_of, wants_event
 from loopcore.errors import CallbackError, CancelEpochException, CancelException, CancelFittingException, EventError
 from loopcore.events import SCOPE_EVENTS, Event, StepBegin, StepEnd, UpdateBegin
 
-__all__ = ["NOBODY", "SCOPE_EVENTS", "Handler", "MutedEvents", "Table", "deliver", "merge", "warn_unfired"]
-
 if TYPE_CHECKING:
     from loopcore.access.lent_containers import LentContainers
     from loopcore.phases.base import Phase
 
-MutedEvents: TypeAlias = frozenset[
-    tuple[int, type[Event]]
-]  # by the id of a callback, events it sleeps through in a step
+# By the id of a callback, events that it sleeps through in a step.
+MutedEvents: TypeAlias = frozenset[tuple[int, type[Event]]]
 NOBODY: MutedEvents = frozenset()
 _TRAINED = frozenset({"model", "params", "buffers", "optimizer"})
 

@@ -29,24 +29,6 @@ StateDict: TypeAlias = dict[str, Any]  # what a callback keeps in a checkpoint: 
 Wrt: TypeAlias = "ParameterHandle | tuple[ParameterHandle, ...] | None"
 
 
-class PhaseLike(Protocol):
-    """A phase, as callbacks see it; see `loopcore.phases.base.Phase`."""
-
-    data_key: str | None
-    reads: tuple[str, ...]
-    carries: tuple[str, ...]
-    compile: bool
-
-    @property
-    def name(self) -> str:
-        """The key of its counters and its history."""
-        ...
-
-    def unpack(self, batch: Any) -> Mapping[str, Any]:
-        """Name the parts of a batch."""
-        ...
-
-
 class EpochView(Protocol):
     """The running epoch of a phase, or the last one; see `loopcore.loop.scopes.EpochInfo`."""
 

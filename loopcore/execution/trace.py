@@ -54,6 +54,7 @@ class _Fixed(NamedTuple):
     state: dict[str, Any]
     shared: dict[str, Any]
     updated: Any
+    places: tuple[int, ...] | None  # of the parameters, buffers and optimizer states that are handed back; None: all
 
 
 @dataclass(eq=False)
@@ -450,7 +451,7 @@ class _TraceRun:
         }
         moving, fixed = parted(backend, changed, floats=False)
         step = {name: value for name in _STEP if backend.is_array(value := getattr(state, name)) or _traced(value)}
-        self._places, present = self._changed()
+        places, present = self._changed()
         handed_back = {name: shared[name] for name in self._inputs.shared} if carried else {}
         outputs: dict[str, Tree] = {
             "carried": present,
@@ -462,7 +463,7 @@ class _TraceRun:
         if "apply" not in step:
             static = static | {"apply": state.apply}
         fixed = {name: value for name, value in fixed.items() if f"shared.{name}" not in self._spec.layout}
-        return outputs, _Fixed(static, fixed, None if "updated" in step else state.updated), mixed
+        return outputs, _Fixed(static, fixed, None if "updated" in step else state.updated, places), mixed
 
     def _without_graph(self, outputs: dict[str, Tree]) -> dict[str, Tree]:
         """The outputs as a host handler sees them."""
@@ -493,7 +494,7 @@ class _TraceRun:
             left_out=tuple(name for name in state.__dict__ if name not in names),
             differentiated=frozenset(differentiated),
             layout=layout,
-            carried=self._places,
+            carried=fixed.places,
             chain=None,
             mixed=mixed,
         )

@@ -335,5 +335,5 @@ class Session:
 def _other_thread() -> OtherThreadError:
     return OtherThreadError(
         "this learner is running in another thread, and both would write the same weights and counts: wait until it is "
-        "done, or make a LearnerParts for each thread"
+        "done, or make a Learner for each thread"
     )

@@ -153,6 +153,7 @@ def test_another_thread_is_refused_while_a_step_runs(backend: Subject, what: str
     same = make_learner(backend.mlp(W), data=(PAIRS, None))
     learner.run_step(lc.TrainingPhase(), PAIRS[0])
     assert [type(error) for error in raised] == [lc.errors.OtherThreadError]
+    assert "make a Learner for each thread" in str(raised[0])
     same.run_step(lc.TrainingPhase(), PAIRS[0])
     backend.close(backend.weights(learner), backend.weights(same))
     other()  # and afterwards it may
