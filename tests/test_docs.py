@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import pkgutil
 import re
@@ -138,7 +139,9 @@ def test_every_loss_is_in_the_reference() -> None:
 
 def test_every_method_of_the_protocol_is_on_its_page() -> None:
     listed = set(re.findall(r"automethod:: loopcore\.backend\.Backend\.(\w+)", page("write-a-backend.md")))
-    methods = {name for name, value in vars(Backend).items() if callable(value) and not name.startswith("_")}
+    parts = [part for part in inspect.getmro(Backend) if part.__module__ == Backend.__module__]
+    members = {name: value for part in parts for name, value in vars(part).items()}
+    methods = {name for name, value in members.items() if callable(value) and not name.startswith("_")}
     assert listed == methods
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 
-from loopcore.backend import Array, CutError, Leaves
+from loopcore.backend import Array, CutError, Leaves, Scopes
 from loopcore.errors import GradientError, LossError
 from loopcore_jax.array_store import CurrentArrays
 from loopcore_jax.arrays import Arrays, is_traced, transform
 
-Scopes: TypeAlias = Sequence[MutableMapping[str, Any]]
 Pullback: TypeAlias = Callable[[list[Array]], tuple[list[Array]]]
 _LOOKS = 16  # at what an objective reaches, which may be another thing at every eager step
 

@@ -176,6 +176,22 @@ class Models:
                     "an optimizer if it is to rest; or pass one model that holds both"
                 )
 
+    def get(self, paths: Iterable[str]) -> Leaves:
+        """The present arrays by path; inside an objective the tracers that stand in for parameters."""
+        return {path: self._current.array(path) for path in paths}
+
+    def set(self, leaves: Mapping[str, Any]) -> None:
+        """Copy values in, in the dtype of what they replace."""
+        store = self._current.store
+        for path, value in leaves.items():
+            # The old array tells the dtype and whether it holds random keys.
+            group = store.params if path in store.params else store.buffers
+            group[path] = self._arrays.like(value, group[path])
+
+    def snapshot(self, paths: Iterable[str]) -> Leaves:
+        """Copy arrays by path; in an objective and in a program return the tracers, which nothing can change."""
+        return {path: copied(array) for path, array in self.get(paths).items()}
+
     def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
         """Build the model's own tree of leaves by relative path."""
         part = self._bound[model].part(kind)
@@ -277,7 +293,7 @@ class Models:
             for path, constraint in getattr(bound.library, "constraints", {}).items()
         }
 
-    def frozen(self) -> frozenset[str]:
+    def frozen_by_user(self) -> frozenset[str]:
         """Full paths of what the user froze by the means of the model's own library."""
         frozen = ((bound.params.prefix, getattr(bound.library, "frozen", ())) for bound in self._bound.values())
         return frozenset(f"{prefix}{path}" for prefix, paths in frozen for path in paths)
@@ -311,6 +327,19 @@ class Models:
     def has_method(self, model: str, name: str) -> bool:
         """Whether a model has a method of this name besides its forward pass."""
         return callable(getattr(getattr(self._bound[model].library, "methods", None), name, None))
+
+    def call_method(
+        self,
+        model: str,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        training: bool,
+        update_state: bool,
+    ) -> Any:
+        """Call a method of a module of nnx, linen or equinox as `forward` calls its ``__call__``."""
+        return self.forward(model, args, kwargs, training=training, update_state=update_state, method=name)
 
     def forward(
         self,

@@ -269,42 +269,42 @@ class Optimizers:
 
     # -- hyperparameters ---------------------------------------------------------------------------------------
 
-    def name(self, index: int) -> str:
+    def optimizer_name(self, optimizer: int) -> str:
         """The name of an optimizer for messages and logs."""
-        return self._attached[index].name
+        return self._attached[optimizer].name
 
-    def hyper_names(self, index: int) -> tuple[str, ...]:
+    def hyper_names(self, optimizer: int) -> tuple[str, ...]:
         """Which hyperparameters an optimizer has; always a learning rate, even if nobody can read or set it."""
-        names = self._attached[index].names
+        names = self._attached[optimizer].names
         return tuple(name for name in _OPTAX_NAMES if name in names or name == "learning_rate")
 
-    def get_hyper(self, index: int, name: str) -> Any:
+    def get_hyper(self, optimizer: int, name: str) -> Any:
         """The present value of a hyperparameter.
 
         Raises:
             OptimizerError: optax keeps it where nobody can read it.
         """
-        attached, hyper = self._attached[index], self._current.store.hyper
-        if f"{index}.{name}" in hyper:
-            return hyper[f"{index}.{name}"]
+        attached, hyper = self._attached[optimizer], self._current.store.hyper
+        if f"{optimizer}.{name}" in hyper:
+            return hyper[f"{optimizer}.{name}"]
         if not hasattr(attached.tx, "update"):  # a rule of Keras
             return attached.tx.value(name)
         # Not to be set, since a schedule of optax writes it, but to be read.
         if name in attached.names:
-            return float(_scalars(self._current.store.states[index], attached.names[name])[0])
+            return float(_scalars(self._current.store.states[optimizer], attached.names[name])[0])
         raise OptimizerError(attached.fixed[name])
 
-    def set_hyper(self, index: int, name: str, value: Any) -> None:
+    def set_hyper(self, optimizer: int, name: str, value: Any) -> None:
         """Set a hyperparameter, for the next update.
 
         Raises:
             OptimizerError: optax keeps it where nobody can set it.
         """
-        attached, hyper = self._attached[index], self._current.store.hyper
+        attached, hyper = self._attached[optimizer], self._current.store.hyper
         if name in attached.fixed:
             raise OptimizerError(attached.fixed[name])
         # A chain may have several, as with a rate for each part of a model; one number then replaces all of them.
-        keys = [f"{index}.{key}" for key in _keys(attached, name)]
+        keys = [f"{optimizer}.{key}" for key in _keys(attached, name)]
         different = list(dict.fromkeys(hyper[key] for key in keys if key in hyper))
         if len(different) > 1:
             warnings.warn(
@@ -331,7 +331,7 @@ class Optimizers:
 
     # -- state -------------------------------------------------------------------------------------------------
 
-    def export(self) -> dict[str, Any]:
+    def export_optimizers(self) -> dict[str, Any]:
         """Copy the leaves of all states to the host, by number of the optimizer and place in its tree.
 
         Injected hyperparameters are among them, with their present values where one has several places.
@@ -344,13 +344,13 @@ class Optimizers:
         leaves, _ = jax.tree_util.tree_flatten_with_path({str(n): state for n, state in states.items()})
         return {jax.tree_util.keystr(path, simple=True, separator="."): to_numpy(leaf) for path, leaf in leaves}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `export` gave.
+    def import_optimizers(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `export_optimizers` gave.
 
         Raises:
             ValueError: it is that of other optimizers.
         """
-        check_state(self.export(), state)
+        check_state(self.export_optimizers(), state)
         store = self._current.store
         leaves, spec = jax.tree_util.tree_flatten_with_path({str(n): tree for n, tree in enumerate(store.states)})
         names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optree
 import tensorflow as tf
 
-from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
+from loopcore.backend import Array, DrawKey, RandomBackend, Tree
+from loopcore.backend.composed import ComposedBackend
 from loopcore.backend.pairs import recognises
 from loopcore.errors import BackendError
 from loopcore_keras.models import build, is_model
@@ -27,7 +27,7 @@ from loopcore_tensorflow.random import LOOPS, Random
 from loopcore_tensorflow.step_parts import StepParts
 
 
-class Backend:
+class Backend(ComposedBackend):
     """TensorFlow's side of one Learner; see ``loopcore.backend.Backend`` for what each method promises.
 
     Models are Keras models and layers, ``tf.Module`` objects, ``(apply_fn, params[, state])``, or trees of arrays,
@@ -51,11 +51,14 @@ class Backend:
     leak_errors: tuple[type[Exception], ...] = (LeakedTensor,)
     xp: Any = Namespace(tf.float32)
     losses: Any = losses
+    is_array = staticmethod(arrays.is_array)
+    signature = staticmethod(arrays.signature)
+    to_words = staticmethod(packed_scalars.to_words)
+    from_words = staticmethod(packed_scalars.from_words)
 
     def __init__(self, *, device: Any = None, compile: Any = "auto") -> None:
-        self.transfers = 0
         self._context = AutodiffContext()
-        self._arrays = arrays.Arrays()
+        self._arrays = arrays.Arrays(self._context)
         self._arrays.device = _device(device)
         xla = compile == "xla"
         # Two caches: programs of whole steps, and of parts of steps that are cut.
@@ -63,6 +66,10 @@ class Backend:
         self._models = Models(self._arrays, self._context, parts)
         self._gradients = Gradients(self._models, self._arrays, self._context)
         self._optimizers = Optimizers(self._models, self._arrays, self._context, parts)
+        super().__init__(self._models, self._optimizers, self._gradients, self._arrays)
+        self.frozen_by_user = self._models.frozen_by_user
+        self.compile = self._programs.compile
+        self.constant = self._arrays.tensor
         self._place()
 
     def _place(self) -> None:
@@ -106,50 +113,6 @@ class Backend:
         self._optimizers.attach(())
         self._place()
 
-    def native(self, model: str) -> Any:
-        """The user's own object, or a tree with the present values."""
-        return self._models.native(model)
-
-    def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
-        """For each model name the full paths of its arrays."""
-        return self._models.paths(kind)
-
-    def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
-        """Take neutral specs or optimizers of Keras, each with the paths it trains.
-
-        Raises:
-            OptimizerError: one of another framework.
-        """
-        self._optimizers.attach(optimizers)
-
-    def frozen_by_user(self) -> frozenset[str]:
-        """What is frozen by ``layer.trainable = False`` of Keras."""
-        return self._models.frozen()
-
-    def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
-        """None: an optimizer of Keras is made for no variables in particular."""
-        return self._optimizers.native_paths(optimizer)
-
-    def optimizer_name(self, optimizer: int) -> str:
-        """The name of an optimizer for messages and logs."""
-        return self._optimizers.name(optimizer)
-
-    def hyper_names(self, optimizer: int) -> tuple[str, ...]:
-        """Which of ``learning_rate, momentum, weight_decay`` an optimizer has; momentum is beta1 in Adam's family."""
-        return self._optimizers.hyper_names(optimizer)
-
-    def get_hyper(self, optimizer: int, name: str) -> Any:
-        """The present value of a hyperparameter; within a program the tensor that stands for it."""
-        return self._optimizers.get_hyper(optimizer, name)
-
-    def set_hyper(self, optimizer: int, name: str, value: float) -> None:
-        """Set a hyperparameter for the next update, without recompiling.
-
-        Raises:
-            OptimizerError: Keras keeps it where a program would bake it in.
-        """
-        self._optimizers.set_hyper(optimizer, name, value)
-
     def to_device(self, device: Any) -> None:
         """Convert batches to arrays of a device from now on. Variables of TensorFlow stay where they were made.
 
@@ -166,42 +129,6 @@ class Backend:
                 )
         self._arrays.device = self.xp.device = target
 
-    def export_optimizers(self) -> dict[str, Any]:
-        """The state of all optimizers, by name."""
-        return self._optimizers.export()
-
-    def import_optimizers(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `export_optimizers` gave.
-
-        Raises:
-            ValueError: it is that of other optimizers.
-        """
-        self._optimizers.load(state)
-
-    # -- weights -----------------------------------------------------------------------------------------------
-
-    def get(self, paths: Iterable[str]) -> Leaves:
-        """The present values; inside an objective those that stand in for parameters."""
-        return {path: self._models.array(path) for path in paths}
-
-    snapshot = get  # tensors never change
-
-    def set(self, leaves: Mapping[str, Array]) -> None:
-        """Copy values into the models' own variables."""
-        self._models.set(leaves)
-
-    def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
-        """Build what users of a model know of leaves by relative path: the dict itself, or the structure of a pair."""
-        return self._models.pack(model, kind, leaves)
-
-    def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
-        """Sort the leaves of a model's own tree by relative path, the inverse of `pack`.
-
-        Raises:
-            ValueError: the structure differs.
-        """
-        return self._models.unpack(model, kind, tree)
-
     # -- inside a step -----------------------------------------------------------------------------------------
 
     def scope(self) -> AbstractContextManager[Any]:
@@ -217,39 +144,6 @@ class Backend:
         """Run a step body whose model calls and updates are compiled, each by itself."""
         with self._context.body(key, parts=True):
             call(*args)
-
-    def forward(
-        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
-    ) -> Any:
-        """Call a model with its present parameters, or with what stands in for them in an objective."""
-        return self._models.forward(model, args, kwargs, training=training, update_state=update_state)
-
-    def apply(
-        self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
-    ) -> Any:
-        """Call a model with other parameters; its state stays."""
-        return self._models.apply(model, leaves, args, kwargs, training=training)
-
-    def gradient(
-        self,
-        objective: Callable[[], Any],
-        wrt: Sequence[tuple[str, ...]],
-        at: Leaves | None,
-        scopes: Sequence[MutableMapping[str, Any]],
-    ) -> list[list[Leaves]]:
-        """Differentiate a closure by a tape.
-
-        Nothing has to be done about ``scopes``: tensors that a closure wrote there outlive the tape as plain values.
-        """
-        return self._gradients.gradient(objective, wrt, at)
-
-    def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
-        """Make a function that returns the gradient of a scalar function of trees of arrays."""
-        return self._gradients.grad(fn)
-
-    def update(self, grads: Leaves, apply: Any) -> Any:
-        """Make one step of every optimizer that trains one of these paths; under ``cond`` where a tensor decides."""
-        return self._optimizers.update(grads, apply)
 
     def stop_gradient(self, tree: Tree) -> Tree:
         """Return the same values as constants for every gradient."""
@@ -269,12 +163,6 @@ class Backend:
         """How often a program was traced."""
         return self._programs.traces
 
-    def compile(
-        self, fn: Callable[..., tuple[Tree, Any]], donate: tuple[int, ...] = ()
-    ) -> Callable[..., tuple[Tree, Any]]:
-        """``fn(*trees) -> (tree of arrays, static)`` as one program, by ``tf.function`` without autograph."""
-        return self._programs.compile(fn)
-
     def carried(self) -> Tree:
         """Return nothing: programs read and assign the models' own variables."""
         return ()
@@ -289,36 +177,7 @@ class Backend:
     def put_hyper_values(self, values: Mapping[str, Any]) -> None:
         """Do nothing: programs read the variables of the hyperparameters."""
 
-    def constant(self, value: float) -> Array:
-        """A 0-d tensor in the parameters' dtype."""
-        return self._arrays.tensor(value)
-
-    def to_words(self, values: Sequence[Array]) -> Array:
-        """Pack small arrays into one vector, by their bits."""
-        return packed_scalars.to_words(values)
-
-    def from_words(self, vector: Array, start: int, shape: tuple[int, ...], dtype: str) -> Array:
-        """Unpack one array from the vector of `to_words`."""
-        return packed_scalars.from_words(vector, start, shape, dtype)
-
     # -- arrays ------------------------------------------------------------------------------------------------
-
-    def convert(self, tree: Tree) -> Tree:
-        """Convert a batch from any loader to tensors on the device; NumPy leaves are copied."""
-        return self._arrays.convert(tree)
-
-    def adopt(self, old: Tree, new: Tree) -> Tree:
-        """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
-        # The handler may hand back a leaf as it is, or the copy of one that `concrete` lent to it.
-        leaves_by_id = {id(leaf): leaf for leaf in self.tree_leaves(old)}
-
-        def adopted(leaf: Any) -> Any:
-            if id(leaf) in leaves_by_id:
-                return leaf
-            original = self._context.returned(leaf)
-            return self._arrays.leaf(leaf) if original is None else original
-
-        return self.tree_map(adopted, new)
 
     def is_differentiated(self, tree: Tree) -> bool:
         """Whether a leaf depends on what an open objective is differentiated by."""
@@ -366,14 +225,6 @@ class Backend:
     def is_ready(self, array: Array) -> bool:
         """Whether a value has been computed: always, since operations on a CPU return when they are done."""
         return True
-
-    def is_array(self, value: Any) -> bool:
-        """Whether it is a tensor, a variable, a NumPy array or a NumPy scalar."""
-        return arrays.is_array(value)
-
-    def signature(self, array: Array) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Shape and NumPy dtype, without fetching it."""
-        return arrays.signature(array)
 
     def advice(self, error: Exception) -> str | None:
         """What to write instead of an operator between arrays of two dtypes, if that is the error; else None."""

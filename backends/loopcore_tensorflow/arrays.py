@@ -11,6 +11,7 @@ import optree
 import tensorflow as tf
 
 from loopcore.backend import Array, Tree
+from loopcore_tensorflow.autodiff_context import AutodiffContext
 
 _ATOMS = (str, bytes, bool, int, float, complex, NoneType)
 Eager: Any = type(tf.constant(0))  # the type of tensors that have a value
@@ -19,12 +20,16 @@ Eager: Any = type(tf.constant(0))  # the type of tensors that have a value
 class Arrays:
     """Conversions for one floating dtype and one device.
 
+    Args:
+        context: knows what was lent to a handler within an objective.
+
     Attributes:
         dtype: the parameters' floating dtype.
         device: where arrays go; None is TensorFlow's own default.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, context: AutodiffContext) -> None:
+        self._context = context
         self.dtype: Any = tf.float32
         self.device: str | None = None
 
@@ -38,6 +43,19 @@ class Arrays:
         if all(new is old for new, old in zip(converted, leaves, strict=True)):
             return tree
         return optree.tree_unflatten(spec, converted)
+
+    def adopt(self, old: Tree, new: Tree) -> Tree:
+        """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
+        # The handler may hand back a leaf as it is, or the copy of one that was lent to it.
+        leaves_by_id = {id(leaf): leaf for leaf in optree.tree_leaves(old)}
+
+        def adopted(leaf: Any) -> Any:
+            if id(leaf) in leaves_by_id:
+                return leaf
+            original = self._context.returned(leaf)
+            return self.leaf(leaf) if original is None else original
+
+        return optree.tree_map(adopted, new)
 
     def _fits(self, leaf: Any) -> bool:
         """Whether a leaf is a tensor already, and in the right dtype; anything else `leaf` looks at."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 import optree
 import tensorflow as tf
 
-from loopcore.backend import Array, Leaves
+from loopcore.backend import Array, Leaves, Scopes
 from loopcore.errors import GradientError, LossError
 from loopcore_tensorflow.arrays import Arrays, dense
 from loopcore_tensorflow.autodiff_context import AutodiffContext
@@ -31,7 +31,7 @@ class Gradients:
         self._context = context
 
     def gradient(
-        self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves | None
+        self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves | None, scopes: Scopes
     ) -> list[list[Leaves]]:
         """Differentiate a zero-argument closure by a tape.
 
@@ -39,6 +39,7 @@ class Gradients:
             objective: returns a scalar loss, or a tuple of them.
             wrt: groups of paths of parameters.
             at: values by path that the objective reads in place of parameters.
+            scopes: left alone, since tensors that the objective wrote there outlive the tape as plain values.
 
         Returns:
             For each loss, for each group of paths, the gradients by path; zeros where a loss does not depend on one.
@@ -80,7 +81,7 @@ class Gradients:
             raise GradientError(f"at= has a value for {path}, which is no parameter of the models")
         return tf.identity(self._arrays.tensor(value, self._models.params[path].dtype))
 
-    def grad(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def grad(self, fn: Callable[..., Any], scopes: Scopes) -> Callable[..., Any]:
         """Make a function that returns the gradient of a scalar function of trees of arrays.
 
         It can be differentiated again inside an objective, or by another `grad`.

@@ -71,7 +71,7 @@ class Models:
             name: tuple(_full(name, bound, path) for path in _part(bound, kind)) for name, bound in self._bound.items()
         }
 
-    def frozen(self) -> frozenset[str]:
+    def frozen_by_user(self) -> frozenset[str]:
         """Full paths of what the user froze with ``layer.trainable = False`` of Keras."""
         return frozenset(_full(name, bound, path) for name, bound in self._keras() for path in bound.frozen)
 
@@ -107,6 +107,12 @@ class Models:
         # Buffers are in ``states`` and parameters in ``stand_ins``, each only where an objective has another value.
         present = context.states.get(path) if path in context.states else context.stand_ins.get(path)
         return tf.identity(self.variable(path)) if present is None else present
+
+    def get(self, paths: Iterable[str]) -> Leaves:
+        """The present values by path, which are also a snapshot, since tensors never change."""
+        return {path: self.array(path) for path in paths}
+
+    snapshot = get
 
     def set(self, leaves: Mapping[str, Any]) -> None:
         """Copy values by full path into the variables."""

@@ -139,41 +139,41 @@ class Optimizers:
         """None: an optimizer of Keras is made for no variables in particular."""
         return None
 
-    def name(self, index: int) -> str:
+    def optimizer_name(self, optimizer: int) -> str:
         """The name of an optimizer for messages and logs."""
-        return str(self._attached[index][0].name)
+        return str(self._attached[optimizer][0].name)
 
-    def hyper_names(self, index: int) -> tuple[str, ...]:
+    def hyper_names(self, optimizer: int) -> tuple[str, ...]:
         """Which hyperparameters an optimizer has, in a fixed order."""
-        names = self._attached[index][0].names
+        names = self._attached[optimizer][0].names
         return tuple(name for name in _NAMES if name in names)
 
-    def get_hyper(self, index: int, name: str) -> Any:
+    def get_hyper(self, optimizer: int, name: str) -> Any:
         """The present value of a hyperparameter; within a program the tensor that stands for it."""
-        return self._attached[index][0].get(name)
+        return self._attached[optimizer][0].get(name)
 
-    def set_hyper(self, index: int, name: str, value: Any) -> None:
+    def set_hyper(self, optimizer: int, name: str, value: Any) -> None:
         """Set a hyperparameter of an optimizer, for the next update.
 
         Raises:
             OptimizerError: Keras keeps it where a program would bake it in.
         """
-        optimizer = self._attached[index][0]
-        if name in optimizer.fixed:
-            raise OptimizerError(optimizer.fixed[name])
-        optimizer.set(name, value)
+        attached = self._attached[optimizer][0]
+        if name in attached.fixed:
+            raise OptimizerError(attached.fixed[name])
+        attached.set(name, value)
 
-    def export(self) -> dict[str, Any]:
+    def export_optimizers(self) -> dict[str, Any]:
         """The variables of all optimizers, by number and name."""
         return {name: to_numpy(_plain(variable)) for name, variable in self._variables().items()}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `export` gave.
+    def import_optimizers(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `export_optimizers` gave.
 
         Raises:
             ValueError: it is that of other optimizers.
         """
-        check_state(self.export(), state)
+        check_state(self.export_optimizers(), state)
         for name, variable in self._variables().items():
             variable.assign(state[name])
 

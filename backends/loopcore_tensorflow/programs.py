@@ -58,7 +58,9 @@ class Programs:
         self._xla = xla or None
         self.traces = 0
 
-    def compile(self, fn: Callable[..., tuple[Tree, Any]]) -> Callable[..., tuple[Tree, Any]]:
+    def compile(
+        self, fn: Callable[..., tuple[Tree, Any]], donate: tuple[int, ...] = ()
+    ) -> Callable[..., tuple[Tree, Any]]:
         """``fn(*trees) -> (tree, recorded)`` as a program.
 
         Concrete functions are called themselves: what ``tf.function`` does to find the one that fits costs a small

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from loopcore.backend import Array, DrawKey, Kind, Leaves, RandomBackend, Tree
+from loopcore.backend import Array, DrawKey, RandomBackend, Tree
+from loopcore.backend.composed import ComposedBackend
 from loopcore.backend.pairs import recognises
 from loopcore.errors import BackendError, GradientError
 from loopcore_torch import arrays, binding, losses
@@ -25,7 +25,7 @@ from loopcore_torch.random import MASK, STRIDE, GlobalGenerators, Random, stream
 _NOTHING = nullcontext()
 
 
-class Backend:
+class Backend(ComposedBackend):
     """PyTorch's side of one Learner; see ``loopcore.backend.Backend`` for what each method promises.
 
     Models are an ``nn.Module``, also one wrapped by torch.compile or DistributedDataParallel (names are those of the
@@ -62,6 +62,10 @@ class Backend:
     compiles = False
     xp: Any = Namespace(torch.float32, torch.device("cpu"))
     losses: Any = losses
+    stop_gradient = concrete = staticmethod(arrays.detached)  # shares memory with the originals
+    is_bounded = staticmethod(arrays.is_bounded)
+    is_array = staticmethod(arrays.is_array)
+    signature = staticmethod(arrays.signature)
 
     def __init__(self, *, device: Any = None, compile: Any = "auto") -> None:
         self._device = None if device is None else _device(device)
@@ -70,17 +74,12 @@ class Backend:
         if self._device is not None:
             self._arrays.place(torch.float32, self._device)
         self._models = Models(self._arrays, backends.get(compile, compile))
-        self._gradients = Gradients(self._models, self._arrays)
         # All of these hold the same `Models` and `Arrays`, which `bind` and `to_device` change in place.
         self._optimizers = Optimizers(self._models)
-        self.transfers = 0
+        super().__init__(self._models, self._optimizers, Gradients(self._models, self._arrays), self._arrays)
+        self.frozen_by_user = self._models.frozen_by_user
+        self.eval_parts = self._models.eval_parts
         self.xp = Namespace(self._arrays.dtype, self._arrays.device)
-        # What a step calls is bound here once: each call that only passes on would cost it a microsecond.
-        self.convert = self._arrays.convert
-        self.forward = self._models.forward
-        self.gradient = self._gradients.gradient
-        self.update = self._optimizers.update
-        self.concrete = arrays.detached  # shares memory with the originals
         self._place()
 
     @staticmethod
@@ -130,58 +129,14 @@ class Backend:
         self._optimizers.attach(())
         self._place()
 
-    def native(self, model: str) -> Any:
-        """The user's own module, or a tree with the present values."""
-        return self._models.native(model)
-
-    def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
-        """Full paths by model; tied parameters are listed once, integer parameters are buffers."""
-        return self._models.paths(kind)
-
-    def attach(self, optimizers: Sequence[tuple[Any, tuple[str, ...]]]) -> None:
-        """Take neutral specs or ``torch.optim`` optimizers, each with the paths it trains.
-
-        Raises:
-            OptimizerError: one of another framework, one that needs a closure, or one that holds other parameters.
-        """
-        self._optimizers.attach(optimizers)
-
-    def frozen_by_user(self) -> frozenset[str]:
-        """Parameters with ``requires_grad=False``."""
-        return self._models.frozen_by_user()
-
     def wake(self, paths: Iterable[str]) -> None:
         """Set ``requires_grad`` of the parameters at these paths."""
         for path in paths:
             self._models.params[path].requires_grad_(True)
 
-    def eval_parts(self) -> tuple[str, ...]:
-        """Submodules that were in eval mode when others of their model were not."""
-        return self._models.eval_parts()
-
     def unreached(self) -> tuple[str, ...]:
         """Parameters that no gradient has reached so far, of those that were to be reached."""
         return tuple(self._models.reach.never)
-
-    def native_paths(self, optimizer: Any) -> tuple[str, ...] | None:
-        """Which of the bound paths a ``torch.optim`` optimizer holds; None for a neutral spec."""
-        return self._optimizers.native_paths(optimizer)
-
-    def optimizer_name(self, optimizer: int) -> str:
-        """Return the name of an optimizer's class."""
-        return self._optimizers.name(optimizer)
-
-    def hyper_names(self, optimizer: int) -> tuple[str, ...]:
-        """Which of ``learning_rate, momentum, weight_decay`` it has; momentum is beta1 in Adam's family."""
-        return self._optimizers.hyper_names(optimizer)
-
-    def get_hyper(self, optimizer: int, name: str) -> float:
-        """Return the value of a hyperparameter in the first parameter group."""
-        return self._optimizers.get_hyper(optimizer, name)
-
-    def set_hyper(self, optimizer: int, name: str, value: float) -> None:
-        """Set the value of a hyperparameter in every parameter group."""
-        self._optimizers.set_hyper(optimizer, name, value)
 
     def to_device(self, device: Any) -> None:
         """Move models and optimizer state in place.
@@ -193,44 +148,6 @@ class Backend:
         self._models.to_device(self._device)
         self._optimizers.to_device(self._device)
         self._place()
-
-    def export_optimizers(self) -> dict[str, Any]:
-        """Return the state of all optimizers, as NumPy arrays by name."""
-        return self._optimizers.export()
-
-    def import_optimizers(self, state: Mapping[str, Any]) -> None:
-        """Restore what `export_optimizers` gave.
-
-        Raises:
-            ValueError: it is that of other optimizers.
-        """
-        self._optimizers.load(state)
-
-    # -- weights -----------------------------------------------------------------------------------------------
-
-    def get(self, paths: Iterable[str]) -> Leaves:
-        """The present tensors; inside an objective those that stand in for parameters."""
-        return {path: self._models.array(path) for path in paths}
-
-    def set(self, leaves: Mapping[str, Any]) -> None:
-        """Copy values into the module's own parameters and buffers."""
-        self._models.set(leaves)
-
-    def snapshot(self, paths: Iterable[str]) -> Leaves:
-        """Copies; inside an objective they belong to its graph."""
-        return self._models.snapshot(paths)
-
-    def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
-        """The dict itself for a module, the user's structure for a tree."""
-        return self._models.pack(model, kind, leaves)
-
-    def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
-        """Return the arrays of a tree that `pack` made, by relative path.
-
-        Raises:
-            ValueError: the structure differs.
-        """
-        return self._models.unpack(model, kind, tree)
 
     # -- inside a step -----------------------------------------------------------------------------------------
 
@@ -265,25 +182,7 @@ class Backend:
             torch.set_grad_enabled(grad_enabled)
             self._put_back(state)
 
-    def apply(
-        self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
-    ) -> Any:
-        """Call a model with other parameters, by ``torch.func.functional_call``."""
-        return self._models.apply(model, leaves, args, kwargs, training)
-
-    def grad(self, fn: Callable[..., Any], scopes: Sequence[MutableMapping[str, Any]]) -> Callable[..., Any]:
-        """Gradient of a scalar function of trees of tensors."""
-        return self._gradients.grad(fn, scopes)
-
-    def stop_gradient(self, tree: Tree) -> Tree:
-        """The same values without graph."""
-        return arrays.detached(tree)
-
     # -- arrays ------------------------------------------------------------------------------------------------
-
-    def adopt(self, old: Tree, new: Tree) -> Tree:
-        """Convert what a handler wrote; leaves it handed back stay those of ``old``."""
-        return self._arrays.adopt(old, new)
 
     def is_differentiated(self, tree: Tree) -> bool:
         """Whether an objective is open and a leaf belongs to its graph."""
@@ -294,10 +193,6 @@ class Backend:
         # torch.lerp neither promotes dtypes nor takes integers.
         alike = isinstance(a, Tensor) and isinstance(b, Tensor) and (a.dtype, a.shape) == (b.dtype, b.shape)
         return torch.lerp(a, b, t) if alike and a.is_floating_point() else a + t * (b - a)
-
-    def is_bounded(self, leaves: Sequence[Array]) -> Any:
-        """Whether the sum of their squares is finite: known at once on a CPU, a 0-d tensor on an accelerator."""
-        return arrays.is_bounded(leaves)
 
     def to_host(self, tree: Tree) -> Tree:
         """NumPy copies of all tensors and arrays; 0-d tensors that are fetched together count as one transfer."""
@@ -312,14 +207,6 @@ class Backend:
     def is_ready(self, array: Any) -> bool:
         """True: on a CPU nothing is pending, and torch does not tell for one tensor of an accelerator."""
         return True
-
-    def is_array(self, value: Any) -> bool:
-        """Whether it is a tensor, a NumPy array or a NumPy scalar."""
-        return arrays.is_array(value)
-
-    def signature(self, array: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        """Return the shape and the NumPy dtype of an array, without fetching it."""
-        return arrays.signature(array)
 
     def tree_map(self, fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
         """Map over the leaves of trees of one structure; None is a leaf, and a sparse gradient is dense for ``fn``."""

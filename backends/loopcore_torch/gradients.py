@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -10,14 +10,13 @@ import optree
 import torch
 from torch import Tensor
 
-from loopcore.backend import Leaves
+from loopcore.backend import Leaves, Scopes
 from loopcore.errors import GradientError, LossError
 from loopcore_torch.arrays import Arrays
 from loopcore_torch.models import Models
 from loopcore_torch.objectives import Inputs, along_graph, detach_all, scalars
 from loopcore_torch.outermost_gradients import outermost
 
-Scopes: TypeAlias = Sequence[MutableMapping[str, Any]]
 Spec: TypeAlias = "optree.PyTreeSpec"
 
 

@@ -170,6 +170,10 @@ class Models:
         parameter = self.params.get(path)
         return self._bound[self._owner[path]].buffer(path) if parameter is None else parameter
 
+    def get(self, paths: Iterable[str]) -> Leaves:
+        """Return the present arrays by path; inside an objective those that stand in for parameters."""
+        return {path: self.array(path) for path in paths}
+
     def set(self, leaves: Mapping[str, Any]) -> None:
         """Copy values into the models' own arrays."""
         torch.clear_autocast_cache()  # it keeps casted weights
@@ -220,7 +224,7 @@ class Models:
         return bound.call(*args, **kwargs)
 
     def apply(
-        self, model: str, leaves: Mapping[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
+        self, model: str, leaves: Leaves, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool
     ) -> Any:
         """Call a model with other parameters; its buffers stay as they are."""
         bound = self._bound[model]
@@ -228,7 +232,7 @@ class Models:
             bound.set_mode(training)
         if not self.depth and torch.is_grad_enabled():
             with torch.no_grad():
-                return self.apply(model, leaves, args, kwargs, training)
+                return self.apply(model, leaves, args, kwargs, training=training)
         replacements = {
             bound.names[path]: self._arrays.tensor(leaf) for path, leaf in leaves.items() if path in bound.names
         }

@@ -193,33 +193,33 @@ class Optimizers:
 
     # -- hyperparameters ---------------------------------------------------------------------------------------
 
-    def name(self, index: int) -> str:
+    def optimizer_name(self, optimizer: int) -> str:
         """Return the name of an optimizer's class."""
-        return self._attached[index].name
+        return self._attached[optimizer].name
 
-    def hyper_names(self, index: int) -> tuple[str, ...]:
+    def hyper_names(self, optimizer: int) -> tuple[str, ...]:
         """Return the names of an optimizer's hyperparameters."""
-        return self._attached[index].hyper
+        return self._attached[optimizer].hyper
 
-    def get_hyper(self, index: int, name: str) -> float:
+    def get_hyper(self, optimizer: int, name: str) -> float:
         """Return the value of a hyperparameter in the first parameter group."""
-        keras = getattr(self._attached[index].optimizer, "keras", None)
+        keras = getattr(self._attached[optimizer].optimizer, "keras", None)
         if keras is not None:
             return float(keras.get(name))
-        return _get_in(self._attached[index].optimizer.param_groups[0], name)
+        return _get_in(self._attached[optimizer].optimizer.param_groups[0], name)
 
-    def set_hyper(self, index: int, name: str, value: float) -> None:
+    def set_hyper(self, optimizer: int, name: str, value: float) -> None:
         """Set the value of a hyperparameter in all parameter groups.
 
         Raises:
             OptimizerError: Keras keeps it where it cannot be set.
         """
-        keras = getattr(self._attached[index].optimizer, "keras", None)
+        keras = getattr(self._attached[optimizer].optimizer, "keras", None)
         if keras is not None:
             if name in keras.fixed:
                 raise OptimizerError(keras.fixed[name])
             keras.set(name, value)
-        groups = self._attached[index].optimizer.param_groups
+        groups = self._attached[optimizer].optimizer.param_groups
         # One value for all is what was asked, but it may not be what was meant.
         different = list(dict.fromkeys(_get_in(group, name) for group in groups))
         if len(different) > 1:
@@ -319,7 +319,7 @@ class Optimizers:
 
     # -- state -------------------------------------------------------------------------------------------------
 
-    def export(self) -> dict[str, Any]:
+    def export_optimizers(self) -> dict[str, Any]:
         """What each optimizer keeps for its parameters, by number, path and torch's own name; none before a step.
 
         Of several parameter groups also their hyperparameters, which `get_hyper` gives for the first alone.
@@ -339,8 +339,8 @@ class Optimizers:
                 }
         return state
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Restore what `export` gave.
+    def import_optimizers(self, state: Mapping[str, Any]) -> None:
+        """Restore what `export_optimizers` gave.
 
         Raises:
             ValueError: it has parameters that no optimizer trains, or other shapes.

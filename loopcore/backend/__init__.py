@@ -10,6 +10,7 @@ from loopcore.backend.protocol import (
     Kind,
     Leaves,
     RandomBackend,
+    Scopes,
     Tree,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "Kind",
     "Leaves",
     "RandomBackend",
+    "Scopes",
     "Tree",
 ]

@@ -28,6 +28,7 @@ Namespace: TypeAlias = Any  # functions of arrays, as ``learner.xp`` has them; a
 Model: TypeAlias = Any  # whatever the framework's users call a model
 Native: TypeAlias = Any  # an object of the framework, which only its own code looks into
 Kind: TypeAlias = Literal["params", "buffers"]
+Scopes: TypeAlias = Sequence[MutableMapping[str, Tree]]  # state and shared, by name of a value
 Result = TypeVar("Result")
 
 
@@ -93,29 +94,8 @@ class RandomBackend(Protocol):
         ...
 
 
-class Backend(Protocol):
-    """One framework's side of one Learner.
-
-    Life: ``__init__``, then ``bind`` once, then ``attach`` once, then everything else in any order.
-    """
-
-    name: str
-    compiles: bool  # whether a step can become one program; False means that every plan is eager
-    xp: Namespace  # the array functions of `learner.xp`
-    losses: Namespace  # the functions of `learner.losses`: f(y_pred, ys, reduction="mean")
-    random: RandomBackend
-    transfers: int  # how many arrays `to_host` has copied
-
-    def __init__(self, *, device: object = None, compile: bool | str = "auto") -> None: ...
-
-    # -- models and optimizers ---------------------------------------------------------------------------------
-
-    def bind(self, models: Mapping[str, Model]) -> None:
-        """Take the user's models. Names are ``""`` for a single unnamed model.
-
-        Raises UnknownModelError for a model it cannot use. Moves models to ``device`` if one was given.
-        """
-        ...
+class ModelsPart(Protocol):
+    """The part of a backend that holds the bound models and their arrays."""
 
     def native(self, model: str) -> Model:
         """The user's own object, holding the present weights."""
@@ -124,6 +104,48 @@ class Backend(Protocol):
     def paths(self, kind: Kind) -> dict[str, tuple[str, ...]]:
         """For each model name the full paths of its arrays, in the model's own order."""
         ...
+
+    def get(self, paths: Iterable[str]) -> Leaves:
+        """The present arrays, by reference. Inside an objective: those the gradient is taken with respect to."""
+        ...
+
+    def set(self, leaves: Mapping[str, Array]) -> None:
+        """Copy values in (native or NumPy arrays; dtype and device are adapted, shapes have been checked)."""
+        ...
+
+    def snapshot(self, paths: Iterable[str]) -> Leaves:
+        """Copies that no later step changes. Inside an objective they are part of what is differentiated."""
+        ...
+
+    def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
+        """All leaves of one model (keys relative to the model) -> the tree its users know.
+
+        torch and TensorFlow return the dict itself, NumPy and JAX the model's own structure.
+        """
+        ...
+
+    def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
+        """The inverse of `pack`. Raises ValueError when the structure differs."""
+        ...
+
+    def forward(
+        self, model: str, args: tuple[object, ...], kwargs: dict[str, object], *, training: bool, update_state: bool
+    ) -> Tree:
+        """Call a model. ``training`` is its mode; without ``update_state`` its buffers stay as they are.
+
+        Outside an objective it builds no graph.
+        """
+        ...
+
+    def apply(
+        self, model: str, leaves: Leaves, args: tuple[object, ...], kwargs: dict[str, object], *, training: bool
+    ) -> Tree:
+        """Call a model with other parameters (full paths; absent ones are the present ones), buffers unchanged."""
+        ...
+
+
+class OptimizersPart(Protocol):
+    """The part of a backend that holds the attached optimizers."""
 
     def native_paths(self, optimizer: object) -> tuple[str, ...] | None:
         """Which bound parameters a native optimizer was made for; None for a spec or where it does not tell."""
@@ -153,10 +175,6 @@ class Backend(Protocol):
         """Set a hyperparameter of the n-th attached optimizer for its next update, without recompiling."""
         ...
 
-    def to_device(self, device: object) -> None:
-        """Move models, buffers and optimizer state; nothing of the optimizer state is lost."""
-        ...
-
     def export_optimizers(self) -> dict[str, HostArray]:
         """The state of all optimizers, as NumPy copies by names of the adapter's choice.
 
@@ -171,62 +189,24 @@ class Backend(Protocol):
         """
         ...
 
-    # -- weights -----------------------------------------------------------------------------------------------
+    def update(self, grads: Leaves, apply: Condition) -> Condition:
+        """One step of every optimizer that trains one of these paths, for these paths only.
 
-    def get(self, paths: Iterable[str]) -> Leaves:
-        """The present arrays, by reference. Inside an objective: those the gradient is taken with respect to."""
-        ...
-
-    def set(self, leaves: Mapping[str, Array]) -> None:
-        """Copy values in (native or NumPy arrays; dtype and device are adapted, shapes have been checked)."""
-        ...
-
-    def snapshot(self, paths: Iterable[str]) -> Leaves:
-        """Copies that no later step changes. Inside an objective they are part of what is differentiated."""
-        ...
-
-    def pack(self, model: str, kind: Kind, leaves: Leaves) -> Tree:
-        """All leaves of one model (keys relative to the model) -> the tree its users know.
-
-        torch and TensorFlow return the dict itself, NumPy and JAX the model's own structure.
+        ``apply`` is a bool or a 0-d boolean array; false changes neither parameters nor optimizer state nor its
+        counters. Returns whether the update was applied (a bool, or a 0-d array that is not fetched).
         """
         ...
 
-    def unpack(self, model: str, kind: Kind, tree: Tree) -> Leaves:
-        """The inverse of `pack`. Raises ValueError when the structure differs."""
-        ...
 
-    # -- inside a step -----------------------------------------------------------------------------------------
-
-    def scope(self) -> AbstractContextManager[object]:
-        """Context manager around an outermost run: restores what the adapter changes globally (RNG state)."""
-        ...
-
-    def run_body(self, call: Callable[..., None], key: DrawKey, *args: object) -> None:
-        """Call ``call(*args)``, a step body: no gradients outside objectives, the framework's dropout seeded by key."""
-        ...
-
-    def forward(
-        self, model: str, args: tuple[object, ...], kwargs: dict[str, object], *, training: bool, update_state: bool
-    ) -> Tree:
-        """Call a model. ``training`` is its mode; without ``update_state`` its buffers stay as they are.
-
-        Outside an objective it builds no graph.
-        """
-        ...
-
-    def apply(
-        self, model: str, leaves: Leaves, args: tuple[object, ...], kwargs: dict[str, object], *, training: bool
-    ) -> Tree:
-        """Call a model with other parameters (full paths; absent ones are the present ones), buffers unchanged."""
-        ...
+class GradientsPart(Protocol):
+    """The part of a backend that differentiates."""
 
     def gradient(
         self,
         objective: Callable[[], Tree],
         wrt: Sequence[tuple[str, ...]],
         at: Leaves | None,
-        scopes: Sequence[MutableMapping[str, Tree]],
+        scopes: Scopes,
     ) -> list[list[Leaves]]:
         """Differentiate a zero-argument closure; may be called inside another objective.
 
@@ -239,26 +219,16 @@ class Backend(Protocol):
         """
         ...
 
-    def grad(self, fn: Callable[..., Array], scopes: Sequence[MutableMapping[str, Tree]]) -> Callable[..., Tree]:
+    def grad(self, fn: Callable[..., Array], scopes: Scopes) -> Callable[..., Tree]:
         """Gradient of a scalar function of trees of arrays: of one argument its gradient, of several a tuple.
 
         Inside an objective the result can be differentiated again.
         """
         ...
 
-    def update(self, grads: Leaves, apply: Condition) -> Condition:
-        """One step of every optimizer that trains one of these paths, for these paths only.
 
-        ``apply`` is a bool or a 0-d boolean array; false changes neither parameters nor optimizer state nor its
-        counters. Returns whether the update was applied (a bool, or a 0-d array that is not fetched).
-        """
-        ...
-
-    def stop_gradient(self, tree: Tree) -> Tree:
-        """The same values, constant for every gradient."""
-        ...
-
-    # -- arrays ------------------------------------------------------------------------------------------------
+class ArraysPart(Protocol):
+    """The part of a backend that makes native arrays."""
 
     def convert(self, tree: Tree) -> Tree:
         """A batch from any loader -> native arrays on the device.
@@ -275,6 +245,48 @@ class Backend(Protocol):
         Leaves that the handler had read and handed back unchanged stay those of ``old``, so that a gradient still
         flows through them; replaced leaves are constants.
         """
+        ...
+
+
+class Backend(ModelsPart, OptimizersPart, GradientsPart, ArraysPart, Protocol):
+    """One framework's side of one Learner.
+
+    The four protocols that it is made of are no more than groups of its methods. An adapter may implement all of it in
+    one class, or a part in a class of its own and put these together by `loopcore.backend.composed.ComposedBackend`.
+
+    Life: ``__init__``, then ``bind`` once, then ``attach`` once, then everything else in any order.
+    """
+
+    name: str
+    compiles: bool  # whether a step can become one program; False means that every plan is eager
+    xp: Namespace  # the array functions of `learner.xp`
+    losses: Namespace  # the functions of `learner.losses`: f(y_pred, ys, reduction="mean")
+    random: RandomBackend
+    transfers: int  # how many arrays `to_host` has copied
+
+    def __init__(self, *, device: object = None, compile: bool | str = "auto") -> None: ...
+
+    def bind(self, models: Mapping[str, Model]) -> None:
+        """Take the user's models. Names are ``""`` for a single unnamed model.
+
+        Raises UnknownModelError for a model it cannot use. Moves models to ``device`` if one was given.
+        """
+        ...
+
+    def to_device(self, device: object) -> None:
+        """Move models, buffers and optimizer state; nothing of the optimizer state is lost."""
+        ...
+
+    def scope(self) -> AbstractContextManager[object]:
+        """Context manager around an outermost run: restores what the adapter changes globally (RNG state)."""
+        ...
+
+    def run_body(self, call: Callable[..., None], key: DrawKey, *args: object) -> None:
+        """Call ``call(*args)``, a step body: no gradients outside objectives, the framework's dropout seeded by key."""
+        ...
+
+    def stop_gradient(self, tree: Tree) -> Tree:
+        """The same values, constant for every gradient."""
         ...
 
     def is_differentiated(self, tree: Tree) -> bool:
@@ -478,7 +490,7 @@ class CompilingBackend(Backend, Protocol):
         objective: Callable[[], Tree],
         wrt: Sequence[tuple[str, ...]],
         at: Leaves | None,
-        scopes: Sequence[MutableMapping[str, Tree]],
+        scopes: Scopes,
         inputs: Sequence[Array],
         receive: Callable[[list[Array]], None],
     ) -> list[tuple[list[Leaves], list[Array]]]:
