@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, TypeAlias, cast
 
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from loopcore.backend import Array, CutError, Leaves, Scopes
+from loopcore.backend.objectives import argument_names, kind_error, shape_error, unreached
 from loopcore.errors import GradientError, LossError
 from loopcore_jax.array_store import CurrentArrays
 from loopcore_jax.arrays import Arrays, is_traced, transform
@@ -125,7 +126,7 @@ class Gradients:
             if not args:
                 raise GradientError("grad(fn)() needs the arrays to differentiate by: write grad(fn)(x)")
             leaves, spec = jax.tree_util.tree_flatten(args)
-            names = list(_names(args))
+            names = list(argument_names(args, jax.tree_util.tree_leaves))
             values = [self._argument(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
 
             def call(traced: list[Array]) -> list[Array]:
@@ -189,7 +190,7 @@ class Gradients:
                 errors.clear()  # the exception keeps this frame, which must not keep the exception
         # The type of a loss tells at once, but for an inner objective, whose losses may be tracers of the outer one.
         if not any(dependence) or (outer is not None and not _depends(pullback, losses)):
-            raise GradientError(_unreached(len(losses), names))
+            raise GradientError(unreached(len(losses), names))
         # One forward pass, and a backward pass for each loss.
         return [pullback(_unit(losses, number))[0] for number in range(len(losses))]
 
@@ -235,23 +236,13 @@ def scalars(result: Any) -> list[Array]:
     """
     if isinstance(result, jax.Array):
         if result.ndim:
-            raise LossError(
-                f"the objective returned a loss of shape {tuple(result.shape)}, a scalar is needed: use "
-                'reduction="mean" in the loss, or learner.xp.mean(loss)'
-            )
+            raise shape_error(result.shape)
         if not jnp.issubdtype(result.dtype, jnp.floating):
             raise LossError(f"the objective returned a scalar of {result.dtype}, which has no gradient: return a float")
         return [result]
     if isinstance(result, (tuple, list)) and result:
         return [scalars(part)[0] for part in cast("Sequence[Any]", result)]
-    if result is None:
-        raise LossError("the objective returned nothing: end it with return state.loss")
-    if isinstance(result, (int, float)):
-        raise LossError(
-            f"the objective returned the number {result!r}, a scalar array is needed: return the 0-d array itself, "
-            "without .item() or float()"
-        )
-    raise LossError(f"the objective returned a {type(result).__name__}: return a scalar, or a tuple of scalars")
+    raise kind_error(result, "a scalar array is needed: return the 0-d array itself, without .item() or float()")
 
 
 def _traced_in(scopes: Scopes) -> list[Array]:
@@ -299,24 +290,3 @@ def _dependent(pullback: Pullback, losses: list[Array]) -> list[bool]:
 def _unit(losses: list[Array], number: int) -> list[Array]:
     """The cotangents that select one of the losses: one for it, zero for the others."""
     return [jnp.full((), float(index == number), loss.dtype) for index, loss in enumerate(losses)]
-
-
-def _names(args: tuple[Any, ...]) -> Iterator[str]:
-    """Name each leaf of the arguments of a function, as messages call it."""
-    for position, arg in enumerate(args):
-        leaves = jax.tree_util.tree_leaves(arg)
-        is_leaf = len(leaves) == 1 and leaves[0] is arg
-        yield from (
-            f"argument {position}" if is_leaf else f"leaf {number} of argument {position}"
-            for number in range(len(leaves))
-        )
-
-
-def _unreached(losses: int, names: Sequence[str]) -> str:
-    """The message for losses that depend on none of the named parameters or arguments."""
-    subject = "the loss does" if losses == 1 else "the losses do"
-    listing = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return (
-        f"{subject} not depend on {listing}: compute it inside the objective from learner.model(...); what was "
-        "computed before it began, values cut by stop_gradient and integers are constants"
-    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import optree
 import tensorflow as tf
 
 from loopcore.backend import Array, Leaves, Scopes
+from loopcore.backend.objectives import argument_names, kind_error, shape_error, unreached
 from loopcore.errors import GradientError, LossError
 from loopcore_tensorflow.arrays import Arrays, dense
 from loopcore_tensorflow.autodiff_context import AutodiffContext
@@ -59,7 +61,7 @@ class Gradients:
             losses = scalars(objective())
         rows = [tape.gradient(loss, sources) for loss in losses]
         if all(gradient is None for row in rows for gradient in row):
-            raise GradientError(_unreached(len(losses), paths))
+            raise GradientError(unreached(len(losses), paths))
         return [_grouped(paths, row, sources, wrt) for row in rows]
 
     def _stand_ins(self, paths: Sequence[str], at: Leaves | None) -> Leaves:
@@ -91,7 +93,7 @@ class Gradients:
             if not args:
                 raise GradientError("grad(fn)() needs the arrays to differentiate by: write grad(fn)(x)")
             leaves, spec = optree.tree_flatten(cast(Any, args), none_is_leaf=True)
-            names = list(_names(args))
+            names = list(argument_names(args, partial(optree.tree_leaves, none_is_leaf=True)))
             sources = [self._argument(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
             # Persistent for `is_differentiated`, as in `gradient`.
             tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
@@ -102,7 +104,7 @@ class Gradients:
                 raise LossError(f"the function given to grad returned {len(losses)} values: return one scalar")
             row = tape.gradient(losses[0], sources)
             if all(gradient is None for gradient in row):
-                raise GradientError(_unreached(1, names))
+                raise GradientError(unreached(1, names))
             plain = [_or_zeros(gradient, source) for gradient, source in zip(row, sources, strict=True)]
             trees = cast("tuple[Any, ...]", optree.tree_unflatten(spec, plain))
             return trees[0] if len(trees) == 1 else trees
@@ -148,10 +150,7 @@ def scalars(result: Any) -> list[Array]:
     if isinstance(result, (tf.Tensor, tf.Variable)):
         # A variable has no ``ndim``.
         if result.ndim if isinstance(result, tf.Tensor) else result.shape.rank:
-            raise LossError(
-                f"the objective returned a loss of shape {tuple(result.shape)}, a scalar is needed: use "
-                'reduction="mean" in the loss, or learner.xp.mean(loss)'
-            )
+            raise shape_error(tuple(result.shape))
         if not result.dtype.is_floating:
             raise LossError(
                 f"the objective returned a scalar of {result.dtype.name}, which has no gradient: return a float"
@@ -159,14 +158,7 @@ def scalars(result: Any) -> list[Array]:
         return [result]
     if isinstance(result, (tuple, list)) and result:
         return [scalars(part)[0] for part in cast("Sequence[Any]", result)]
-    if result is None:
-        raise LossError("the objective returned nothing: end it with return state.loss")
-    if isinstance(result, (int, float)):
-        raise LossError(
-            f"the objective returned the number {result!r}, a scalar array is needed: return the 0-d array itself, "
-            "without .numpy() or float()"
-        )
-    raise LossError(f"the objective returned a {type(result).__name__}: return a scalar, or a tuple of scalars")
+    raise kind_error(result, "a scalar array is needed: return the 0-d array itself, without .numpy() or float()")
 
 
 def _grouped(
@@ -180,24 +172,3 @@ def _grouped(
 def _or_zeros(gradient: Any, source: Any) -> Array:
     """A gradient as a dense tensor; TensorFlow has None where the loss does not depend on the source."""
     return tf.zeros_like(source) if gradient is None else dense(gradient)
-
-
-def _names(args: tuple[Any, ...]) -> Iterator[str]:
-    """Name each leaf of the arguments of a function, as messages call it."""
-    for position, arg in enumerate(args):
-        leaves = optree.tree_leaves(arg, none_is_leaf=True)
-        is_leaf = len(leaves) == 1 and leaves[0] is arg
-        yield from (
-            f"argument {position}" if is_leaf else f"leaf {number} of argument {position}"
-            for number in range(len(leaves))
-        )
-
-
-def _unreached(losses: int, names: Sequence[str]) -> str:
-    """The message for losses that depend on none of the named parameters or arguments."""
-    subject = "the loss does" if losses == 1 else "the losses do"
-    listing = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return (
-        f"{subject} not depend on {listing}: compute it inside the objective from learner.model(...); what was "
-        "computed before it began, values cut by stop_gradient and integers are constants"
-    )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from loopcore.backend import Leaves
-from loopcore.errors import GradientError, LossError
+from loopcore.backend.objectives import kind_error, shape_error
+from loopcore.errors import GradientError
 from loopcore_torch.arrays import OPAQUE, detached
 
 PartialGrads: TypeAlias = "dict[str, Tensor | None]"
@@ -24,21 +25,11 @@ def scalars(result: Any) -> Sequence[Tensor]:
     if isinstance(result, Tensor):
         if result.ndim == 0:
             return (result,)
-        raise LossError(
-            f"the objective returned a loss of shape {tuple(result.shape)}, a scalar is needed: use "
-            'reduction="mean" in the loss, or learner.xp.mean(loss)'
-        )
+        raise shape_error(result.shape)
     if isinstance(result, (tuple, list)) and result:
         # The same check, and the same messages, for each of them.
         return [scalars(part)[0] for part in cast("Sequence[Any]", result)]
-    if result is None:
-        raise LossError("the objective returned nothing: end it with return state.loss")
-    if isinstance(result, (int, float)):
-        raise LossError(
-            f"the objective returned the number {result!r}, which belongs to no graph: return the 0-d array itself, "
-            "without .item() or float()"
-        )
-    raise LossError(f"the objective returned a {type(result).__name__}: return a scalar, or a tuple of scalars")
+    raise kind_error(result, "which belongs to no graph: return the 0-d array itself, without .item() or float()")
 
 
 class Inputs:
