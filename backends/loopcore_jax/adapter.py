@@ -79,7 +79,7 @@ class Backend(ComposedBackend):
         gradients, self._programs = Gradients(self._current, self._arrays), Programs(self._current)
         super().__init__(self._models, self._optimizers, gradients, self._arrays)
         self._bind_extras(gradients)
-        self._follow_user_objects()
+        self._follow_user_objects(gradients)
         self.xp = Namespace(self._arrays.dtype, self._arrays.device)
         self.random: RandomBackend = Random(self._arrays.dtype)
 
@@ -94,21 +94,19 @@ class Backend(ComposedBackend):
         self.hyper_values, self.put_hyper_values = self._optimizers.hyper_values, self._optimizers.put_hyper_values
         self.feed, self.place = self._arrays.feed, self._arrays.place
 
-    def _follow_user_objects(self) -> None:
+    def _follow_user_objects(self, gradients: Gradients) -> None:
         """Outside a run, let what reads go on from the user's own objects, and what writes leave its values there."""
-        users = self._user_objects = UserObjects(self._models, self._optimizers, self._current)
+        users = self._user_objects = UserObjects(self._models, self._optimizers, gradients, self._current)
         self.scope, self.show, self.take = users.scope, users.show, users.take
+        self.forward, self.gradient, self.update = users.forward, users.gradient, users.update
         self.native = users.read_by(self.native)
         self.get = users.read_by(self.get)
         self.snapshot = users.read_by(self.snapshot)
         self.apply = users.read_by(self.apply)
-        self.gradient = users.read_by(self.gradient)
         self.get_hyper = users.read_by(self.get_hyper)
         self.export_optimizers = users.read_by(self.export_optimizers)
         self.set = users.written_by(self.set)
-        self.forward = users.written_by(self.forward)
         self.call_method = users.written_by(self._models.call_method)
-        self.update = users.written_by(self._optimizers.update)
         self.set_hyper = users.written_by(self.set_hyper)
         self.import_optimizers = users.written_by(self.import_optimizers)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+from loopcore.backend import Leaves, Scopes
 from loopcore_jax.array_store import CurrentArrays
+from loopcore_jax.gradients import Gradients
 from loopcore_jax.models import Models
 from loopcore_jax.optimizers import Optimizers
 
@@ -22,12 +24,14 @@ class UserObjects:
     Args:
         models: some of which may be such modules.
         optimizers: some of which may be such.
+        gradients: differentiates by what these hold.
         current: tells whether what is computed stands for arrays; the objects stay as they are then.
     """
 
-    def __init__(self, models: Models, optimizers: Optimizers, current: CurrentArrays) -> None:
+    def __init__(self, models: Models, optimizers: Optimizers, gradients: Gradients, current: CurrentArrays) -> None:
         self._models = models
         self._optimizers = optimizers
+        self._gradients = gradients
         self._current = current
         self._open = False  # whether a run is
 
@@ -58,6 +62,36 @@ class UserObjects:
         finally:
             self._open = False
             self.show()
+
+    # What steps call has its arguments by name: to hand on any arguments, as below, takes twice the time.
+
+    def forward(
+        self, model: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool, update_state: bool
+    ) -> Any:
+        """Call a model, which writes its state."""
+        if self._open:
+            return self._models.forward(model, args, kwargs, training=training, update_state=update_state)
+        self.take()
+        result = self._models.forward(model, args, kwargs, training=training, update_state=update_state)
+        self.show()
+        return result
+
+    def gradient(
+        self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Leaves | None, scopes: Scopes
+    ) -> list[list[Leaves]]:
+        """Differentiate an objective, which reads parameters."""
+        if not self._open:
+            self.take()
+        return self._gradients.gradient(objective, wrt, at, scopes)
+
+    def update(self, grads: Leaves, apply: Any, value: Any = None) -> Any:
+        """Make one step of the optimizers, which writes parameters."""
+        if self._open:
+            return self._optimizers.update(grads, apply, value)
+        self.take()
+        updated = self._optimizers.update(grads, apply, value)
+        self.show()
+        return updated
 
     def read_by(self, method: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
         """Make a method go on from what the objects hold when it is called outside a run."""
