@@ -150,7 +150,7 @@ def scalars(result: Any) -> list[Array]:
     if isinstance(result, (tf.Tensor, tf.Variable)):
         # A variable has no ``ndim``.
         if result.ndim if isinstance(result, tf.Tensor) else result.shape.rank:
-            raise shape_error(tuple(result.shape))
+            raise shape_error(result.shape)
         if not result.dtype.is_floating:
             raise LossError(
                 f"the objective returned a scalar of {result.dtype.name}, which has no gradient: return a float"

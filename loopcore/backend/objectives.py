@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from loopcore.backend.protocol import Array, Tree
 from loopcore.errors import LossError
 
 
-def shape_error(shape: Sequence[int]) -> LossError:
+def shape_error(shape: Iterable[int | None]) -> LossError:
     """Make the error for a loss that is an array of more than one number."""
     return LossError(
         f"the objective returned a loss of shape {tuple(shape)}, a scalar is needed: use "
