@@ -1,4 +1,4 @@
-"""The switch, in the process of NumPy; what the other backends do of it is in test_frameworks_switch.py."""
+"""The switch, in the process of NumPy; what the other backends do of it is in frameworks/test_switch.py."""
 
 from __future__ import annotations
 

@@ -231,7 +231,7 @@ def test_every_defect_has_its_test() -> None:
     A test says in a comment beside its name which row it holds.
     """
     here = Path(__file__).parent
-    text = "".join(path.read_text(encoding="utf-8") for path in sorted(here.glob("test_*.py")))
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted(here.rglob("test_*.py")))
     found = [kind + number for kind, number in re.findall(r"^def test_\w+\(.*  # ([A-Z])-(\d+)$", text, re.MULTILINE)]
     kinds = {"G": 15, "P": 7, "L": 9, "T": 17, "M": 10}
     rows = [f"{kind}{n}" for kind, last in kinds.items() for n in range(1, last + 1)]
