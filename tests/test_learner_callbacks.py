@@ -44,11 +44,13 @@ def test_a_learner_needs_no_data_and_no_test_file_is_forgotten() -> None:  # L-2
         "fixtures/make_checkpoints.py",
         "frameworks/networks.py",
         "frameworks/one_script.py",
+        "jax_adapter/calls.py",
         "keras_adapter/models.py",
         "keras_adapter/whole.py",
         "nasty.py",
         "numpy_adapter/calls.py",
         "old_checkpoints.py",
+        "tensorflow_adapter/calls.py",
         "tier.py",
         "torch_adapter/calls.py",
     ]  # by files that are collected, but for make_checkpoints.py
