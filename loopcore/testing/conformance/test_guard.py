@@ -90,17 +90,17 @@ def rooted(at: int) -> list[Any]:
 
 @pytest.mark.parametrize("kind", [Rooted, Plain, When])
 def test_a_gradient_that_is_not_finite_goes_nowhere(backend: Subject, kind: type[Rooted]) -> None:
-    found = []
+    weights = []
     for data in (rooted(-1)[:2], rooted(2)):
         guard = [lc.StopOnNaNLoss()]
         learner = make_learner(
             backend.mlp(W), data=(data, None), phases=[kind()], callbacks=guard, optimizer=lc.Adam(0.01)
         )
         result = learner.fit(1)
-        found.append(backend.weights(learner))
+        weights.append(backend.weights(learner))
     assert (result.status, result.stopped_by) == ("stopped", "StopOnNaNLoss")
     assert "gradient" in result.reason and "step 3" in result.reason
-    backend.close(found[0], found[1])
+    backend.close(weights[0], weights[1])
     assert is_finite(learner)
 
 
@@ -189,10 +189,10 @@ def test_with_several_optimizers_the_reason_says_what_was_updated(backend: Subje
     data = [(*pair, np.array(np.nan if n == 1 else 1.0)) for n, pair in enumerate(PAIRS)]
     optimizers = {"hidden": lc.SGD(0.1), "out": lc.Adam(0.01)}
     learners = []
-    for phase, some in ((Two(""), data[:1]), (Two(bad), data)):
+    for phase, rows in ((Two(""), data[:1]), (Two(bad), data)):
         guard = [lc.StopOnNaNLoss()]
         learners.append(
-            make_learner(backend.mlp(W), optimizer=optimizers, data=(some, None), phases=[phase], callbacks=guard)
+            make_learner(backend.mlp(W), optimizer=optimizers, data=(rows, None), phases=[phase], callbacks=guard)
         )
         result = learners[-1].fit(1)
     before, after = (backend.weights(learner) for learner in learners)
@@ -200,8 +200,8 @@ def test_with_several_optimizers_the_reason_says_what_was_updated(backend: Subje
     assert ("updates before it in that step were made" in result.reason) is (bad == "out")
     assert is_finite(learners[1])
     for name in W:
-        moved = bad == "out" and name.startswith("hidden")
-        assert bool(np.abs(before[name] - after[name]).max() > 1e-9) is moved, name
+        differs = bad == "out" and name.startswith("hidden")
+        assert bool(np.abs(before[name] - after[name]).max() > 1e-9) is differs, name
 
 
 @pytest.mark.parametrize("at", [2, 3])
@@ -265,7 +265,7 @@ def test_a_writer_of_the_loss_comes_before_the_guard(
     learner = make_learner(
         backend.mlp(W), data=(data, None), phases=[Rooted()], callbacks=[lc.StopOnNaNLoss(), Scaling(), Unscaling()]
     )
-    order = [type(one).__name__ for one in learner.callbacks]
+    order = [type(callback).__name__ for callback in learner.callbacks]
     assert order.index("Scaling") < order.index("StopOnNaNLoss")
     assert learner.fit(1).status == "completed"
 

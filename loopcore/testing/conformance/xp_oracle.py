@@ -35,10 +35,10 @@ def pool(
     reduce: Callable[..., Any], x: Array, window: Sequence[int], strides: Sequence[int], pads: Pairs | None = None
 ) -> Array:
     """A function of NumPy that passes over NaN, of each window."""
-    ones = (1,) * len(window)
+    dilation = (1,) * len(window)
     padded = np.pad(x, [(0, 0), *(pads or ((0, 0),) * len(window)), (0, 0)], constant_values=np.nan)
-    y = np.zeros((len(x), *_lengths(padded, window, strides, ones), x.shape[-1]))
-    for place, part in _parts(padded, window, strides, ones):
+    y = np.zeros((len(x), *_lengths(padded, window, strides, dilation), x.shape[-1]))
+    for place, part in _parts(padded, window, strides, dilation):
         at: tuple[Any, ...] = (slice(None), *place)
         y[at] = reduce(part, axis=tuple(range(1, part.ndim - 1)))
     return y
