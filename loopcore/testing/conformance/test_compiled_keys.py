@@ -274,7 +274,7 @@ def test_an_array_that_an_earlier_trace_left_behind_has_a_place(compiling: Subje
 
     learner, phase = make(compiling), Leaks()
     learner.run_step(phase, {"xs": ONES})
-    with pytest.raises(TraceError, match=r"test_depends\.py:\d+: .*left behind"):
+    with pytest.raises(TraceError, match=r"test_compiled_keys\.py:\d+: .*left behind"):
         learner.run_step(phase, {"xs": ONES, "more": ONES})
 
 
@@ -288,7 +288,7 @@ def test_an_array_left_behind_in_an_attribute_is_named(compiling: Subject) -> No
             self.last = state.loss
 
     learner, phase = make(compiling), Leaks()
-    with pytest.raises(TraceError, match=r"test_depends\.py:\d+: Leaks\.last .*left behind"):
+    with pytest.raises(TraceError, match=r"test_compiled_keys\.py:\d+: Leaks\.last .*left behind"):
         learner.run_step(phase, {"xs": ONES})
     assert phase.last == "nothing yet"
 
