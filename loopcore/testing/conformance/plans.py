@@ -48,14 +48,14 @@ class Spec:
 
 @dataclass(frozen=True)
 class Case:
-    """A body and its handlers."""
+    """One step body, by its name in `BODIES`, and the handlers that listen to it."""
 
     body: str
     specs: tuple[Spec, ...]
 
 
 def make_case(seed: int) -> Case:
-    """The case of a seed."""
+    """Draw a body and its handlers from a seed."""
     draw = np.random.default_rng(seed)
     specs: list[Spec] = []
     for _ in range(draw.integers(0, 5)):
@@ -168,11 +168,11 @@ class Acting(lc.Callback):
         self.listeners, self.call = handler.listeners, handler.call
 
     def resolve_conflict(self, other: lc.Callback) -> Any:
-        """By number."""
+        """The handler with the lower number runs first."""
         return lc.RunFirst(self if self.number < getattr(other, "number", -1) else other)
 
     def act(self, learner: Any, phase: Any) -> None:
-        """Note, then scale."""
+        """Note the values it reads, then scale those it writes."""
         step, spec = learner.step, self.spec
         if not spec.traced:
             values = {name: learner.to_host(getattr(step, name)) for name in spec.reads if hasattr(step, name)}

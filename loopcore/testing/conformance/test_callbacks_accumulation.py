@@ -174,13 +174,13 @@ def test_nothing_is_updated_after_a_loss_that_is_not_finite(backend: Subject, si
 
 
 class Blind(lc.StopOnNaNLoss):
-    """The guard as long as its host has not looked."""
+    """The guard before its host handler has fetched a loss: only what it does on the device takes effect."""
 
     def look(self, learner: Any, phase: Any, event: Any) -> None:
-        """Not yet."""
+        """Do not fetch the loss."""
 
     def look_again(self, learner: Any, phase: Any) -> None:
-        """Not yet."""
+        """Do not fetch the loss."""
 
 
 @pytest.mark.parametrize("sized", [True, False], ids=["length", "no_length"])

@@ -57,7 +57,7 @@ class Idle:
     """A scheduler in the manner of torch that changes nothing."""
 
     def step(self) -> None:
-        """Nothing."""
+        """Leave the learning rate as it is."""
 
 
 def learner_of(backend: Subject, callback: lc.Callback, **options: Any) -> lc.Learner:

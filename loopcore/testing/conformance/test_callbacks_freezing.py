@@ -52,7 +52,7 @@ def test_several_go_together_until_they_are_removed(backend: Subject) -> None:
 
 
 def test_momentum_of_what_rests_is_kept(backend: Subject) -> None:
-    """Train, freeze, thaw: the velocity is that of before."""
+    """One step trains, one is frozen, one trains again: it goes on with the velocity of the first."""
     spec, rule = RULES["momentum"]
     learner = make_learner(backend.mlp(W), optimizer=spec)
     weights = dict(W)

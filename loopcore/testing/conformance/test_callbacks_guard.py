@@ -36,7 +36,7 @@ def trained(count: int, rate: float = 0.1) -> dict[str, Any]:
 
 
 def is_finite(learner: lc.Learner) -> bool:
-    """Whether all weights, and all that the optimizers keep, are."""
+    """Whether all weights, and all arrays that the optimizers keep, are finite."""
     arrays = [*learner.export_weights().values(), *learner.backend.export_optimizers().values()]
     return all(np.isfinite(np.asarray(array, np.float64)).all() for array in arrays if array.dtype.kind in "fV")
 
@@ -52,7 +52,7 @@ class Rooted(lc.AbstractTrainingPhase):
         return {"xs": xs, "ys": ys, "part": part}
 
     def step(self, learner: Any, handle: Any, state: Any) -> None:
-        """A root of the error, and one of nothing where the part is 0."""
+        """The objective adds a root of the error; where ``part`` is 0 it is the root of 0, whose gradient is NaN."""
 
         def objective() -> Any:
             error = learner.model(state.xs) - state.ys
@@ -69,7 +69,7 @@ class Rooted(lc.AbstractTrainingPhase):
 
 
 class Plain(Rooted):
-    """Says nothing to anybody, and updates."""
+    """Fires no event before it updates, so that no handler could withhold the update."""
 
     def apply(self, learner: Any, handle: Any, state: Any, grads: Any) -> None:
         """Only updates."""
@@ -77,10 +77,10 @@ class Plain(Rooted):
 
 
 class When(Rooted):
-    """An array decides as well."""
+    """Updates under a condition of its own, an array, besides that of the guard."""
 
     def apply(self, learner: Any, handle: Any, state: Any, grads: Any) -> None:
-        """Updates, if."""
+        """Update if the loss is small."""
         learner.update(grads, when=state.loss < 1e9)
 
 
@@ -124,7 +124,7 @@ class Silent(lc.TrainingPhase):
 
 
 class Lossless(lc.TrainingPhase):
-    """Keeps its loss for itself."""
+    """Has a loss that it does not write into the state."""
 
     def step(self, learner: Any, handle: Any, state: Any) -> None:
         """Gradient and update."""
@@ -147,7 +147,7 @@ class Measured(lc.TrainingPhase):
     """Trains nothing."""
 
     def step(self, learner: Any, handle: Any, state: Any) -> None:
-        """Only the loss."""
+        """Compute the loss, take no gradient."""
         state.loss = learner.loss_fn(learner.model(state.xs), state.ys)
 
 
@@ -232,7 +232,7 @@ class Unscaling(lc.Callback):
 
     @lc.on(lc.BackwardEnd, lc.AbstractTrainingPhase, traced=True)
     def skip(self, learner: Any, phase: Any) -> None:
-        """Only finite ones."""
+        """Forbid the update where a gradient is not finite."""
         learner.step.apply = learner.tree.all_finite(learner.step.grads)
 
     traced_reads = ("step.grads",)

@@ -77,6 +77,6 @@ def test_other_steps_do_not_hand_them_back(any_plan: Subject) -> None:
     with lc.run_epoch(learner, phase, length=4):
         states += [learner.run_step(phase, pair) for pair in PAIRS]
     assert [hasattr(state, "last_grads") for state in states] == [False, False, False, True]
-    assert "BackwardEnd" not in learner.explain()  # no cut
+    assert "BackwardEnd" not in learner.explain()  # nobody cuts the step there
     with lc.run_epoch(learner, phase):  # without a length any may be the last
         assert hasattr(learner.run_step(phase, PAIRS[0]), "last_grads")

@@ -186,7 +186,7 @@ def test_metrics_wait_for_nothing_within_a_step(backend: Subject) -> None:
     inner.fit(1)
     assert counts == [counts[0]] * 24
     inner.export_weights()
-    assert inner.backend.transfers > counts[0]  # that is what is counted
+    assert inner.backend.transfers > counts[0]  # so the counter does count
 
 
 def test_the_smooth_loss_is_the_closed_form(backend: Subject) -> None:

@@ -104,7 +104,7 @@ def test_the_plan_of_a_step_makes_no_difference(backend: Subject, known_length: 
 
 @pytest.mark.parametrize("absent", MAKERS)
 def test_each_of_them_takes_part(backend: Subject, absent: str) -> None:
-    """What the tests above compare depends on all four."""
+    """Without any one of the four callbacks the losses, which the tests above compare, are other ones."""
     subset = [name for name in MAKERS if name != absent]
     histories = [fitted(backend, names, compile=False).history for names in (MAKERS, subset)]
     with_all, without = (np.array([*history.steps("loss"), *history.steps("val_loss")]) for history in histories)
@@ -112,7 +112,7 @@ def test_each_of_them_takes_part(backend: Subject, absent: str) -> None:
 
 
 def test_they_go_on_within_a_window(backend: Subject, tmp_path: Path) -> None:
-    """What they keep is part of a checkpoint."""
+    """A run is saved within a window of accumulation: what the callbacks keep is in the checkpoint."""
 
     def fresh() -> lc.Learner:
         callbacks = [*[make() for make in MAKERS.values()], lc.Recorder()]

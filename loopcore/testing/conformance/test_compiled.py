@@ -375,7 +375,7 @@ class Bakes(lc.TrainingPhase):
     """Reaches arrays in all ways there are."""
 
     def __init__(self) -> None:
-        self.scale = np.ones(2)  # an input
+        self.scale = np.ones(2)  # an array: it is passed to the program
         self.settings = {"deep": [np.zeros(3), "text"], "number": 1}
 
     def step(self, learner: Any, handle: Any, state: Any) -> None:

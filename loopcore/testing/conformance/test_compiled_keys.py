@@ -62,7 +62,7 @@ def test_any_value_of_shared_that_was_read(compiling: Subject, make_value: Any, 
 
 
 def test_an_object_in_the_place_of_one_that_is_gone(compiling: Subject) -> None:
-    """Its id may be that of the other: a key must not go by the number alone."""
+    """Python may give a new object the id of one that was freed, so the key of a program must not be the id alone."""
 
     class Scaled(lc.ValidationPhase):
         factor: Any = None
@@ -200,7 +200,7 @@ def test_attributes_that_a_traced_handler_reads(compiling: Subject) -> None:
     assert callback.calls == 5 and traces(learner) == 3, "what only host handlers read makes no program"
 
 
-# -- what is no array
+# -- values of a batch that are no arrays
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_values_that_are_no_arrays_but_are_read(compiling: Subject) -> None:
     assert float(learner.run_step(phase, {"xs": ONES, "names": ["a"], "more": True}).loss) == 6
 
 
-# -- what is told
+# -- what is logged or named in an error
 
 
 def test_further_shapes_are_logged_and_many_are_a_warning(compiling: Subject, caplog: pytest.LogCaptureFixture) -> None:
@@ -293,7 +293,7 @@ def test_an_array_left_behind_in_an_attribute_is_named(compiling: Subject) -> No
     assert phase.last == "nothing yet"
 
 
-# -- no needless programs
+# -- what makes no further program
 
 
 @pytest.mark.parametrize("kind", ["names", "int", "list", "shapes", "objects"])

@@ -44,7 +44,7 @@ def compare_plans(
 
 
 def test_each_event_has_its_own_values(any_plan: Subject) -> None:
-    """In the order in which they are fired, parameters of before the update included."""
+    """What a handler reads at an event is of that moment: no loss yet, parameters of before the update."""
 
     def callbacks(observations: list[Any]) -> list[lc.Callback]:
         def note(learner: Any, phase: Any) -> None:
@@ -86,7 +86,10 @@ CHANGES = [
 
 @pytest.mark.parametrize(("event", "target"), CHANGES, ids=lambda value: getattr(value, "__name__", value))
 def test_who_changes_something_all_the_same_is_heeded(any_plan: Subject, event: type[lc.Event], target: str) -> None:
-    """Through a learner it holds, or in a nested step: from then on the event is a cut."""
+    """A handler that declares no writes changes something through a learner it holds, or in a nested step.
+
+    From then on the step is cut at its event.
+    """
     holders: list[Any] = []
 
     def callbacks(observations: list[Any]) -> list[lc.Callback]:
@@ -116,7 +119,7 @@ def test_who_changes_something_all_the_same_is_heeded(any_plan: Subject, event: 
             learner.params.value = learner.tree.scale(learner.params.value, factor)
 
     class Other(lc.AbstractTrainingPhase):
-        """Nobody listens: its steps are one program, which uses up the arrays it gets where it may."""
+        """Has no listener, so that its steps are one program; that may overwrite the arrays it is given."""
 
         data_key = "other"
         unpack = lc.TrainingPhase.unpack
@@ -157,7 +160,7 @@ def test_an_error_of_the_body_comes_after_what_was_heard(any_plan: Subject) -> N
 
 
 def test_looks_and_cuts_in_one_step(any_plan: Subject) -> None:
-    """Events of both kinds before, at and after the cut, and an event that is fired twice."""
+    """Handlers that only read, before, at and after the event of one that writes; the events are fired twice a step."""
 
     class Twice(lc.TrainingPhase):
         def step(self, learner: Any, handle: Any, state: Any) -> None:

@@ -20,7 +20,7 @@ def run(backend: Subject, seed: int, **options: Any) -> tuple[dict[str, Any], li
 
 @pytest.mark.parametrize("seed", range(100))
 def test_random_bodies_with_random_handlers(compiling: Subject, seed: int) -> None:
-    """The handlers of a case decide on its plan."""
+    """A case is compiled whole or in pieces, by what its handlers declare; the results are those of eager steps."""
     weights, observations = run(compiling, seed)
     eager, expected = run(compiling, seed, compile=False)
     compiling.close(weights, eager, rtol=1e-4)

@@ -115,11 +115,11 @@ class Refuses(lc.Callback):
     run_after = (lc.Callback,)
 
     def state_dict(self) -> dict[str, Any]:
-        """Anything."""
+        """Return a state, so that one is saved."""
         return {"some": "thing"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Never."""
+        """Refuse every state."""
         raise ValueError("never")
 
 

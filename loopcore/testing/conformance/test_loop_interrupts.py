@@ -116,7 +116,7 @@ def test_a_handler_that_is_not_found_locks_nothing(backend: Subject) -> None:
     class Lost(lc.Callback):
         @lc.on(lc.FitBegin)
         def begin(self, learner: Any, phase: Any) -> None:
-            """Is taken away before it is called."""
+            """Its handler is removed from the class after the learner was made, so that the lookup fails."""
 
     learner = make_learner(backend.mlp(W), data=(PAIRS, None), callbacks=[Lost()])
     begin = Lost.__dict__["begin"]

@@ -248,7 +248,7 @@ def test_a_key_of_the_framework_is_a_draw_of_its_own(backend: Subject) -> None:
     assert type(random.key()) is type(random.key())
     numbers = [random.generator().normal() for _ in range(2)]
     fresh = make_learner(backend.mlp(mlp_weights())).random
-    assert fresh.generator().normal() not in numbers  # keys count
+    assert fresh.generator().normal() not in numbers  # the two keys count as draws before it
     with lc.testing.same_random(), pytest.raises(lc.errors.TraceError, match="the framework's own"):
         random.key()
 

@@ -88,7 +88,7 @@ def test_sub(backend: Subject) -> None:
 
 
 def test_scale_leaves_integers_integers(backend: Subject) -> None:
-    """The mean of counters is rounded; a whole factor is exact."""
+    """A product of integers is rounded to integers, and is exact where the factor is whole."""
 
     def body(learner: Any, handle: Any, state: Any) -> None:
         xp, tree = learner.xp, {"x": state.x, "n": state.n}
@@ -130,7 +130,7 @@ def test_scale(backend: Subject, array: bool) -> None:
 
 
 def test_lerp_of_large_arrays(backend: Subject) -> None:
-    """Where an adapter has a kernel for them: values, and gradients by all three."""
+    """Arrays so large that an adapter may have a kernel for them: values, and gradients by all three arguments."""
     draw = np.random.default_rng(0)
     x, y = draw.normal(size=(2, 300, 256))
 

@@ -50,7 +50,7 @@ NUMBERS: dict[str, Any] = {
 
 
 class Counted(lc.TrainingPhase):
-    """Updates as a number says."""
+    """Updates under a condition that is one of `NUMBERS`, not a bool."""
 
     def __init__(self, number: str) -> None:
         self.number = number
@@ -64,7 +64,7 @@ class Counted(lc.TrainingPhase):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_number_holds_unless_it_is_zero(backend: Subject, number: str) -> None:
-    """Even ones too, where another decision joins it."""
+    """Even numbers hold too, though their lowest bit is 0, also when joined with the condition of the guard."""
     learner = make_learner(backend.mlp(W), callbacks=[lc.StopOnNaNLoss()])
     state = learner.run_step(Counted(number), PAIRS[0])
     moves = number not in ("no count", "another draw")
@@ -109,7 +109,7 @@ class Allow(lc.Callback):
     writes = ("step.apply",)
 
     def resolve_conflict(self, other: lc.Callback) -> Any:
-        return lc.NO_CONFLICT  # the values are combined by and
+        return lc.NO_CONFLICT  # the core joins the conditions by a logical and
 
     def __init__(self, allow: Any) -> None:
         self.allow = allow
@@ -176,7 +176,7 @@ def test_a_forbidden_update_is_not_counted(backend: Subject, kind: Any, handler:
 
 
 def test_a_host_handler_updates_at_the_end_of_an_epoch(backend: Subject) -> None:
-    """As accumulation does with what the last steps left over."""
+    """Accumulation does so with the gradients of a window that the end of the epoch cut short."""
 
     class Accumulate(lc.Callback):
         reads = ("step.grads", "params")

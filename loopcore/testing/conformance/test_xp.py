@@ -405,7 +405,7 @@ UNFIT: dict[str, tuple[Callable[..., Any], str]] = {
 
 @pytest.mark.parametrize("label", UNFIT)
 def test_what_does_not_fit_is_refused(any_plan: Subject, label: str) -> None:
-    """With the same words everywhere."""
+    """The error has the same text on every backend."""
     call, message = UNFIT[label]
     xp = learner_of(any_plan).xp
     with pytest.raises(ValueError, match=message):
