@@ -4,6 +4,7 @@ Run it with ``python -m pytest --pyargs loopcore.testing.conformance --backend N
 stands in the module ``testing`` of each adapter; `subject.NativeModels` says what it holds. Expected values come from
 `oracle`, which is plain NumPy without loopcore, or from the NumPy backend in float64.
 
-Modules are named after what an adapter does: ``docs/write-a-backend.md`` has a table from each method of the protocol to
-those that test it. ``test_loop_*`` and ``test_callbacks_*`` test the whole loop, ``test_compiled*`` compiled steps.
+Modules are named after what an adapter does: a table in ``docs/write-a-backend.md`` leads from each method of the
+protocol to those that test it. ``test_compiled*`` test compiled steps, ``test_loop_*`` and ``test_callbacks_*`` the
+whole loop.
 """
