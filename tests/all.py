@@ -28,8 +28,8 @@ FRAMEWORKS = ("jax", "tensorflow", "torch", CORE, SEVERAL)  # what takes longest
 COMPILING = ("jax", "tensorflow")
 KERAS = ("torch", "jax")  # where the suite is run again, with models of Keras; those of TensorFlow are of Keras anyway
 COMPILED = "random_bodies"
-SLOW = "test_gradient or test_handlers or test_update or test_cancel or test_every_callback"  # half the time
-MODELS = "test_gradient or test_models or test_batch_norm or test_dropout or test_carry or test_trajectory"
+SLOW = "test_gradient or test_handlers or test_update or test_loop_cancel or test_callbacks_each"  # half the time
+MODELS = "test_gradient or test_models or test_forward or test_loop_carry or test_trajectory"
 
 
 def selections(framework: str, tier: str = "all") -> list[list[str]]:

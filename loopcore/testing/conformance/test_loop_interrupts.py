@@ -28,7 +28,7 @@ class At_line:  # noqa: N801 - read as a moment
     """Raises KeyboardInterrupt at the n-th line of the loop that runs within the block."""
 
     def __init__(self, number: int) -> None:
-        self.left = number
+        self.remaining_lines = number
         self.where = ""
 
     def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
@@ -39,8 +39,8 @@ class At_line:  # noqa: N801 - read as a moment
 
     def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "line":
-            self.left -= 1
-            if self.left == 0:
+            self.remaining_lines -= 1
+            if self.remaining_lines == 0:
                 sys.settrace(None)
                 self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
                 raise KeyboardInterrupt
@@ -116,7 +116,7 @@ def test_a_handler_that_is_not_found_locks_nothing(backend: Subject) -> None:
     class Lost(lc.Callback):
         @lc.on(lc.FitBegin)
         def begin(self, learner: Any, phase: Any) -> None:
-            """Is taken away before it is called."""
+            """Its handler is removed from the class after the learner was made, so that the lookup fails."""
 
     learner = make_learner(backend.mlp(W), data=(PAIRS, None), callbacks=[Lost()])
     begin = Lost.__dict__["begin"]
@@ -128,9 +128,9 @@ def test_a_handler_that_is_not_found_locks_nothing(backend: Subject) -> None:
     assert learner.fit(1).status == "completed"
 
 
-@pytest.mark.parametrize("what", ["step", "fit", "epoch", "predict"])
-def test_another_thread_is_refused_while_a_step_runs(backend: Subject, what: str) -> None:
-    raised: list[BaseException] = []
+@pytest.mark.parametrize("call", ["step", "fit", "epoch", "predict"])
+def test_another_thread_is_refused_while_a_step_runs(backend: Subject, call: str) -> None:
+    errors: list[BaseException] = []
     calls: dict[str, Callable[[lc.Learner], Any]] = {
         "step": lambda learner: learner.run_step(lc.TrainingPhase(), PAIRS[0]),
         "fit": lambda learner: learner.fit(1),
@@ -140,9 +140,9 @@ def test_another_thread_is_refused_while_a_step_runs(backend: Subject, what: str
 
     def other() -> None:
         try:
-            calls[what](learner)
+            calls[call](learner)
         except BaseException as error:
-            raised.append(error)
+            errors.append(error)
 
     def start(learner: Any, phase: Any) -> None:
         thread = threading.Thread(target=other)
@@ -152,13 +152,13 @@ def test_another_thread_is_refused_while_a_step_runs(backend: Subject, what: str
     learner = make_learner(backend.mlp(W), data=(PAIRS, None), callbacks=[At(lc.StepEnd, start, only=0)])
     same = make_learner(backend.mlp(W), data=(PAIRS, None))
     learner.run_step(lc.TrainingPhase(), PAIRS[0])
-    assert [type(error) for error in raised] == [lc.errors.OtherThreadError]
-    assert "make a Learner for each thread" in str(raised[0])
+    assert [type(error) for error in errors] == [lc.errors.OtherThreadError]
+    assert "make a Learner for each thread" in str(errors[0])
     same.run_step(lc.TrainingPhase(), PAIRS[0])
     backend.close(backend.weights(learner), backend.weights(same))
     other()  # and afterwards it may
-    assert len(raised) == 1
+    assert len(errors) == 1
     thread = threading.Thread(target=other)
     thread.start()
     thread.join()
-    assert len(raised) == 1, raised
+    assert len(errors) == 1, errors

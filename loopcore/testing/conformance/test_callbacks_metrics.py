@@ -186,7 +186,7 @@ def test_metrics_wait_for_nothing_within_a_step(backend: Subject) -> None:
     inner.fit(1)
     assert counts == [counts[0]] * 24
     inner.export_weights()
-    assert inner.backend.transfers > counts[0]  # that is what is counted
+    assert inner.backend.transfers > counts[0]  # so the counter does count
 
 
 def test_the_smooth_loss_is_the_closed_form(backend: Subject) -> None:
@@ -200,9 +200,9 @@ def test_the_smooth_loss_is_the_closed_form(backend: Subject) -> None:
     backend.close(learner.history.steps("val_smooth_loss"), expected)
     backend.close(learner.history["val_smooth_loss"], expected[-1:])
     learner.fit(1)
-    more = [*losses, *losses]
-    t = len(more)
-    last = 0.1 / (1 - 0.9**t) * sum(0.9 ** (t - i) * more[i - 1] for i in range(1, t + 1))
+    all_losses = [*losses, *losses]
+    t = len(all_losses)
+    last = 0.1 / (1 - 0.9**t) * sum(0.9 ** (t - i) * all_losses[i - 1] for i in range(1, t + 1))
     backend.close(learner.history["val_smooth_loss"][-1], last)
 
 
@@ -211,5 +211,5 @@ def test_top_k_accuracy(backend: Subject, k: int) -> None:
     labels = [np.arange(len(x)) % 2 for x, _ in PAIRS]
     data = [(x, ys) for (x, _), ys in zip(PAIRS, labels, strict=True)]
     learner = measured(backend, lc.top_k_accuracy(k), lc.accuracy, data=(None, data), loss_fn=lc.losses.cross_entropy)
-    found = learner.history[f"val_top_{k}_accuracy"]
-    assert found == (learner.history["val_accuracy"] if k == 1 else [1.0])
+    accuracies = learner.history[f"val_top_{k}_accuracy"]
+    assert accuracies == (learner.history["val_accuracy"] if k == 1 else [1.0])

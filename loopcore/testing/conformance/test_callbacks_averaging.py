@@ -42,11 +42,11 @@ def trajectory(pairs: Any = PAIRS) -> list[dict[str, Any]]:
     """The weights before and after each update."""
     weights = dict(W)
     optimizer = oracle.Optimizer(oracle.sgd(0.3), weights)
-    found = [dict(weights)]
+    points = [dict(weights)]
     for pair in pairs:
         optimizer.update(oracle.mse_gradient(weights, *pair))
-        found.append(dict(weights))
-    return found
+        points.append(dict(weights))
+    return points
 
 
 def averaging(backend: Subject, *callbacks: lc.Callback, **options: Any) -> lc.Learner:
@@ -58,11 +58,11 @@ def test_the_average_is_the_closed_form(backend: Subject, way: str) -> None:
     options, shares = SHARES[way]
     learner = averaging(backend, lc.AveragedWeights(**{"decay": DECAY, **options}))
     points = trajectory()
-    for done, pair in enumerate(PAIRS, start=1):
+    for count, pair in enumerate(PAIRS, start=1):
         train(learner, [pair])
-        if done > 2:
-            wanted = {name: sum(s * p[name] for s, p in zip(shares(done), points, strict=False)) for name in W}
-            backend.close(backend.leaves(learner, learner.shared.averaged_params), wanted)
+        if count > 2:
+            expected = {name: sum(s * p[name] for s, p in zip(shares(count), points, strict=False)) for name in W}
+            backend.close(backend.leaves(learner, learner.shared.averaged_params), expected)
     np.testing.assert_allclose(sum(shares(len(PAIRS))), 1)
     backend.close(backend.weights(learner), points[-1])
 
@@ -117,11 +117,11 @@ def test_statistics_of_a_normalisation_are_averaged_too(backend: Subject) -> Non
         average = 0.5 * (average + means[-1])
     averaged = learner.shared.averaged_buffers
     backend.close(backend.leaves(learner, averaged, learner.buffers)["norm.mean"], average)
-    seen: list[Any] = []
-    look = At(lc.StepEnd, lambda one, phase: seen.append(one.export_weights()), reads=("params", "buffers"))
+    exports: list[Any] = []
+    look = At(lc.StepEnd, lambda learner, phase: exports.append(learner.export_weights()), reads=("params", "buffers"))
     learner.callbacks.add(look)
     learner.run_epoch(lc.ValidationPhase())
-    backend.close(backend.native.neutral(seen[0])["norm.mean"], average)
+    backend.close(backend.native.neutral(exports[0])["norm.mean"], average)
     backend.close(backend.weights(learner)["norm.mean"], means[-1])
 
 
@@ -138,12 +138,12 @@ def test_it_begins_with_the_weights_of_the_first_step(backend: Subject) -> None:
     for name, value in learner.export_weights().items():
         learner.import_weights({**learner.export_weights(), name: value + 1.0})
     start = backend.weights(learner)
-    seen: list[Any] = []
-    look = At(lc.StepEnd, lambda one, phase: seen.append(one.export_weights()), reads=("params", "buffers"))
+    exports: list[Any] = []
+    look = At(lc.StepEnd, lambda learner, phase: exports.append(learner.export_weights()), reads=("params", "buffers"))
     learner.callbacks.add(look)
     learner.run_epoch(lc.ValidationPhase())  # before any step, the average is the weights
-    backend.close(backend.native.neutral(seen[0]), start)
+    backend.close(backend.native.neutral(exports[0]), start)
     train(learner, PAIRS[:1])
     after = backend.weights(learner)
-    wanted = {name: DECAY * start[name] + (1 - DECAY) * after[name] for name in start}
-    backend.close(backend.leaves(learner, learner.shared.averaged_params), wanted)
+    expected = {name: DECAY * start[name] + (1 - DECAY) * after[name] for name in start}
+    backend.close(backend.leaves(learner, learner.shared.averaged_params), expected)

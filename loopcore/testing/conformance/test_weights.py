@@ -19,9 +19,9 @@ W = mlp_weights()
 
 def test_values_read_out_are_not_changed_by_later_steps(backend: Subject) -> None:
     learner = make_learner(backend.mlp(W), optimizer=lc.Adam(0.1))
-    whole, part = learner.params.value, learner.params.out.value
+    weights, part = learner.params.value, learner.params.out.value
     train(learner, PAIRS)
-    backend.close(backend.leaves(learner, whole), W)
+    backend.close(backend.leaves(learner, weights), W)
     backend.close(backend.leaves(learner, part, learner.params.out)["out.bias"], W["out.bias"])
 
 
@@ -65,16 +65,16 @@ def test_one_array_under_two_names_becomes_two(backend: Subject) -> None:
     learner = make_learner({"first": backend.mlp(W), "second": backend.mlp(mlp_weights(1))})
     learner.params.second.value = learner.params.first.value
     learner.params.first.value = learner.tree.scale(learner.params.first.value, 0.0)
-    found = backend.weights(learner)
-    backend.close({name: found[f"second.{name}"] for name in W}, W)
+    weights = backend.weights(learner)
+    backend.close({name: weights[f"second.{name}"] for name in W}, W)
 
 
 def test_weights_given_to_the_model_are_not_changed(backend: Subject) -> None:
-    given = {name: value.copy() for name, value in W.items()}
-    learner = make_learner(backend.mlp(given))
+    arrays = {name: value.copy() for name, value in W.items()}
+    learner = make_learner(backend.mlp(arrays))
     train(learner, PAIRS)
     for name, value in W.items():
-        np.testing.assert_array_equal(given[name], value)
+        np.testing.assert_array_equal(arrays[name], value)
 
 
 def test_a_value_that_does_not_fit_is_refused_as_a_whole(backend: Subject) -> None:
@@ -128,22 +128,22 @@ def test_all_that_is_wrong_with_weights_is_said_at_once_and_nothing_is_loaded(ba
     missing = next(path for path in weights if path not in (bias, other))
     del weights[missing]
     weights["unknown.weight"] = np.zeros(1)
-    with pytest.raises(lc.errors.WeightsError) as caught:
+    with pytest.raises(lc.errors.WeightsError) as excinfo:
         learner.import_weights(weights)
-    said = str(caught.value)
-    assert f"{bias}: the model has shape" in said
-    assert f"{other}: the model has dtype" in said
-    assert f"{missing}: missing" in said
-    assert "unknown.weight: the model has no such weight" in said
+    message = str(excinfo.value)
+    assert f"{bias}: the model has shape" in message
+    assert f"{other}: the model has dtype" in message
+    assert f"{missing}: missing" in message
+    assert "unknown.weight: the model has no such weight" in message
     backend.close(backend.weights(learner), W)
 
 
 def test_imported_weights_of_another_width_take_the_models_own(backend: Subject) -> None:
     learner = make_learner(backend.mlp(W))
     other = {"float64": np.float32, "float32": np.float64}[backend.dtype]
-    own = {path: value.dtype for path, value in learner.export_weights().items()}
+    dtypes = {path: value.dtype for path, value in learner.export_weights().items()}
     learner.import_weights({path: value.astype(other) for path, value in learner.export_weights().items()})
-    assert {path: value.dtype for path, value in learner.export_weights().items()} == own
+    assert {path: value.dtype for path, value in learner.export_weights().items()} == dtypes
     backend.close(backend.weights(learner), W, rtol=1e-6)
 
 
@@ -165,11 +165,11 @@ def test_shared_arrays_read_out_are_not_changed_by_later_steps(backend: Subject)
     learner = make_learner(backend.mlp(W), callbacks=[Average()])
     weights, average = dict(W), dict(W)
     optimizer = oracle.Optimizer(oracle.sgd(0.1), weights)
-    seen: list[tuple[Any, dict[str, Any]]] = []
+    averages: list[tuple[Any, dict[str, Any]]] = []
     for x, y in PAIRS:
         train(learner, [(x, y)])
         optimizer.update(oracle.mse_gradient(weights, x, y))
         average = {name: 0.5 * average[name] + 0.5 * weights[name] for name in average}
-        seen.append((learner.shared.average, average))
-    for found, expected in seen:
-        backend.close(backend.leaves(learner, found), expected)
+        averages.append((learner.shared.average, average))
+    for actual, expected in averages:
+        backend.close(backend.leaves(learner, actual), expected)

@@ -57,18 +57,18 @@ class Idle:
     """A scheduler in the manner of torch that changes nothing."""
 
     def step(self) -> None:
-        """Nothing."""
+        """Leave the learning rate as it is."""
 
 
 def learner_of(backend: Subject, callback: lc.Callback, **options: Any) -> lc.Learner:
-    given = [callback]
+    callbacks = [callback]
     kinds = {type(callback.identity())}
     if lc.LogTraces in kinds:
-        given.append(MAKERS[lc.Traces](Path()))
-    given += [default for default in (lc.Recorder(), lc.Metrics()) if type(default) not in kinds]
+        callbacks.append(MAKERS[lc.Traces](Path()))
+    callbacks += [default for default in (lc.Recorder(), lc.Metrics()) if type(default) not in kinds]
     return make_learner(
         backend.mlp(mlp_weights()),
-        callbacks=given,
+        callbacks=callbacks,
         data=(PAIRS, VALID),
         optimizer=lc.Momentum(0.05),
         reads=(),
@@ -78,16 +78,16 @@ def learner_of(backend: Subject, callback: lc.Callback, **options: Any) -> lc.Le
 
 def test_every_callback_is_here() -> None:
     exported = {value for name in lc.__all__ if isinstance(value := getattr(lc, name), type)}
-    assert {one for one in exported if issubclass(one, lc.Callback)} - {lc.Callback} == set(MAKERS)
+    assert {kind for kind in exported if issubclass(kind, lc.Callback)} - {lc.Callback} == set(MAKERS)
 
 
 @KINDS
 def test_it_does_the_same_in_compiled_and_eager_steps(any_plan: Subject, kind: Any, tmp_path: Path) -> None:
-    learners = [learner_of(any_plan, MAKERS[kind](tmp_path / str(how)), compile=how) for how in ("auto", False)]
+    learners = [learner_of(any_plan, MAKERS[kind](tmp_path / str(mode)), compile=mode) for mode in ("auto", False)]
     for learner in learners:
         assert learner.fit(2).status == "completed"
-    found, expected = (any_plan.weights(learner) for learner in learners)
-    any_plan.close(found, expected, rtol=1e-4)
+    weights, expected = (any_plan.weights(learner) for learner in learners)
+    any_plan.close(weights, expected, rtol=1e-4)
     assert [key for key in learners[0].history] == [key for key in learners[1].history]
     for key, values in learners[0].history.items():
         np.testing.assert_allclose(np.array(values, float), np.array(learners[1].history[key], float), rtol=1e-4)
@@ -134,15 +134,15 @@ def test_it_can_be_throttled(any_plan: Subject, kind: Any, tmp_path: Path) -> No
 def test_it_copes_with_a_begin_it_does_not_hear(any_plan: Subject, kind: Any, tmp_path: Path) -> None:
     events = {listener.event for listener in MAKERS[kind](tmp_path).listeners}
     for event in sorted(events & {lc.FitBegin, lc.EpochBegin, lc.StepBegin}, key=lambda event: event.__name__):
-        found: list[Any] = []
-        for how in ("auto", False):
-            wrapped = lc.throttle(MAKERS[kind](tmp_path / event.__name__ / str(how)), event, every=2)
-            learner = learner_of(any_plan, wrapped, compile=how)
+        weights: list[Any] = []
+        for mode in ("auto", False):
+            wrapped = lc.throttle(MAKERS[kind](tmp_path / event.__name__ / str(mode)), event, every=2)
+            learner = learner_of(any_plan, wrapped, compile=mode)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 assert learner.fit(3).status == "completed"
-            found.append(any_plan.weights(learner))
-        any_plan.close(found[0], found[1], rtol=1e-4)
+            weights.append(any_plan.weights(learner))
+        any_plan.close(weights[0], weights[1], rtol=1e-4)
 
 
 @KINDS

@@ -31,12 +31,12 @@ def rate(step: int) -> float:
     ids=["sgd", "momentum", "adam", "adamw"],
 )
 def test_a_learning_rate_that_changes_each_step(backend: Subject, spec: Any, rule: Any) -> None:
-    now = [0.0]
+    current_rate = [0.0]
     weights = dict(W)
-    optimizer = oracle.Optimizer(lambda w, g, slots, t: rule(now[0])(w, g, slots, t), weights)
+    optimizer = oracle.Optimizer(lambda w, g, slots, t: rule(current_rate[0])(w, g, slots, t), weights)
     learner = make_learner(backend.mlp(W), optimizer=spec)
     for step, (x, y) in enumerate(PAIRS):
-        now[0] = learner.hyper.learning_rate = rate(step)
+        current_rate[0] = learner.hyper.learning_rate = rate(step)
         train(learner, [(x, y)])
         optimizer.update(oracle.mse_gradient(weights, x, y))
     backend.close(backend.weights(learner), weights)

@@ -91,11 +91,11 @@ def test_what_follows_a_cancel(backend: Subject, event: type[lc.Event], kind: st
     assert result.stopped_by == ("At" if stopped else None)
     assert result.epochs == (1 if (row.epoch, row.fit) == ("completed", "completed") else 0)
 
-    done = _completed_steps(event, row)
+    steps = _completed_steps(event, row)
     counts = learner.shared.history["training"]
-    assert counts.steps == len(done)
+    assert counts.steps == len(steps)
     assert counts.epochs == (row.epoch == "completed" and event is not lc.FitBegin)
-    backend.close(backend.weights(learner), _trained(weights, done))
+    backend.close(backend.weights(learner), _trained(weights, steps))
 
     learner.callbacks.remove(*[callback for callback in learner.callbacks if isinstance(callback, At)])
     assert learner.fit(1).status == "completed"
@@ -215,9 +215,9 @@ def test_other_errors_close_every_scope_and_leave_the_learner_usable(backend: Su
     trace, weights = lc.testing.Trace(), mlp_weights()
     fault = At(lc.BackwardBegin, lambda *_: _raise(ValueError("broken")), only=1)
     learner = make_learner(backend.mlp(weights), data=(PAIRS, None), callbacks=[fault, trace])
-    with pytest.raises(ValueError, match="broken") as caught:
+    with pytest.raises(ValueError, match="broken") as excinfo:
         learner.fit(1)
-    assert any("At at BackwardBegin" in note for note in caught.value.__notes__)
+    assert any("At at BackwardBegin" in note for note in excinfo.value.__notes__)
     assert [outcome for name, _, outcome in trace.events if name in ("EpochEnd", "FitEnd")] == ["failed", "failed"]
     backend.close(backend.weights(learner), _trained(weights, [0]))
     train(learner, PAIRS[1:])

@@ -26,18 +26,18 @@ def learner_of(backend: Subject, optimizer: Any, seed: int = 0) -> lc.Learner:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_going_on_is_not_to_have_stopped(backend: Subject, name: str, tmp_path: Path) -> None:
-    whole, first, second = (learner_of(backend, OPTIMIZERS[name], seed) for seed in (0, 0, 3))
-    whole.hyper.learning_rate = first.hyper.learning_rate = 0.05
-    whole.fit(4)
+    reference, first, second = (learner_of(backend, OPTIMIZERS[name], seed) for seed in (0, 0, 3))
+    reference.hyper.learning_rate = first.hyper.learning_rate = 0.05
+    reference.fit(4)
     first.fit(2)
     path = first.save(tmp_path / "run.safetensors")
     second.load(path)
     assert second.hyper.learning_rate == pytest.approx(0.05)
     second.fit(2)
-    np.testing.assert_equal(second.export_weights(), whole.export_weights())
-    np.testing.assert_equal(second.backend.export_optimizers(), whole.backend.export_optimizers())
-    assert dict(second.shared.history) == dict(whole.shared.history)
-    assert second.history["loss"] == whole.history["loss"]
+    np.testing.assert_equal(second.export_weights(), reference.export_weights())
+    np.testing.assert_equal(second.backend.export_optimizers(), reference.backend.export_optimizers())
+    assert dict(second.shared.history) == dict(reference.shared.history)
+    assert second.history["loss"] == reference.history["loss"]
 
 
 def test_what_does_not_fit_changes_nothing(backend: Subject, tmp_path: Path) -> None:
@@ -62,40 +62,40 @@ def test_weights_alone_go_anywhere(backend: Subject, tmp_path: Path) -> None:
 
 
 def test_each_optimizer_keeps_its_own_hyperparameters(backend: Subject, tmp_path: Path) -> None:
-    def made(first: float, second: float) -> lc.Learner:
+    def new_learner(first: float, second: float) -> lc.Learner:
         rates = {"hidden": lc.Momentum(first), "out": lc.AdamW(second)}
         return make_learner(backend.mlp(mlp_weights()), optimizer=rates, data=(PAIRS, None))
 
     names = ("hidden.learning_rate", "hidden.momentum", "out.learning_rate", "out.weight_decay")
-    whole, first, second = made(0.1, 0.01), made(0.1, 0.01), made(0.5, 0.5)
+    reference, first, second = new_learner(0.1, 0.01), new_learner(0.1, 0.01), new_learner(0.5, 0.5)
     before = [first.hyper[name] for name in names]
-    whole.fit(2)
+    reference.fit(2)
     first.fit(1)
     path = first.save(tmp_path / "run.safetensors")
     assert [first.hyper[name] for name in names] == before
     second.load(path)
     assert [second.hyper[name] for name in names] == before
     second.fit(1)
-    np.testing.assert_equal(second.export_weights(), whole.export_weights())
+    np.testing.assert_equal(second.export_weights(), reference.export_weights())
 
 
 def test_noise_and_the_order_of_batches_go_on(backend: Subject, tmp_path: Path) -> None:
-    def made(seed: int) -> lc.Learner:
+    def new_learner(seed: int) -> lc.Learner:
         arrays = [np.concatenate(part) for part in zip(*PAIRS, strict=True)]
         data = lc.data.batches(tuple(arrays), 4, shuffle=True), None
         callbacks = [lc.Recorder(), lc.Metrics()]
         model = backend.dropout(dense_weights(layer="out"), 0.5)
         return make_learner(model, optimizer=lc.Adam(0.01), data=data, callbacks=callbacks, seed=seed)
 
-    whole, first, second, third = made(3), made(3), made(4), made(5)
-    whole.fit(3)
+    reference, first, second, third = new_learner(3), new_learner(3), new_learner(4), new_learner(5)
+    reference.fit(3)
     first.fit(1)
     second.load(first.save(tmp_path / "1"))
     second.fit(1)
     third.load(second.save(tmp_path / "2"))
     third.fit(1)
-    np.testing.assert_equal(third.export_weights(), whole.export_weights())
-    assert third.history.steps("loss") == whole.history.steps("loss")
+    np.testing.assert_equal(third.export_weights(), reference.export_weights())
+    assert third.history.steps("loss") == reference.history.steps("loss")
 
 
 def test_a_state_of_another_optimizer_is_refused(backend: Subject, tmp_path: Path) -> None:
@@ -115,21 +115,21 @@ class Refuses(lc.Callback):
     run_after = (lc.Callback,)
 
     def state_dict(self) -> dict[str, Any]:
-        """Anything."""
+        """Return a state, so that one is saved."""
         return {"some": "thing"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Never."""
+        """Refuse every state."""
         raise ValueError("never")
 
 
 def test_a_load_that_fails_late_is_taken_back(backend: Subject, tmp_path: Path) -> None:
-    def made() -> lc.Learner:
+    def new_learner() -> lc.Learner:
         callbacks = [lc.Recorder(), lc.Metrics(), lc.AveragedWeights(0.9), Refuses()]
         model = backend.batch_norm(norm_weights())
         return make_learner(model, optimizer=lc.Adam(0.01), callbacks=callbacks, data=(PAIRS, None))
 
-    first, second, untouched = made(), made(), made()
+    first, second, untouched = new_learner(), new_learner(), new_learner()
     first.hyper.learning_rate = 0.5
     first.fit(2)
     for learner in (second, untouched):

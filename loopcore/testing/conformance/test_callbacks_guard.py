@@ -36,7 +36,7 @@ def trained(count: int, rate: float = 0.1) -> dict[str, Any]:
 
 
 def is_finite(learner: lc.Learner) -> bool:
-    """Whether all weights, and all that the optimizers keep, are."""
+    """Whether all weights, and all arrays that the optimizers keep, are finite."""
     arrays = [*learner.export_weights().values(), *learner.backend.export_optimizers().values()]
     return all(np.isfinite(np.asarray(array, np.float64)).all() for array in arrays if array.dtype.kind in "fV")
 
@@ -52,7 +52,7 @@ class Rooted(lc.AbstractTrainingPhase):
         return {"xs": xs, "ys": ys, "part": part}
 
     def step(self, learner: Any, handle: Any, state: Any) -> None:
-        """A root of the error, and one of nothing where the part is 0."""
+        """The objective adds a root of the error; where ``part`` is 0 it is the root of 0, whose gradient is NaN."""
 
         def objective() -> Any:
             error = learner.model(state.xs) - state.ys
@@ -69,7 +69,7 @@ class Rooted(lc.AbstractTrainingPhase):
 
 
 class Plain(Rooted):
-    """Says nothing to anybody, and updates."""
+    """Fires no event before it updates, so that no handler could withhold the update."""
 
     def apply(self, learner: Any, handle: Any, state: Any, grads: Any) -> None:
         """Only updates."""
@@ -77,10 +77,10 @@ class Plain(Rooted):
 
 
 class When(Rooted):
-    """An array decides as well."""
+    """Updates under a condition of its own, an array, besides that of the guard."""
 
     def apply(self, learner: Any, handle: Any, state: Any, grads: Any) -> None:
-        """Updates, if."""
+        """Update if the loss is small."""
         learner.update(grads, when=state.loss < 1e9)
 
 
@@ -90,17 +90,17 @@ def rooted(at: int) -> list[Any]:
 
 @pytest.mark.parametrize("kind", [Rooted, Plain, When])
 def test_a_gradient_that_is_not_finite_goes_nowhere(backend: Subject, kind: type[Rooted]) -> None:
-    found = []
+    weights = []
     for data in (rooted(-1)[:2], rooted(2)):
         guard = [lc.StopOnNaNLoss()]
         learner = make_learner(
             backend.mlp(W), data=(data, None), phases=[kind()], callbacks=guard, optimizer=lc.Adam(0.01)
         )
         result = learner.fit(1)
-        found.append(backend.weights(learner))
+        weights.append(backend.weights(learner))
     assert (result.status, result.stopped_by) == ("stopped", "StopOnNaNLoss")
     assert "gradient" in result.reason and "step 3" in result.reason
-    backend.close(found[0], found[1])
+    backend.close(weights[0], weights[1])
     assert is_finite(learner)
 
 
@@ -124,7 +124,7 @@ class Silent(lc.TrainingPhase):
 
 
 class Lossless(lc.TrainingPhase):
-    """Keeps its loss for itself."""
+    """Has a loss that it does not write into the state."""
 
     def step(self, learner: Any, handle: Any, state: Any) -> None:
         """Gradient and update."""
@@ -147,7 +147,7 @@ class Measured(lc.TrainingPhase):
     """Trains nothing."""
 
     def step(self, learner: Any, handle: Any, state: Any) -> None:
-        """Only the loss."""
+        """Compute the loss, take no gradient."""
         state.loss = learner.loss_fn(learner.model(state.xs), state.ys)
 
 
@@ -189,10 +189,10 @@ def test_with_several_optimizers_the_reason_says_what_was_updated(backend: Subje
     data = [(*pair, np.array(np.nan if n == 1 else 1.0)) for n, pair in enumerate(PAIRS)]
     optimizers = {"hidden": lc.SGD(0.1), "out": lc.Adam(0.01)}
     learners = []
-    for phase, some in ((Two(""), data[:1]), (Two(bad), data)):
+    for phase, rows in ((Two(""), data[:1]), (Two(bad), data)):
         guard = [lc.StopOnNaNLoss()]
         learners.append(
-            make_learner(backend.mlp(W), optimizer=optimizers, data=(some, None), phases=[phase], callbacks=guard)
+            make_learner(backend.mlp(W), optimizer=optimizers, data=(rows, None), phases=[phase], callbacks=guard)
         )
         result = learners[-1].fit(1)
     before, after = (backend.weights(learner) for learner in learners)
@@ -200,8 +200,8 @@ def test_with_several_optimizers_the_reason_says_what_was_updated(backend: Subje
     assert ("updates before it in that step were made" in result.reason) is (bad == "out")
     assert is_finite(learners[1])
     for name in W:
-        moved = bad == "out" and name.startswith("hidden")
-        assert bool(np.abs(before[name] - after[name]).max() > 1e-9) is moved, name
+        differs = bad == "out" and name.startswith("hidden")
+        assert bool(np.abs(before[name] - after[name]).max() > 1e-9) is differs, name
 
 
 @pytest.mark.parametrize("at", [2, 3])
@@ -232,7 +232,7 @@ class Unscaling(lc.Callback):
 
     @lc.on(lc.BackwardEnd, lc.AbstractTrainingPhase, traced=True)
     def skip(self, learner: Any, phase: Any) -> None:
-        """Only finite ones."""
+        """Forbid the update where a gradient is not finite."""
         learner.step.apply = learner.tree.all_finite(learner.step.grads)
 
     traced_reads = ("step.grads",)
@@ -265,7 +265,7 @@ def test_a_writer_of_the_loss_comes_before_the_guard(
     learner = make_learner(
         backend.mlp(W), data=(data, None), phases=[Rooted()], callbacks=[lc.StopOnNaNLoss(), Scaling(), Unscaling()]
     )
-    order = [type(one).__name__ for one in learner.callbacks]
+    order = [type(callback).__name__ for callback in learner.callbacks]
     assert order.index("Scaling") < order.index("StopOnNaNLoss")
     assert learner.fit(1).status == "completed"
 

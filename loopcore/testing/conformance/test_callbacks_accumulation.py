@@ -66,8 +66,8 @@ def test_samples_with_weights(backend: Subject) -> None:
     learner = make_learner(backend.mlp(W), data=(rows, None), callbacks=[lc.GradientAccumulation(2)])
     learner.fit(1)
     (first, second), grads = PAIRS[:2], oracle.mse_gradient
-    wanted = {n: W[n] - 0.1 * (g + 3 * grads(W, *second)[n]) / 4 for n, g in grads(W, *first).items()}
-    backend.close(backend.weights(learner), wanted)
+    expected = {n: W[n] - 0.1 * (g + 3 * grads(W, *second)[n]) / 4 for n, g in grads(W, *first).items()}
+    backend.close(backend.weights(learner), expected)
 
 
 def test_weights_rest_between_updates(backend: Subject) -> None:
@@ -92,8 +92,10 @@ def test_a_cancelled_step_does_not_count(backend: Subject, event: type[lc.Event]
         canceller = At(event, cancel, lc.AbstractTrainingPhase, only=second)
         learner = make_learner(backend.mlp(W), callbacks=[lc.GradientAccumulation(2), canceller])
         train(learner, pairs)
-        done = pairs if event is lc.StepEnd else [pair for number, pair in enumerate(pairs) if number != second]
-        windows = [done[:2], done[2:4]]
+        completed_pairs = (
+            pairs if event is lc.StepEnd else [pair for number, pair in enumerate(pairs) if number != second]
+        )
+        windows = [completed_pairs[:2], completed_pairs[2:4]]
         backend.close(backend.weights(learner), by_hand(windows, oracle.sgd(0.1)))
 
 
@@ -122,10 +124,10 @@ def test_the_mean_is_clipped_once(backend: Subject, sized: bool) -> None:
 def test_clipping_by_norm(backend: Subject, limit: float) -> None:
     learner = make_learner(backend.mlp(W), callbacks=[lc.GradientClipping(norm=limit)])
     train(learner, PAIRS)
-    wanted = by_hand([[pair] for pair in PAIRS], oracle.sgd(0.1), clipped(limit))
-    backend.close(backend.weights(learner), wanted)
+    expected = by_hand([[pair] for pair in PAIRS], oracle.sgd(0.1), clipped(limit))
+    backend.close(backend.weights(learner), expected)
     assert (limit < 1) is not np.allclose(
-        wanted["out.bias"], by_hand([[p] for p in PAIRS], oracle.sgd(0.1))["out.bias"]
+        expected["out.bias"], by_hand([[p] for p in PAIRS], oracle.sgd(0.1))["out.bias"]
     )
 
 
@@ -148,14 +150,14 @@ def test_a_gradient_of_zero_is_left_alone(backend: Subject) -> None:
 
 @pytest.mark.parametrize(("sized", "unit"), [(True, "step"), (False, "step"), (False, "update")])
 def test_a_schedule_follows_updates(backend: Subject, sized: bool, unit: Any) -> None:
-    scheduler = lc.Scheduler({"learning_rate": lambda done: 0.1 / (done + 1)}, unit=unit)
+    scheduler = lc.Scheduler({"learning_rate": lambda count: 0.1 / (count + 1)}, unit=unit)
     data: Any = (PAIRS if sized else Unsized(PAIRS), None)
     learner = make_learner(backend.mlp(W), data=data, callbacks=[lc.GradientAccumulation(2), scheduler])
     learner.fit(2)
     weights = dict(W)
-    for done, window in enumerate(2 * [PAIRS[:2], PAIRS[2:4], PAIRS[4:]]):
+    for count, window in enumerate(2 * [PAIRS[:2], PAIRS[2:4], PAIRS[4:]]):
         grads = oracle.mse_gradient(weights, *joined(window))
-        rate = 0.1 / (done + 1)
+        rate = 0.1 / (count + 1)
         weights = {name: weights[name] - rate * grads[name] for name in weights}
     backend.close(backend.weights(learner), weights)
     assert scheduler.count == 6
@@ -172,13 +174,13 @@ def test_nothing_is_updated_after_a_loss_that_is_not_finite(backend: Subject, si
 
 
 class Blind(lc.StopOnNaNLoss):
-    """The guard as long as its host has not looked."""
+    """The guard before its host handler has fetched a loss: only what it does on the device takes effect."""
 
     def look(self, learner: Any, phase: Any, event: Any) -> None:
-        """Not yet."""
+        """Do not fetch the loss."""
 
     def look_again(self, learner: Any, phase: Any) -> None:
-        """Not yet."""
+        """Do not fetch the loss."""
 
 
 @pytest.mark.parametrize("sized", [True, False], ids=["length", "no_length"])

@@ -31,9 +31,9 @@ class Recurrent(lc.AbstractTrainingPhase):
 
     def step(self, learner: Any, handle: Any, state: Any) -> None:
         def objective() -> Any:
-            now = learner.model(state.xs + state.hidden["now"])
-            state.hidden = {"now": now, "before": state.hidden["now"]}
-            state.loss = lc.losses.mse(now, state.ys)
+            hidden = learner.model(state.xs + state.hidden["now"])
+            state.hidden = {"now": hidden, "before": state.hidden["now"]}
+            state.loss = lc.losses.mse(hidden, state.ys)
             return state.loss
 
         learner.minimize(objective)
@@ -69,11 +69,11 @@ def test_carried_values_are_plain(backend: Subject) -> None:
 
 def test_carried_values_read_out_are_not_changed_by_later_steps(backend: Subject) -> None:
     learner = make_learner(backend.mlp(W))
-    found = []
+    values = []
     with lc.run_epoch(learner, phase := Recurrent()):
         for pair in PAIRS:
-            found.append(learner.run_step(phase, pair).hidden)
-    backend.close(learner.to_host(found[0]["now"]), oracle.mlp(W, PAIRS[0][0]))
+            values.append(learner.run_step(phase, pair).hidden)
+    backend.close(learner.to_host(values[0]["now"]), oracle.mlp(W, PAIRS[0][0]))
 
 
 def test_a_host_handler_may_change_them_between_steps(backend: Subject) -> None:
@@ -113,11 +113,11 @@ def test_a_carried_value_that_changes_is_an_error(backend: Subject, change: str)
             state.hidden = {"now": learner.xp.zeros((2, WIDTH))}
 
         def step(self, learner: Any, handle: Any, state: Any) -> None:
-            now = state.hidden["now"]
+            hidden = state.hidden["now"]
             changed = {
                 "shape": {"now": learner.xp.zeros((3, WIDTH))},
-                "dtype": {"now": learner.xp.astype(now, learner.xp.int32)},
-                "structure": {"now": now, "more": now},
+                "dtype": {"now": learner.xp.astype(hidden, learner.xp.int32)},
+                "structure": {"now": hidden, "more": hidden},
             }
             state.hidden = changed[change]
 

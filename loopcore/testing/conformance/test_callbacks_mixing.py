@@ -28,29 +28,29 @@ def mixed(backend: Subject, ys: Array, *callbacks: lc.Callback, steps: int = 1) 
 @pytest.mark.parametrize("kind", ["labels", "rows", "targets"])
 def test_inputs_and_labels_are_mixed_alike(backend: Subject, kind: str) -> None:
     rows = {"labels": np.eye(2)[LABELS], "rows": np.eye(2)[LABELS], "targets": Y}[kind]
-    given = LABELS if kind == "labels" else rows
+    labels = LABELS if kind == "labels" else rows
     shares = []
-    for xs, ys in mixed(backend, given, lc.MixUp(1.0, classes=2 if kind == "labels" else None), steps=3):
-        both, wanted = np.concatenate([xs, ys], axis=1), np.concatenate([X, rows], axis=1)
+    for xs, ys in mixed(backend, labels, lc.MixUp(1.0, classes=2 if kind == "labels" else None), steps=3):
+        mixture, originals = np.concatenate([xs, ys], axis=1), np.concatenate([X, rows], axis=1)
         # each row lies on the line from its own sample to another one, all at one share of the way
-        away, lines = both - wanted, wanted[None] - wanted[:, None]
+        away, lines = mixture - originals, originals[None] - originals[:, None]
         scale = np.einsum("id,ijd->ij", away, lines) / np.maximum(np.einsum("ijd,ijd->ij", lines, lines), 1e-9)
         error = np.abs(away[:, None] - scale[..., None] * lines).max(axis=-1)
-        found = scale[np.arange(len(X)), error.argmin(axis=1)]
-        moved = found[np.abs(away).max(axis=1) > 1e-6]
-        assert error.min(axis=1).max() < 1e-4 and np.ptp(moved) < 1e-3 and len(moved) > 150
-        shares.append(float(np.median(moved)))
+        row_shares = scale[np.arange(len(X)), error.argmin(axis=1)]
+        mixed_shares = row_shares[np.abs(away).max(axis=1) > 1e-6]
+        assert error.min(axis=1).max() < 1e-4 and np.ptp(mixed_shares) < 1e-3 and len(mixed_shares) > 150
+        shares.append(float(np.median(mixed_shares)))
     assert len({round(share, 3) for share in shares}) == 3 and all(0 < share < 1 for share in shares)
 
 
 def test_the_mixture_is_the_one_of_the_draws(backend: Subject, witness: Subject) -> None:
     with same_random():
-        found = mixed(backend, LABELS, lc.MixUp(0.4, classes=2), steps=3)
+        mixtures = mixed(backend, LABELS, lc.MixUp(0.4, classes=2), steps=3)
         with lc.using(witness.name):
-            wanted = mixed(witness, LABELS, lc.MixUp(0.4, classes=2), steps=3)
-    for mine, other in zip(found, wanted, strict=True):
-        backend.close(mine[0], other[0])
-        backend.close(mine[1], other[1])
+            expected = mixed(witness, LABELS, lc.MixUp(0.4, classes=2), steps=3)
+    for mixture, other in zip(mixtures, expected, strict=True):
+        backend.close(mixture[0], other[0])
+        backend.close(mixture[1], other[1])
 
 
 def test_smoothed_labels(backend: Subject) -> None:
@@ -96,8 +96,8 @@ def test_sharpness_aware_steps_by_hand(backend: Subject) -> None:
         loss = oracle.mse(oracle.mlp(weights, x), y)
         uphill = oracle.mse_gradient(weights, x, y)
         length = np.sqrt(sum(np.sum(grad**2) for grad in uphill.values()))
-        there = {name: weights[name] + rho * uphill[name] / length for name in weights}
-        optimizer.update(oracle.mse_gradient(there, x, y))
+        point = {name: weights[name] + rho * uphill[name] / length for name in weights}
+        optimizer.update(oracle.mse_gradient(point, x, y))
     backend.close(backend.weights(learner), weights)
     backend.close(learner.to_host(learner.step.loss), loss)
 
@@ -133,5 +133,5 @@ def test_changes_in_an_objective_are_made_in_both(backend: Subject) -> None:
 
     uphill = gradient(W)
     length = np.sqrt(sum(np.sum(grad**2) for grad in uphill.values()))
-    there = gradient({name: W[name] + 0.3 * uphill[name] / length for name in W})
-    backend.close(backend.weights(learner), {name: W[name] - 0.1 * there[name] for name in W})
+    slopes = gradient({name: W[name] + 0.3 * uphill[name] / length for name in W})
+    backend.close(backend.weights(learner), {name: W[name] - 0.1 * slopes[name] for name in W})

@@ -20,22 +20,22 @@ def run(backend: Subject, seed: int, **options: Any) -> tuple[dict[str, Any], li
 
 @pytest.mark.parametrize("seed", range(100))
 def test_random_bodies_with_random_handlers(compiling: Subject, seed: int) -> None:
-    """The handlers of a case decide on its plan."""
-    weights, seen = run(compiling, seed)
+    """A case is compiled whole or in pieces, by what its handlers declare; the results are those of eager steps."""
+    weights, observations = run(compiling, seed)
     eager, expected = run(compiling, seed, compile=False)
     compiling.close(weights, eager, rtol=1e-4)
-    assert [entry[:2] for entry in seen] == [entry[:2] for entry in expected]
-    for (_, _, mine), (_, _, others) in zip(seen, expected, strict=True):
-        same(mine, others)
+    assert [entry[:2] for entry in observations] == [entry[:2] for entry in expected]
+    for (_, _, actual), (_, _, desired) in zip(observations, expected, strict=True):
+        same(actual, desired)
 
 
-def same(mine: Any, others: Any) -> None:
-    if isinstance(others, dict):
-        assert mine.keys() == others.keys()
-        for name in others:
-            same(mine[name], others[name])
-    elif isinstance(others, list):
-        for a, b in zip(mine, others, strict=True):
+def same(actual: Any, desired: Any) -> None:
+    if isinstance(desired, dict):
+        assert actual.keys() == desired.keys()
+        for name in desired:
+            same(actual[name], desired[name])
+    elif isinstance(desired, list):
+        for a, b in zip(actual, desired, strict=True):
             same(a, b)
     else:
-        np.testing.assert_allclose(mine, others, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual, desired, rtol=1e-4, atol=1e-5)

@@ -154,10 +154,10 @@ def test_buffers_are_read_and_written_like_parameters(backend: Subject) -> None:
     learner = make_learner(backend.batch_norm(W))
     snapshot = learner.buffers.value
     train(learner, batches(2))
-    moved = statistics(backend, learner)
+    later_statistics = statistics(backend, learner)
     learner.buffers.value = snapshot
     backend.close(statistics(backend, learner), after(backend, W))
-    assert np.abs(moved["norm.mean"] - W["norm.mean"]).max() > 1e-3
+    assert np.abs(later_statistics["norm.mean"] - W["norm.mean"]).max() > 1e-3
 
 
 def test_frozen_weights_do_not_freeze_the_statistics(backend: Subject) -> None:

@@ -47,24 +47,24 @@ def test_several_go_together_until_they_are_removed(backend: Subject) -> None:
     learner.callbacks.remove(weight)
     assert learner.hold() == ("hidden.bias",)
     learner.fit(1)
-    moved = {name for name in W if not np.array_equal(backend.weights(learner)[name], W[name].astype(backend.dtype))}
-    assert moved == W.keys() - {"hidden.bias"}
+    changes = {name for name in W if not np.array_equal(backend.weights(learner)[name], W[name].astype(backend.dtype))}
+    assert changes == W.keys() - {"hidden.bias"}
 
 
 def test_momentum_of_what_rests_is_kept(backend: Subject) -> None:
-    """Train, freeze, thaw: the velocity is that of before."""
+    """One step trains, one is frozen, one trains again: it goes on with the velocity of the first."""
     spec, rule = RULES["momentum"]
     learner = make_learner(backend.mlp(W), optimizer=spec)
     weights = dict(W)
     hidden = oracle.Optimizer(rule, weights, *HIDDEN)
     out = oracle.Optimizer(rule, weights, *(name for name in W if name not in HIDDEN))
-    for held, pair in zip((False, True, False), PAIRS, strict=True):
-        found = learner.hold(*(["hidden.*"] if held else []))
-        assert len(found) == 2 * held
+    for is_frozen, pair in zip((False, True, False), PAIRS, strict=True):
+        holds = learner.hold(*(["hidden.*"] if is_frozen else []))
+        assert len(holds) == 2 * is_frozen
         train(learner, [pair])
         grads = oracle.mse_gradient(weights, *pair)
         out.update(grads)
-        if not held:
+        if not is_frozen:
             hidden.update(grads)
     backend.close(backend.weights(learner), weights)
 
@@ -72,20 +72,20 @@ def test_momentum_of_what_rests_is_kept(backend: Subject) -> None:
 def test_they_thaw_one_after_the_other(backend: Subject) -> None:
     freeze = lc.Freeze({"hidden.*": 1, "*bias": 2})
     learner = make_learner(backend.mlp(W), data=(PAIRS, None), callbacks=[freeze, lc.Recorder()])
-    moved = []
+    changes = []
     for _ in range(3):
         before = backend.weights(learner)
         learner.fit(1)
-        now = backend.weights(learner)
-        moved.append({name for name in W if not np.array_equal(before[name], now[name])})
-    assert moved == [{"out.weight"}, {"out.weight", "hidden.weight"}, set(W)]
+        after = backend.weights(learner)
+        changes.append({name for name in W if not np.array_equal(before[name], after[name])})
+    assert changes == [{"out.weight"}, {"out.weight", "hidden.weight"}, set(W)]
 
 
 def test_gradients_of_what_rests_are_zero_and_do_not_count_for_a_norm(backend: Subject) -> None:
     learner = make_learner(backend.mlp(W), callbacks=[lc.Freeze("hidden.*"), lc.Recorder()])
     state = learner.run_step(lc.TrainingPhase(), PAIRS[0])
-    grads, wanted = backend.leaves(learner, state.grads), oracle.mse_gradient(W, *PAIRS[0])
-    backend.close(grads, {name: wanted[name] * (name not in HIDDEN) for name in W})
+    grads, expected = backend.leaves(learner, state.grads), oracle.mse_gradient(W, *PAIRS[0])
+    backend.close(grads, {name: expected[name] * (name not in HIDDEN) for name in W})
 
 
 def test_everything_may_rest(backend: Subject) -> None:

@@ -27,24 +27,24 @@ class EverySecond(lc.Callback):
 
 
 def test_rounds_without_a_value_are_gaps_and_a_resumed_run_goes_on(backend: Subject, tmp_path: Path) -> None:
-    def made() -> tuple[lc.Learner, Any]:
+    def learner_and_logger() -> tuple[lc.Learner, Any]:
         logger = lc.loggers.MemoryLogger()
         callbacks = [lc.Recorder(), lc.Metrics(), EverySecond(), lc.LogMetrics(logger)]
         return make_learner(backend.mlp(W), callbacks=callbacks, data=([(X, Y)] * 2, [(X2, Y2)])), logger
 
-    (whole, _), (first, _), (second, logger) = made(), made(), made()
-    whole.fit(4)
+    (reference, _), (first, _), (second, logger) = learner_and_logger(), learner_and_logger(), learner_and_logger()
+    reference.fit(4)
     first.fit(2)
     first.predict(X)
     assert first.run_epoch(lc.ValidationPhase(), [(X, Y)]).round is None
     second.load(first.save(tmp_path / "x"))
     second.fit(2)
     for key in ("loss", "val_loss"):
-        gaps = [value is None for value in whole.history[key]]
+        gaps = [value is None for value in reference.history[key]]
         assert [value is None for value in second.history[key]] == gaps
         assert gaps == ([False] * 4 if key == "loss" else [True, False, True, False])
-    backend.close(second.history["loss"], whole.history["loss"])
-    backend.close(second.history["val_loss"][1::2], whole.history["val_loss"][1::2])
+    backend.close(second.history["loss"], reference.history["loss"])
+    backend.close(second.history["val_loss"][1::2], reference.history["val_loss"][1::2])
     assert [step for step, _ in logger.entries["loss"]] == [3, 4]
     assert [step for step, _ in logger.entries["val_loss"]] == [4]
     assert second.history.step_numbers("loss") == list(range(1, 9))
@@ -84,10 +84,10 @@ def test_a_metric_with_an_array_is_kept_and_logged_as_it_is(backend: Subject) ->
     metrics = lc.Metrics(ByColumn())
     learner = make_learner(backend.mlp(W), callbacks=[metrics, lc.LogMetrics(logger)], data=([(X, Y)] * 2, None))
     learner.fit(1)
-    kept: Any = learner.history["ByColumn"]
-    backend.close(kept, [np.full(np.shape(kept[0]), 2.0)])
-    assert np.shape(kept[0])[0] == len(X)
-    backend.close(logger.entries["ByColumn"][0][1], kept[0])
+    values: Any = learner.history["ByColumn"]
+    backend.close(values, [np.full(np.shape(values[0]), 2.0)])
+    assert np.shape(values[0])[0] == len(X)
+    backend.close(logger.entries["ByColumn"][0][1], values[0])
 
 
 def test_an_array_without_dimensions_is_a_number_to_a_logger(backend: Subject) -> None:
@@ -118,11 +118,11 @@ def test_a_batch_of_several_lengths_asks_for_its_weight(backend: Subject) -> Non
         return learner.history["val_loss"]
 
     same = measured([parts(X, Y), parts(X2, Y2)])
-    said = [parts(x, y, samples=np.full(1, float(len(x)), np.float32)) for x, y in ((X, Y), (X2, Y2))]
-    backend.close(measured(said), same)
+    weighted_batches = [parts(x, y, samples=np.full(1, float(len(x)), np.float32)) for x, y in ((X, Y), (X2, Y2))]
+    backend.close(measured(weighted_batches), same)
     index = np.zeros(1, np.float32)
     alike = [parts(X, Y, index=index), parts(X, Y + 1.0, index=index)]
-    backend.close(measured(alike), np.mean([measured([one]) for one in alike], axis=0))
+    backend.close(measured(alike), np.mean([measured([batch]) for batch in alike], axis=0))
     with pytest.raises(DataError, match=r"a batch before it: .*state\.weight"):
         measured([parts(X, Y, index=index), parts(X2, Y2, index=index)])
 

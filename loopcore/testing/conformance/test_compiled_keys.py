@@ -52,17 +52,17 @@ class Reads(lc.ValidationPhase):
 )
 def test_any_value_of_shared_that_was_read(compiling: Subject, make_value: Any, read: Any) -> None:
     learner, phase = make(compiling), Reads(read)
-    found: list[float] = []
+    losses: list[float] = []
     for factor in range(1, 6):
         learner.shared.value = make_value(factor)
-        found.append(float(learner.run_step(phase, {"xs": ONES}).loss))
-    assert found == [1, 2, 3, 4, 5]
+        losses.append(float(learner.run_step(phase, {"xs": ONES}).loss))
+    assert losses == [1, 2, 3, 4, 5]
     learner.shared.unread = object()
     assert float(learner.run_step(phase, {"xs": ONES}).loss) == 5 and traces(learner) == 5
 
 
 def test_an_object_in_the_place_of_one_that_is_gone(compiling: Subject) -> None:
-    """Its id may be that of the other: a key must not go by the number alone."""
+    """Python may give a new object the id of one that was freed, so the key of a program must not be the id alone."""
 
     class Scaled(lc.ValidationPhase):
         factor: Any = None
@@ -71,38 +71,38 @@ def test_an_object_in_the_place_of_one_that_is_gone(compiling: Subject) -> None:
             state.loss = self.factor() * learner.xp.mean(state.xs)
 
     learner, phase = make(compiling), Scaled()
-    found: list[float] = []
+    losses: list[float] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for factor in range(1, 13):
             phase.factor = lambda factor=factor: factor
-            found.append(float(learner.run_step(phase, {"xs": ONES}).loss))
-    assert found == list(range(1, 13))
+            losses.append(float(learner.run_step(phase, {"xs": ONES}).loss))
+    assert losses == list(range(1, 13))
 
 
 def test_an_object_a_body_closes_over(compiling: Subject) -> None:
     learner, phase = make(compiling), lc.ValidationPhase()
 
-    def body_with(held: Holder) -> Any:
+    def body_with(holder: Holder) -> Any:
         def body(learner: Any, handle: Any, state: Any) -> None:
-            state.loss = held.factor * learner.xp.mean(state.xs)
+            state.loss = holder.factor * learner.xp.mean(state.xs)
 
         return body
 
-    found = [float(lc.run_step(body_with(Holder(k)), learner, phase, xs=ONES).loss) for k in range(1, 7)]
-    assert found == [1, 2, 3, 4, 5, 6]
+    losses = [float(lc.run_step(body_with(Holder(k)), learner, phase, xs=ONES).loss) for k in range(1, 7)]
+    assert losses == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_default_arguments_of_a_body(compiling: Subject) -> None:
     learner, phase = make(compiling), lc.ValidationPhase()
-    found: list[float] = []
+    losses: list[float] = []
     for factor in (1, 2, 3):
 
-        def body(handle: Any, state: Any, factor: int = factor, *, more: int = 10 * factor) -> None:
-            state.loss = (factor + more) * learner.xp.mean(state.xs)
+        def body(handle: Any, state: Any, factor: int = factor, *, shift: int = 10 * factor) -> None:
+            state.loss = (factor + shift) * learner.xp.mean(state.xs)
 
-        found.append(float(lc.run_step(body, learner, phase, xs=ONES).loss))
-    assert found == [11, 22, 33]
+        losses.append(float(lc.run_step(body, learner, phase, xs=ONES).loss))
+    assert losses == [11, 22, 33]
 
 
 def test_a_global_number_a_body_names(compiling: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,12 +127,12 @@ def test_attributes_of_the_object_whose_method_the_body_is(compiling: Subject) -
         def __call__(self, handle: Any, state: Any) -> None:
             state.loss = self.factor * learner.xp.mean(state.xs)
 
-    learner, phase, own = make(compiling), lc.ValidationPhase(), Own(1)
-    found: list[float] = []
-    for own.factor in (1, 2, 3):
-        found.append(float(lc.run_step(own.body, learner, phase, xs=ONES).loss))
-        found.append(float(lc.run_step(own, learner, phase, xs=ONES).loss))
-    assert found == [1, 1, 2, 2, 3, 3]
+    learner, phase, owner = make(compiling), lc.ValidationPhase(), Own(1)
+    losses: list[float] = []
+    for owner.factor in (1, 2, 3):
+        losses.append(float(lc.run_step(owner.body, learner, phase, xs=ONES).loss))
+        losses.append(float(lc.run_step(owner, learner, phase, xs=ONES).loss))
+    assert losses == [1, 1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("hide", [tuple, list, lambda pair: {"a": pair[0]}], ids=["tuple", "list", "dict"])
@@ -161,9 +161,9 @@ def test_a_global_array_that_an_inner_function_names(compiling: Subject) -> None
 
 def test_another_loss(compiling: Subject) -> None:
     learner, phase = make(compiling), lc.ValidationPhase()
-    one = float(learner.run_step(phase, (XS, YS)).loss)
+    loss = float(learner.run_step(phase, (XS, YS)).loss)
     learner.loss_fn = lambda y_pred, ys: 3 * lc.losses.mse(y_pred, ys)
-    assert float(learner.run_step(phase, (XS, YS)).loss) == pytest.approx(3 * one, rel=1e-6)
+    assert float(learner.run_step(phase, (XS, YS)).loss) == pytest.approx(3 * loss, rel=1e-6)
 
 
 class Shrinks(lc.Callback):
@@ -172,7 +172,7 @@ class Shrinks(lc.Callback):
     writes = ("step.grads",)
 
     def __init__(self) -> None:
-        self.factor, self.heard = 1, 0
+        self.factor, self.calls = 1, 0
 
     @lc.on(lc.BackwardEnd, lc.TrainingPhase, traced=True)
     def shrink(self, learner: Any, phase: Any) -> None:
@@ -183,22 +183,24 @@ class Shrinks(lc.Callback):
 
     @lc.on(lc.StepEnd)
     def count(self, learner: Any, phase: Any) -> None:
-        self.heard += 1
+        self.calls += 1
 
 
 def test_attributes_that_a_traced_handler_reads(compiling: Subject) -> None:
     callback = Shrinks()
     learner, phase = make(compiling, optimizer=lc.SGD(1.0), callbacks=[callback]), lc.TrainingPhase()
-    first, moved = learner.export_weights(), list[float]()
+    first, distances = learner.export_weights(), list[float]()
     for callback.factor in (1, 1, 2, 2, 0):
         learner.import_weights(first)
         learner.run_step(phase, (XS, YS))
-        moved.append(sum(float(np.abs(now - first[path]).sum()) for path, now in learner.export_weights().items()))
-    assert moved == pytest.approx([moved[0], moved[0], 2 * moved[0], 2 * moved[0], 0], rel=1e-4)
-    assert callback.heard == 5 and traces(learner) == 3, "what only host handlers read makes no program"
+        distances.append(
+            sum(float(np.abs(value - first[path]).sum()) for path, value in learner.export_weights().items())
+        )
+    assert distances == pytest.approx([distances[0], distances[0], 2 * distances[0], 2 * distances[0], 0], rel=1e-4)
+    assert callback.calls == 5 and traces(learner) == 3, "what only host handlers read makes no program"
 
 
-# -- what is no array
+# -- values of a batch that are no arrays
 
 
 @pytest.mark.parametrize(
@@ -215,21 +217,21 @@ def test_attributes_that_a_traced_handler_reads(compiling: Subject) -> None:
 )
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
 def test_values_that_are_no_arrays_pass_by(compiling: Subject, meta: Any, cut: bool) -> None:
-    seen: list[Any] = []
+    observations: list[Any] = []
     listener = lc.FunctionCallback(
-        lambda learner, phase: seen.append(learner.step.meta),
+        lambda learner, phase: observations.append(learner.step.meta),
         lc.BackwardEnd,
         reads=("step.meta",),
         writes=("step.grads",),
     )
     learner, phase = make(compiling, callbacks=[listener] if cut else []), lc.TrainingPhase()
-    given, before = [meta(k) for k in range(6)], 0
-    for number, one in enumerate(given):
-        state = learner.run_step(phase, {"xs": XS, "ys": YS, "meta": one}, reads=("step.meta",))
-        assert str(state.meta) == str(one)
+    values, before = [meta(k) for k in range(6)], 0
+    for number, value in enumerate(values):
+        state = learner.run_step(phase, {"xs": XS, "ys": YS, "meta": value}, reads=("step.meta",))
+        assert str(state.meta) == str(value)
         if number < 2:
             before = traces(learner)
-    assert traces(learner) == before and list(map(str, seen)) == (list(map(str, given)) if cut else [])
+    assert traces(learner) == before and list(map(str, observations)) == (list(map(str, values)) if cut else [])
 
 
 def test_values_that_are_no_arrays_but_are_read(compiling: Subject) -> None:
@@ -240,12 +242,12 @@ def test_values_that_are_no_arrays_but_are_read(compiling: Subject) -> None:
 
     learner, phase = make(compiling), Named()
     names = [["a"], ["b", "c"], ["a"], ["b", "c"]]
-    found = [float(learner.run_step(phase, {"xs": ONES, "names": n, "no": k}).loss) for k, n in enumerate(names)]
-    assert found == [2, 3, 2, 3] and traces(learner) == 2
+    losses = [float(learner.run_step(phase, {"xs": ONES, "names": n, "no": k}).loss) for k, n in enumerate(names)]
+    assert losses == [2, 3, 2, 3] and traces(learner) == 2
     assert float(learner.run_step(phase, {"xs": ONES, "names": ["a"], "more": True}).loss) == 6
 
 
-# -- what is told
+# -- what is logged or named in an error
 
 
 def test_further_shapes_are_logged_and_many_are_a_warning(compiling: Subject, caplog: pytest.LogCaptureFixture) -> None:
@@ -263,16 +265,16 @@ def test_further_shapes_are_logged_and_many_are_a_warning(compiling: Subject, ca
 def test_an_array_that_an_earlier_trace_left_behind_has_a_place(compiling: Subject) -> None:
     class Leaks(lc.ValidationPhase):
         def __init__(self) -> None:
-            self.kept: list[Any] = []
+            self.arrays: list[Any] = []
 
         def step(self, learner: Any, handle: Any, state: Any) -> None:
-            more = self.kept[-1] if self.kept else 0.0
-            state.loss = learner.xp.mean(state.xs) + more
-            self.kept.append(state.loss)
+            shift = self.arrays[-1] if self.arrays else 0.0
+            state.loss = learner.xp.mean(state.xs) + shift
+            self.arrays.append(state.loss)
 
     learner, phase = make(compiling), Leaks()
     learner.run_step(phase, {"xs": ONES})
-    with pytest.raises(TraceError, match=r"test_depends\.py:\d+: .*left behind"):
+    with pytest.raises(TraceError, match=r"test_compiled_keys\.py:\d+: .*left behind"):
         learner.run_step(phase, {"xs": ONES, "more": ONES})
 
 
@@ -286,12 +288,12 @@ def test_an_array_left_behind_in_an_attribute_is_named(compiling: Subject) -> No
             self.last = state.loss
 
     learner, phase = make(compiling), Leaks()
-    with pytest.raises(TraceError, match=r"test_depends\.py:\d+: Leaks\.last .*left behind"):
+    with pytest.raises(TraceError, match=r"test_compiled_keys\.py:\d+: Leaks\.last .*left behind"):
         learner.run_step(phase, {"xs": ONES})
     assert phase.last == "nothing yet"
 
 
-# -- no needless programs
+# -- what makes no further program
 
 
 @pytest.mark.parametrize("kind", ["names", "int", "list", "shapes", "objects"])
@@ -318,12 +320,12 @@ def test_an_array_of_shared_that_a_body_reads_by_a_name_nobody_foresees(compilin
             state.loss = learner.xp.sum(getattr(learner.shared, name)) * learner.xp.mean(state.xs)
 
     learner, phase = make(compiling), Named()
-    found: list[float] = []
+    losses: list[float] = []
     for number in range(1, 5):
         learner.shared.note = learner.xp.full((2,), float(number))
         learner.shared.unread = learner.xp.zeros((number,))
-        found.append(float(learner.run_step(phase, {"xs": ONES}).loss))
-    assert found == [2, 4, 6, 8] and traces(learner) == 1
+        losses.append(float(learner.run_step(phase, {"xs": ONES}).loss))
+    assert losses == [2, 4, 6, 8] and traces(learner) == 1
 
 
 def test_a_value_of_shared_that_a_body_missed(compiling: Subject) -> None:
@@ -333,13 +335,13 @@ def test_a_value_of_shared_that_a_body_missed(compiling: Subject) -> None:
             state.loss = factor * learner.xp.mean(state.xs)
 
     learner, phase = make(compiling), Asks()
-    found = [float(learner.run_step(phase, {"xs": ONES}).loss)]
+    losses = [float(learner.run_step(phase, {"xs": ONES}).loss)]
     for factor in (2, learner.xp.full((), 3.0), 4.0):
         learner.shared.factor = factor
-        found.append(float(learner.run_step(phase, {"xs": ONES}).loss))
+        losses.append(float(learner.run_step(phase, {"xs": ONES}).loss))
     del learner.shared.factor
-    found.append(float(learner.run_step(phase, {"xs": ONES}).loss))
-    assert found == [1, 2, 3, 4, 1]
+    losses.append(float(learner.run_step(phase, {"xs": ONES}).loss))
+    assert losses == [1, 2, 3, 4, 1]
 
 
 def test_an_array_of_shared_read_behind_a_cut_by_a_name_nobody_foresees(compiling: Subject) -> None:
@@ -354,11 +356,11 @@ def test_an_array_of_shared_read_behind_a_cut_by_a_name_nobody_foresees(compilin
     cut = lc.FunctionCallback(write, lc.BackwardEnd, writes=("shared.note",))
     learner, phase = make(compiling, callbacks=[cut], reads=("step.seen",)), Named()
     learner.shared.note = learner.xp.zeros((2,))
-    found: list[list[float]] = []
+    values: list[list[float]] = []
     for _ in range(3):
         state = learner.run_step(phase, (XS, YS))
-        found.append(learner.to_host(state.seen).tolist())
-    assert found == [[1, 1], [2, 2], [3, 3]]
+        values.append(learner.to_host(state.seen).tolist())
+    assert values == [[1, 1], [2, 2], [3, 3]]
 
 
 def test_what_another_phase_carries_is_read_as_it_is_now(compiling: Subject) -> None:
@@ -377,11 +379,11 @@ def test_what_another_phase_carries_is_read_as_it_is_now(compiling: Subject) -> 
             state.loss = learner.shared.counted * learner.xp.mean(state.xs)
 
     learner, training, validation = make(compiling, callbacks=[Counts()]), lc.TrainingPhase(), Reads()
-    found: list[float] = []
+    losses: list[float] = []
     for _ in range(3):
         learner.run_step(training, (XS, YS))
-        found.append(float(learner.run_step(validation, {"xs": ONES}).loss))
-    assert found == [1, 2, 3] and traces(learner) <= 3
+        losses.append(float(learner.run_step(validation, {"xs": ONES}).loss))
+    assert losses == [1, 2, 3] and traces(learner) <= 3
 
 
 def test_equal_phases_share_their_programs(compiling: Subject) -> None:
@@ -394,19 +396,19 @@ def test_equal_phases_share_their_programs(compiling: Subject) -> None:
 
 def test_phases_of_other_attributes_do_not(compiling: Subject) -> None:
     class Scaled(lc.ValidationPhase):
-        def __init__(self, factor: Any, more: Any = ()) -> None:
-            self.factor, self.more = factor, more
+        def __init__(self, factor: Any, shifts: Any = ()) -> None:
+            self.factor, self.shifts = factor, shifts
 
         def step(self, learner: Any, handle: Any, state: Any) -> None:
-            state.loss = self.factor * learner.xp.mean(state.xs) + sum(self.more)
+            state.loss = self.factor * learner.xp.mean(state.xs) + sum(self.shifts)
 
     class Other(Scaled):
         pass
 
     learner = make(compiling)
     phases = [Scaled(1), Scaled(2), Scaled(1), Scaled(1, [1]), Scaled(1, [2]), Other(5), Scaled(2), Scaled(1, [1])]
-    found = [float(learner.run_step(phase, {"xs": ONES}).loss) for phase in phases]
-    assert found == [1, 2, 1, 2, 3, 5, 2, 2] and traces(learner) == 5
+    losses = [float(learner.run_step(phase, {"xs": ONES}).loss) for phase in phases]
+    assert losses == [1, 2, 1, 2, 3, 5, 2, 2] and traces(learner) == 5
     first, second = Scaled(7), Scaled(7)
     learner.run_step(first, {"xs": ONES})
     first.factor = 8
@@ -426,41 +428,41 @@ def test_phases_with_slots_are_not_taken_for_each_other(compiling: Subject) -> N
             state.loss = self.factor * learner.xp.mean(state.xs)
 
     learner = make(compiling)
-    found: list[float] = []
+    losses: list[float] = []
     for factor in (1, 2):
         phase = Scaled()
         phase.factor = factor
-        found.append(float(learner.run_step(phase, {"xs": ONES}).loss))
-    assert found == [1, 2]
+        losses.append(float(learner.run_step(phase, {"xs": ONES}).loss))
+    assert losses == [1, 2]
 
 
 def test_a_handler_hears_the_phase_that_runs(compiling: Subject) -> None:
-    heard: list[Any] = []
+    phase_log: list[Any] = []
 
     def hear(learner: Any, phase: Any) -> None:
-        heard.append(phase)
+        phase_log.append(phase)
 
     events = (lc.StepBegin, lc.BackwardEnd, lc.StepEnd)
     cuts = [lc.FunctionCallback(hear, event, writes=(f"step.{event.__name__}",)) for event in events]
     learner, phases = make(compiling, callbacks=cuts), [lc.TrainingPhase() for _ in range(3)]
     for phase in phases:
         learner.run_step(phase, (XS, YS))
-    assert list(map(id, heard)) == [id(phase) for phase in phases for _ in events]
+    assert list(map(id, phase_log)) == [id(phase) for phase in phases for _ in events]
 
 
 def test_equal_phases_within_each_other(compiling: Subject) -> None:
-    heard: list[Any] = []
+    phase_log: list[Any] = []
     inner = lc.TrainingPhase()
 
     def nest(learner: Any, phase: Any) -> None:
-        heard.append(phase)
+        phase_log.append(phase)
         if phase is not inner:
-            made.run_step(inner, (XS, YS))
-            heard.append(phase)
+            compiled_learner.run_step(inner, (XS, YS))
+            phase_log.append(phase)
 
     cut = lc.FunctionCallback(nest, lc.BackwardEnd, writes=("step.grads", "model", "params", "optimizer"))
-    made = make(compiling, callbacks=[cut])
+    compiled_learner = make(compiling, callbacks=[cut])
     outer = lc.TrainingPhase()
     for _ in range(2):
-        made.run_step(outer, (XS, YS))
-    assert list(map(id, heard)) == [id(outer), id(inner), id(outer)] * 2
+        compiled_learner.run_step(outer, (XS, YS))
+    assert list(map(id, phase_log)) == [id(outer), id(inner), id(outer)] * 2

@@ -121,9 +121,9 @@ def test_the_gradient_flows_through_what_was_kept(backend: Subject) -> None:
 
     learner = make_learner(backend.dropout(IDENTITY, P))
     state = run(learner, body, xs=ONES)
-    kept = learner.to_host(state.y_pred)
-    found = backend.leaves(learner, state.found)
-    backend.close(found["out.weight"], np.repeat(kept.sum(axis=0)[:, None], INPUTS, axis=1))
+    activations = learner.to_host(state.y_pred)
+    gradient = backend.leaves(learner, state.found)
+    backend.close(gradient["out.weight"], np.repeat(activations.sum(axis=0)[:, None], INPUTS, axis=1))
 
 
 def test_a_model_without_a_mode_accepts_one(backend: Subject) -> None:

@@ -60,17 +60,19 @@ def test_nested_batches(backend: Subject) -> None:
     backend.close(backend.weights(learner), {name: W[name] - 0.05 * (first[name] + second[name]) for name in W})
 
 
-@pytest.mark.parametrize("given", ["float64", "float32", "float16"])
-def test_floats_get_the_dtype_of_the_parameters(backend: Subject, given: str) -> None:
+@pytest.mark.parametrize("loader_dtype", ["float64", "float32", "float16"])
+def test_floats_get_the_dtype_of_the_parameters(backend: Subject, loader_dtype: str) -> None:
     def body(learner: Any, handle: Any, state: Any) -> None:
         state.y_pred = learner.model(state.xs)
 
     for dtype in backend.native.dtypes:
         learner = make_learner(backend.within(dtype).mlp(W))
-        state = run(learner, body, xs=X.astype(given), deep={"x": [X.astype(given)]})
-        found = learner.to_host([state.xs, state.deep["x"][0], state.y_pred])
-        assert [array.dtype.name for array in found] == [dtype] * 3
-        backend.within(dtype).close(found[2], oracle.mlp(W, X.astype(given)), rtol=1e-3 if given == "float16" else 0)
+        state = run(learner, body, xs=X.astype(loader_dtype), deep={"x": [X.astype(loader_dtype)]})
+        arrays = learner.to_host([state.xs, state.deep["x"][0], state.y_pred])
+        assert [array.dtype.name for array in arrays] == [dtype] * 3
+        backend.within(dtype).close(
+            arrays[2], oracle.mlp(W, X.astype(loader_dtype)), rtol=1e-3 if loader_dtype == "float16" else 0
+        )
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint8", "bool"])
@@ -82,9 +84,9 @@ def test_integers_and_bools_keep_their_kind(backend: Subject, dtype: str) -> Non
     labels = np.array([[0, 1, 1]] * len(X), dtype)
     learner = make_learner(backend.mlp(W))
     state = run(learner, body, xs=X, labels=labels)
-    found = learner.to_host(state.labels)
-    assert found.dtype.kind == labels.dtype.kind or (found.dtype.kind, labels.dtype.kind) == ("i", "u")
-    np.testing.assert_array_equal(found, labels)
+    result = learner.to_host(state.labels)
+    assert result.dtype.kind == labels.dtype.kind or (result.dtype.kind, labels.dtype.kind) == ("i", "u")
+    np.testing.assert_array_equal(result, labels)
     backend.close(learner.to_host(state.picked), np.where(labels == 1, X, 0))
 
 
@@ -131,10 +133,10 @@ def test_the_loaders_array_is_not_written_to(backend: Subject) -> None:
     def body(learner: Any, handle: Any, state: Any) -> None:
         state.xs = state.xs * 2.0
 
-    given = X.astype(backend.dtype)
-    given.flags.writeable = False
-    run(make_learner(backend.mlp(W)), body, xs=given)
-    backend.close(given, X)
+    xs = X.astype(backend.dtype)
+    xs.flags.writeable = False
+    run(make_learner(backend.mlp(W)), body, xs=xs)
+    backend.close(xs, X)
 
 
 def test_arrays_in_odd_memory_orders(backend: Subject) -> None:
@@ -176,10 +178,10 @@ def test_predictions_of_batches_are_joined(backend: Subject) -> None:
     learner = make_learner(backend.mlp(W))
     expected = np.concatenate([oracle.mlp(W, x) for x, _ in pairs])
     for data in (pairs, [x for x, _ in pairs], [(x,) for x, _ in pairs], [{"xs": x} for x, _ in pairs]):
-        found = learner.predict(data)
-        assert isinstance(found, np.ndarray)
-        assert found.shape == (12, OUTPUTS)
-        backend.close(found, expected)
+        predictions = learner.predict(data)
+        assert isinstance(predictions, np.ndarray)
+        assert predictions.shape == (12, OUTPUTS)
+        backend.close(predictions, expected)
 
 
 def test_an_array_is_one_batch(backend: Subject) -> None:
@@ -205,6 +207,6 @@ def test_predictions_of_a_mapping_are_what_the_model_returns(backend: Subject) -
     learner = make_learner(backend.structured(weights))
     data = [{"x": part, "scale": 2.5, "labels": np.arange(len(part))} for part in (X[:5], X[5:])]
     plain = X @ weights["out.weight"] + weights["out.bias"]
-    found = learner.predict(data)
-    assert isinstance(found["plain"], np.ndarray)
-    backend.close(found, {"plain": plain, "scaled": 2.5 * plain})
+    predictions = learner.predict(data)
+    assert isinstance(predictions["plain"], np.ndarray)
+    backend.close(predictions, {"plain": plain, "scaled": 2.5 * plain})
