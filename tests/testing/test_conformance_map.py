@@ -9,7 +9,7 @@ from types import FunctionType
 from loopcore.backend.protocol import Backend, CompilingBackend, Extras, RandomBackend
 from loopcore.testing import conformance
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "write-a-backend.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "write-a-backend.md"
 TITLE = "### Which module tests which method"
 PROTOCOLS = (Backend, CompilingBackend, Extras, RandomBackend)
 
