@@ -12,6 +12,7 @@ from loopcore.backend.protocol import CompilingBackend, Tree
 from loopcore.errors import CarryError
 from loopcore.handles.trees import is_container
 from loopcore.protocols import LearnerParts
+from loopcore.state import packed_in
 
 _KNOWN = 256  # lists of names and types
 
@@ -103,6 +104,7 @@ class PackedCarry:
     def __init__(self, backend: CompilingBackend, learner: LearnerParts, names: Sequence[str]) -> None:
         self._backend = backend
         self._shared = learner.shared
+        self._packed = packed_in(learner.shared)
         self._order = tuple(names)
         self.layout: Layout = {}
         self._next = -1  # the attempt that the last vector is for
@@ -112,7 +114,7 @@ class PackedCarry:
 
     def vector(self, attempt: int) -> Any:
         """The vector of a step: what the last one returned, if nobody changed anything since."""
-        last, shared, packed = self._last, vars(self._shared), self._shared._packed
+        last, shared, packed = self._last, vars(self._shared), self._packed
         if last is not None and self._next == attempt:
             for name in self._small:
                 is_last = packed.get(name) is last
@@ -146,7 +148,7 @@ class PackedCarry:
         shared = vars(self._shared)
         for name in self._small:
             shared.pop(name, None)
-            self._shared._packed[name] = packed
+            self._packed[name] = packed
         self._last, self._next = packed, attempt + 1
 
 

@@ -30,9 +30,19 @@ from loopcore.errors import (
 )
 from loopcore.events import BackwardEnd, UpdateBegin
 from loopcore.execution.plan import checked_reads
-from loopcore.handles.hyperparameters import Hyper
+from loopcore.handles.hyperparameters import Hyper, own_values
 from loopcore.handles.models import Models
-from loopcore.handles.parameters import ParameterHandle, assign_optimizers, matching, mismatches, renamed
+from loopcore.handles.parameters import (
+    ParameterHandle,
+    ParameterLayout,
+    assign_optimizers,
+    layout_of,
+    layouts_of,
+    leaves_of,
+    matching,
+    mismatches,
+    renamed,
+)
 from loopcore.handles.randomness import Random
 from loopcore.handles.trees import TreeMath
 from loopcore.history import Epochs
@@ -48,7 +58,7 @@ from loopcore.loop.scopes import EpochInfo, execute_step, run_epoch
 from loopcore.loop.session import Session
 from loopcore.phases.base import Phase, check_phase
 from loopcore.phases.supervised import PredictionPhase
-from loopcore.state import Shared, State, batch_length, combine_conditions
+from loopcore.state import Shared, State, batch_length, combine_conditions, settle
 
 _NONE: frozenset[str] = frozenset()
 _BACKWARD_END = BackwardEnd()
@@ -188,11 +198,12 @@ class Learner:
             (prefix, tuple(path for path in paths if path not in frozen)) for prefix, paths in self._attached
         ]
         trained_paths = {path for _, group in self.trained for path in group}
-        self.frozen = tuple(path for path in self.all_params._paths if path not in trained_paths)
+        self.frozen = tuple(path for path in self.all_params.names if path not in trained_paths)
         parts = self.backend.paths("params")
         paths_by_model = {model: tuple(path for path in part if path in trained_paths) for model, part in parts.items()}
         nonempty = {model: part for model, part in paths_by_model.items() if part or not model}
         self.params = ParameterHandle(self.backend, "params", nonempty, everything=self.all_params)
+        self._layout = layout_of(self.params)
 
     def heed_frozen(self) -> None:
         """Follow what the user froze, or let go, by the framework's own means since it was asked for last.
@@ -464,47 +475,56 @@ class Learner:
         if isinstance(wrt, tuple):
             return self._gradients(objective, wrt, at, scopes)
         handle: ParameterHandle = self.params if wrt is None else wrt
-        rows = self._leaves_of_gradient(objective, handle, at, scopes)
+        layout = self._layout if wrt is None else layout_of(handle)
+        rows = self._leaves_of_gradient(objective, handle, layout, at, scopes)
         if len(rows) == 1:
             grads = rows[0][0]
-            return grads if handle._flat is not None else handle._tree(grads)
-        return tuple(handle._tree(row[0]) for row in rows)
+            return grads if layout.flat is not None else layout.tree(grads)
+        return tuple(layout.tree(row[0]) for row in rows)
 
     def _leaves_of_gradient(
-        self, objective: Callable[[], Any], handle: ParameterHandle, at: Tree | None, scopes: Any
+        self,
+        objective: Callable[[], Any],
+        handle: ParameterHandle,
+        layout: ParameterLayout,
+        at: Tree | None,
+        scopes: Any,
     ) -> Any:
         """For each scalar the gradients of one handle, by path."""
-        if not handle._paths:
+        if not layout.paths:
             raise _nothing_in(handle)
         if self._takes_value:
             objective = self._noting(objective, (handle,))
+        take = self._gradient_without_held if self.held else self.runs.gradient
         try:
-            return self._taken(objective, (handle._paths,), None if at is None else handle._leaves(at), scopes)
+            return take(objective, (layout.paths,), None if at is None else layout.leaves(at), scopes)
         except GradientError as error:
             raise self._explained(error) from error.__cause__
 
     def _gradients(
         self, objective: Callable[[], Any], wrt: tuple[ParameterHandle, ...], at: Tree | None, scopes: Any
     ) -> Any:
-        empty = next((handle for handle in wrt if not handle._paths), None)
-        if empty is not None:
-            raise _nothing_in(empty)
+        layouts = layouts_of(wrt)
+        for handle, layout in zip(wrt, layouts, strict=True):
+            if not layout.paths:
+                raise _nothing_in(handle)
         if self._takes_value:
             objective = self._noting(objective, wrt)
-        pairs = () if at is None else zip(wrt, at, strict=True)
-        leaves = {path: leaf for handle, tree in pairs for path, leaf in handle._leaves(tree).items()}
+        pairs = () if at is None else zip(layouts, at, strict=True)
+        leaves = {path: leaf for layout, tree in pairs for path, leaf in layout.leaves(tree).items()}
+        take = self._gradient_without_held if self.held else self.runs.gradient
         try:
-            gradients = self._taken(objective, [handle._paths for handle in wrt], leaves, scopes)
+            gradients = take(objective, [layout.paths for layout in layouts], leaves, scopes)
         except GradientError as error:
             raise self._explained(error) from error.__cause__
-        rows = [tuple(handle._tree(grads) for handle, grads in zip(wrt, row, strict=True)) for row in gradients]
+        rows = [tuple(layout.tree(grads) for layout, grads in zip(layouts, row, strict=True)) for row in gradients]
         return rows[0] if len(rows) == 1 else tuple(rows)
 
-    def _taken(self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Any, scopes: Any) -> Any:
+    def _gradient_without_held(
+        self, objective: Callable[[], Any], wrt: Sequence[tuple[str, ...]], at: Any, scopes: Any
+    ) -> Any:
         """The gradients of the backend; those of parameters that are held are zero, and not computed."""
         held_paths = self.held
-        if not held_paths:
-            return self.runs.gradient(objective, wrt, at, scopes)
         open_paths = [tuple(path for path in paths if path not in held_paths) or paths for paths in wrt]
         gradients = self.runs.gradient(objective, open_paths, at, scopes)
         zeros = {path: self.xp.zeros_like(leaf) for path, leaf in self.backend.get(held_paths).items()}
@@ -526,7 +546,7 @@ class Learner:
 
     def _explained(self, error: GradientError) -> GradientError:
         """The error, with the callbacks that made constants of values of this step."""
-        replaced = self.runs.step._replaced
+        replaced = self.runs.record.replaced
         if not replaced or CONSTANT in str(error):  # already said, by a gradient inside this one
             return error
         values = ", ".join(f"{callback_name} replaced step.{name}" for name, callback_name in replaced.items())
@@ -556,14 +576,13 @@ class Learner:
                 parameters, optimizer state and its counters stay. ``state.updated`` says what happened.
         """
         runs = self.runs
-        state, runner = runs.step, runs.runner
-        handle = self.params if params is None else params
-        leaves = _leaves_of(handle, grads)
+        state, record, runner = runs.step, runs.record, runs.runner
+        leaves = self._layout.leaves(grads) if params is None else leaves_of(params, grads)
         if self.held:
             leaves = {path: grad for path, grad in leaves.items() if path not in self.held}
         if runner is not None and runner.guarded:
-            runner.handle(UpdateBegin(leaves, combine_conditions(state._apply, when)))
-        apply = state._apply if runner is not None else True  # that of a step that ended decides nothing more
+            runner.handle(UpdateBegin(leaves, combine_conditions(record.apply, when)))
+        apply = record.apply if runner is not None else True  # that of a step that ended decides nothing more
         apply = combine_conditions(apply, when)
         if self._takes_value and leaves:
             state.updated = cast(Any, self.backend).update(leaves, apply, self._value(params))
@@ -601,24 +620,24 @@ class Learner:
             at: where to take the gradient, as in `gradient`; what is updated are the present values.
         """
         runs = self.runs
-        runner, state = runs.runner, runs.step
+        runner, state, record = runs.runner, runs.step, runs.record
         if wrt is not None or runner is None or self.held or self._takes_value:
             state.grads = self.gradient(objective, wrt, at)
             if runner is not None and runner.inner[BackwardEnd]:
                 runner.handle(_BACKWARD_END)
             self.update(state.grads, wrt)
             return
-        params = self.params
-        rows = self._leaves_of_gradient(objective, params, at, (state.__dict__, self.shared.__dict__))
+        layout = self._layout
+        rows = self._leaves_of_gradient(objective, self.params, layout, at, (state.__dict__, self.shared.__dict__))
         leaves = rows[0][0]
-        grads = leaves if params._flat is not None else params._tree(leaves)
-        state.grads = grads if len(rows) == 1 else tuple(params._tree(row[0]) for row in rows)
+        grads = leaves if layout.flat is not None else layout.tree(leaves)
+        state.grads = grads if len(rows) == 1 else tuple(layout.tree(row[0]) for row in rows)
         if runner.inner[BackwardEnd]:
             runner.handle(_BACKWARD_END)
-        if state.grads is grads and not (runner.changes_grads and params._flat is None):  # the tree need not be read
+        if state.grads is grads and not (runner.changes_grads and layout.flat is None):  # the tree need not be read
             if runner.guarded:
-                runner.handle(UpdateBegin(leaves, state._apply))
-            state.updated = self.backend.update(leaves, state._apply)
+                runner.handle(UpdateBegin(leaves, record.apply))
+            state.updated = self.backend.update(leaves, record.apply)
         else:
             self.update(state.grads)
 
@@ -632,7 +651,7 @@ class Learner:
             >>> lc.testing.toy_learner().export_weights()
             {'w': array([0.])}
         """
-        paths = (*self.all_params._paths, *self.buffers._paths)
+        paths = (*self.all_params.names, *self.buffers.names)
         return {path: np.array(self.to_host(leaf)) for path, leaf in self.backend.snapshot(paths).items()}
 
     def import_weights(
@@ -659,7 +678,7 @@ class Learner:
         if not isinstance(weights, Mapping):
             raise WeightsError(f"weights is a dict from path to array, as export_weights gives, not {type(weights)}")
         weights = renamed(weights, names)
-        paths = {*self.all_params._paths, *self.buffers._paths}
+        paths = {*self.all_params.names, *self.buffers.names}
         problems = [f"  {path}: the model has no such weight" for path in weights if path not in paths]
         problems += [f"  {path}: missing" for path in sorted(paths - set(weights))]
         present = {path: np.asarray(value) for path, value in weights.items() if path in paths}
@@ -761,7 +780,7 @@ class Learner:
         models = named_models(model)
         dry_run.build(self, models)
         self.backend.bind(models)
-        self._attach(self.optimizer, {name: self.hyper[name] for name in self.hyper._own})
+        self._attach(self.optimizer, dict(own_values(self.hyper)))
         self.model = Models(self, tuple(models))
         self.runs.forget_runners()  # a program may hold the variables of the old models
 
@@ -795,12 +814,12 @@ class Learner:
         """
         if self.runs.runner is not None:
             raise CallbackError("hold changes what a step is: call it between two steps, for instance at EpochBegin")
-        self.holds[id(by)] = matching(self.params._paths, patterns)
+        self.holds[id(by)] = matching(self.params.names, patterns)
         held_paths = frozenset[str]().union(*self.holds.values())
         if held_paths != self.held:
             self.held = held_paths
             self.runs.forget_runners()
-        return tuple(path for path in self.params._paths if path in held_paths)
+        return tuple(path for path in self.params.names if path in held_paths)
 
     def name_unreached(self) -> None:
         """Warn once, by name, of trained parameters that no objective has reached; a training epoch ends with it."""
@@ -817,7 +836,7 @@ class Learner:
     def to_device(self, device: Any) -> None:
         """Move models, buffers, optimizer state and what callbacks carry to a device; nothing of it is lost."""
         self.backend.to_device(device)
-        self.shared._settle()
+        settle(self.shared)
         shared = vars(self.shared)
         callbacks = getattr(self, "callbacks", ())  # there are none yet where one of them does this when it joins
         carried = (path.removeprefix("shared.") for callback in callbacks for path in callback.carries)
@@ -841,7 +860,8 @@ class Learner:
             For each name an array as something to fetch later, whose ``is_ready()`` says whether that would wait;
             anything else as it is, and None where the step does not have it.
         """
-        return collect(self.backend, self.runs.step, names)
+        runs = self.runs
+        return collect(self.backend, runs.step.__dict__, runs.record.packed, names)
 
     @property
     def sample_weight(self) -> Any:
@@ -851,13 +871,14 @@ class Learner:
             DataError: its arrays differ in length, none is ``xs``, and batches before had other lengths:
                 ``state.weight`` has to say it.
         """
-        state = self.runs.step
+        runs = self.runs
+        state, record = runs.step, runs.record
         if "weight" in state.__dict__:
             return state.weight
-        size = state._size
+        size = record.size
         if size is None:
-            alike = self._alike.setdefault(self.runs.runner.name if self.runs.runner else "", {})
-            size = state._size = batch_length(state._batch, self.backend.tree_leaves, alike)
+            alike = self._alike.setdefault(runs.runner.name if runs.runner else "", {})
+            size = record.size = batch_length(record.batch, self.backend.tree_leaves, alike)
         return size
 
     def __reduce__(self) -> Any:
@@ -876,15 +897,7 @@ class Learner:
 
 def _value_of(handle: ParameterHandle) -> str:
     """What the state of a step calls the value of an objective; no attribute has such a name."""
-    return f"objective of {handle._paths[0]}"
-
-
-def _leaves_of(params: ParameterHandle | tuple[ParameterHandle, ...], grads: Tree) -> dict[str, Any]:
-    if not isinstance(params, tuple):
-        return params._leaves(grads)
-    return {
-        path: leaf for handle, tree in zip(params, grads, strict=True) for path, leaf in handle._leaves(tree).items()
-    }
+    return f"objective of {layout_of(handle).paths[0]}"
 
 
 def _nothing_in(handle: ParameterHandle) -> GradientError:
