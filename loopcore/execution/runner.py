@@ -50,29 +50,33 @@ class Runner:
         self.training = training
         self.scopes = Table(members, type(phase), scopes=True)
         self.inner = Table(members, type(phase), scopes=False)
-        begin, end = self.scopes[StepBegin], self.scopes[StepEnd]
-        self.begin = tuple(handler for handler in begin if not handler.traced)
-        self.end = tuple(handler for handler in end if not handler.traced)
+        self.begin, self._begin_traced = _host_and_traced(self.scopes[StepBegin])
+        self.end, self._end_traced = _host_and_traced(self.scopes[StepEnd])
         self.guarded = bool(self.inner[UpdateBegin])  # whether somebody decides on each update
-        self._begin_traced = tuple(handler for handler in begin if handler.traced)
-        self._end_traced = tuple(handler for handler in end if handler.traced)
         self.kept = frozenset(plan.kept) | frozenset(phase.carries)
         self.deferred = frozenset(plan.deferred)
         self.keeps_all = "*" in plan.kept
         self.carry: dict[str, Any] | None = None
-        callbacks = [member.callback for member in members if hears(member.callback, phase)]
+        self._cutting = self.inner.within_steps()
+        self._look_at([member.callback for member in members if hears(member.callback, phase)])
+        self._choose_programs({} if programs is None else programs)
+        self.stream = crc32(self.name.encode("utf-8", "surrogatepass"), _BODY_KEY)
+
+    def _look_at(self, callbacks: Sequence[Callback]) -> None:
+        """Note what the callbacks that hear the phase do to its steps."""
         self.traced = [(callback.identity(), _traced_methods(callback.identity())) for callback in callbacks]
         self.changes_grads = any(path in ("step", "step.grads") for callback in callbacks for path in callback.writes)
-        self.programs = None if plan.kind == "eager" else programs_of(self, {} if programs is None else programs)
-        self.unchecked = self.programs is None or self.programs.first is cast(Any, self)  # until a step was completed
-        self.feeds = self.programs is not None and hasattr(self.backend, "feed")
-        self.convert = self.backend.feed if self.feeds else self.backend.convert
-        self._in_parts = bool(self.backend.compiles and not self.backend.replays)
         self.sleepers = tuple(callback for callback in callbacks if isinstance(callback, Sleeper) and callback.sleeps)
-        self._cutting = self.inner.within_steps()
-        traced = self._begin_traced or self._end_traced
-        self.plain = self.programs is None and not (phase.carries or traced)
-        self.stream = crc32(self.name.encode("utf-8", "surrogatepass"), _BODY_KEY)
+
+    def _choose_programs(self, by_phase: dict[Hashable, Programs]) -> None:
+        """Take the programs of an equal phase, or new ones, unless steps run eagerly."""
+        backend = self.backend
+        self.programs = None if self.plan.kind == "eager" else programs_of(self, by_phase)
+        self.unchecked = self.programs is None or self.programs.first is cast(Any, self)  # until a step was completed
+        self.feeds = self.programs is not None and hasattr(backend, "feed")
+        self.convert = backend.feed if self.feeds else backend.convert
+        self._in_parts = bool(backend.compiles and not backend.replays)
+        self.plain = self.programs is None and not (self.phase.carries or self._begin_traced or self._end_traced)
 
     def _fire(self, event: Event) -> None:
         handlers = self.inner[type(event)]
@@ -159,6 +163,12 @@ class Runner:
             check_started(self.phase, state)
         else:
             state.__dict__.update(self.carry)
+
+
+def _host_and_traced(handlers: Sequence[Handler]) -> tuple[tuple[Handler, ...], tuple[Handler, ...]]:
+    """The handlers that run on the host, and those that are part of a compiled step."""
+    host, traced = (tuple(handler for handler in handlers if handler.traced is flag) for flag in (False, True))
+    return host, traced
 
 
 def _traced_methods(callback: Callback) -> tuple[str, ...]:
