@@ -37,7 +37,7 @@ from loopcore.execution.segments import (
     fill,
     with_leaves,
 )
-from loopcore.execution.step_runner import StepRunner
+from loopcore.execution.step_handlers import StepHandlers
 from loopcore.execution.trace import BodyTrace
 from loopcore.execution.trace_errors import explained
 from loopcore.handles.hyperparameters import own_values
@@ -156,7 +156,7 @@ class Programs:
         drawable: whether, of what `same_random` has the host draw, all is known before a step runs.
     """
 
-    def __init__(self, runner: StepRunner) -> None:
+    def __init__(self, runner: StepHandlers) -> None:
         self.first = self._runner = runner
         self._learner = runner.learner
         self._backend = cast(CompilingBackend, runner.backend)
@@ -173,7 +173,7 @@ class Programs:
         self._packed_by_others: tuple[str, ...] = ()  # values of shared that are read, and may be packed
         self._packed_in_shared = packed_in(runner.learner.shared)
         self._own_hyper = own_values(runner.learner.hyper)
-        self._packed_carry = PackedCarry(self._backend, runner.learner, names)
+        self._packed_carry = PackedCarry(self._backend, runner.learner.shared, names)
         self._hyper_scalars, self._optimizer_scalars = DeviceScalars(self._backend), DeviceScalars(self._backend)
         self._attributes_read = [
             (vars(callback), attributes_read(callback, methods)) for callback, methods in runner.traced
@@ -193,7 +193,7 @@ class Programs:
         )
 
     def run(
-        self, runner: StepRunner, body: Body, key: DrawKey, state: State, reads: frozenset[str], muted: MutedEvents
+        self, runner: StepHandlers, body: Body, key: DrawKey, state: State, reads: frozenset[str], muted: MutedEvents
     ) -> None:
         """Run one step of a phase; between its segments the host handlers of the cuts."""
         before = self._runner
@@ -219,7 +219,7 @@ class Programs:
                 if progress.cuts:
                     raise TraceError(_UNDRAWABLE) from None
                 self.drawable = False
-                return self._runner.run(body, key, state, reads, muted)
+                raise
             except Undrawn as missing:
                 self._forget(segment)
                 self._draws[str(missing.stream)] = missing.draw
@@ -646,7 +646,7 @@ def _is_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return all(new.get(name, old) is value for name, value in old.items())
 
 
-def programs_of(runner: StepRunner, by_phase: dict[Hashable, Programs]) -> Programs:
+def programs_of(runner: StepHandlers, by_phase: dict[Hashable, Programs]) -> Programs:
     """The programs of a phase: those of an equal one, if there was one.
 
     Equal are phases of one class, name and plan; what their attributes are, is part of the key of each program.

@@ -11,8 +11,7 @@ from loopcore.backend.packing import Layout, Packed, Slot, add_slot, pack_on_hos
 from loopcore.backend.protocol import CompilingBackend, Tree
 from loopcore.errors import CarryError
 from loopcore.handles.trees import is_container
-from loopcore.protocols import LearnerParts
-from loopcore.state import packed_in
+from loopcore.state import Shared, packed_in
 
 _KNOWN = 256  # lists of names and types
 
@@ -101,10 +100,10 @@ class DeviceScalars:
 class PackedCarry:
     """The packed vector that goes from step to step: the number of the attempt, and the carried scalars."""
 
-    def __init__(self, backend: CompilingBackend, learner: LearnerParts, names: Sequence[str]) -> None:
+    def __init__(self, backend: CompilingBackend, shared: Shared, names: Sequence[str]) -> None:
         self._backend = backend
-        self._shared = learner.shared
-        self._packed = packed_in(learner.shared)
+        self._shared = shared
+        self._packed = packed_in(shared)
         self._order = tuple(names)
         self.layout: Layout = {}
         self._next = -1  # the attempt that the last vector is for

@@ -40,7 +40,7 @@ from loopcore.execution.segments import (
     Undrawn,
     with_leaves,
 )
-from loopcore.execution.step_runner import StepRunner
+from loopcore.execution.step_handlers import StepHandlers
 from loopcore.handles.hyperparameters import own_values
 from loopcore.handles.trees import is_container
 from loopcore.protocols import Body
@@ -79,7 +79,7 @@ class BodyTrace:
         shapes: of the arrays of the state, for each time it was traced.
     """
 
-    runner: StepRunner
+    runner: StepHandlers
     body: Body
     cuts: Sequence[CutRecord]
     requested: RequestedOutputs
@@ -95,7 +95,7 @@ class BodyTrace:
     state_read: dict[str, Any] = field(default_factory=dict)
     shapes: list[dict[str, str]] = field(default_factory=list)
 
-    def take(self, runner: StepRunner, body: Body) -> None:
+    def take(self, runner: StepHandlers, body: Body) -> None:
         """Run this body the next time it is traced: of a phase that is equal to the one it was made for."""
         self.runner, self.body = runner, body
 
