@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
 from types import MethodType
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, TypeAlias, cast
 
 from loopcore._utils.value_keys import IdentityKey, frozen, same
 from loopcore.backend.packing import Packed
@@ -53,6 +53,9 @@ _UNDRAWABLE = (
     "same_random draws on the host before a step runs, but an argument of a draw behind a cut is a value of the step: "
     "make it a number, or set compile = False on the phase"
 )
+
+
+_Step: TypeAlias = tuple[Body, DrawKey, State, frozenset[str], MutedEvents]  # arguments of `Programs.run`
 
 
 class StepCall(NamedTuple):
@@ -215,29 +218,12 @@ class Programs:
         while True:
             try:
                 outputs, end = self._run(segment, call, progress)
-            except Undrawable:
-                if progress.cuts:
-                    raise TraceError(_UNDRAWABLE) from None
-                self.drawable = False
-                raise
-            except Undrawn as missing:
-                self._forget(segment)
-                self._draws[str(missing.stream)] = missing.draw
-                call = call._replace(inputs=call.inputs._replace(draws=self._drawn(key.step)))
-                segment = self._segment(call, progress.cuts)
+            except (Exception, Undrawable, Undrawn, Unasked) as reason:
+                way = self._another_way(reason, segment, call, progress, (body, key, state, reads, muted))
+                if way is None:
+                    return
+                call, segment = way
                 continue
-            except Unasked as missing:
-                self._forget(segment)
-                self._ask(missing.name)
-                if not progress.cuts:  # nothing has been run
-                    return self._step(body, key, state, reads, muted)
-                call = self._with_asked(call, progress)
-                segment = self._segment(call, progress.cuts)
-                continue
-            except Exception as error:
-                if segment.trace.observed and self._cutters is not None and not progress.cuts:
-                    return self._run_cut(body, key, state, reads, muted)  # so that they hear what came before it
-                _raise_explained(error, self._backend, self._runner.phase)
             before = self._replay_observers(state, outputs, end, key.step, progress.first) if end.looks else None
             if before is not None:  # it was no mere look: from here on it is a cut
                 segment, outputs, end = self._run_again_cut(call, progress, state, before)
@@ -249,6 +235,39 @@ class Programs:
             segment = self._after_cut(
                 segment, call, progress, self._host_changes(state, end, outputs, before, call, progress)
             )
+
+    def _another_way(
+        self, reason: BaseException, segment: Segment, call: StepCall, progress: _Progress, step: _Step
+    ) -> tuple[StepCall, Segment] | None:
+        """What a step goes on with whose segment could not be run; None where all of it has been run in another way.
+
+        Raises:
+            TraceError: there is no other way.
+            Undrawable: the runner has to run the step without programs.
+        """
+        if isinstance(reason, Undrawable):
+            if progress.cuts:
+                raise TraceError(_UNDRAWABLE) from None
+            self.drawable = False
+            raise reason
+        if isinstance(reason, Undrawn):
+            self._forget(segment)
+            self._draws[str(reason.stream)] = reason.draw
+            call = call._replace(inputs=call.inputs._replace(draws=self._drawn(step[1].step)))
+            return call, self._segment(call, progress.cuts)
+        if isinstance(reason, Unasked):
+            self._forget(segment)
+            self._ask(reason.name)
+            if not progress.cuts:  # nothing has been run
+                self._step(*step)
+                return None
+            call = self._with_asked(call, progress)
+            return call, self._segment(call, progress.cuts)
+        assert isinstance(reason, Exception)
+        if segment.trace.observed and self._cutters is not None and not progress.cuts:
+            self._run_cut(*step)  # so that they hear what came before it
+            return None
+        _raise_explained(reason, self._backend, self._runner.phase)
 
     def _call(self, body: Body, attempt: int, state: State, reads: frozenset[str], muted: MutedEvents) -> StepCall:
         """What a step runs with, made once."""

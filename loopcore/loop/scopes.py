@@ -172,28 +172,14 @@ def execute_step(
             if epoch is not None and epoch.outcome is None:
                 epoch.completed += 1
         except BaseException as caught:
-            error = caught
-            outcome = "failed" if not isinstance(caught, CancelException) else "cancelled" if has_begun else "skipped"
-            runs.missed[runner.name] = runs.missed.get(runner.name, 0) + 1
-            if outcome == "failed" and has_begun:
-                advise(caught, learner, phase)
-        if isinstance(error, CancelStepException):
-            error = None
+            outcome, error = _broken_off(caught, has_begun, learner, phase, runner.name)
         state.outcome = outcome
         ended = True
         if opened and runner.end:
-            error = close_scope(runner.end, phase, StepEnd(outcome), error)
-            if isinstance(error, CancelStepException):
-                error = None  # the step it would cancel is over
+            error = _end_step(runner.end, phase, outcome, error)
         if opened and runner.sleepers:
             runner.rest()
-        values = state.__dict__
-        if not (runner.keeps_all or "*" in reads):
-            dropped = runs.record.dropped = values.keys() - (runner.kept | reads if reads else runner.kept)
-            for name in dropped:
-                del values[name]
-        if runner.feeds and not values.keys().isdisjoint(initial):
-            place(runner.backend, state)
+        _leave_kept(runner, state, reads, initial)
         runs.close_step(outer, state)
         closed = True
     finally:
@@ -205,6 +191,41 @@ def execute_step(
         finally:
             error = None  # the frame must not keep the exception that keeps the frame
     return state  # pyright: ignore[reportReturnType]  # without an error there is one
+
+
+def _broken_off(
+    error: BaseException, has_begun: bool, learner: LearnerParts, phase: Phase, name: str
+) -> tuple[Outcome, BaseException | None]:
+    """How a step ended that was not completed, and what goes on: a cancel of the step itself goes no further."""
+    missed = learner.runs.missed
+    missed[name] = missed.get(name, 0) + 1
+    if isinstance(error, CancelException):
+        return "cancelled" if has_begun else "skipped", None if isinstance(error, CancelStepException) else error
+    if has_begun:
+        advise(error, learner, phase)
+    return "failed", error
+
+
+def _end_step(
+    handlers: tuple[Handler, ...], phase: Phase, outcome: Outcome, error: BaseException | None
+) -> BaseException | None:
+    """Deliver StepEnd; returns what goes on. The step that a cancel would end now is over."""
+    try:
+        deliver(handlers, phase, StepEnd(outcome))
+    except BaseException as second:
+        error = merge(error, second)
+    return None if isinstance(error, CancelStepException) else error
+
+
+def _leave_kept(runner: Runner, state: State, reads: frozenset[str], initial: Mapping[str, Any]) -> None:
+    """Drop the values of a step that nobody declared to read; parts of its batch that stay become native."""
+    values = state.__dict__
+    if not (runner.keeps_all or "*" in reads):
+        dropped = runner.learner.runs.record.dropped = values.keys() - (runner.kept | reads if reads else runner.kept)
+        for name in dropped:
+            del values[name]
+    if runner.feeds and not values.keys().isdisjoint(initial):
+        place(runner.backend, state)
 
 
 def _give_up(runs: Any, runner: Runner, phase: Phase, state: State | None, outer: tuple[Any, ...]) -> None:
