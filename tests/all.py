@@ -5,8 +5,8 @@ every test. `tests.tier` says which tests are in the quick tier.
 
 Each framework has pytest processes of its own, since several in one take longer to import than to test; as many run at
 once as there are cores, at most four. The process of NumPy also runs the tests of the core and the examples in
-docstrings. Tests of another framework's adapter are named after it, ``test_torch*.py``; those that need several
-frameworks, ``test_frameworks*.py``, have a process too. The last line adds everything up.
+docstrings. Tests of another framework's adapter are in a folder named after it, ``tests/torch_adapter/``; those that
+need several frameworks, in ``tests/frameworks/``, have a process too. The last line adds everything up.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ FRAMEWORKS = ("jax", "tensorflow", "torch", CORE, SEVERAL)  # what takes longest
 COMPILING = ("jax", "tensorflow")
 KERAS = ("torch", "jax")  # where the suite is run again, with models of Keras; those of TensorFlow are of Keras anyway
 COMPILED = "random_bodies"
-SLOW = "test_gradient or test_handlers or test_update or test_cancel or test_every_callback"  # half the time
-MODELS = "test_gradient or test_models or test_batch_norm or test_dropout or test_carry or test_trajectory"
+SLOW = "test_gradient or test_handlers or test_update or test_loop_cancel or test_callbacks_each"  # half the time
+MODELS = "test_gradient or test_models or test_forward or test_loop_carry or test_trajectory"
 
 
 def selections(framework: str, tier: str = "all") -> list[list[str]]:
@@ -39,22 +39,23 @@ def selections(framework: str, tier: str = "all") -> list[list[str]]:
     Compiled programs take memory maps as long as their process lives, and a process may have so many: the random step
     bodies, which are compiled for every case, have one of their own.
     """
-    named = {name: sorted(map(str, (ROOT / "tests").glob(f"test_{name}*.py"))) for name in FRAMEWORKS}
+    folders = {name: str(ROOT / "tests" / (name if name == SEVERAL else f"{name}_adapter")) for name in FRAMEWORKS}
     conformance = ["--pyargs", "loopcore.testing.conformance", "--backend", framework]
     examples = str(ROOT / "tests" / "test_examples.py")  # with the models of each framework
     if framework == SEVERAL:
-        return [named[framework]]
+        return [[folders[framework]]]
     part = ["-k", MODELS] if framework in COMPILING else []  # where nothing is compiled, all of it takes half a minute
     neutral = [*conformance, "--models", "neutral", *part]  # once more, with models that belong to no framework
     if framework == CORE:
-        others = [f"--ignore-glob={ROOT}/tests/*{name}_*.py" for name in FRAMEWORKS if name != CORE]
+        others = [f"--ignore={folder}" for name, folder in folders.items() if name != CORE]
+        others.append(f"--ignore={ROOT / 'tests' / 'keras_adapter'}")  # what the tests of several frameworks import
         return [["--doctest-modules", "loopcore", "tests", *others, *conformance], neutral]
     slow = [*conformance, "-k", f"({SLOW}) and not {COMPILED}"]
     rest = [examples, *conformance, "-k", f"not ({SLOW} or {COMPILED})"]
     keras = [[*conformance, "--models", "loopcore_keras", "-k", f"({MODELS}) and not (split or eager)"]]
     compiled = [[*conformance, "-k", COMPILED]] if framework in COMPILING else []
     suite = [[examples, *conformance]] if tier == "quick" else [slow, rest, *compiled]
-    return [*suite, neutral, named[framework], *(keras if framework in KERAS else [])]
+    return [*suite, neutral, [folders[framework]], *(keras if framework in KERAS else [])]
 
 
 def settings(framework: str, cache: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ import loopcore as lc
 from loopcore.backend import Backend, registry
 
 ROOT = Path(__file__).resolve().parent.parent
-ELSEWHERE = ("carrying-weights.md",)  # test_frameworks_agree.py runs it: it needs several frameworks
+ELSEWHERE = ("carrying-weights.md",)  # frameworks/test_agree.py runs it: it needs several frameworks
 PAGES = [ROOT / "README.md", *(path for path in sorted((ROOT / "docs").glob("*.md")) if path.name not in ELSEWHERE)]
 BLOCK = re.compile(r"^```(python|text)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""What people look at: records, tables and pictures of a history."""
+"""What people look at: records, tables and pictures of a history, and the values it keeps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import loopcore as lc
 from loopcore.errors import MissingFrameworkError
+from loopcore.history import Ring
 
 BATCH = (np.ones((4, 1)), np.ones((4, 1)))
 
@@ -58,3 +61,11 @@ def test_a_missing_library_says_what_to_install(learner: Any, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(MissingFrameworkError, match="pip install pandas"):
         learner.history.to_pandas()
+
+
+@given(size=st.integers(1, 9), pieces=st.lists(st.lists(st.floats(allow_nan=False), max_size=25), max_size=6))
+def test_a_ring_keeps_the_latest_values(size: int, pieces: list[list[float]]) -> None:
+    ring, everything = Ring(size), [value for piece in pieces for value in piece]
+    for piece in pieces:
+        ring.extend(np.array(piece))
+    assert ring.latest().tolist() == everything[-size:] and ring.count == len(everything)

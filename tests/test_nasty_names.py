@@ -24,8 +24,8 @@ from loopcore.callback import name_of
 from loopcore.callbacks import progress
 from loopcore.errors import UnknownMetricError
 from loopcore.loggers.names import Names, run_folder, run_name, sanitised
+from tests.loggers.test_tensorboard import events
 from tests.nasty import NASTY
-from tests.test_loggers import events
 
 BATCH = (np.ones((4, 1)), np.ones((4, 1)))
 BIDI = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))

@@ -69,7 +69,7 @@ def test_what_is_chosen_of_a_function_does_not_depend_on_the_others() -> None:
 
 
 def test_what_takes_long_is_there() -> None:
-    defined = "".join(path.read_text(encoding="utf-8") for path in (*HERE.glob("test_*.py"), *SUITE.glob("test_*.py")))
+    defined = "".join(path.read_text(encoding="utf-8") for path in (*HERE.rglob("test_*.py"), *SUITE.glob("test_*.py")))
     assert set(re.findall(r"^def (test_\w+)", defined, re.MULTILINE)) >= LONG
 
 
@@ -78,7 +78,7 @@ def test_each_tier_of_a_framework_has_its_files(framework: str) -> None:
     """And no process but those of the suite may be left out of the quick tier."""
     quick, everything = ({tuple(one) for one in SELECTIONS(framework, tier)} for tier in ("quick", "rest"))
     assert {path for one in quick for path in one} >= {
-        path for one in everything for path in one if path.endswith(".py")
+        path for one in everything for path in one if path.startswith(str(HERE))
     }
     suite = {one for one in everything - quick if "loopcore.testing.conformance" in one}
     assert everything - quick == suite and len(quick - everything) == (1 if suite else 0)

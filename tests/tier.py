@@ -19,7 +19,8 @@ PLAN = "_loopcore_backend_name"  # the parameter that names a backend and its pl
 SAMPLES = {"seed": 8, "kind": 6, "label": 40}  # so many values of these are enough, and other ones for each function
 HALVES = {"jax": 0, "tensorflow": 1}  # which half of the suite runs on a backend, by the checksum of a function's name
 WHOLE = (  # files that are too short for halves
-    *("test_histograms.py", "test_host_arrays.py", "test_plans.py", "test_rehearsal.py", "test_trajectory.py"),
+    *("test_arrays_of_numpy.py", "test_callbacks_histograms.py", "test_compiled_plans.py", "test_loop_rehearsal.py"),
+    "test_trajectory.py",
 )
 LONG = {  # functions that take more than three seconds of a processor on some backend
     *("test_the_first_20_losses_are_those_of_eager_steps", "test_the_first_20_losses_agree"),

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from tests.frameworks import BACKENDS
-from tests.test_frameworks_agree import curve
+from tests.frameworks.networks import BACKENDS
+from tests.frameworks.test_agree import curve
 
 PICTURE = Path(__file__).parents[2] / "docs" / "_static" / "curves.png"
 

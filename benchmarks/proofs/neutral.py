@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from tests.frameworks import BACKENDS
-from tests.test_frameworks_switch import NETWORKS, neutral_losses
+from tests.frameworks.networks import BACKENDS
+from tests.frameworks.test_switch import NETWORKS, neutral_losses
 
 RESULT = Path(__file__).with_suffix(".json")
 PICTURE = Path(__file__).parents[2] / "docs" / "_static" / "neutral.png"

@@ -1,8 +1,9 @@
 """Prove the order of callbacks on random sets, and leave the counts in ``ordering.json`` beside this file.
 
-Every set is compared with the oracle of ``tests/test_ordering.py``: up to six callbacks with all permutations, larger
-ones with a naive selection. Each is ordered again from other orders of its list. A reported cycle must consist of
-edges that the oracle has too, and be a shortest one. As many sets run in interpreters with other hash seeds.
+Every set is compared with the oracle of ``tests/ordering/test_random_sets.py``: up to six callbacks with all
+permutations, larger ones with a naive selection. Each is ordered again from other orders of its list. A reported cycle
+must consist of edges that the oracle has too, and be a shortest one. As many sets run in interpreters with other hash
+seeds.
 
 Usage: python benchmarks/proofs/ordering.py [--sets 100000]
 """
@@ -72,8 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Prove the order of callbacks on random sets.")
     parser.add_argument("--sets", type=int, default=100_000)
     sets = parser.parse_args().sets
-    sys.path.insert(0, str(HERE.parents[1] / "tests"))
-    tests = importlib.import_module("test_ordering")
+    sys.path.insert(0, str(HERE.parents[1]))
+    tests = importlib.import_module("tests.ordering.test_random_sets")
     start = time.perf_counter()
     report: dict[str, Any] = {
         "seed": SEED,

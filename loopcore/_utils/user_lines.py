@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,8 +40,22 @@ def is_of_a_framework(frame: FrameType) -> bool:
 
 def of_lines(lines: Sequence[tuple[str, int]]) -> str:
     """The same for lines that a framework recorded: file and number of each."""
+    frameworks = [place for name in (*PACKAGES, *_FRAMEWORKS) for place in _places(name)]
     for name, line in reversed(lines):
-        parts = set(Path(name).parts)
-        if "conformance" in parts or parts.isdisjoint((*PACKAGES, *_FRAMEWORKS, "contextlib.py")):
+        is_user_line = not _is_within(name, frameworks) or _is_within(name, _places(CONFORMANCE))
+        if is_user_line:
             return f"{name}:{line}: {linecache.getline(name, line).strip()}: "
     return ""
+
+
+def _places(name: str) -> list[str]:
+    """The folders of a package, or the file of a module, that has been imported.
+
+    A folder of the user's may have the name of a framework, so that names of folders alone tell nothing.
+    """
+    module = sys.modules.get(name)
+    return [*getattr(module, "__path__", filter(None, [getattr(module, "__file__", None)]))]
+
+
+def _is_within(file: str, places: Sequence[str]) -> bool:
+    return any(Path(file).is_relative_to(place) for place in places)

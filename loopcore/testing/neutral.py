@@ -76,10 +76,10 @@ def _structured(params: Any, x: Any, *, scale: float) -> Any:
 
 
 def _batch_norm(params: Any, state: Any, x: Any, train: bool) -> Any:
-    kept = state["norm"]
-    mean, variance = (xp.mean(x, axis=0), xp.var(x, axis=0)) if train else (kept["mean"], kept["variance"])
+    statistics = state["norm"]
+    mean, variance = (xp.mean(x, axis=0), xp.var(x, axis=0)) if train else (statistics["mean"], statistics["variance"])
     if train:
         new = {"mean": mean, "variance": variance}
-        state = {"norm": {name: _KEPT * kept[name] + (1 - _KEPT) * new[name] for name in new}}
+        state = {"norm": {name: _KEPT * statistics[name] + (1 - _KEPT) * new[name] for name in new}}
     normal = (x - mean) / xp.sqrt(variance + _EPSILON)
     return _dense(params["out"], normal * params["norm"]["scale"] + params["norm"]["offset"]), state

@@ -64,10 +64,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out tests of compiled steps where no chosen backend compiles any."""
-    left_out = [item for item in items if "compiling" in getattr(item, "fixturenames", ())]
-    if left_out and not any(len(_plans(name)) > 1 for name in chosen(config)):
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    compiled_items = [item for item in items if "compiling" in getattr(item, "fixturenames", ())]
+    if compiled_items and not any(len(_plans(name)) > 1 for name in chosen(config)):
+        config.hook.pytest_deselected(items=compiled_items)
+        items[:] = [item for item in items if item not in compiled_items]
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def backend(request: pytest.FixtureRequest, _loopcore_backend_name: str) -> Iter
 
     name, _, plan = _loopcore_backend_name.partition("-")
     try:
-        found = subject(name, request.config.getoption("loopcore_models", default=""))
+        backend_subject = subject(name, request.config.getoption("loopcore_models", default=""))
     except MissingFrameworkError as error:
         if name in _split([os.environ.get(REQUIRED, "")]):
             pytest.fail(f"{error} ({REQUIRED} names it)", pytrace=False)
@@ -94,7 +94,7 @@ def backend(request: pytest.FixtureRequest, _loopcore_backend_name: str) -> Iter
         request.applymarker(pytest.mark.xfail(reason=gap, strict=True))
     token = forced_plan.set(plan or "fused")
     with using(name):  # decides for models that belong to no framework
-        yield found
+        yield backend_subject
     forced_plan.reset(token)
 
 
@@ -127,8 +127,8 @@ def chosen(config: pytest.Config) -> list[str]:
     from loopcore.testing.conformance.subject import installed, known
 
     required = _split([os.environ.get(REQUIRED, "")])
-    asked = _split(config.getoption("loopcore_backends", default=[]) or [])
-    names = asked or list(dict.fromkeys([*installed(), *required]))
+    requests = _split(config.getoption("loopcore_backends", default=[]) or [])
+    names = requests or list(dict.fromkeys([*installed(), *required]))
     for name in (*names, *required):
         if name not in known():
             raise pytest.UsageError(f"there is no backend {name!r}; known are {', '.join(sorted(known()))}")

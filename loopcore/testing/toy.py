@@ -62,8 +62,8 @@ def _forward(params: dict[str, Any], xs: Any) -> Any:
 def _silent(callbacks: Sequence[Callback]) -> list[Callback]:
     from loopcore.callbacks.progress import MetricsPrinter, ProgressPrinter
 
-    given = [type(callback.identity()) for callback in callbacks if isinstance(callback, Callback)]
-    return [kind(quiet=True) for kind in (ProgressPrinter, MetricsPrinter) if kind not in given]
+    kinds = [type(callback.identity()) for callback in callbacks if isinstance(callback, Callback)]
+    return [kind(quiet=True) for kind in (ProgressPrinter, MetricsPrinter) if kind not in kinds]
 
 
 class Trace(Callback):

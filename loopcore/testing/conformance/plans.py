@@ -48,14 +48,14 @@ class Spec:
 
 @dataclass(frozen=True)
 class Case:
-    """A body and its handlers."""
+    """One step body, by its name in `BODIES`, and the handlers that listen to it."""
 
     body: str
     specs: tuple[Spec, ...]
 
 
 def make_case(seed: int) -> Case:
-    """The case of a seed."""
+    """Draw a body and its handlers from a seed."""
     draw = np.random.default_rng(seed)
     specs: list[Spec] = []
     for _ in range(draw.integers(0, 5)):
@@ -90,8 +90,8 @@ def adversaries(learner: Any, handle: Any, state: Any) -> None:
     learner.minimize(objective_of(learner, handle, state, learner.model.a), learner.params.a)
     handle(Midway())
     state.note = learner.xp.mean(learner.model.a(state.xs))
-    both = lambda x: learner.model.b(x) - learner.model.a(x)  # noqa: E731
-    learner.minimize(objective_of(learner, handle, state, both), learner.params.b)
+    difference = lambda x: learner.model.b(x) - learner.model.a(x)  # noqa: E731
+    learner.minimize(objective_of(learner, handle, state, difference), learner.params.b)
 
 
 def _with_noise(learner: Any, noise: Any, x: Any) -> Any:
@@ -127,8 +127,8 @@ def sharp(learner: Any, handle: Any, state: Any) -> None:
     tree = learner.tree
     first = learner.gradient(objective_of(learner, handle, state, learner.model.a), learner.params.a)
     handle(Midway())
-    there = tree.map(lambda w, g: w + 0.05 * g, learner.params.a.value, first)
-    second = learner.gradient(objective_of(learner, handle, state, learner.model.a, 2.0), learner.params.a, at=there)
+    point = tree.map(lambda w, g: w + 0.05 * g, learner.params.a.value, first)
+    second = learner.gradient(objective_of(learner, handle, state, learner.model.a, 2.0), learner.params.a, at=point)
     state.grads = tree.add(second, tree.scale(first, 0.1))
     handle(lc.BackwardEnd())
     learner.update(state.grads, learner.params.a, when=learner.xp.isfinite(state.loss))
@@ -138,14 +138,14 @@ def inward(learner: Any, handle: Any, state: Any) -> None:
     """Events within the inner one of two gradients, and within a function that is differentiated by its argument."""
     xp, tree = learner.xp, learner.tree
 
-    def heard(x: Any) -> Any:
+    def mean_of_b(x: Any) -> Any:
         state.note = xp.mean(learner.model.b(x))
         handle(Midway())
         return state.note
 
     def objective() -> Any:
         slopes = learner.gradient(objective_of(learner, handle, state, learner.model.a), learner.params.a)
-        slope = learner.grad(heard)(state.xs)
+        slope = learner.grad(mean_of_b)(state.xs)
         return tree.dot(slopes, slopes) + xp.mean(slope * slope)
 
     learner.minimize(objective)
@@ -159,24 +159,24 @@ BODIES: dict[str, Callable[[Any, Any, Any], None]] = {
 class Acting(lc.Callback):
     """Does what a `Spec` says and notes what it saw."""
 
-    def __init__(self, number: int, spec: Spec, seen: list[Any]) -> None:
-        self.number, self.spec, self._seen = number, spec, seen
+    def __init__(self, number: int, spec: Spec, observations: list[Any]) -> None:
+        self.number, self.spec, self._observations = number, spec, observations
         self.reads = () if spec.traced else tuple(f"step.{name}" for name in spec.reads)
         self.traced_reads = tuple(f"step.{name}" for name in spec.reads) if spec.traced else ()
         self.writes = tuple(f"step.{name}" for name in spec.writes)
-        found = lc.FunctionCallback(self.act, spec.event, reads=self.reads, writes=self.writes, traced=spec.traced)
-        self.listeners, self.call = found.listeners, found.call
+        handler = lc.FunctionCallback(self.act, spec.event, reads=self.reads, writes=self.writes, traced=spec.traced)
+        self.listeners, self.call = handler.listeners, handler.call
 
     def resolve_conflict(self, other: lc.Callback) -> Any:
-        """By number."""
+        """The handler with the lower number runs first."""
         return lc.RunFirst(self if self.number < getattr(other, "number", -1) else other)
 
     def act(self, learner: Any, phase: Any) -> None:
-        """Note, then scale."""
+        """Note the values it reads, then scale those it writes."""
         step, spec = learner.step, self.spec
         if not spec.traced:
-            there = {name: learner.to_host(getattr(step, name)) for name in spec.reads if hasattr(step, name)}
-            self._seen.append((spec.event.__name__, self.number, there))
+            values = {name: learner.to_host(getattr(step, name)) for name in spec.reads if hasattr(step, name)}
+            self._observations.append((spec.event.__name__, self.number, values))
         for name in spec.writes:
             if hasattr(step, name):
                 setattr(step, name, learner.tree.scale(getattr(step, name), spec.factor))
@@ -184,7 +184,7 @@ class Acting(lc.Callback):
 
 def run_case(backend: Subject, case: Case, **options: Any) -> tuple[dict[str, Any], list[Any]]:
     """Weights after some steps, and what the host handlers saw, in order."""
-    seen: list[Any] = []
+    observations: list[Any] = []
 
     class Body(lc.AbstractTrainingPhase):
         data_key = "training"
@@ -198,7 +198,7 @@ def run_case(backend: Subject, case: Case, **options: Any) -> tuple[dict[str, An
     learner = lc.Learner(
         {"a": backend.mlp(mlp_weights(1)), "b": backend.mlp(mlp_weights(2))},
         optimizer=lc.Momentum(0.1, 0.9),
-        callbacks=[Acting(number, spec, seen) for number, spec in enumerate(case.specs)],
+        callbacks=[Acting(number, spec, observations) for number, spec in enumerate(case.specs)],
         default_callbacks=False,
         reads=("step.y_pred",),
         **options,
@@ -208,7 +208,9 @@ def run_case(backend: Subject, case: Case, **options: Any) -> tuple[dict[str, An
         try:
             state = learner.run_step(phase, batch)
         except GradientError:  # a handler left a gradient nothing to go through, which has to happen in every plan
-            seen.append(("step", "failed", {}))
+            observations.append(("step", "failed", {}))
             continue
-        seen.append(("step", state.outcome, {"loss": learner.to_host(state.loss), "y": learner.to_host(state.y_pred)}))
-    return learner.export_weights(), seen
+        observations.append(
+            ("step", state.outcome, {"loss": learner.to_host(state.loss), "y": learner.to_host(state.y_pred)})
+        )
+    return learner.export_weights(), observations

@@ -128,15 +128,15 @@ class At(lc.Callback):
         reads: tuple[str, ...] = (),
         writes: tuple[str, ...] = (),
     ) -> None:
-        found = lc.FunctionCallback(self._call, event, phase, reads=reads, writes=writes)
+        callback = lc.FunctionCallback(self._call, event, phase, reads=reads, writes=writes)
         self.reads, self.writes = reads, writes
-        self.listeners = found.listeners
-        self.call = found.call
-        self.heard = 0
+        self.listeners = callback.listeners
+        self.call = callback.call
+        self.calls = 0
         self._fn = fn
         self._only = only
 
     def _call(self, learner: Any, phase: Any) -> None:
-        self.heard += 1
-        if self._only in (None, self.heard - 1):
+        self.calls += 1
+        if self._only in (None, self.calls - 1):
             self._fn(learner, phase)

@@ -145,9 +145,9 @@ class Subject:
             rtol: tolerance relative to the largest entry, where more than the dtype's own is needed.
         """
         if isinstance(desired, Mapping):
-            wanted = cast("Mapping[str, Any]", desired)
-            np.testing.assert_equal(sorted(actual), sorted(wanted))
-            for name, value in wanted.items():
+            expected = cast("Mapping[str, Any]", desired)
+            np.testing.assert_equal(sorted(actual), sorted(expected))
+            for name, value in expected.items():
                 self._close(name, actual[name], value, rtol)
         else:
             self._close("", actual, desired, rtol)
@@ -188,13 +188,13 @@ def subject(name: str, models: str = "") -> Subject:
             f"the backend {name!r} cannot be tested: write the module {package}.testing with the functions of "
             "loopcore.testing.conformance.subject.NativeModels"
         ) from error
-    missing = [wanted for wanted in _NAMES if not hasattr(native, wanted)]
+    missing = [function for function in _NAMES if not hasattr(native, function)]
     if missing:
         raise BackendError(f"{package}.testing has no {', '.join(missing)}; see NativeModels for what they are")
     if models:
-        own = {wanted: getattr(native, wanted) for wanted in _NAMES}
+        defaults = {function: getattr(native, function) for function in _NAMES}
         module = "loopcore.testing.neutral" if models == NEUTRAL else f"{models}.testing"
-        native = SimpleNamespace(**{**own, **vars(importlib.import_module(module))})
+        native = SimpleNamespace(**{**defaults, **vars(importlib.import_module(module))})
     return Subject(name, native, native.dtypes[0])
 
 

@@ -65,7 +65,7 @@ def trained(backend: Subject, names: Any, known_length: bool = True, last: int =
     """All that should not depend on the order of the list."""
     learner = fitted(backend, names, known_length, last, **options)
     assert learner.shared.accumulation == lc.Accumulated(*((6, 4) if last else (4, 2)))
-    assert [name for one in learner.callbacks if (name := type(one).__name__) in ORDER] == ORDER
+    assert [name for callback in learner.callbacks if (name := type(callback).__name__) in ORDER] == ORDER
     average = backend.leaves(learner, learner.shared.averaged_params)
     return {"weights": backend.weights(learner), "average": average, "history": dict(learner.history.items())}
 
@@ -88,31 +88,31 @@ def test_backends_agree_where_they_draw_the_same(backend: Subject, witness: Subj
     with same_random():
         with lc.using(witness.name):
             expected = trained(witness, MAKERS, known_length)
-        found = trained(backend, reversed(MAKERS), known_length)
+        result = trained(backend, reversed(MAKERS), known_length)
     for part in ("weights", "average"):
-        backend.close(found[part], expected[part], rtol=1e-4)
+        backend.close(result[part], expected[part], rtol=1e-4)
     for name, values in expected["history"].items():
-        backend.close(found["history"][name], values, rtol=1e-4)
+        backend.close(result["history"][name], values, rtol=1e-4)
 
 
 @KNOWN_LENGTH
 def test_the_plan_of_a_step_makes_no_difference(backend: Subject, known_length: bool) -> None:
-    found, expected = (trained(backend, MAKERS, known_length, compile=how) for how in ("auto", False))
+    result, expected = (trained(backend, MAKERS, known_length, compile=mode) for mode in ("auto", False))
     for part in ("weights", "average"):
-        backend.close(found[part], expected[part], rtol=1e-4)
+        backend.close(result[part], expected[part], rtol=1e-4)
 
 
 @pytest.mark.parametrize("absent", MAKERS)
 def test_each_of_them_takes_part(backend: Subject, absent: str) -> None:
-    """What the tests above compare depends on all four."""
-    some = [name for name in MAKERS if name != absent]
-    found = [fitted(backend, names, compile=False).history for names in (MAKERS, some)]
-    with_all, without = (np.array([*history.steps("loss"), *history.steps("val_loss")]) for history in found)
+    """Without any one of the four callbacks the losses, which the tests above compare, are other ones."""
+    subset = [name for name in MAKERS if name != absent]
+    histories = [fitted(backend, names, compile=False).history for names in (MAKERS, subset)]
+    with_all, without = (np.array([*history.steps("loss"), *history.steps("val_loss")]) for history in histories)
     assert not np.allclose(with_all, without, rtol=1e-3)
 
 
 def test_they_go_on_within_a_window(backend: Subject, tmp_path: Path) -> None:
-    """What they keep is part of a checkpoint."""
+    """A run is saved within a window of accumulation: what the callbacks keep is in the checkpoint."""
 
     def fresh() -> lc.Learner:
         callbacks = [*[make() for make in MAKERS.values()], lc.Recorder()]
@@ -122,12 +122,12 @@ def test_they_go_on_within_a_window(backend: Subject, tmp_path: Path) -> None:
         )
 
     pairs = labelled(5, 5, 5, 5)
-    whole, first, second = fresh(), fresh(), fresh()
-    train(whole, pairs)
+    reference, first, second = fresh(), fresh(), fresh()
+    train(reference, pairs)
     train(first, pairs[:3])
     second.load(first.save(tmp_path / "run.safetensors"))
     train(second, pairs[3:])
-    np.testing.assert_equal(second.export_weights(), whole.export_weights())
-    average, wanted = (backend.leaves(one, one.shared.averaged_params) for one in (second, whole))
-    np.testing.assert_equal(average, wanted)
-    assert second.shared.accumulation == whole.shared.accumulation == lc.Accumulated(batches=4, updates=2)
+    np.testing.assert_equal(second.export_weights(), reference.export_weights())
+    average, expected = (backend.leaves(learner, learner.shared.averaged_params) for learner in (second, reference))
+    np.testing.assert_equal(average, expected)
+    assert second.shared.accumulation == reference.shared.accumulation == lc.Accumulated(batches=4, updates=2)

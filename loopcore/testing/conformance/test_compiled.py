@@ -81,11 +81,11 @@ class Scaled(lc.TrainingPhase):
 
 
 def losses(learner: lc.Learner, phase: Any, factors: Any) -> list[float]:
-    found: list[float] = []
+    values: list[float] = []
     for factor in factors:
         phase.factor = factor
-        found.append(float(learner.run_step(phase, (XS, YS)).loss))
-    return found
+        values.append(float(learner.run_step(phase, (XS, YS)).loss))
+    return values
 
 
 def test_a_python_value_of_the_phase_that_changed_is_another_program(
@@ -93,16 +93,16 @@ def test_a_python_value_of_the_phase_that_changed_is_another_program(
 ) -> None:
     learner, phase = make(compiling, optimizer=lc.SGD(0.0)), Scaled(1)
     with caplog.at_level(logging.INFO, "loopcore"):
-        one, two, again = losses(learner, phase, (1, 2, 1))
-    assert two == pytest.approx(2 * one, rel=1e-6) and again == one
+        single, double, repeat = losses(learner, phase, (1, 2, 1))
+    assert double == pytest.approx(2 * single, rel=1e-6) and repeat == single
     assert traces(learner) == 2
     assert "compiled again: an attribute of the phase changed" in caplog.text
 
 
 def test_an_array_of_the_phase_is_an_input(compiling: Subject) -> None:
     learner, phase = make(compiling, optimizer=lc.SGD(0.0)), Scaled(1)
-    one, two = losses(learner, phase, map(learner.backend.convert, np.array([1, 2], "float32")))
-    assert two == pytest.approx(2 * one, rel=1e-6) and traces(learner) == 1
+    single, double = losses(learner, phase, map(learner.backend.convert, np.array([1, 2], "float32")))
+    assert double == pytest.approx(2 * single, rel=1e-6) and traces(learner) == 1
 
 
 def test_a_value_that_never_stops_changing_is_a_warning(compiling: Subject) -> None:
@@ -137,9 +137,9 @@ def test_reading_a_value_in_a_body_names_the_line(compiling: Subject) -> None:
 
     learner = make(compiling)
     before = learner.export_weights()
-    with pytest.raises(TraceError) as caught:
+    with pytest.raises(TraceError) as excinfo:
         learner.run_step(Peeks(), (XS, YS))
-    message = str(caught.value)
+    message = str(excinfo.value)
     assert "test_compiled.py" in message and "# the line that is named" in message
     assert "compile = False on the phase" in message
     np.testing.assert_equal(learner.export_weights(), before)
@@ -186,15 +186,15 @@ def test_a_body_that_closes_over_an_array_is_refused(compiling: Subject) -> None
 
 
 def test_a_throttled_listener_cuts_only_the_steps_it_hears(compiling: Subject) -> None:
-    heard: list[int] = []
-    note = lc.FunctionCallback(lambda learner, phase: heard.append(learner.attempt), lc.BackwardEnd)
+    attempts: list[int] = []
+    note = lc.FunctionCallback(lambda learner, phase: attempts.append(learner.attempt), lc.BackwardEnd)
     learner, phase = make(compiling, callbacks=[lc.throttle(note, lc.BackwardEnd, every=4)]), lc.TrainingPhase()
     for _ in range(3):
         learner.run_step(phase, (XS, YS))
     assert traces(learner) == 1, "one program as long as it sleeps"
     for _ in range(9):
         learner.run_step(phase, (XS, YS))
-    assert heard == [3, 7, 11] and traces(learner) <= 3, "and at most two pieces for the steps it hears"
+    assert attempts == [3, 7, 11] and traces(learner) <= 3, "and at most two pieces for the steps it hears"
 
 
 # -- packed words
@@ -270,7 +270,7 @@ def test_what_was_left_for_later_is_fetched_later(compiling: Subject) -> None:
         leaves = ("step.left",)
 
         def __init__(self) -> None:
-            self.found: list[Any] = []
+            self.values: list[Any] = []
 
         @lc.on(lc.StepEnd, traced=True)
         def leave(self, learner: Any, phase: Any) -> None:
@@ -278,14 +278,14 @@ def test_what_was_left_for_later_is_fetched_later(compiling: Subject) -> None:
 
         @lc.on(lc.StepEnd)
         def take(self, learner: Any, phase: Any) -> None:
-            self.found += learner.collect("left")
+            self.values += learner.collect("left")
 
         traced_reads = ("step.xs", "step.loss")
 
     callback = Leaves()
     learner = make(compiling, callbacks=[callback])
     states = [learner.run_step(lc.TrainingPhase(), (XS * n, YS)) for n in (1, 2)]
-    for n, (pending, state) in enumerate(zip(callback.found, states, strict=True), 1):
+    for n, (pending, state) in enumerate(zip(callback.values, states, strict=True), 1):
         np.testing.assert_allclose(np.asarray(pending), [XS.sum() * n, float(state.loss)], rtol=1e-5)
     assert set(vars(states[0])) == {"loss"}
 
@@ -375,7 +375,7 @@ class Bakes(lc.TrainingPhase):
     """Reaches arrays in all ways there are."""
 
     def __init__(self) -> None:
-        self.scale = np.ones(2)  # an input
+        self.scale = np.ones(2)  # an array: it is passed to the program
         self.settings = {"deep": [np.zeros(3), "text"], "number": 1}
 
     def step(self, learner: Any, handle: Any, state: Any) -> None:

@@ -55,8 +55,8 @@ def test_with_respect_to_several_handles(backend: Subject) -> None:
     learner = make_learner(backend.mlp(W))
     state = run(learner, body, xs=X, ys=Y)
     params = learner.params
-    found = backend.leaves(learner, state.out, params.out) | backend.leaves(learner, state.hidden, params.hidden)
-    backend.close(found, oracle.mse_gradient(W, X, Y))
+    gradients = backend.leaves(learner, state.out, params.out) | backend.leaves(learner, state.hidden, params.hidden)
+    backend.close(gradients, oracle.mse_gradient(W, X, Y))
 
 
 def test_with_respect_to_the_inputs(backend: Subject) -> None:
@@ -78,8 +78,8 @@ def test_grad_of_several_arguments_and_of_trees(backend: Subject) -> None:
     a, b, c = X, 2 * X2, X - X2
     learner = make_learner(backend.mlp(W))
     state = run(learner, body, a=a, b=b, c=c)
-    found = learner.to_host([state.pair["a"], state.pair["b"][0], state.c])
-    for actual, desired in zip(found, (b * c, a * c, a * b), strict=True):
+    gradients = learner.to_host([state.pair["a"], state.pair["b"][0], state.c])
+    for actual, desired in zip(gradients, (b * c, a * c, a * b), strict=True):
         backend.close(actual, desired)
 
 
@@ -97,8 +97,8 @@ def test_gradients_work_in_every_phase(backend: Subject, kind: type[lc.Phase]) -
 
 def test_at_other_values(backend: Subject) -> None:
     def body(learner: Any, handle: Any, state: Any) -> None:
-        there = learner.tree.scale(learner.params.value, 2.0)
-        state.found = learner.gradient(lambda: loss(learner, state), at=there)
+        point = learner.tree.scale(learner.params.value, 2.0)
+        state.found = learner.gradient(lambda: loss(learner, state), at=point)
         state.here = loss(learner, state)
 
     learner = make_learner(backend.mlp(W))
@@ -113,8 +113,8 @@ def test_minimize_at_other_values(backend: Subject) -> None:
     """Sharpness-aware steps: the gradient is that of another place, the update begins at this one."""
 
     def body(learner: Any, handle: Any, state: Any) -> None:
-        there = learner.tree.scale(learner.params.value, 2.0)
-        learner.minimize(lambda: loss(learner, state), at=there)
+        point = learner.tree.scale(learner.params.value, 2.0)
+        learner.minimize(lambda: loss(learner, state), at=point)
 
     learner = make_learner(backend.mlp(W))
     run(learner, body, xs=X, ys=Y)
@@ -129,8 +129,8 @@ def test_at_other_values_of_a_part(backend: Subject) -> None:
 
     learner = make_learner(backend.mlp(W))
     state = run(learner, body, xs=X, ys=Y)
-    there = {name: value * (2 if name.startswith("hidden.") else 1) for name, value in W.items()}
-    expected = oracle.mse_gradient(there, X, Y)
+    point = {name: value * (2 if name.startswith("hidden.") else 1) for name, value in W.items()}
+    expected = oracle.mse_gradient(point, X, Y)
     expected = {name: expected[name] for name in expected if name.startswith("hidden.")}
     backend.close(backend.leaves(learner, state.found, learner.params.hidden), expected)
 
@@ -138,15 +138,15 @@ def test_at_other_values_of_a_part(backend: Subject) -> None:
 def test_at_other_values_of_several_handles(backend: Subject) -> None:
     def body(learner: Any, handle: Any, state: Any) -> None:
         wrt = (learner.params.out, learner.params.hidden)
-        there = tuple(learner.tree.scale(part.value, factor) for part, factor in zip(wrt, (3.0, 2.0), strict=True))
-        state.out, state.hidden = learner.gradient(lambda: loss(learner, state), wrt=wrt, at=there)
+        points = tuple(learner.tree.scale(part.value, factor) for part, factor in zip(wrt, (3.0, 2.0), strict=True))
+        state.out, state.hidden = learner.gradient(lambda: loss(learner, state), wrt=wrt, at=points)
 
     learner = make_learner(backend.mlp(W))
     state = run(learner, body, xs=X, ys=Y)
     params = learner.params
-    found = backend.leaves(learner, state.out, params.out) | backend.leaves(learner, state.hidden, params.hidden)
-    there = {name: value * (2 if name.startswith("hidden.") else 3) for name, value in W.items()}
-    backend.close(found, oracle.mse_gradient(there, X, Y))
+    gradients = backend.leaves(learner, state.out, params.out) | backend.leaves(learner, state.hidden, params.hidden)
+    point = {name: value * (2 if name.startswith("hidden.") else 3) for name, value in W.items()}
+    backend.close(gradients, oracle.mse_gradient(point, X, Y))
     backend.close(backend.weights(learner), W)
 
 
@@ -228,9 +228,9 @@ def test_what_an_objective_wrote_is_kept_and_plain(backend: Subject) -> None:
     backend.close(learner.to_host(state.inner), 2 * y)
     backend.close(learner.to_host(state.later), 2 * y + 1)
     backend.close(backend.leaves(learner, state.grads), oracle.mlp_gradient(W, X, np.full_like(y, 2 / y.size)))
-    kept = [state.outer["y"][0], state.inner, state.later, learner.shared.outer]
-    kept += learner.backend.tree_leaves(state.grads)
-    assert all(backend.native.is_plain(value) for value in kept)
+    values = [state.outer["y"][0], state.inner, state.later, learner.shared.outer]
+    values += learner.backend.tree_leaves(state.grads)
+    assert all(backend.native.is_plain(value) for value in values)
 
 
 def test_parameters_that_are_not_reached_get_zeros(backend: Subject) -> None:
@@ -240,10 +240,10 @@ def test_parameters_that_are_not_reached_get_zeros(backend: Subject) -> None:
 
     models = {"first": backend.linear(dense_weights()), "second": backend.mlp(W)}
     learner = make_learner(models)
-    found = backend.leaves(learner, run(learner, body, xs=X).found)
-    backend.close(found["first.bias"], np.full(2, len(X)))
+    gradients = backend.leaves(learner, run(learner, body, xs=X).found)
+    backend.close(gradients["first.bias"], np.full(2, len(X)))
     for name, value in W.items():
-        np.testing.assert_array_equal(found[f"second.{name}"], np.zeros_like(value))
+        np.testing.assert_array_equal(gradients[f"second.{name}"], np.zeros_like(value))
 
 
 def test_reaching_nothing_is_an_error(backend: Subject) -> None:
@@ -355,8 +355,8 @@ def test_the_first_order_variant_by_at(backend: Subject) -> None:
     def body(learner: Any, handle: Any, state: Any) -> None:
         slopes = learner.gradient(lambda: loss(learner, state))
         norm = learner.tree.global_norm(slopes)
-        there = learner.tree.map(lambda w, g: w + 0.05 * g / norm, learner.params.value, slopes)
-        state.grads = learner.gradient(lambda: loss(learner, state), at=there)
+        point = learner.tree.map(lambda w, g: w + 0.05 * g / norm, learner.params.value, slopes)
+        state.grads = learner.gradient(lambda: loss(learner, state), at=point)
         handle(lc.BackwardEnd())
         learner.update(state.grads)
 
@@ -364,15 +364,15 @@ def test_the_first_order_variant_by_at(backend: Subject) -> None:
     run(learner, body, xs=X, ys=Y)
     slopes = oracle.mse_gradient(W, X, Y)
     norm = np.sqrt(sum((slope**2).sum() for slope in slopes.values()))
-    there = oracle.mse_gradient({name: W[name] + 0.05 * slopes[name] / norm for name in W}, X, Y)
-    backend.close(backend.weights(learner), {name: W[name] - 0.1 * there[name] for name in W})
+    gradient = oracle.mse_gradient({name: W[name] + 0.05 * slopes[name] / norm for name in W}, X, Y)
+    backend.close(backend.weights(learner), {name: W[name] - 0.1 * gradient[name] for name in W})
 
 
 def test_an_inner_gradient_at_values_that_depend_on_the_outer_one(backend: Subject) -> None:
     def body(learner: Any, handle: Any, state: Any) -> None:
         def outer() -> Any:
-            there = learner.tree.scale(learner.params.value, 2.0)
-            inner = learner.gradient(lambda: loss(learner, state), at=there)
+            point = learner.tree.scale(learner.params.value, 2.0)
+            inner = learner.gradient(lambda: loss(learner, state), at=point)
             return learner.tree.dot(inner, inner)
 
         state.found = learner.gradient(outer)
@@ -430,9 +430,9 @@ def test_an_adversarial_example_is_a_constant_of_the_objective_after_it(backend:
     learner = make_learner(backend.mlp(W))
     state = run(learner, body, xs=X, ys=Y)
     slope = oracle.finite_difference(lambda x: oracle.mse(oracle.mlp(W, x), Y), X)
-    moved = X + 0.1 * np.sign(slope)
-    backend.close(learner.to_host(state.xs), moved)
-    backend.close(backend.leaves(learner, state.found), oracle.mse_gradient(W, moved, Y))
+    example = X + 0.1 * np.sign(slope)
+    backend.close(learner.to_host(state.xs), example)
+    backend.close(backend.leaves(learner, state.found), oracle.mse_gradient(W, example, Y))
 
 
 def test_a_model_may_be_called_twice_in_one_objective(backend: Subject) -> None:
@@ -442,5 +442,5 @@ def test_a_model_may_be_called_twice_in_one_objective(backend: Subject) -> None:
     weights = square_mlp_weights()
     learner = make_learner(backend.mlp(weights))
     state = run(learner, body, xs=X)
-    twice = oracle.difference_of_weights(lambda w: float(oracle.mlp(w, oracle.mlp(w, X)).sum()), weights)
-    backend.close(backend.leaves(learner, state.found), twice, rtol=1e-7)
+    expected = oracle.difference_of_weights(lambda w: float(oracle.mlp(w, oracle.mlp(w, X)).sum()), weights)
+    backend.close(backend.leaves(learner, state.found), expected, rtol=1e-7)

@@ -49,38 +49,38 @@ class Hybrid(lc.TrainingPhase):
 
 
 def test_host_handlers_see_plain_values_as_soon_as_they_exist(backend: Subject) -> None:
-    seen: dict[Any, dict[str, Any]] = {}
+    observations: dict[Any, dict[str, Any]] = {}
 
     def look(event: type[lc.Event]) -> At:
         names = ("xs", "ys", "y_pred", "loss", "grads")
 
         def note(learner: Any, phase: Any) -> None:
-            there = {name: getattr(learner.step, name) for name in names if hasattr(learner.step, name)}
-            arrays = [leaf for value in there.values() for leaf in native.backend.tree_leaves(value)]
+            values = {name: getattr(learner.step, name) for name in names if hasattr(learner.step, name)}
+            arrays = [leaf for value in values.values() for leaf in native.backend.tree_leaves(value)]
             assert all(backend.native.is_plain(leaf) for leaf in arrays)
-            seen[event] = learner.to_host(there)
+            observations[event] = learner.to_host(values)
 
         return At(event, note, lc.TrainingPhase, reads=tuple(f"step.{name}" for name in names))
 
     native = make_learner(backend.mlp(W), callbacks=[look(event) for event in STATE_AT])
     train(native, [(X, Y)])
-    assert {event: set(values) for event, values in seen.items()} == STATE_AT
+    assert {event: set(values) for event, values in observations.items()} == STATE_AT
     y = oracle.mlp(W, X)
     expected = {"xs": X, "ys": Y, "y_pred": y, "loss": oracle.mse(y, Y)}
-    for values in seen.values():
+    for values in observations.values():
         for name in values.keys() & expected.keys():
             backend.close(values[name], expected[name])
 
 
 def test_the_model_sees_the_weights_of_before_until_the_step_ends(backend: Subject) -> None:
-    seen: list[Any] = []
+    weights: list[Any] = []
     note = [
-        At(event, lambda learner, _: seen.append(learner.export_weights()), reads=("params",))
+        At(event, lambda learner, _: weights.append(learner.export_weights()), reads=("params",))
         for event in (lc.BackwardEnd, lc.StepEnd)
     ]
     learner = make_learner(backend.mlp(W), callbacks=note)
     train(learner, [(X, Y)])
-    before, after = map(backend.native.neutral, seen)
+    before, after = map(backend.native.neutral, weights)
     backend.close(before, W)
     backend.close(after, backend.weights(learner))
     assert np.abs(after["out.bias"] - before["out.bias"]).max() > 1e-3
@@ -216,7 +216,7 @@ def test_replaced_gradients_are_what_the_update_applies(backend: Subject) -> Non
 
 
 def test_events_of_a_nested_gradient_reach_host_handlers(backend: Subject) -> None:
-    seen: list[float] = []
+    losses: list[float] = []
 
     def body(learner: Any, handle: Any, state: Any) -> None:
         def outer() -> Any:
@@ -230,10 +230,10 @@ def test_events_of_a_nested_gradient_reach_host_handlers(backend: Subject) -> No
 
         state.found = learner.gradient(outer)
 
-    callback = At(lc.LossBegin, lambda learner, _: seen.append(float(learner.step.loss)), reads=("step.loss",))
+    callback = At(lc.LossBegin, lambda learner, _: losses.append(float(learner.step.loss)), reads=("step.loss",))
     learner = make_learner(backend.mlp(W), callbacks=[callback])
     run(learner, body, xs=X, ys=Y)
-    backend.close(seen, [oracle.mse(oracle.mlp(W, X), Y)])
+    backend.close(losses, [oracle.mse(oracle.mlp(W, X), Y)])
 
 
 class Doubled(lc.Callback):
@@ -289,11 +289,13 @@ def test_traced_handlers_of_the_begin_and_the_end_of_a_step(backend: Subject) ->
         def end(self, learner: Any, phase: Any) -> None:
             learner.step.double = learner.step.loss * 2.0
 
-    seen: list[Any] = []
-    late = At(lc.StepEnd, lambda learner, _: seen.append(learner.to_host(learner.step.double)), reads=("step.double",))
+    observations: list[Any] = []
+    late = At(
+        lc.StepEnd, lambda learner, _: observations.append(learner.to_host(learner.step.double)), reads=("step.double",)
+    )
     learner = make_learner(backend.mlp(W), callbacks=[Around(), late])
     learner.run_step(lc.TrainingPhase(), (X, Y))
-    backend.close(seen, [2 * oracle.mse(oracle.mlp(W, X / 2), Y)])
+    backend.close(observations, [2 * oracle.mse(oracle.mlp(W, X / 2), Y)])
 
 
 def test_events_of_ones_own(backend: Subject) -> None:
@@ -306,28 +308,30 @@ def test_events_of_ones_own(backend: Subject) -> None:
         handle(Halfway())
         learner.minimize(lambda: lc.losses.mse(learner.model(state.xs), state.ys))
 
-    seen: list[Any] = []
-    callback = At(Halfway, lambda learner, _: seen.append(learner.to_host(learner.step.half)), reads=("step.half",))
+    predictions: list[Any] = []
+    callback = At(
+        Halfway, lambda learner, _: predictions.append(learner.to_host(learner.step.half)), reads=("step.half",)
+    )
     learner = make_learner(backend.mlp(W), callbacks=[callback])
     run(learner, body, xs=X, ys=Y)
     weights = dict(W)
     optimizer = oracle.Optimizer(oracle.sgd(0.1), weights)
     optimizer.update(oracle.mse_gradient(weights, X, Y))
-    backend.close(seen, [oracle.mlp(weights, X)])
+    backend.close(predictions, [oracle.mlp(weights, X)])
     optimizer.update(oracle.mse_gradient(weights, X, Y))
     backend.close(backend.weights(learner), weights)
 
 
 def test_a_handler_that_reads_a_model_leaves_the_step_alone(backend: Subject) -> None:
-    seen: list[Any] = []
+    predictions: list[Any] = []
 
     def look(learner: Any, phase: Any) -> None:
-        seen.append(learner.to_host(learner.model(learner.step.xs)))
+        predictions.append(learner.to_host(learner.model(learner.step.xs)))
 
     callback = At(lc.BackwardBegin, look, reads=("model", "step.xs"))
     learner = make_learner(backend.mlp(W), callbacks=[callback])
     state = learner.run_step(lc.TrainingPhase(), (X, Y))
-    backend.close(seen, [oracle.mlp(W, X)])
+    backend.close(predictions, [oracle.mlp(W, X)])
     backend.close(backend.leaves(learner, state.grads), oracle.mse_gradient(W, X, Y))
 
 
@@ -360,13 +364,13 @@ class Twice(lc.TrainingPhase):
 
 
 def test_a_throttle_decides_when_a_step_begins(backend: Subject) -> None:
-    heard: list[int] = []
-    note = At(lc.BackwardEnd, lambda learner, _: heard.append(learner.attempt), lc.AbstractTrainingPhase)
+    attempts: list[int] = []
+    note = At(lc.BackwardEnd, lambda learner, _: attempts.append(learner.attempt), lc.AbstractTrainingPhase)
     learner = make_learner(backend.mlp(W), callbacks=[lc.throttle(note, lc.BackwardEnd, every=3)])
     phase = Twice()
     for _ in range(7):
         learner.run_step(phase, (X, Y))
-    assert heard == [2, 2, 5, 5]
+    assert attempts == [2, 2, 5, 5]
 
 
 def test_a_throttled_write_changes_the_steps_it_hears_and_no_others(backend: Subject) -> None:
@@ -393,14 +397,14 @@ def test_a_throttle_counts_events_between_steps_by_themselves(backend: Subject) 
         state.loss = learner.xp.sum(state.xs)
         handle(Mine())
 
-    heard: list[str] = []
-    note = At(Mine, lambda learner, _: heard.append("in" if learner.step.outcome is None else "between"), lc.Phase)
+    places: list[str] = []
+    note = At(Mine, lambda learner, _: places.append("in" if learner.step.outcome is None else "between"), lc.Phase)
     learner, phase = make_learner(backend.mlp(W), callbacks=[lc.throttle(note, Mine, every=2)]), lc.ValidationPhase()
     with lc.run_epoch(learner, phase) as handle:
         for _ in range(4):
             lc.run_step(body, learner, phase, xs=X)
             handle(Mine())
-    assert heard == ["in", "between"] * 2
+    assert places == ["in", "between"] * 2
 
 
 def test_throttled_metrics_are_those_of_the_steps_they_hear(backend: Subject) -> None:

@@ -107,8 +107,8 @@ def test_a_model_without_an_optimizer_is_frozen(backend: Subject) -> None:
         if path.startswith("teacher."):
             np.testing.assert_array_equal(after[path], value)
     slopes = oracle.mse_gradient(W, X, oracle.mlp(C, X))
-    found = backend.weights(learner)
-    backend.close({k: found[f"student.{k}"] for k in W}, {k: W[k] - 0.1 * slopes[k] for k in W})
+    weights = backend.weights(learner)
+    backend.close({k: weights[f"student.{k}"] for k in W}, {k: W[k] - 0.1 * slopes[k] for k in W})
 
 
 def test_a_frozen_model_follows_another_by_its_name(backend: Subject) -> None:
@@ -127,13 +127,13 @@ def test_a_frozen_model_follows_another_by_its_name(backend: Subject) -> None:
         slopes = oracle.mse_gradient(student, x, y)
         student = {name: student[name] - 0.1 * slopes[name] for name in W}
         teacher = {name: 0.25 * student[name] + 0.75 * teacher[name] for name in W}
-    found = backend.weights(learner)
-    backend.close({name: found[f"student.{name}"] for name in W}, student)
-    backend.close({name: found[f"teacher.{name}"] for name in W}, teacher)
-    whole = backend.leaves(learner, learner.params.value)
-    assert whole.keys() == {f"student.{name}" for name in W}
-    named = backend.leaves(learner, learner.params.teacher.value, learner.params.teacher)
-    assert named.keys() == {f"teacher.{name}" for name in W}
+    weights = backend.weights(learner)
+    backend.close({name: weights[f"student.{name}"] for name in W}, student)
+    backend.close({name: weights[f"teacher.{name}"] for name in W}, teacher)
+    parameters = backend.leaves(learner, learner.params.value)
+    assert parameters.keys() == {f"student.{name}" for name in W}
+    teacher_parameters = backend.leaves(learner, learner.params.teacher.value, learner.params.teacher)
+    assert teacher_parameters.keys() == {f"teacher.{name}" for name in W}
     assert backend.leaves(learner, learner.params.teacher.out.value, learner.params.teacher.out).keys() == {
         "teacher.out.weight",
         "teacher.out.bias",
@@ -222,8 +222,8 @@ def test_a_target_network_follows_slowly(backend: Subject) -> None:
     for x, y in PAIRS:
         optimizer.update(oracle.mse_gradient(weights, x, y + 0.9 * oracle.mlp(target, x)))
         target = {name: 0.75 * target[name] + 0.25 * weights[name] for name in target}
-    found = backend.leaves(learner, learner.step.target, learner.params.critic)
-    backend.close({name: found[f"critic.{name}"] for name in target}, target)
+    result = backend.leaves(learner, learner.step.target, learner.params.critic)
+    backend.close({name: result[f"critic.{name}"] for name in target}, target)
 
 
 def test_apply_of_a_named_model_and_gradients_through_it(backend: Subject) -> None:
@@ -237,8 +237,8 @@ def test_apply_of_a_named_model_and_gradients_through_it(backend: Subject) -> No
     learner = two_models(backend)
     state = run(learner, body, xs=X)
     inner = oracle.mlp_gradient({name: 3 * value for name, value in C.items()}, X, np.ones_like(Y))
-    found = backend.leaves(learner, state.found, learner.params.critic)
-    backend.close({name: found[f"critic.{name}"] for name in C}, {name: 3 * inner[name] for name in C})
+    gradient = backend.leaves(learner, state.found, learner.params.critic)
+    backend.close({name: gradient[f"critic.{name}"] for name in C}, {name: 3 * inner[name] for name in C})
 
 
 def test_arguments_and_results_pass_through(backend: Subject) -> None:

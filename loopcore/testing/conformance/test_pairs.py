@@ -61,21 +61,21 @@ def test_weights_go_to_another_backend_and_back_without_a_map(backend: Subject) 
     with lc.using("numpy"):
         other = make_learner((forward, tree(backend.dtype)))
         other.import_weights(weights)
-    again = make_learner((forward, tree(backend.dtype)))
-    again.import_weights(other.export_weights())
-    backend.close(again.export_weights(), weights)
+    round_trip = make_learner((forward, tree(backend.dtype)))
+    round_trip.import_weights(other.export_weights())
+    backend.close(round_trip.export_weights(), weights)
 
 
 def test_one_array_and_named_models(backend: Subject) -> None:
     def scaled(param: Any, x: Any) -> Any:
         return param * x
 
-    one = make_learner((scaled, np.ones(3, backend.dtype)))
-    assert sorted(one.export_weights()) == ["param"]
+    single = make_learner((scaled, np.ones(3, backend.dtype)))
+    assert sorted(single.export_weights()) == ["param"]
     models = {"first": (scaled, np.ones(3, backend.dtype)), "net": (forward, tree(backend.dtype))}
-    named = make_learner(models, optimizer={"first": lc.SGD(0.1), "net.net": lc.Adam(0.1)})
-    assert sorted(named.export_weights()) == ["first", *(f"net.{name}" for name in NAMES)]
-    assert named.frozen == ("net.scale",)
+    several = make_learner(models, optimizer={"first": lc.SGD(0.1), "net.net": lc.Adam(0.1)})
+    assert sorted(several.export_weights()) == ["first", *(f"net.{name}" for name in NAMES)]
+    assert several.frozen == ("net.scale",)
 
 
 def test_the_pair_is_handed_back_with_the_present_values(backend: Subject) -> None:
@@ -113,10 +113,10 @@ def loss_of(learner: Any, state: Any) -> Any:
 
 def test_it_trains_as_the_same_network_of_the_framework(backend: Subject) -> None:
     weights = mlp_weights()
-    ours, theirs = make_learner(mlp(weights, backend.dtype)), make_learner(backend.mlp(weights))
-    for learner in (ours, theirs):
+    neutral, native = make_learner(mlp(weights, backend.dtype)), make_learner(backend.mlp(weights))
+    for learner in (neutral, native):
         train(learner, batches(5))
-    backend.close(ours.export_weights(), backend.weights(theirs), rtol=1e-4 if backend.dtype == "float32" else 0)
+    backend.close(neutral.export_weights(), backend.weights(native), rtol=1e-4 if backend.dtype == "float32" else 0)
 
 
 def test_other_parameters_and_gradients_at_other_values(backend: Subject) -> None:
@@ -246,22 +246,22 @@ def test_who_else_draws_changes_nothing(backend: Subject) -> None:
     callback = Draws()
     backend.close(outputs(backend, callback), outputs(backend))
     assert len(callback.numbers) == 3 and callback.numbers[0].tolist() != callback.numbers[1].tolist()
-    alone = Draws()
-    make_learner(backend.mlp(mlp_weights()), callbacks=[alone]).run_step(lc.TrainingPhase(), (X, Y))
-    np.testing.assert_array_equal(alone.numbers[0], callback.numbers[0])
+    lone_callback = Draws()
+    make_learner(backend.mlp(mlp_weights()), callbacks=[lone_callback]).run_step(lc.TrainingPhase(), (X, Y))
+    np.testing.assert_array_equal(lone_callback.numbers[0], callback.numbers[0])
 
 
 def test_rng_is_handed_to_a_function_that_takes_it(backend: Subject) -> None:
-    seen: list[Any] = []
+    calls: list[Any] = []
 
     def takes(params: Any, x: Any, train: bool, rng: Any) -> Any:
-        seen.append((train, rng))
+        calls.append((train, rng))
         return x @ params["w"]
 
     learner = make_learner((takes, {"w": np.ones((3, 2), backend.dtype)}), compile=False)
     train(learner, batches(1))
     learner.run_step(lc.ValidationPhase(), batches(1)[0])
-    assert [mode for mode, _ in seen] == [True, False] and all(rng is not None for _, rng in seen)
+    assert [mode for mode, _ in calls] == [True, False] and all(rng is not None for _, rng in calls)
 
 
 # -- without a learner at hand
@@ -294,7 +294,7 @@ def test_metrics_and_callbacks_at_module_level(backend: Subject) -> None:
     learner.fit(1)
     other.fit(1)
     assert float(learner.history["distance"][0] or 0) > 0
-    first, second = (float(one.history["loss"][0] or 0) for one in (learner, other))
+    first, second = (float(run.history["loss"][0] or 0) for run in (learner, other))
     assert abs(first - second) > 1e-6  # the gradients were other ones
 
 
@@ -328,11 +328,11 @@ def test_a_run_goes_on_from_a_checkpoint(backend: Subject, tmp_path: Any) -> Non
     def learner() -> lc.Learner:
         return make_learner(counting_model(backend.dtype), optimizer=lc.Adam(0.01))
 
-    whole, first, second = learner(), learner(), learner()
+    reference, first, second = learner(), learner(), learner()
     pairs = batches(4)
-    train(whole, pairs)
+    train(reference, pairs)
     train(first, pairs[:2])
     second.load(first.save(tmp_path / "run.safetensors"))
     train(second, pairs[2:])
-    for path, value in whole.export_weights().items():
+    for path, value in reference.export_weights().items():
         np.testing.assert_array_equal(second.export_weights()[path], value)

@@ -57,20 +57,20 @@ def drawn(backend: Subject, name: str, steps: int = 1, phase: lc.Phase | None = 
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_shape_dtype_range_and_moments(backend: Subject, name: str) -> None:
-    draw, found = DRAWS[name], drawn(backend, name)[0]
-    assert found.shape == draw.shape
-    assert found.dtype.kind == draw.kind
+    draw, numbers = DRAWS[name], drawn(backend, name)[0]
+    assert numbers.shape == draw.shape
+    assert numbers.dtype.kind == draw.kind
     if draw.kind == "f":
-        assert found.dtype == backend.dtype
-    assert draw.low <= found.min() <= found.max() <= draw.high
-    assert abs(found.mean() - draw.mean) < 5 * draw.deviation / N**0.5
-    assert abs(found.std() / draw.deviation - 1) < 0.1
+        assert numbers.dtype == backend.dtype
+    assert draw.low <= numbers.min() <= numbers.max() <= draw.high
+    assert abs(numbers.mean() - draw.mean) < 5 * draw.deviation / N**0.5
+    assert abs(numbers.std() / draw.deviation - 1) < 0.1
 
 
 def test_integers_are_int32_and_reach_both_ends(backend: Subject) -> None:
-    found = drawn(backend, "integers")[0]
-    assert found.dtype == np.int32
-    assert sorted(set(found.ravel().tolist())) == [2, 3, 4, 5]
+    numbers = drawn(backend, "integers")[0]
+    assert numbers.dtype == np.int32
+    assert sorted(set(numbers.ravel().tolist())) == [2, 3, 4, 5]
 
 
 def test_a_bernoulli_mask_holds_ones_and_zeros(backend: Subject) -> None:
@@ -78,9 +78,9 @@ def test_a_bernoulli_mask_holds_ones_and_zeros(backend: Subject) -> None:
 
 
 def test_a_permutation_holds_each_number_once(backend: Subject) -> None:
-    found = drawn(backend, "permutation")[0]
-    np.testing.assert_array_equal(np.sort(found), np.arange(N))
-    assert (found != np.arange(N)).mean() > 0.9
+    numbers = drawn(backend, "permutation")[0]
+    np.testing.assert_array_equal(np.sort(numbers), np.arange(N))
+    assert (numbers != np.arange(N)).mean() > 0.9
 
 
 def test_categories_follow_the_softmax_of_the_logits(backend: Subject) -> None:
@@ -110,8 +110,8 @@ def test_steps_seeds_and_phases_draw_differently(backend: Subject, name: str) ->
         """Another phase."""
 
     first, second = drawn(backend, name, 2)
-    others = [second, drawn(backend, name, seed=1)[0], drawn(backend, name, phase=Another())[0]]
-    for other in others:
+    draws = [second, drawn(backend, name, seed=1)[0], drawn(backend, name, phase=Another())[0]]
+    for other in draws:
         assert (first != other).mean() > 0.2
 
 
@@ -126,17 +126,17 @@ def test_each_call_is_a_new_draw_and_each_owner_has_its_own(backend: Subject) ->
     def body(learner: Any, handle: Any, state: Any) -> None:
         state.first, state.second = learner.random.normal((100,)), learner.random.normal((100,))
 
-    def found(*callbacks: lc.Callback) -> list[Array]:
+    def body_draws(*callbacks: lc.Callback) -> list[Array]:
         learner = make_learner(backend.mlp(mlp_weights()), callbacks=callbacks)
         state = run(learner, body)
         names = ("first", "second", "theirs") if callbacks else ("first", "second")
         return [learner.to_host(getattr(state, name)) for name in names]
 
-    first, second, theirs = found(Noisy())
-    for a, b in ((first, second), (first, theirs), (second, theirs)):
+    first, second, callback_draw = body_draws(Noisy())
+    for a, b in ((first, second), (first, callback_draw), (second, callback_draw)):
         assert abs(np.corrcoef(a, b)[0, 1]) < 0.5
         assert (a != b).all()
-    np.testing.assert_array_equal(found(), [first, second])  # a callback that draws does not disturb the body
+    np.testing.assert_array_equal(body_draws(), [first, second])  # a callback that draws does not disturb the body
 
 
 def test_draws_in_nested_objectives_are_in_order(backend: Subject) -> None:
@@ -177,13 +177,13 @@ def test_a_skipped_step_counts_as_an_attempt(backend: Subject) -> None:
     phase = lc.TrainingPhase()
     learner = make_learner(backend.mlp(mlp_weights()), callbacks=[SkipFirst()])
     other = make_learner(backend.mlp(mlp_weights()))
-    found = []
+    draws = []
     with lc.run_epoch(learner, phase):
         for _ in range(2):
-            found.append(getattr(run(learner, body, phase), "found", None))
-    assert found[0] is None
+            draws.append(getattr(run(learner, body, phase), "found", None))
+    assert draws[0] is None
     run(other, body, phase)
-    np.testing.assert_array_equal(learner.to_host(found[1]), other.to_host(run(other, body, phase).found))
+    np.testing.assert_array_equal(learner.to_host(draws[1]), other.to_host(run(other, body, phase).found))
 
 
 def test_draws_are_plain_numbers_for_the_gradient(backend: Subject) -> None:
@@ -203,13 +203,13 @@ def test_draws_are_plain_numbers_for_the_gradient(backend: Subject) -> None:
 @pytest.mark.parametrize("name", DRAWS)
 def test_same_random_gives_every_backend_the_same_numbers(backend: Subject, witness: Subject, name: str) -> None:
     with lc.testing.same_random():
-        found = drawn(backend, name, 2)
+        numbers = drawn(backend, name, 2)
         with lc.using(witness.name):
             expected = drawn(witness, name, 2)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(numbers, expected, strict=True):
         backend.close(a, b, rtol=1e-6)
         assert a.dtype.kind == b.dtype.kind
-    assert (found[0] != found[1]).mean() > 0.2
+    assert (numbers[0] != numbers[1]).mean() > 0.2
 
 
 def test_training_with_noise_is_the_same_everywhere_under_same_random(backend: Subject, witness: Subject) -> None:
@@ -237,8 +237,8 @@ def test_a_generator_for_host_code(backend: Subject) -> None:
         learner = make_learner(backend.mlp(mlp_weights()), seed=seed)
         return np.stack([learner.random.generator().normal(size=4) for _ in range(2)])
 
-    first, again, other = numbers(0), numbers(0), numbers(1)
-    np.testing.assert_array_equal(first, again)
+    first, repeat, other = numbers(0), numbers(0), numbers(1)
+    np.testing.assert_array_equal(first, repeat)
     assert (first[0] != first[1]).all()
     assert (first != other).all()
 
@@ -248,7 +248,7 @@ def test_a_key_of_the_framework_is_a_draw_of_its_own(backend: Subject) -> None:
     assert type(random.key()) is type(random.key())
     numbers = [random.generator().normal() for _ in range(2)]
     fresh = make_learner(backend.mlp(mlp_weights())).random
-    assert fresh.generator().normal() not in numbers  # keys count
+    assert fresh.generator().normal() not in numbers  # the two keys count as draws before it
     with lc.testing.same_random(), pytest.raises(lc.errors.TraceError, match="the framework's own"):
         random.key()
 
@@ -286,7 +286,7 @@ def linear(backend: Subject, **options: Any) -> Any:
 @pytest.mark.parametrize("kind", ["fused", "split"])
 def test_draws_of_the_host_are_the_same_in_every_plan(backend: Subject, kind: str) -> None:
     cut = lc.FunctionCallback(lambda learner, phase: None, lc.BackwardEnd, writes=("step.grads",))
-    found: list[list[Any]] = []
+    runs: list[list[Any]] = []
     for callbacks, compile in (([], False), ([cut] * (kind == "split"), "auto")):
         learner, phase, values = linear(backend, callbacks=callbacks, compile=compile), HostDrawn(), list[Any]()
         with lc.testing.same_random():
@@ -294,9 +294,9 @@ def test_draws_of_the_host_are_the_same_in_every_plan(backend: Subject, kind: st
                 xs, ys = np.ones((count, 3), "float32"), np.zeros((count, 2), "float32")
                 state = learner.run_step(phase, (xs, ys))
                 values += learner.to_host([state.noise, state.order, state.other, state.row])
-        found.append([*values, *learner.export_weights().values()])
-    for one, other in zip(*found, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+        runs.append([*values, *learner.export_weights().values()])
+    for value, other in zip(*runs, strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-6)
 
 
 def test_draws_of_the_host_enter_the_program(compiling: Subject) -> None:
@@ -317,9 +317,9 @@ def test_a_draw_of_the_host_by_a_value_of_the_step(backend: Subject) -> None:
         def step(self, learner: Any, handle: Any, state: Any) -> None:
             state.loss = learner.xp.mean(learner.random.beta(state.alpha, state.alpha, (4,)))
 
-    found: list[float] = []
+    losses: list[float] = []
     for compile in (False, "auto"):
         learner = linear(backend, compile=compile)
         with lc.testing.same_random():
-            found += [float(learner.run_step(Beta(), {"alpha": np.float32(0.5)}).loss) for _ in range(2)]
-    assert found[:2] == pytest.approx(found[2:])
+            losses += [float(learner.run_step(Beta(), {"alpha": np.float32(0.5)}).loss) for _ in range(2)]
+    assert losses[:2] == pytest.approx(losses[2:])

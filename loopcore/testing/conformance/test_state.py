@@ -48,15 +48,15 @@ def test_who_may_ask_for_a_value(backend: Subject) -> None:
         reads = ("step.y_pred",)
 
     note = At(lc.StepEnd, lambda learner, _: learner.step.y_pred, lc.TrainingPhase, reads=("step.y_pred",))
-    asked = {
+    states = {
         "the learner": forgetful(backend, reads=("step.y_pred",)).run_step(lc.TrainingPhase(), (X, Y)),
         "the phase": forgetful(backend).run_step(Asking(), (X, Y)),
         "the caller": forgetful(backend).run_step(lc.TrainingPhase(), (X, Y), reads=("step.y_pred",)),
         "a callback": forgetful(backend, callbacks=[note]).run_step(lc.TrainingPhase(), (X, Y)),
     }
     learner = forgetful(backend)
-    for who, state in asked.items():
-        assert kept(state) == {"loss", "y_pred"}, who
+    for asker, state in states.items():
+        assert kept(state) == {"loss", "y_pred"}, asker
         backend.close(learner.to_host(state.y_pred), oracle.mlp(W, X))
         assert backend.native.is_plain(state.y_pred)
 
@@ -72,10 +72,10 @@ def test_who_may_ask_for_a_value(backend: Subject) -> None:
 )
 def test_the_learner_and_the_caller_ask_in_the_same_words(backend: Subject, path: str, names: set[str]) -> None:
     phase = lc.TrainingPhase()
-    asked = forgetful(backend, reads=(path,)).run_step(phase, (X, Y))
+    state = forgetful(backend, reads=(path,)).run_step(phase, (X, Y))
     learner = forgetful(backend)
-    states = [learner.run_step(phase, (X, Y), reads=one) for one in ((), (path,), (), (path,))]
-    assert kept(asked) == kept(states[1]) == kept(states[3]) == names
+    states = [learner.run_step(phase, (X, Y), reads=reads) for reads in ((), (path,), (), (path,))]
+    assert kept(state) == kept(states[1]) == kept(states[3]) == names
     assert kept(states[0]) == kept(states[2]) == {"loss"}
 
 

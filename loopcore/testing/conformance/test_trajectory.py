@@ -57,8 +57,8 @@ def test_the_backend_is_found_by_the_type_of_the_model(backend: Subject) -> None
 def test_the_native_model_is_handed_out_with_the_trained_weights(backend: Subject) -> None:
     learner = make_learner(backend.mlp(mlp_weights()))
     train(learner, batches(2))
-    again = make_learner(learner.model.native)
-    backend.close(backend.weights(again), backend.weights(learner))
+    copy = make_learner(learner.model.native)
+    backend.close(backend.weights(copy), backend.weights(learner))
 
 
 def test_trace_and_history_are_those_of_numpy(backend: Subject, witness: Subject) -> None:

@@ -33,9 +33,9 @@ def scalar(backend: Subject, fn: Any) -> Any:
         state.found = fn(learner, learner.params.value, state.other)
 
     learner, other = make_learner(backend.mlp(W)), make_learner(backend.mlp(V))
-    found = learner.to_host(run(learner, body, other=other.params.value).found)
-    assert found.shape == ()
-    return found
+    value = learner.to_host(run(learner, body, other=other.params.value).found)
+    assert value.shape == ()
+    return value
 
 
 def test_every_function_is_tested_here(backend: Subject) -> None:
@@ -59,8 +59,8 @@ def test_is_bounded(backend: Subject, value: float, bounded: bool) -> None:
 
 
 def test_map(backend: Subject) -> None:
-    found = computed(backend, lambda learner, w, v: learner.tree.map(lambda a, b: a * b, w, v))
-    backend.close(found, {name: W[name] * V[name] for name in W})
+    result = computed(backend, lambda learner, w, v: learner.tree.map(lambda a, b: a * b, w, v))
+    backend.close(result, {name: W[name] * V[name] for name in W})
 
 
 def test_map_with_path(backend: Subject) -> None:
@@ -78,8 +78,8 @@ def test_map_with_path(backend: Subject) -> None:
 
 def test_paths_of_containers(backend: Subject) -> None:
     tree = make_learner(backend.mlp(W)).tree
-    named = tree.map_with_path(lambda path, x: path, {"a": {"b": A}, "c": [B, (C, D)]})
-    assert named == {"a": {"b": "a.b"}, "c": ["c.0", ("c.1.0", "c.1.1")]}
+    paths = tree.map_with_path(lambda path, x: path, {"a": {"b": A}, "c": [B, (C, D)]})
+    assert paths == {"a": {"b": "a.b"}, "c": ["c.0", ("c.1.0", "c.1.1")]}
 
 
 def test_sub(backend: Subject) -> None:
@@ -88,7 +88,7 @@ def test_sub(backend: Subject) -> None:
 
 
 def test_scale_leaves_integers_integers(backend: Subject) -> None:
-    """The mean of counters is rounded; a whole factor is exact."""
+    """A product of integers is rounded to integers, and is exact where the factor is whole."""
 
     def body(learner: Any, handle: Any, state: Any) -> None:
         xp, tree = learner.xp, {"x": state.x, "n": state.n}
@@ -112,25 +112,25 @@ def test_lerp_leaves_integers_integers(backend: Subject) -> None:
         state.found = learner.tree.lerp({"x": state.x, "n": state.n}, {"x": 3 * state.x, "n": 3 * state.n}, 0.25)
 
     learner = make_learner(backend.mlp(W))
-    found = learner.to_host(run(learner, body, x=A, n=np.array([4, 7], np.int32)).found)
-    backend.close(found["x"], 1.5 * A)
-    np.testing.assert_array_equal(found["n"], np.array([6, 10]))
-    assert found["n"].dtype == np.int32
+    result = learner.to_host(run(learner, body, x=A, n=np.array([4, 7], np.int32)).found)
+    backend.close(result["x"], 1.5 * A)
+    np.testing.assert_array_equal(result["n"], np.array([6, 10]))
+    assert result["n"].dtype == np.int32
 
 
 def test_add(backend: Subject) -> None:
-    found = computed(backend, lambda learner, w, v: learner.tree.add(w, v))
-    backend.close(found, {name: W[name] + V[name] for name in W})
+    result = computed(backend, lambda learner, w, v: learner.tree.add(w, v))
+    backend.close(result, {name: W[name] + V[name] for name in W})
 
 
 @pytest.mark.parametrize("array", [False, True], ids=["number", "array"])
 def test_scale(backend: Subject, array: bool) -> None:
-    found = computed(backend, lambda learner, w, v: learner.tree.scale(w, learner.xp.full((), 2.5) if array else 2.5))
-    backend.close(found, {name: 2.5 * W[name] for name in W})
+    result = computed(backend, lambda learner, w, v: learner.tree.scale(w, learner.xp.full((), 2.5) if array else 2.5))
+    backend.close(result, {name: 2.5 * W[name] for name in W})
 
 
 def test_lerp_of_large_arrays(backend: Subject) -> None:
-    """Where an adapter has a kernel for them: values, and gradients by all three."""
+    """Arrays so large that an adapter may have a kernel for them: values, and gradients by all three arguments."""
     draw = np.random.default_rng(0)
     x, y = draw.normal(size=(2, 300, 256))
 
@@ -151,8 +151,8 @@ def test_lerp_of_large_arrays(backend: Subject) -> None:
 
 
 def test_lerp(backend: Subject) -> None:
-    found = computed(backend, lambda learner, w, v: learner.tree.lerp(w, v, 0.25))
-    backend.close(found, {name: 0.75 * W[name] + 0.25 * V[name] for name in W})
+    result = computed(backend, lambda learner, w, v: learner.tree.lerp(w, v, 0.25))
+    backend.close(result, {name: 0.75 * W[name] + 0.25 * V[name] for name in W})
 
 
 def test_zeros_like(backend: Subject) -> None:
@@ -178,9 +178,9 @@ def test_all_finite(backend: Subject, bad: float | None) -> None:
     if bad is not None:
         tree["b"][0][1, 1] = bad
     learner = make_learner(backend.mlp(W))
-    found = learner.to_host(run(learner, body, tree=tree).found)
-    assert (found.shape, found.dtype) == ((), np.bool_)
-    assert bool(found) is (bad is None)
+    result = learner.to_host(run(learner, body, tree=tree).found)
+    assert (result.shape, result.dtype) == ((), np.bool_)
+    assert bool(result) is (bad is None)
 
 
 def test_trees_of_batches(backend: Subject) -> None:
@@ -189,10 +189,10 @@ def test_trees_of_batches(backend: Subject) -> None:
 
     learner = make_learner(backend.mlp(W))
     state = run(learner, body, one={"a": A, "b": (B, [A])}, two={"a": C, "b": (D, [C])})
-    found = learner.to_host(state.sum)
-    backend.close(found["a"], A + C)
-    backend.close(found["b"][0], B + D)
-    backend.close(found["b"][1][0], A + C)
+    total = learner.to_host(state.sum)
+    backend.close(total["a"], A + C)
+    backend.close(total["b"][0], B + D)
+    backend.close(total["b"][1][0], A + C)
 
 
 def test_gradients_flow_through_trees(backend: Subject) -> None:

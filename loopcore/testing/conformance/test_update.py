@@ -50,7 +50,7 @@ NUMBERS: dict[str, Any] = {
 
 
 class Counted(lc.TrainingPhase):
-    """Updates as a number says."""
+    """Updates under a condition that is one of `NUMBERS`, not a bool."""
 
     def __init__(self, number: str) -> None:
         self.number = number
@@ -64,7 +64,7 @@ class Counted(lc.TrainingPhase):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_number_holds_unless_it_is_zero(backend: Subject, number: str) -> None:
-    """Even ones too, where another decision joins it."""
+    """Even numbers hold too, though their lowest bit is 0, also when joined with the condition of the guard."""
     learner = make_learner(backend.mlp(W), callbacks=[lc.StopOnNaNLoss()])
     state = learner.run_step(Counted(number), PAIRS[0])
     moves = number not in ("no count", "another draw")
@@ -109,7 +109,7 @@ class Allow(lc.Callback):
     writes = ("step.apply",)
 
     def resolve_conflict(self, other: lc.Callback) -> Any:
-        return lc.NO_CONFLICT  # the values are combined by and
+        return lc.NO_CONFLICT  # the core joins the conditions by a logical and
 
     def __init__(self, allow: Any) -> None:
         self.allow = allow
@@ -135,10 +135,10 @@ def test_what_callbacks_and_the_body_say_is_combined_by_and(backend: Subject) ->
         x = np.abs(x) * sign
         before = backend.weights(learner)
         state = learner.run_step(Body(), (x, y))
-        wanted = bool((sign > 0).all())
-        assert bool(learner.to_host(state.updated)) is wanted
+        is_allowed = bool((sign > 0).all())
+        assert bool(learner.to_host(state.updated)) is is_allowed
         slopes = oracle.mse_gradient(before, x, y)
-        backend.close(backend.weights(learner), {k: before[k] - 0.1 * slopes[k] * wanted for k in before})
+        backend.close(backend.weights(learner), {k: before[k] - 0.1 * slopes[k] * is_allowed for k in before})
 
 
 def test_a_host_handler_forbids_an_update(backend: Subject) -> None:
@@ -152,9 +152,9 @@ def test_a_host_handler_forbids_an_update(backend: Subject) -> None:
     assert learner.to_host(learner.run_step(lc.TrainingPhase(), PAIRS[0]).updated)
 
 
-@pytest.mark.parametrize("who", ["host", "traced"])
+@pytest.mark.parametrize("handler", ["host", "traced"])
 @pytest.mark.parametrize("kind", [lc.Momentum, lc.Adam, lc.AdamW])
-def test_a_forbidden_update_is_not_counted(backend: Subject, kind: Any, who: str) -> None:
+def test_a_forbidden_update_is_not_counted(backend: Subject, kind: Any, handler: str) -> None:
     """Adam corrects its bias by the number of updates: one too many would show in every later step."""
 
     def forbid(learner: Any, phase: Any) -> None:
@@ -162,7 +162,7 @@ def test_a_forbidden_update_is_not_counted(backend: Subject, kind: Any, who: str
             learner.step.apply = False
 
     host = At(lc.BackwardEnd, forbid, lc.TrainingPhase, reads=("step.xs",), writes=("step.apply",))
-    callback = host if who == "host" else Allow(lambda x: x[0, 0] > 0)
+    callback = host if handler == "host" else Allow(lambda x: x[0, 0] > 0)
     learner = make_learner(backend.mlp(W), optimizer=kind(0.1), callbacks=[callback])
     train(learner, PAIRS)
     weights = dict(W)
@@ -176,7 +176,7 @@ def test_a_forbidden_update_is_not_counted(backend: Subject, kind: Any, who: str
 
 
 def test_a_host_handler_updates_at_the_end_of_an_epoch(backend: Subject) -> None:
-    """As accumulation does with what the last steps left over."""
+    """Accumulation does so with the gradients of a window that the end of the epoch cut short."""
 
     class Accumulate(lc.Callback):
         reads = ("step.grads", "params")
@@ -282,10 +282,10 @@ class Product(lc.TrainingPhase):
 
 @pytest.mark.parametrize("wrt", ["two", "parts"])
 def test_several_handles_are_minimized_together(backend: Subject, wrt: str) -> None:
-    found: list[dict[str, Array]] = []
+    weights: list[dict[str, Array]] = []
     for way in ("all", wrt):
         learner = make_learner({"a": backend.mlp(W), "b": backend.mlp(mlp_weights(3))}, optimizer=lc.Adam(0.01))
         for pair in PAIRS:
             learner.run_step(Product(way), pair)
-        found.append(backend.weights(learner))
-    backend.close(found[1], found[0])
+        weights.append(backend.weights(learner))
+    backend.close(weights[1], weights[0])

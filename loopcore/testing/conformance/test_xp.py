@@ -73,14 +73,14 @@ def check_values(backend: Subject, label: str) -> None:
         state.found = call(learner.xp, *(getattr(state, name) for name in names))
 
     learner = learner_of(backend)
-    found = learner.to_host(run(learner, body, None, **parts(case)).found)
+    result = learner.to_host(run(learner, body, None, **parts(case)).found)
     expected = np.asarray(case.expected(*case.arrays))
-    assert found.dtype.kind == expected.dtype.kind
+    assert result.dtype.kind == expected.dtype.kind
     if expected.dtype.kind == "f":
-        assert found.dtype == backend.dtype
-        backend.close(found, expected)
+        assert result.dtype == backend.dtype
+        backend.close(result, expected)
     else:
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(result, expected)
 
 
 @pytest.mark.parametrize("label", SMOOTH)
@@ -100,20 +100,20 @@ def check_gradients(backend: Subject, label: str) -> None:
     weights = _weights(case)
 
     def body(learner: Any, handle: Any, state: Any) -> None:
-        given = [getattr(state, name) for name in names]
+        inputs = [getattr(state, name) for name in names]
 
         def scalar(*values: Any) -> Any:
-            arrays = list(given)
+            arrays = list(inputs)
             for n, value in zip(floats, values, strict=True):
                 arrays[n] = value
             return learner.xp.sum(learner.xp.reshape(call(learner.xp, *arrays), (-1,)) * state.weights)
 
-        found = learner.grad(scalar)(*(given[n] for n in floats))
-        state.found = found if len(floats) > 1 else (found,)
+        gradient = learner.grad(scalar)(*(inputs[n] for n in floats))
+        state.found = gradient if len(floats) > 1 else (gradient,)
 
     learner = learner_of(backend)
-    found = learner.to_host(run(learner, body, None, weights=weights, **parts(case)).found)
-    for n, gradient in zip(floats, found, strict=True):
+    gradients = learner.to_host(run(learner, body, None, weights=weights, **parts(case)).found)
+    for n, gradient in zip(floats, gradients, strict=True):
         backend.close(gradient, _differences(case, n, weights), rtol=1e-7)
         assert gradient.dtype == backend.dtype
 
@@ -155,8 +155,8 @@ def test_gradients_stay_finite(backend: Subject, label: str) -> None:
         state.found = learner.grad(lambda x: learner.xp.sum(call(learner.xp, x) ** 2))(state.xs)
 
     learner = learner_of(backend)
-    found = learner.to_host(run(learner, body, xs=np.where(np.abs(case.arrays[0]) < 0.3, 0, case.arrays[0])).found)
-    assert np.isfinite(found).all()
+    gradients = learner.to_host(run(learner, body, xs=np.where(np.abs(case.arrays[0]) < 0.3, 0, case.arrays[0])).found)
+    assert np.isfinite(gradients).all()
 
 
 @pytest.mark.parametrize("name", ["float32", "int32", "bool"])
@@ -184,8 +184,8 @@ def check_dtype(backend: Subject, name: str) -> None:
 
     learner = learner_of(backend)
     state = run(learner, body, xs=np.ones((2, 2)))
-    for what, array in learner.to_host(state.found).items():
-        assert array.dtype.name == name, what
+    for function, array in learner.to_host(state.found).items():
+        assert array.dtype.name == name, function
 
 
 def test_created_arrays_have_the_dtype_of_the_parameters(backend: Subject) -> None:
@@ -197,9 +197,9 @@ def test_created_arrays_have_the_dtype_of_the_parameters(backend: Subject) -> No
     for dtype in backend.native.dtypes:
         learner = learner_of(backend.within(dtype))
         state = run(learner, body)
-        found = learner.to_host(state.found)
-        assert {array.dtype.name for array in found} == {dtype}
-        assert [array.shape for array in found] == [(2, 3), (2,), (), (2, 2), (4,)]
+        arrays = learner.to_host(state.found)
+        assert {array.dtype.name for array in arrays} == {dtype}
+        assert [array.shape for array in arrays] == [(2, 3), (2,), (), (2, 2), (4,)]
         np.testing.assert_array_equal(learner.to_host(state.integers), [2, 5])
         assert learner.to_host(state.integers).dtype.kind == "i"
 
@@ -227,9 +227,9 @@ def test_operators_of_two_dtypes(backend: Subject) -> None:
 
     x = np.array([[0.5, 1.5, -2.0], [0.0, 3.0, 0.25]])
     learner = learner_of(backend)
-    found = learner.to_host(run(learner, body, x=x, n=integers).found)
-    assert found.dtype == backend.dtype
-    backend.close(found, x * integers + integers)
+    result = learner.to_host(run(learner, body, x=x, n=integers).found)
+    assert result.dtype == backend.dtype
+    backend.close(result, x * integers + integers)
 
 
 # -- second derivatives --------------------------------------------------------------------------------------------
@@ -405,7 +405,7 @@ UNFIT: dict[str, tuple[Callable[..., Any], str]] = {
 
 @pytest.mark.parametrize("label", UNFIT)
 def test_what_does_not_fit_is_refused(any_plan: Subject, label: str) -> None:
-    """With the same words everywhere."""
+    """The error has the same text on every backend."""
     call, message = UNFIT[label]
     xp = learner_of(any_plan).xp
     with pytest.raises(ValueError, match=message):
@@ -492,11 +492,11 @@ def test_a_large_integer_stays_what_it_is_or_is_refused(any_plan: Subject) -> No
 def test_scan_and_vmap_without_a_learner(any_plan: Subject) -> None:
     """``lc.xp`` goes by the arrays in the trees."""
     learner = learner_of(any_plan)
-    xs, ones = learner.xp.asarray(np.arange(6.0).reshape(3, 2)), learner.xp.ones((2,))
-    carry, ys = lc.xp.scan(lambda c, x: ({"sum": c["sum"] + x["x"]}, c["sum"]), {"sum": ones}, {"x": xs})
+    xs, start = learner.xp.asarray(np.arange(6.0).reshape(3, 2)), learner.xp.ones((2,))
+    carry, ys = lc.xp.scan(lambda c, x: ({"sum": c["sum"] + x["x"]}, c["sum"]), {"sum": start}, {"x": xs})
     any_plan.close(learner.to_host(carry["sum"]), [7, 10])
     any_plan.close(learner.to_host(ys), [[1, 1], [1, 2], [3, 5]])
-    mapped = lc.xp.vmap(lambda tree, y: tree["x"] * y, in_axes=(0, None))({"x": xs}, ones)
+    mapped = lc.xp.vmap(lambda tree, y: tree["x"] * y, in_axes=(0, None))({"x": xs}, start)
     any_plan.close(learner.to_host(mapped), np.arange(6.0).reshape(3, 2))
 
 

@@ -234,11 +234,11 @@ def _conv(
     """``spelled`` is what `xp.conv` gets, where that is not ``pads``."""
     axes = x.ndim - 2
     options = {"strides": strides, "padding": pads or "valid", "dilation": dilation, "groups": groups, **spelled}
-    each = [(n,) * axes if isinstance(n, int) else n for n in (strides, dilation)]
+    per_axis = [(n,) * axes if isinstance(n, int) else n for n in (strides, dilation)]
     _case(
         f"conv {label}",
         lambda xp, x, kernel: xp.conv(x, kernel, **options),
-        lambda x, kernel: xp_oracle.conv(x, kernel, each[0], pads or [(0, 0)] * axes, each[1], groups),
+        lambda x, kernel: xp_oracle.conv(x, kernel, per_axis[0], pads or [(0, 0)] * axes, per_axis[1], groups),
         x,
         kernel,
     )
@@ -458,7 +458,7 @@ _case(
 
 
 def _operators(label: str, fn: Callable[..., Any], *arrays: Array) -> None:
-    _case(f"operators {label}", lambda xp, *given: fn(*given), fn, *arrays)
+    _case(f"operators {label}", lambda xp, *operands: fn(*operands), fn, *arrays)
 
 
 _operators("arithmetic", lambda x, y: (x + y) * x - y / (x**2 + 1.0), X, Y)

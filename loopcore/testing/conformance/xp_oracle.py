@@ -34,11 +34,11 @@ def conv(x: Array, kernel: Array, strides: Sequence[int], pads: Pairs, dilation:
 def pool(
     reduce: Callable[..., Any], x: Array, window: Sequence[int], strides: Sequence[int], pads: Pairs | None = None
 ) -> Array:
-    """A function of NumPy that passes over NaN, of each window."""
-    ones = (1,) * len(window)
+    """Reduce each window by a function of NumPy that passes over NaN, which is what pads hold."""
+    dilation = (1,) * len(window)
     padded = np.pad(x, [(0, 0), *(pads or ((0, 0),) * len(window)), (0, 0)], constant_values=np.nan)
-    y = np.zeros((len(x), *_lengths(padded, window, strides, ones), x.shape[-1]))
-    for place, part in _parts(padded, window, strides, ones):
+    y = np.zeros((len(x), *_lengths(padded, window, strides, dilation), x.shape[-1]))
+    for place, part in _parts(padded, window, strides, dilation):
         at: tuple[Any, ...] = (slice(None), *place)
         y[at] = reduce(part, axis=tuple(range(1, part.ndim - 1)))
     return y
@@ -59,22 +59,22 @@ def _parts(
 
 
 def gelu(x: Array) -> Array:
-    """With the distribution function by that of Python."""
+    """``x`` times the normal distribution function, which is computed by `math.erfc`."""
     return np.asarray(x * 0.5 * np.vectorize(erfc)(-x / sqrt(2)))
 
 
 def gelu_by_tanh(x: Array) -> Array:
-    """Hendrycks and Gimpel 2016, section 2."""
+    """Its approximation by tanh: Hendrycks and Gimpel 2016, section 2."""
     return np.asarray(0.5 * x * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))))
 
 
 def layer_norm(x: Array, axis: Any, epsilon: float = 1e-5) -> Array:
-    """Mean 0 and variance 1 over axes."""
+    """``x`` shifted and scaled to mean 0 and variance 1 over axes."""
     return np.asarray((x - x.mean(axis, keepdims=True)) / np.sqrt(x.var(axis, keepdims=True) + epsilon))
 
 
 def segment_sum(x: Array, ids: Array, count: int) -> Array:
-    """The rows of each number, summed."""
+    """Sums of the rows of ``x`` that have the same id."""
     return np.stack([x[ids == number].sum(0) for number in range(count)])
 
 
