@@ -40,10 +40,11 @@ from loopcore.execution.segments import (
     Undrawn,
     with_leaves,
 )
-from loopcore.execution.step_runner import StepRunner
+from loopcore.execution.step_handlers import StepHandlers
+from loopcore.handles.hyperparameters import own_values
 from loopcore.handles.trees import is_container
 from loopcore.protocols import Body
-from loopcore.state import ABSENT, State
+from loopcore.state import ABSENT, State, hide, record_of, show
 
 _STEP = ("apply", "updated")
 
@@ -78,7 +79,7 @@ class BodyTrace:
         shapes: of the arrays of the state, for each time it was traced.
     """
 
-    runner: StepRunner
+    runner: StepHandlers
     body: Body
     cuts: Sequence[CutRecord]
     requested: RequestedOutputs
@@ -94,7 +95,7 @@ class BodyTrace:
     state_read: dict[str, Any] = field(default_factory=dict)
     shapes: list[dict[str, str]] = field(default_factory=list)
 
-    def take(self, runner: StepRunner, body: Body) -> None:
+    def take(self, runner: StepHandlers, body: Body) -> None:
         """Run this body the next time it is traced: of a phase that is equal to the one it was made for."""
         self.runner, self.body = runner, body
 
@@ -222,40 +223,43 @@ class _TraceRun:
     def _installed(self, carried: Tree, inputs: StepInputs) -> Iterator[State]:
         """Everything a body can reach is an input; afterwards it is as it was."""
         backend, runs, learner, phase = self._backend, self._learner.runs, self._learner, self._runner.phase
-        shared = vars(learner.shared)
-        before = (backend.carried(), dict(backend.hyper_values()), dict(shared), learner.hyper._values())
-        outer = (runs.step, runs.attempt, runs.gradient, runs.drawn, self._runner.handle)
+        shared, own_hyper = vars(learner.shared), own_values(learner.hyper)
+        before = (backend.carried(), dict(backend.hyper_values()), dict(shared), dict(own_hyper))
+        step, outer = runs.step, (runs.attempt, runs.gradient, runs.drawn, self._runner.handle)
         attributes = dict(vars(phase))
         words = {name: backend.from_words(inputs.words, *slot) for name, slot in self._spec.layout.items()}
         self._attempt = words.pop("attempt")
         carried_words = {name.removeprefix("shared."): value for name, value in words.items()}
         self._state = state = State()
-        state._apply = inputs.apply if self._spec.apply is None else self._spec.apply  # pyright: ignore[reportPrivateUsage]
-        state._batch = inputs.state  # pyright: ignore[reportPrivateUsage]
-        state._hidden, state._noted = self._spec.static, self._spec.state_read  # pyright: ignore[reportPrivateUsage]
+        self._record = record = record_of(state)
+        record.apply = inputs.apply if self._spec.apply is None else self._spec.apply
+        record.batch = inputs.state
+        record.hidden, record.noted = self._spec.static, self._spec.state_read
         state.__dict__.update(inputs.state)
         try:
-            runs.step, runs.attempt, runs.gradient, runs.drawn = state, self._attempt, self._gradient, self._drawn
+            runs.put_step(state)
+            runs.attempt, runs.gradient, runs.drawn = self._attempt, self._gradient, self._drawn
             self._runner.handle = self._handle
             self._attributes = self._fitting(inputs.phase, attributes)
             vars(phase).update(self._attributes)
             backend.put_carried(carried)
             backend.put_hyper_values(inputs.optimizers)
-            learner.hyper._put_values(inputs.hyper)
+            own_hyper.update(inputs.hyper)
             values = self._fitting(inputs.shared, shared) | carried_words
-            learner.shared._hide({name: shared[name] for name in shared if name not in values}, self._hear)
+            hide(learner.shared, {name: shared[name] for name in shared if name not in values}, self._hear)
             shared.update(values)
             self._shared_at_begin = dict(shared)
             yield state
         finally:
-            runs.step, runs.attempt, runs.gradient, runs.drawn, self._runner.handle = outer
+            runs.put_step(step)
+            runs.attempt, runs.gradient, runs.drawn, self._runner.handle = outer
             self._put_back(attributes)
             backend.put_carried(before[0])
             backend.put_hyper_values(before[1])
-            learner.shared._show()
+            show(learner.shared)
             shared.clear()
             shared.update(before[2])
-            learner.hyper._put_values(before[3])
+            own_hyper.update(before[3])
 
     # -- what the body calls -----------------------------------------------------------------------------------
 
@@ -329,16 +333,16 @@ class _TraceRun:
         else:
             for name, replaced in cut.replaced:
                 values[name] = self._merged(values.get(name), changes.state[name], replaced)
-            self._state._replaced = dict(cut.by)  # pyright: ignore[reportPrivateUsage]
+            self._record.replaced = dict(cut.by)
             if cut.moved:
                 leaves = [
                     value for place, value in zip(cut.differs, changes.carried, strict=True) if place in cut.moved
                 ]
                 self._put_carried(self._backend.carried(), cut.moved, changes._replace(carried=leaves))
         vars(learner.shared).update(changes.shared)
-        self._state._apply = changes.apply if cut.apply is None else cut.apply  # pyright: ignore[reportPrivateUsage]
+        self._record.apply = changes.apply if cut.apply is None else cut.apply
         self._backend.put_hyper_values(changes.optimizers)
-        learner.hyper._put_values(changes.hyper)
+        own_values(learner.hyper).update(changes.hyper)
 
     def _put_carried(self, old: Tree, places: tuple[int, ...], changes: HostChanges) -> None:
         """Make the old parameters, buffers and optimizer states the present ones, but for what the host left."""
@@ -490,7 +494,7 @@ class _TraceRun:
             state=fixed.state,
             shared=fixed.shared,
             updated=fixed.updated,
-            draws=dict(state._draws or {}),
+            draws=dict(self._record.draws or {}),
             left_out=tuple(name for name in state.__dict__ if name not in names),
             differentiated=frozenset(differentiated),
             layout=layout,

@@ -152,7 +152,7 @@ def refuse_in_a_loop(loops: Sequence[str], subject: str) -> None:
 
 def _running(loops: Iterable[str]) -> str | None:
     """The function of one of some modules that is running in this step, as the user calls it."""
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]  # as CPython names it
     loop = None
     while frame is not None and frame.f_globals.get("__name__") != "loopcore.loop.scopes":
         module, name = str(frame.f_globals.get("__name__")), frame.f_code.co_name

@@ -221,7 +221,7 @@ def _leave_kept(runner: Runner, state: State, reads: frozenset[str], initial: Ma
     """Drop the values of a step that nobody declared to read; parts of its batch that stay become native."""
     values = state.__dict__
     if not (runner.keeps_all or "*" in reads):
-        dropped = state._dropped = values.keys() - (runner.kept | reads if reads else runner.kept)
+        dropped = runner.learner.runs.record.dropped = values.keys() - (runner.kept | reads if reads else runner.kept)
         for name in dropped:
             del values[name]
     if runner.feeds and not values.keys().isdisjoint(initial):

@@ -18,7 +18,7 @@ from loopcore.loop.scopes import EpochInfo, run_epoch
 from loopcore.phases.base import AbstractTrainingPhase, Phase, check_phase
 from loopcore.phases.supervised import PredictionPhase
 from loopcore.protocols import LearnerParts
-from loopcore.state import RESERVED, State
+from loopcore.state import RESERVED, State, StepRecord, record_of
 
 _MAX_RUNNERS = 64
 
@@ -30,6 +30,7 @@ class Session:
 
     Attributes:
         step: state of the running step, then of the last one.
+        record: what the loop keeps of that step besides its values.
         epoch: the running epoch, then the last one.
         training: whether models run in training mode.
         runner: of the running step; None outside.
@@ -48,6 +49,7 @@ class Session:
 
     def __init__(self, learner: LearnerParts) -> None:
         self.step = State()
+        self.record = record_of(self.step)
         self.epoch: EpochInfo | None = None
         self.training = False
         self.runner: Runner | None = None
@@ -154,11 +156,15 @@ class Session:
 
     def present(self) -> tuple[Any, ...]:
         """What a step that begins puts out of its place, for `close_step`."""
-        return (self.step, self.training, self.runner, self.attempt, self.nested_in_step, self._owner, self._depth)
+        record, owner, depth = self.record, self._owner, self._depth
+        return (self.step, record, self.training, self.runner, self.attempt, self.nested_in_step, owner, depth)
 
     def open_step(self, runner: Runner, initial: Mapping[str, Any]) -> State:
         """Begin a step: its state from the parts of the batch."""
-        self.claim()
+        if self._owner is None:  # as `claim` does, without a call at every step
+            self._owner = get_ident()
+        elif self._owner != get_ident():
+            raise _other_thread()
         epoch = self.epoch
         if epoch is not None and epoch.outcome is None:
             if epoch.pending is not None:
@@ -167,17 +173,18 @@ class Session:
         if not RESERVED.isdisjoint(initial):
             names = ", ".join(sorted(RESERVED & initial.keys()))
             raise DataError(f"a batch has a part named {names}, which the state of a step uses itself: rename it")
-        state = State()
-        state._apply, state._size = True, None  # pyright: ignore[reportPrivateUsage]
-        state._batch = batch = runner.convert(initial)  # pyright: ignore[reportPrivateUsage]
-        state._fed = {} if runner.feeds else None  # pyright: ignore[reportPrivateUsage]
+        state, record = State(), StepRecord()
+        state._record = record  # pyright: ignore[reportPrivateUsage]  # a method would be a call at every step
+        record.batch = batch = runner.convert(initial)
+        if runner.feeds:
+            record.fed = {}
         state.__dict__.update(batch)
         self.nested_in_step = self.runner is not None
         if self._depth:
             self._depth += 1
         else:
             self.open()
-        self.step, self.training, self.runner = state, runner.training, runner
+        self.step, self.record, self.training, self.runner = state, record, runner.training, runner
         name, attempts = runner.name, self.attempts
         self.attempt = attempts.get(name, 0)
         attempts[name] = self.attempt + 1
@@ -186,14 +193,18 @@ class Session:
     def close_step(self, outer: tuple[Any, ...], state: State | None) -> None:
         """End a step, however much of it was opened. The outermost one stays readable as ``learner.step``."""
         if state is not None:
-            state._batch = None  # pyright: ignore[reportPrivateUsage]
-        step, self.training, self.runner, self.attempt, self.nested_in_step, self._owner, depth = outer
+            self.record.batch = None
+        step, record, self.training, self.runner, self.attempt, self.nested_in_step, self._owner, depth = outer
         if self.runner is not None:
-            self.step = step
+            self.step, self.record = step, record
         if depth:
             self._depth = depth
         else:
             self._close_to(0)
+
+    def put_step(self, state: State) -> None:
+        """Make a state the present one."""
+        self.step, self.record = state, record_of(state)
 
     @property
     def step_number(self) -> int:
@@ -273,7 +284,8 @@ class Session:
         if has_steps and ended is not None and not ended.nested and ended.round is not None:
             self.rounds = max(self.rounds, ended.round)  # also where the rest of the round is never run
         if self.epoch is not None and self.epoch.nested:
-            self.epoch, self.step = epoch, step
+            self.epoch = epoch
+            self.put_step(step)
         del self.epochs[epochs:]
         self._close_to(depth)
 
@@ -326,10 +338,10 @@ class Session:
         """Phase name, attempt and draw counts by owner, for the next random draw."""
         if self.runner is None:
             return "", 0, self.draws_outside_steps
-        state = self.step
-        if state._draws is None:  # pyright: ignore[reportPrivateUsage]
-            state._draws = {}  # pyright: ignore[reportPrivateUsage]
-        return self.runner.name, self.attempt, state._draws  # pyright: ignore[reportPrivateUsage]
+        record = self.record
+        if record.draws is None:
+            record.draws = {}
+        return self.runner.name, self.attempt, record.draws
 
 
 def _other_thread() -> OtherThreadError:
