@@ -162,23 +162,31 @@ def batch_length(values: Tree, leaves: Callable[[Tree], list[Array]], alike: dic
             return int(shape[0])
     parts = values if isinstance(values, Mapping) else {"": values}
     lengths = {name: _lengths(part, leaves) for name, part in parts.items()}
-    known_lengths = [length for part in lengths.values() for length in part if length is not None]
     if lengths.get("xs") and lengths["xs"][0] is not None:
         return lengths["xs"][0]
-    if known_lengths and len(set(known_lengths)) == 1:
-        return known_lengths[0]
     if not any(lengths.values()):
         return 1
-    if known_lengths and all(length is not None for part in lengths.values() for length in part):
-        if not alike:
-            alike.update(lengths)
-        if alike == lengths:
-            return known_lengths[0]
+    length = _common_length(lengths, alike)
+    if length is not None:
+        return length
     listed = ", ".join(f"{name} {_in_words(part)}" for name, part in lengths.items() if part)
     raise DataError(
         f"the mean of an epoch counts samples, and it is not known how many this batch has: {listed}{_before(alike)}. "
         'Write state.weight = their number in the step, or let unpack return it as "weight"'
     )
+
+
+def _common_length(lengths: dict[str, list[int | None]], alike: dict[str, list[int | None]]) -> int | None:
+    """The length that all arrays have, else the first of a batch with the lengths of ``alike``; None for any other."""
+    all_lengths = [length for part in lengths.values() for length in part]
+    known_lengths = [length for length in all_lengths if length is not None]
+    if known_lengths and len(set(known_lengths)) == 1:
+        return known_lengths[0]
+    if not known_lengths or None in all_lengths:
+        return None
+    if not alike:
+        alike.update(lengths)
+    return known_lengths[0] if alike == lengths else None
 
 
 def _lengths(value: Tree, leaves: Callable[[Tree], list[Array]]) -> list[int | None]:
