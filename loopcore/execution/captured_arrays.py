@@ -51,6 +51,7 @@ class _CapturedArrays:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._visited: set[int] = set()  # ids of functions
+        # By id, so that one array under two names is listed once; whoever holds it keeps it alive meanwhile.
         self.descriptions: dict[int, str] = {}
 
     def note(self, where: str, value: Any, depth: int = 0) -> None:
@@ -71,6 +72,7 @@ class _CapturedArrays:
         self._visited.add(id(function))
         for name, value in _reached(function):
             if not callable(value) or getattr(value, "__module__", None) == function.__module__:
+                # At the last depth, so that containers among the globals are not walked through.
                 self.note(f"{name} in {function.__qualname__}", value, _DEPTH)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _NOT_AFTER_A_STEP = (FitBegin, FitEnd, EpochBegin)
 _FIRED: dict[Any, list[type[Event]]] = {  # within a step, by its body
+    # By the function itself: a class that defines a step of its own is not among them, and may fire anything.
     phase.step: [event for event, _ in STEP_EVENTS[phase.__name__] if not issubclass(event, SCOPE_EVENTS)]
     for phase in (TrainingPhase, ValidationPhase, PredictionPhase)
 }
@@ -70,6 +71,7 @@ def make_plan(
     kept = _kept(listening, phase, reads)
     deferred = _by_name([(name_of(c), c.leaves) for c in listening])
     carried = (*(f"step.{name}" for name in phase.carries), *(path for c in listening for path in c.carries))
+    # Who declares a write could change what comes after the event, so the step has to wait for it.
     writers = {name_of(c) for c in listening if not is_observer(c)}
     looks = frozenset(name for _, names in cuts for name in names if name not in writers) if replays else frozenset()
     if not compiles:
@@ -114,6 +116,8 @@ _Who = dict[str, tuple[str, ...]]
 
 
 def _kept(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str]) -> _Who:
+    # A write is a read as well (`step.grads` is read to be clipped), unless a traced handler alone does both. The loss
+    # is kept for the caller, whoever declares it.
     sources = [(name_of(c), (*c.reads, *(path for path in c.writes if path not in c.traced_reads))) for c in callbacks]
     return _by_name([("always", ("step.loss",)), *sources, (type(phase).__name__, phase.reads), ("Learner", reads)])
 

@@ -22,6 +22,7 @@ class NamespaceSignature:
     def __init__(self, values: Mapping[str, Any], backend: CompilingBackend) -> None:
         self.dynamic = tuple(n for n, v in values.items() if isinstance(v, float) or backend.is_array(v))
         self.containers = tuple(n for n, v in values.items() if is_container(backend, v))
+        # The usual case, in which a step need not look at its values one by one.
         self.all_arrays = len(self.dynamic) == len(values)
 
 
@@ -47,6 +48,7 @@ class NamespaceClassifier:
 
     def ask(self, name: str) -> None:
         """Let one more name matter."""
+        # The signatures tell which names matter, so that all of them are old now.
         self._wanted_names = (self._wanted_names or frozenset()) | {name}
         self._signatures.clear()
 
@@ -55,6 +57,8 @@ class NamespaceClassifier:
 
     def of(self, values: Mapping[str, Any]) -> NamespaceSignature:
         """What is known of the names and types: the same object for the same ones."""
+        # Types stand for the values: to look at each one would cost every step what the key of a program costs. Equal
+        # types give one and the same object, which is then compared by identity.
         key = (*values, *map(type, values.values()))
         signature = self._signatures.get(key)
         if signature is None:
@@ -73,6 +77,7 @@ class NamespaceClassifier:
     def dynamic(self, values: Mapping[str, Any], signature: NamespaceSignature) -> dict[str, Any]:
         """The values that are inputs."""
         inputs = {name: values[name] for name in signature.dynamic}
+        # The type of a container does not tell what is in it.
         inputs |= {name: values[name] for name in signature.containers if is_dynamic(self._backend, values[name])}
         return inputs
 
@@ -88,6 +93,8 @@ class DeviceScalars:
 
     def __call__(self, values: Mapping[str, float]) -> dict[str, Any]:
         """What stands for these floats in a call of a program."""
+        # A rate that is scheduled changes at every step, and to place it on the device each time would cost more than
+        # to hand over a Python float. One that stays is placed at its second step.
         if values != self._values:
             self._values = dict(values)
             self._inputs, self._placed = self._values, False
@@ -114,6 +121,8 @@ class PackedCarry:
         """The vector of a step: what the last one returned, if nobody changed anything since."""
         last, shared, packed = self._last, vars(self._shared), self._shared._packed
         if last is not None and self._next == attempt:
+            # What nobody read since is still packed in that vector; what somebody read and left alone is the array that
+            # the vector gave. Anything else was written by the host, and the vector is old.
             for name in self._small:
                 is_last = packed.get(name) is last
                 if not is_last or (name in shared and shared[name] is not last.read.get(f"shared.{name}")):
@@ -128,10 +137,12 @@ class PackedCarry:
         for name, value in self.present().items():
             if add_slot(layout, f"shared.{name}", *self._backend.signature(value)):
                 values.append(value)
+        # The same object as long as it says the same: it is compared by identity at every step.
         if layout != self.layout:
             self.layout = layout
         self._small = tuple(name for name in self._order if f"shared.{name}" in layout)
         self.large = tuple(name for name in self._order if f"shared.{name}" not in layout)
+        # Before the first step, and after the host wrote numbers, no device needs to be asked for anything.
         if all(isinstance(value, (np.generic, np.ndarray)) for value in values):
             return pack_on_host(values)
         return self._backend.to_words(values)
@@ -143,6 +154,7 @@ class PackedCarry:
 
     def land(self, packed: Packed, attempt: int) -> None:
         """A step returned its vector."""
+        # An attribute hides the packed value, since Python asks `__getattr__` only for what is not there.
         shared = vars(self._shared)
         for name in self._small:
             shared.pop(name, None)
@@ -152,6 +164,7 @@ class PackedCarry:
 
 def as_array(value: Any) -> Any:
     """A carried Python scalar as an array, so that a program never depends on its value."""
+    # Before int, which a bool is one of.
     if isinstance(value, bool):
         return np.bool_(value)
     if isinstance(value, int):
@@ -183,4 +196,5 @@ def is_dynamic(backend: Any, value: Any) -> bool:
     if not is_container(backend, value):
         return False
     leaves = backend.tree_leaves(value)
+    # An empty container is no input: it has nothing to pass, and a body can tell it from one that is full.
     return bool(leaves) and all(backend.is_array(leaf) or isinstance(leaf, float) for leaf in leaves)

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 
 _log = logging.getLogger("loopcore")
+# Two or three programs are usual: a last batch that is shorter, a validation within training. Eight come of a value
+# that changes from step to step, and a step spends its time on compiling.
 _STORM = 8
 _FIELDS = (  # in words, the fields of `ProgramKey`, in its order
     *("the body", "the loss", "an attribute of the phase", "an attribute of a callback"),
@@ -35,6 +37,7 @@ class RecompilationLog:
             count: how many programs there are.
             changed_values: values it read that are not what they were for another program of this key.
         """
+        # The first program of a phase is no news.
         if count:
             fields = zip(_FIELDS, self._last, key, strict=True)
             changed = changed_values or [name for name, last, present in fields if last != present]
@@ -51,6 +54,7 @@ class RecompilationLog:
 
     def _tell(self, reason: str, count: int, advice: str) -> None:
         _log.info("phase %r is compiled again: %s", self._phase, reason)
+        # Once, not at every further one.
         if count == _STORM:
             warnings.warn(
                 f"the steps of phase {self._phase!r} were compiled {count} times, because {reason} from step to "

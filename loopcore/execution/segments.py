@@ -95,6 +95,7 @@ class SegmentEnd(NamedTuple):
     mixed: tuple[tuple[str, Tree], ...] = ()  # state values that hold arrays and something else, with their places
 
 
+# The three below, and `CutReached`, are BaseExceptions: a body that catches Exception must not swallow them.
 class Unasked(BaseException):
     """Leaves a trace that reads a value of ``shared`` which is no input yet, though it could be.
 
@@ -154,6 +155,7 @@ def fill(backend: Any, outputs: dict[str, Tree], end: SegmentEnd) -> None:
 
 def with_leaves(backend: Any, tree: Tree, places: Sequence[int], leaves: Sequence[Any]) -> Tree:
     """A tree with other leaves in some places."""
+    # Most segments change nothing that the host keeps: no walk over the tree then.
     if not places:
         return tree
     new, number = dict(zip(places, leaves, strict=True)), count()
