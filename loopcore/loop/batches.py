@@ -28,6 +28,7 @@ def checked_iterable(key: str, value: Any) -> Any:
 
 def _is_dataset_of_samples(value: Any) -> bool:
     """Whether it is one of PyTorch's, which only a DataLoader makes batches of."""
+    # By names: the core imports no framework to ask it.
     kinds = {(cls.__module__.partition(".")[0], cls.__name__) for cls in type(value).__mro__}
     return ("torch", "Dataset") in kinds and not kinds & {("torch", "IterableDataset"), ("torch", "DataLoader")}
 
@@ -58,6 +59,7 @@ class EpochBatches:
         _, batches = self._peeked.pop(id(self._data), (None, None))
         if batches is None:
             batches = walked(self._data)
+        # The first batch is taken here so that data without any is an error, and not an epoch without a loss.
         for first in batches:
             return chain((first,), batches)
         raise nothing_in(self._phase, self._data)
@@ -134,6 +136,7 @@ def phases_of_fit(learner: LearnerParts, epochs: int) -> list[tuple[Phase, Any]]
     phases: list[tuple[Phase, Any]] = []
     for phase in learner.phases:
         absent = phase.data_key is not None and learner.data.get(phase.data_key) is None
+        # The default phases validate; a learner without validation data is no mistake.
         if absent and isinstance(phase, AbstractValidationPhase):
             continue
         data = data_of(learner, phase)
@@ -142,6 +145,7 @@ def phases_of_fit(learner: LearnerParts, epochs: int) -> list[tuple[Phase, Any]]
                 f"the data of phase {phase.name!r} is a {type(data).__name__}, which can be read once, but "
                 f"fit({epochs}) reads it {epochs} times: pass a list, or an object whose __iter__ starts anew"
             )
+        # Only where the step is known to train all of it: one of the user's own may train nothing, or by other means.
         if isinstance(phase, TrainingPhase) and type(phase).step is TrainingPhase.step and not learner.params.names:
             raise OptimizerError(f"nothing is trained: {_why_nothing(learner)}")
         if type(phase).step in (TrainingPhase.step, ValidationPhase.step) and learner.loss_fn is no_loss:
@@ -164,4 +168,5 @@ def _why_nothing(learner: LearnerParts) -> str:
 
 def iterable_batches(data: Any) -> Iterable[Any]:
     """Data for predictions: one array is one batch."""
+    # An array could be iterated, and would be a batch for each row.
     return [data] if hasattr(data, "shape") else data

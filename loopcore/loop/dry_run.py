@@ -30,6 +30,8 @@ def peek(learner: LearnerParts, phase: Phase) -> Any:
     data = data_of(learner, phase)
     if data is None:
         return None
+    # The iterator that was begun is kept, and the next epoch goes on with it: a loader that is opened twice shuffles
+    # twice, and one that can be read once would lose the batch.
     peeked = learner.runs.peeked
     state, batches = peeked.get(id(data)) or (_state_of(data), walked(data))
     for first in batches:
@@ -48,6 +50,8 @@ def build(learner: LearnerParts, models: Mapping[str, Any]) -> None:
     build_model = getattr(learner.backend, "build", None)
     if build_model is not None and len(models) == 1:
         (model,) = models.values()
+        # Asked for by the adapter, if the model has no weights yet: a look at the data costs time, and may be
+        # impossible.
         build_model(model, lambda: _first_input(learner))
 
 
@@ -107,6 +111,7 @@ def aside(
 def _put_back(learner: LearnerParts, phase: Phase, trains: bool) -> Iterator[None]:
     runs, backend, shared = learner.runs, learner.backend, learner.shared
     paths = [path for kind in ("params", "buffers") for part in backend.paths(kind).values() for path in part]
+    # All weights, not those of this phase: what the user's step touches nobody knows before.
     weights, step = backend.snapshot(paths), runs.step
     shared._settle()
     snapshots = [(values, dict(values)) for values in (vars(shared), runs.attempts, runs.missed, vars(phase))]
@@ -131,6 +136,8 @@ def _heard_by(learner: LearnerParts, phase: Phase, callbacks: Sequence[Callback]
     compiles = compiles and learner.backend.compiles and phase.compile and learner.compile is not False
     plan = make_plan(callbacks, phase, ("step",), compiles=compiles, reason="tried out")
     members = [make_member(learner, callback) for callback in callbacks]
+    # A runner of its own, with programs of its own: the plan depends on who listens, and these callbacks are gone
+    # afterwards.
     before = runners.get(id(phase))
     runners[id(phase)] = Runner(learner, phase, plan, members, isinstance(phase, AbstractTrainingPhase))
     try:

@@ -66,15 +66,19 @@ def fit(learner: LearnerParts, epochs: int) -> FitResult:
     if not is_whole(epochs, least=0):
         raise ValueError(f"fit takes a whole number of epochs, at least 0, not {epochs!r}")
     learner.heed_frozen()
+    # Everything that can be refused is refused before FitBegin, so that no callback has to undo a fit that never was.
     rounds = phases_of_fit(learner, epochs)
     run = _Run()
     error: BaseException | None = None
+    # Whether FitEnd was delivered, or its delivery begun: callbacks hear it once, whatever happens.
     is_told = False
     mark = runs.mark()
     try:
         runs.claim()
         runs.fitting = True
         runs.open()
+        # Errors are values from here on: FitEnd comes first, which tells callbacks of them, and only then do they go
+        # on.
         error = _misused(run.rounds(learner, rounds, epochs))
         event = FitEnd(_outcome(error))
         handlers = runs.fit_handlers(FitEnd)
@@ -122,6 +126,8 @@ class _Run:
         for index, (phase, data) in enumerate(rounds, 1):
             try:
                 learner.run_epoch(phase, data, last=index == len(rounds))
+            # The last epoch of a round may be the one that stops the fit, as with early stopping: the round is complete
+            # then.
             except CancelFittingException:
                 self.epochs += completed + _is_completed(runs.last_epoch) == len(rounds)
                 raise
