@@ -14,6 +14,8 @@ def closure(edges: Edges, count: int) -> list[set[int]]:
     later: list[set[int]] = [set() for _ in range(count)]
     for first, second in edges:
         later[first].add(second)
+    # Warshall's algorithm: after its pass over a middle node, all ways through the nodes so far are known. A circle
+    # does no harm here, and is named later.
     for middle in range(count):
         for followers in later:
             if middle in followers:
@@ -37,6 +39,7 @@ def topological(edges: Edges, count: int) -> list[int]:
         waiting[second] += 1
     ready = [rank for rank in range(count) if not waiting[rank]]  # an ascending list is a heap already
     order: list[int] = []
+    # Kahn's algorithm with a heap: of all that may come next the lowest rank does, which makes the order the only one.
     while ready:
         order.append(heappop(ready))
         for rank in after[order[-1]]:
@@ -50,6 +53,7 @@ def distances(after: Sequence[Sequence[int]], start: int) -> dict[int, int]:
     """How many edges a shortest way from ``start`` has, by where it ends."""
     far = {start: 0}
     queue = [start]
+    # Breadth first, and the list grows while it is walked.
     for rank in queue:
         for following in after[rank]:
             if following not in far:

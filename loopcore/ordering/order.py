@@ -82,6 +82,8 @@ def order_callbacks(callbacks: Sequence[Callback], available: Collection[str] = 
     """
     nodes = read_declarations(callbacks, available)
     edges = _explicit_edges(nodes)
+    # With all that follows from explicit order, not with its edges alone: if A runs after B and B after C, then no
+    # question of paths between A and C is open.
     edges.update(_derived_edges(nodes, closure(edges, len(nodes))))
     ranks = topological(edges, len(nodes))
     if len(ranks) < len(nodes):
@@ -129,10 +131,12 @@ def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> E
     edges: Edges = {}
     problems: list[CallbackError] = []
     for a, b in combinations(nodes, 2):
+        # Two that write nothing cannot disturb one another. They are most of the pairs.
         if not (a.writes or b.writes) or b.rank in later[a.rank] or a.rank in later[b.rank]:
             continue
         try:
             edges.update(_settle(a, b))
+        # All pairs are asked before one is reported: which error comes must not depend on which pair was first.
         except CallbackError as problem:
             problems.append(problem)
     raise_first(problems)
@@ -140,11 +144,13 @@ def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> E
 
 
 def _settle(a: Declaration, b: Declaration) -> Edges:
+    # Both directions: where each reads what the other writes, the circle is named as one, unless they settle it.
     flows = {(x.rank, y.rank): reason for x, y in ((a, b), (b, a)) if (reason := _flow(x, y))}
     clash = _clash(a, b)
     if not (clash or flows):
         return {}
     overlap = clash or min(flows.values())
+    # An answer goes before what the paths say, so that two callbacks that know each other can run against their reads.
     answer, by = _resolve(a, b, overlap)
     if isinstance(answer, Declaration):
         last = b if answer is a else a
@@ -156,6 +162,7 @@ def _settle(a: Declaration, b: Declaration) -> Edges:
 
 def _clash(a: Declaration, b: Declaration) -> str:
     """What both write, in words; empty if nothing."""
+    # The longer of two paths is what both touch: "step.loss", where one writes that and the other all of "step".
     paths = [max(x, y, key=len) for x in a.writes for y in b.writes if overlaps(x, y) and not x == y == COMBINED]
     return f"{' and '.join(sorted((a.name, b.name)))} both write {min(paths)}" if paths else ""
 
@@ -192,6 +199,7 @@ def _resolve(a: Declaration, b: Declaration, overlap: str) -> tuple[Declaration 
             raise ConflictError(f"{overlap}, and {name}.resolve_conflict says UNRESOLVABLE: remove one of them")
     if not opinions:
         return None, ""
+    # Two opinions at most, one from each side.
     if opinions[0][1] is not opinions[-1][1]:
         words = ((name, "NO_CONFLICT" if answer is NO_CONFLICT else in_words(answer)) for name, answer in opinions)
         says = " but ".join(sorted(f"{name}.resolve_conflict says {word}" for name, word in words))
@@ -222,6 +230,8 @@ def _cycle_error(nodes: Sequence[Declaration], edges: Edges) -> CycleError:
     """The error for a shortest cycle: of several the one whose text sorts first, whatever the order of the list."""
     after = successors(edges, len(nodes))
     far = [distances(after, rank) for rank in range(len(nodes))]
+    # A circle is an edge and a shortest way back. All circles of that length are followed at once below, edge by edge,
+    # each time by the edge whose text sorts first: the message is the same for every order of the list.
     length = min(far[second][first] + 1 for first, second in edges if first in far[second])
     paths = {(rank, rank): [rank] for rank in range(len(nodes))}  # ways along shortest cycles, by first and last rank
     lines: list[str] = []
