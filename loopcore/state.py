@@ -28,6 +28,8 @@ class State:
     update did).
     """
 
+    # The dict has the values of the step and nothing else, whatever they are called: what the loop itself keeps is in
+    # slots.
     __slots__ = (
         *("__dict__", "__weakref__", "outcome"),
         *("_apply", "_batch", "_differentiated", "_draws", "_dropped", "_fed", "_hidden", "_noted", "_packed"),
@@ -75,10 +77,13 @@ class State:
         if name in _UNSET:  # the defaults, which no __init__ writes: that would cost time at every step
             return _UNSET[name]
         if name in self._hidden:
+            # Only what is read becomes part of the program: file names in a batch that nobody looks at must not compile
+            # it anew.
             self._noted[name] = frozen(self._hidden[name])
             return self._hidden[name]
         if self._packed is not None and f"step.{name}" in self._packed.layout:
             return self._packed.get(f"step.{name}")
+        # It was there and is gone. "No value" would send the user to look for a bug in the step.
         if name in self._dropped:
             raise AttributeError(
                 f"step.{name} was not kept when the step ended, since nobody declared to read it. Add "
@@ -121,6 +126,7 @@ def _condition(value: Scalar) -> Condition:
         return value
     if isinstance(value, (int, float)):
         return bool(value)
+    # An array with axes would be broadcast against the weights by ``where``, silently.
     if not hasattr(value, "dtype") or len(value.shape):
         description = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
         raise TypeError(
@@ -137,6 +143,7 @@ def combine_conditions(first: Condition, second: Scalar) -> Condition:
         second: a number or a 0-d array; holds unless it is 0.
     """
     second = _condition(second)
+    # Nobody withholds an update in most steps: then no operation enters the program.
     if first is True or second is False:
         return second
     return first if second is True or first is False else first & second
@@ -156,12 +163,14 @@ def batch_length(values: Tree, leaves: Callable[[Tree], list[Array]], alike: dic
         DataError: the lengths differ, and not as those of the first batch do; or it has an object that nobody can
             look into, and no array.
     """
+    # The usual batch, without a walk over its tree: a mean by epochs asks at every step.
     if isinstance(values, dict):
         shape: Tree = getattr(values.get("xs"), "shape", ())
         if len(shape):
             return int(shape[0])
     parts = values if isinstance(values, Mapping) else {"": values}
     lengths = {name: _lengths(part, leaves) for name, part in parts.items()}
+    # ``xs`` may be a tree: the first of its arrays speaks for the batch.
     if lengths.get("xs") and lengths["xs"][0] is not None:
         return lengths["xs"][0]
     if not any(lengths.values()):
@@ -184,6 +193,8 @@ def _common_length(lengths: dict[str, list[int | None]], alike: dict[str, list[i
         return known_lengths[0]
     if not known_lengths or None in all_lengths:
         return None
+    # The first such batch is taken as it is: there is nothing to compare it with. A mean that weighs all batches the
+    # same is right as long as the others are like it.
     if not alike:
         alike.update(lengths)
     return known_lengths[0] if alike == lengths else None
@@ -234,6 +245,7 @@ class Shared:
         """Hide values until `_show`; ``hear`` gets the name and value of each that is read, `ABSENT` where none is."""
         object.__setattr__(self, "_hidden", dict(values))
         object.__setattr__(self, "_hear", hear)
+        # Python asks `__getattr__` only for names that are not there.
         for name in values:
             del self.__dict__[name]
 
@@ -243,10 +255,12 @@ class Shared:
 
     def __getattr__(self, name: str) -> Tree:
         if self._hear is not None:
+            # A name that nobody wrote is told too: the body went another way because of it.
             value = self._hidden.get(name, self._packed.get(name, ABSENT))
             self._hear(name, value)
             if name in self._hidden:
                 return value
+        # Written into the dict, so that the next read is an ordinary one, and gives the same array.
         elif name in self._packed:
             value = self.__dict__[name] = self._packed[name].get(f"shared.{name}")
             return value

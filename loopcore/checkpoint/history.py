@@ -112,6 +112,7 @@ def _most_epochs(manifest: Mapping[str, Json]) -> int:
 
 def _refill(content: dict[Key, Value], new: dict[Key, Value], undo: ExitStack) -> None:
     """Replace the content of a dict in place, since others hold it; ``undo`` brings the old content back."""
+    # An ExitStack goes backwards: it clears the dict, then fills it.
     undo.callback(content.update, dict(content))
     undo.callback(content.clear)
     content.clear()

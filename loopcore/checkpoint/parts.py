@@ -84,6 +84,7 @@ class OptimizersPart(CheckpointPart):
         if present != stored:
             return [f"optimizers: {_listed(present)} here, {_listed(stored)} in the checkpoint"]
         backend = self.learner.backend
+        # `import_optimizers` changes nothing where it refuses, so that only a success has to be taken back.
         before = backend.export_optimizers()
         try:
             backend.import_optimizers(file.part("optimizer/"))  # only the adapter knows what fits
@@ -110,6 +111,7 @@ class OptimizersPart(CheckpointPart):
         backend = self.learner.backend
         before, values = backend.export_optimizers(), self._values()
         yield
+        # What is new among the parameters has the state that attaching gave it.
         backend.import_optimizers({**backend.export_optimizers(), **before})
         self._set(values)
 
@@ -204,8 +206,11 @@ class Carried(CheckpointPart):
 
         def leaf(old: Array) -> Array:
             new = next(new_leaves)
+            # A callback that carries a Python number gets one again: an array would have the precision of the backend.
             if isinstance(old, (bool, int, float, complex)):
                 return type(old)(new)
+            # `convert` would give a floating array the dtype of the parameters, and cannot know a typed key of JAX by
+            # its numbers.
             restore = getattr(backend, "restore", None)
             return backend.convert(new) if restore is None else restore(new, old)
 

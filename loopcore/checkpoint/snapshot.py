@@ -80,11 +80,13 @@ def load(learner: LearnerParts, path: str | Path) -> None:
     _check_kind(learner, path, file.manifest)
     parts = [part(learner) for part in _PARTS]
     try:
+        # All differences at once, before anything is changed: a user who fixes one would else find the next.
         problems = [line for part in parts for line in part.differences(file)]
         if not problems:
             with ExitStack() as undo:
                 for part in parts:
                     part.load(file, undo)
+                # All of it was taken: leaving the block must undo nothing any more.
                 undo.pop_all()
     except Exception as error:  # callbacks and loaders of others raise what they like
         reason = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"

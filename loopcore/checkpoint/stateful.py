@@ -36,6 +36,7 @@ class Callbacks(CheckpointPart):
         states = file.manifest["callbacks"]
         for key, callback in self._keyed().items():
             if key in states:
+                # A copy: the state may be made of the very lists that the callback goes on writing.
                 undo.callback(_put_back, callback, deepcopy(callback.state_dict()), _attributes(callback))
                 with _naming(f"callbacks: {key} refuses its state"):
                     callback.load_state_dict(states[key])
@@ -45,6 +46,8 @@ class Callbacks(CheckpointPart):
         for callback in self.learner.callbacks:
             name, number = name_of(callback), 1
             key = name
+            # Callbacks of one class are told apart by their order alone: a learner that is made alike gives them the
+            # same numbers.
             while key in callbacks:
                 number += 1
                 key = f"{name} {number}"
@@ -87,6 +90,7 @@ class Loaders(CheckpointPart):
         return {key: entry["state"] for key, entry in file.manifest["data"].items() if entry["state"] is not None}
 
     def _entry(self, key: str, loader: object) -> Manifest:
+        # A list is walked from its begin each time: between two epochs it is where it was.
         if isinstance(loader, (list, tuple)):
             return {"resume": "epoch" if self._is_midway(key) else "exact", "state": None}
         state = None

@@ -26,6 +26,7 @@ class TrainingPhase(AbstractTrainingPhase):
 
     def unpack(self, batch: Any) -> Mapping[str, Any]:
         """``(xs, ys)`` -> ``{"xs": xs, "ys": ys}``; a mapping is the state as it is."""
+        # The usual batch, without a call: this runs at every step.
         if type(batch) is tuple and len(batch) == 2:
             return {"xs": batch[0], "ys": batch[1]}
         return _xs_ys(self, batch)
