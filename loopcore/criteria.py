@@ -159,6 +159,7 @@ class NumberSinceBest(Criterion):
 
     def update(self, loss: float) -> bool:
         """Whether the best one is n losses ago."""
+        # The first finite loss is the best so far, whatever the delta: infinity less a number is infinity.
         if loss < self._best - self.min_delta or (self._best == inf and isfinite(loss)):
             self._best, self._since = loss, 0
         else:
@@ -322,6 +323,7 @@ class PQ(Criterion):
         self._best = min(self._best, loss)
         if len(self._training) < self.k:
             return False
+        # Per mille, as Prechelt has it, while the generalisation loss is in percent.
         progress = 10 * _over_best(fmean(self._training), min(self._training))
         return progress <= self.tol or _over_best(loss, self._best) > self.alpha * progress
 
@@ -389,6 +391,7 @@ class Disjunction(Criterion):
 
     def update(self, loss: float) -> bool:
         """Whether one of them stops."""
+        # A list and no generator: all of them have to see the loss, also behind one that stops.
         return any([criterion.update(loss) for criterion in self.criteria])
 
     def __repr__(self) -> str:

@@ -98,6 +98,7 @@ class Ring:
         if numbers is None:
             numbers = self.last + 1 + np.arange(len(values))
         size = len(self._values)
+        # More than fit may come at once, of which the last ones stay.
         newest = values[-size:]
         places = (self.count + len(values) - len(newest) + np.arange(len(newest))) % size
         self._values[places], self._numbers[places] = newest, numbers[-size:]
@@ -145,11 +146,13 @@ class Series(Mapping[str, Mapping[str, Any]]):
         if place < 1:
             self._before.setdefault(phase, {})[name] = value
             return
+        # A list by round, so that all metrics of a history have one axis: a metric that joins late begins with gaps.
         values += [None] * (place - len(values))
         values[place - 1] = value
 
     def put_by_hand(self, phase: str, name: str, place: int, value: EpochValue) -> None:
         """Put what was measured after a round, where the round itself measured nothing."""
+        # What a round measured stays; what was measured by hand after it may be measured again.
         if self.at(phase, name, place) is None or self._by_hand.get((phase, name)) == place:
             self.put(phase, name, place, value)
             self._by_hand[phase, name] = place
@@ -306,6 +309,7 @@ class Epochs(Mapping[str, list[float | None]]):
         return table
 
     def _find(self, key: str, table: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+        # The prefix alone would not do: training has none, and ``val_loss`` might be its metric.
         for phase, series in table.items():
             prefix = prefix_of(phase)
             if key.startswith(prefix) and key[len(prefix) :] in series:

@@ -155,6 +155,7 @@ class LRFinder:
             losses.append(float(learner.to_host(learner.run_step(phase, batch).loss)))
             smoothed = _ema(losses, self.beta)[-1]
             best = min(best, smoothed)
+            # In this form a NaN ends the run too.
             if not smoothed <= _DIVERGED * abs(best):
                 break
         return losses
@@ -185,6 +186,7 @@ def _evaluated(rates: NDArray[np.float64], losses: list[float], beta: float) -> 
         _ema(_ema([losses[place] for place in finite_places], beta)[::-1], beta)[::-1]
     )  # both ways, so that it does not lag
     falling = max(int(np.argmin(curve)), 1) + 1  # behind the minimum nothing falls for good
+    # By the logarithm, since the rates are a geometric series: each step multiplies the rate by the same factor.
     slopes = np.gradient(curve[:falling], np.log(rates[finite_places][:falling]))
     suggestion = float(rates[finite_places][int(np.argmin(slopes))])
     return FoundRate(rates[: len(losses)], np.array(losses), np.array(smoothed), suggestion, diverged)

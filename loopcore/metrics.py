@@ -164,6 +164,8 @@ class SmoothLoss(Metric):
         total, weight = self.sums.get(phase, (0.0, 0.0))
         means = np.empty(len(losses))
         for place, loss in enumerate(losses):
+            # The weights are summed along with the losses, which takes out the bias towards the 0 at the begin, as in
+            # Adam.
             total, weight = self.beta * total + loss, self.beta * weight + 1.0
             means[place] = total / weight
         self.sums[phase] = total, weight
@@ -253,6 +255,7 @@ def plain_values(name: str, value: Any, to_host: Callable[[Array], Any] = np.asa
         return _merged(plain_values(str(key), part, to_host) for key, part in value.items())
     if isinstance(value, (tuple, list)) and any(len(getattr(part, "shape", ())) for part in value):
         return _merged(plain_values(f"{name}_{number}", part, to_host) for number, part in enumerate(value))
+    # NumPy makes an array of a string as well.
     host = value if isinstance(value, str) else np.asarray(to_host(value))
     if isinstance(host, str) or not _has_real_numbers(host):
         raise LossError(

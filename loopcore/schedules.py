@@ -36,6 +36,7 @@ class _PrintableSchedule:
 
     def __init__(self, name: str, args: tuple[object, ...], kwargs: dict[str, object], value: Schedule) -> None:
         self._recipe = name, args, kwargs
+        # `linear` is made by `polynomial`, and has to print as what the user wrote.
         self._value: Schedule = value._value if isinstance(value, _PrintableSchedule) else value
 
     def __call__(self, step: float) -> float:
@@ -46,6 +47,7 @@ class _PrintableSchedule:
         return f"{name}({', '.join([*map(repr, args), *(f'{key}={value!r}' for key, value in kwargs.items())])})"
 
     def __reduce__(self) -> tuple[object, ...]:
+        # The function inside is a closure, which cannot be pickled; how it was made can.
         return _make, self._recipe
 
 

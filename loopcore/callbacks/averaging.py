@@ -110,6 +110,7 @@ class AveragedWeights(Callback):
         count = shared.averaged_updates + 1
         wide = counter(learner).dtype
         t = self._part(learner.xp, learner.xp.astype(count - self.start, wide))
+        # The device decides on the update: where it made none, the average moves by a share of 0.
         if updated is not True:
             count = shared.averaged_updates + learner.xp.astype(updated, count.dtype)
             t = learner.xp.astype(updated, wide) * t
@@ -129,6 +130,7 @@ class AveragedWeights(Callback):
             return 1.0 / xp.clip(k, min=1.0)
         if self.debias:
             return (1.0 - decay) / (1.0 - decay ** xp.clip(k, min=1.0))
+        # The rule of TensorFlow's ExponentialMovingAverage: 9 / (10 + k) is 1 - (1 + k) / (10 + k).
         t = xp.clip(9.0 / (10.0 + xp.clip(k, min=0.0)), min=1.0 - decay) if self.warmup else 1.0 - decay
         return xp.where(k > 0, xp.full_like(k, t) if type(t) is float else t, xp.ones_like(k)) if self.start else t
 
@@ -137,6 +139,8 @@ class AveragedWeights(Callback):
         """Put the average in the place of the weights."""
         if not self._heard_step:
             self._begin(learner)
+        # Kept before anything is replaced, and below dropped after all is back: an interrupt between two lines finds
+        # them.
         self._weights.append((phase, learner.params.value, learner.buffers.value))
         learner.params.value, learner.buffers.value = learner.shared.averaged_params, learner.shared.averaged_buffers
 

@@ -63,6 +63,7 @@ class Checkpointer(Callback):
     """
 
     reads = ("params", "buffers", "optimizer", "hyper", "shared.history", "shared.metrics_epoch")
+    # What others do when an epoch or the fit ends belongs into the file.
     run_after = (Callback,)
 
     def __init__(
@@ -150,6 +151,7 @@ class Checkpointer(Callback):
             warnings.warn(f"{error}; the checkpoints of before stay", stacklevel=2)
             return
         self._fresh = False
+        # Only now, with the new file on the disk, may older ones go.
         paths = self.paths()
         for place in worst(self._values(paths), self.mode, self.keep_top_k):
             try:
@@ -221,6 +223,7 @@ class Checkpointer(Callback):
         self._count, self._steps = int(state["epochs"] if old else state["count"]), int(state.get("steps", 0))
         self._fresh, self._value = False, None
         order = _order(self._name(), run)
+        # Files that come after this one are of the run as it went on then, and may be somebody's best.
         if any((_order(path.name, run) or ()) > (order or ()) for path in self.paths()):
             self.run = secrets.token_hex(4)
 
@@ -230,4 +233,5 @@ def _order(name: str, run: str) -> tuple[int, int, int] | None:
     match = re.fullmatch(rf"{run}-epoch-(\d+)(-begun)?(?:-step-(\d+))?\.safetensors", name)
     if match is None:
         return None
+    # Of one round: what was measured in its middle, then what a stop left, then the whole round.
     return int(match[1]), 0 if match[3] else 1 if match[2] else 2, int(match[3] or 0)

@@ -78,6 +78,7 @@ class EarlyStopping(Callback):
     @on(FitBegin)
     def begin(self, learner: LearnerView, phase: None) -> None:
         """Forget what the criterion saw of earlier fits, unless a checkpoint brought it."""
+        # A run that was loaded goes on with what the criterion saw before it was saved.
         if not self._resumed:
             self.criterion.reset()
             self._epochs = 0
@@ -99,6 +100,7 @@ class EarlyStopping(Callback):
                 self.criterion.update_training(training)
         value = monitored(learner, phase, event, self.monitor)
         if value is None:
+            # Only rounds make a missing value suspicious: what is measured by hand need not have it.
             self._rounds |= learner.epoch.round is not None
             return
         self._has_value = True

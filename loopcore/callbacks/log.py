@@ -17,6 +17,7 @@ from loopcore.phases.base import AbstractTrainingPhase, Phase
 from loopcore.protocols import LearnerView, StateDict
 
 Entry = TypeVar("Entry")
+# So that a run that is killed has lost no more than these, and a step in a thousand pays for writing.
 FLUSH = 1024  # steps after which values are written at the latest
 
 
@@ -108,6 +109,7 @@ class LogMetrics(Logs):
         self._written_counts: dict[tuple[str, str], int] = {}
         self._places: dict[str, int] = {}  # the last round that each metric was logged at
         self._nested_values: dict[str, float | list[Any]] = {}  # measured within the running epoch
+        # A handler at StepEnd that has nothing to do would still cost each step a call.
         if not steps:
             self.listeners = tuple(listener for listener in self.listeners if listener.method != "end_step")
 
@@ -122,6 +124,7 @@ class LogMetrics(Logs):
         """Write what the epoch measured."""
         epoch = learner.epoch
         measured = {key: value for key, value in epoch.metrics.items() if value is not None}
+        # Two axes: steps of the phase around it for each value, and the round for the last of them.
         if epoch.nested and epoch.round is not None:
             for key, value in measured.items():
                 self._log(f"within/{key}", _loggable(value), epoch.within)
@@ -207,6 +210,7 @@ class LogHyperParams(Logs):
     @on(StepBegin, AbstractTrainingPhase)
     def begin_step(self, learner: LearnerView, phase: Phase) -> None:
         """Look at what the step runs with: when it ends it may be set for the next one."""
+        # The names that are known, not all there are: one that cannot be read would raise at every step.
         self._used.append({name: learner.hyper[name] for name in self._last})
 
     @on(StepEnd, AbstractTrainingPhase)
@@ -322,6 +326,7 @@ def unwritten(
         numbers: their places.
         count: how many it had so far.
     """
+    # Older values may be gone: what was not written in time is left out, and the rest keeps its place.
     first = count - len(latest)
     for number in range(max(written_counts.get(key, 0), first) - first, len(latest)):
         yield int(numbers[number]), latest[number]

@@ -110,6 +110,7 @@ class ProgressPrinter(Printer):
     @on(StepEnd)
     def end_step(self, learner: LearnerView, phase: Phase) -> None:
         """Redraw the bar, if the last time was long enough ago."""
+        # First of all, since this is asked at every step of every run.
         if self._bar is None or self._task is None:
             return
         time_now = time.monotonic()
@@ -149,9 +150,11 @@ class ProgressPrinter(Printer):
         self._parts = []
 
     def _open_bar(self, out: IO[str], name: str, length: int | None) -> None:
+        # Here and not at the top: it takes 20 ms, and a run without a terminal needs none of it.
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        # Without markup: a name in brackets is a name.
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         loss = TextColumn("{task.fields[loss]}", markup=False)
         console = Console(file=out)
@@ -209,6 +212,7 @@ class MetricsPrinter(Printer):
             return
         epoch = learner.epoch
         if event.outcome in ("completed", "cancelled"):
+            # A phase that ran and has no value shows as a gap; one that did not run has no place in the row.
             absent = dict.fromkeys(
                 prefix_of(phase.name) + name for name in learner.shared.metrics_epoch.get(phase.name, ())
             )

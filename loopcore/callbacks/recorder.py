@@ -44,6 +44,8 @@ class Recorder(Callback):
     def end_step(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Count the step if it was completed."""
         running, counts = self._running
+        # A step outside of its epoch, or within another phase's: the counts that are at hand are those of another
+        # phase.
         if running is not phase:
             counts = self._counts(learner, phase)
         counts.attempts += 1

@@ -179,6 +179,7 @@ class Scheduler(_ByStep):
     def _count_update(self, learner: LearnerView) -> None:
         if self.unit == "update":
             updated = learner.step.updated
+            # True where the host knows; an array has to be fetched, and the step to end before that.
             self.count += updated is True or (updated is not None and bool(learner.to_host(updated)))
 
     @on(EpochEnd, AbstractTrainingPhase)
@@ -190,6 +191,8 @@ class Scheduler(_ByStep):
     def _set(self, learner: LearnerView) -> None:
         for name, schedule in self._schedules.items():
             value = float(schedule(self.count))
+            # Only what is another one is set: a rate that stays is kept on the device. Somebody else may have set it
+            # meanwhile.
             if self._last.get(name) != value or learner.hyper[name] != value:
                 learner.hyper[name] = self._last[name] = value
 
@@ -265,6 +268,7 @@ class TorchScheduler(_ByStep):
             raise CallbackError(f"TorchScheduler takes an LRScheduler of torch, not {scheduler!r}")
         if unit not in ("step", "epoch"):
             raise CallbackError(f'unit={unit!r}: say whether the scheduler counts every "step" or every "epoch"')
+        # By its name: torch may not be installed, and is not imported to ask.
         plateau = type(scheduler).__name__ == "ReduceLROnPlateau"
         if plateau != (monitor is not None) or (plateau and unit != "epoch"):
             raise CallbackError(
@@ -309,6 +313,7 @@ class TorchScheduler(_ByStep):
     @on(StepEnd, AbstractTrainingPhase)
     def end_step(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Keep the rate that the step ran with, and step a scheduler that counts steps."""
+        # Before the scheduler moves it: this is the rate that the step ran with.
         if event.outcome == "completed" and self._name in learner.hyper:
             self._keep(learner, phase, {self._name: learner.hyper[self._name]})
         if self.unit == "step" and event.outcome == "completed" and _is_whole_step(learner):
@@ -335,6 +340,7 @@ class TorchScheduler(_ByStep):
     def state_dict(self) -> StateDict:
         """The state of the scheduler, as far as it is made of JSON values."""
         state: StateDict = getattr(self.scheduler, "state_dict", dict)()
+        # `LambdaLR` and its like keep functions in there, which one that is made alike has itself.
         return {name: value for name, value in state.items() if isinstance(value, (int, float, str, list, type(None)))}
 
     def load_state_dict(self, state: StateDict) -> None:

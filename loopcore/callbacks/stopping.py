@@ -18,6 +18,7 @@ from loopcore.protocols import LearnerView
 from loopcore.state import combine_conditions
 
 _NONE = -1  # the mark while no step was bad
+# A transfer waits for the device, which would have nothing to do meanwhile.
 _LOOK = 0.1  # seconds between two looks that cost a transfer
 _LOSS, _GRADIENT, _LATER, _BUFFERS, _REST = range(5)  # what was not finite
 _WORDS = {
@@ -75,6 +76,7 @@ class StopOnNaNLoss(Callback):
         self._mark: Array | None = None  # what the host saw when it looked last, and could not know yet
         learner.shared.first_bad_step = _NONE
         self.watched = _finite_floats(learner)
+        # A listener that is not there costs neither a copy nor a place in the program.
         if not learner.buffers.value:  # nothing to remember
             self.listeners = tuple(listener for listener in type(self).listeners if listener.event is not StepBegin)
 
@@ -122,6 +124,7 @@ class StopOnNaNLoss(Callback):
         """Put the buffers back once a step was bad, or if it is they that are; see to a body that updates nothing."""
         step = learner.step
         before = getattr(step, "buffers_before", None) if self.watched else None
+        # An update has looked at the loss already. A body without one is looked at here, or its losses would go unseen.
         if before is None and step.updated is not None:
             return
         good = self._judged(learner, self._are_sound(learner, before), _BUFFERS)
@@ -152,6 +155,7 @@ class StopOnNaNLoss(Callback):
         if good is False and is_on_host:
             shared.first_bad_step = mark
             return False
+        # The first bad step stays: those after it run on weights that no update touches any more, and say nothing new.
         bad = ~good if is_on_host else (first < 0) & ~good
         shared.first_bad_step = first = xp.where(bad, mark, first)
         return first < 0
@@ -175,6 +179,8 @@ class StopOnNaNLoss(Callback):
             learner.buffers.value = before  # a step that was not completed may leave NaN in them
         if self._mark is not None:
             time_now = monotonic()
+            # The mark is that of the step before: the device may still be at work on the one that has just been handed
+            # to it.
             if time_now < self._next or not learner.is_ready(self._mark):
                 return
             self._next = time_now + _LOOK

@@ -43,6 +43,8 @@ class Wrapper(Sleeper):
         listeners: list[Listener] = []
         for index, listener in enumerate(callback.listeners):
             name = f"_call_{index}"
+            # A method for each listener, since one method of the callback may listen to several events, not all of them
+            # thinned.
             setattr(self, name, self._caller(listener))
             listeners.append(replace(listener, method=name))
         self.listeners = tuple(listeners)
@@ -74,6 +76,7 @@ class Wrapper(Sleeper):
     def _caller(self, listener: Listener) -> Callable[..., None]:
         method = getattr(self.callback, listener.method)
         with_event = wants_event(method)
+        # Either way round: a handler of every event hears the one that is thinned out, and others that are not.
         thinned = issubclass(listener.event, self._event) or issubclass(self._event, listener.event)
         self._of_steps |= thinned and not issubclass(listener.event, OUTSIDE_STEPS)
 
@@ -92,6 +95,7 @@ class Wrapper(Sleeper):
     def wake(self, phase: Phase) -> tuple[type[Event], ...]:
         """Decide whether the callback hears the step that begins, and say what it sleeps through."""
         inner = self.callback.wake(phase) if isinstance(self.callback, Sleeper) else ()
+        # Nothing is counted where no event of a step is thinned out: the count would run ahead.
         if not self._of_steps:
             return inner
         hears = self._hears("step", phase)
@@ -184,6 +188,7 @@ class Throttle(Wrapper):
         self._seconds = seconds
         self._counts: dict[str, int] = {}
         self._last: dict[str, float] = {}
+        # The clock starts anew: the time between two fits is no time of training.
         self.listeners = (*self.listeners, Listener(FitBegin, None, False, "_restart"))
 
     def state_dict(self) -> StateDict:

@@ -61,6 +61,7 @@ def _bounds(sizes: float | Iterable[float], samples: int) -> list[tuple[int, int
     else:
         _check_first(sizes, total)
         parts.append(total - sizes)
+    # Rounded sums, and not sums of rounded parts: nothing is left out, and no part is off by more than one.
     ends = [round(math.fsum(parts[: n + 1]) / total * samples) for n in range(len(parts))]
     bounds = list(pairwise([0, *ends]))
     empty = [n for n, (start, end) in enumerate(bounds) if start == end]

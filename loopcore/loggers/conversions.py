@@ -32,6 +32,7 @@ def as_bytes(image: Image) -> NDArray[np.uint8]:
     """The pixels as uint8."""
     pixels = np.asarray(image.pixels)
     if pixels.dtype.kind == "f":
+        # NaN has no value in uint8, and NumPy would warn and write whatever the machine makes of it.
         pixels = np.rint(np.clip(np.nan_to_num(pixels), 0.0, 1.0) * 255)
     return pixels.astype(np.uint8)
 

@@ -103,4 +103,5 @@ def run_folder(folder: str | Path, name: str | None = None) -> Path:
 
 def _cut(text: str, size: int) -> str:
     """The first characters, in UTF-8 no more than some bytes."""
+    # By bytes, as file systems count; a character that is cut in the middle goes as a whole.
     return text.encode("utf-8")[:size].decode("utf-8", "ignore")

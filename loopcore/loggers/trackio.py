@@ -45,6 +45,7 @@ class TrackioLogger(Logger):
     ) -> None:
         super().__init__(strict=strict)
         self._trackio = library("trackio", "TrackioLogger", "trackio")
+        # A run of the same name must not be gone on with, and nothing is to open in a notebook.
         settings = {"resume": "never", "embed": False, **options}
         self.run = self._trackio.init(project=project, name=None if run is None else run_name(run), **settings)
 

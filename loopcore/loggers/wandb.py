@@ -72,6 +72,7 @@ class WandbLogger(Logger):
 
     def write(self, name: str, value: Value | Text | Histogram | Figure | Image, step: int) -> None:
         """Keep a value until it is flushed; those of one step become one row."""
+        # A row has one value of a name: a second one for the same step begins a new row.
         if name in self._rows.get(step, ()):
             self.flush()
         self._rows.setdefault(step, {})[name] = self._native(value)
