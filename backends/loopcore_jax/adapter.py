@@ -506,9 +506,10 @@ class Backend:
 
     def _fetch(self, leaf: Any) -> Any:
         """A NumPy copy of an array; anything else as it is. Counts what had to come from JAX."""
-        if not arrays.is_array(leaf):
+        if isinstance(leaf, jax.Array):
+            self.transfers += 1
+        elif not arrays.is_array(leaf):
             return leaf
-        self.transfers += isinstance(leaf, jax.Array)
         return arrays.to_numpy(leaf)
 
     def number(self, value: Any) -> Any:
