@@ -39,7 +39,7 @@ class RunFirst:
 
 
 class Resolution:
-    """A constant answer of `Callback.resolve_conflict`."""
+    """A constant answer of `Callback.resolve_conflict`, told apart by identity."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -61,11 +61,11 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
         return self[event]
 
     def within_steps(self) -> tuple[Handler, ...]:
-        """Host handlers of events within a step."""
+        """Return the host handlers of events within a step."""
         return tuple(h for h in self._handlers if not h.traced and not issubclass(h.listener.event, SCOPE_EVENTS))
 
     def unfired(self) -> tuple[Handler, ...]:
-        """Handlers of events within a step that no step has fired so far."""
+        """Return the handlers of events within a step that no step has fired so far."""
         fired = (*self, *SCOPE_EVENTS, UpdateBegin)
         return tuple(h for h in self._handlers if not any(issubclass(event, h.listener.event) for event in fired))
 
@@ -157,7 +157,7 @@ def deliver(handlers: tuple[Handler, ...], phase: Phase | None, event: Event) ->
 def _settled(
     handler: Handler, phase: Phase | None, event: Event, failure: BaseException | None
 ) -> BaseException | None:
-    """After a handler that got to see containers: take them back, with its changes."""
+    """Take back, after a handler, the containers that it got to see, with its changes; return what it raised."""
     try:
         handler.loans.settle()  # type: ignore[union-attr]  # it is not empty
     except BaseException as error:
@@ -166,7 +166,7 @@ def _settled(
 
 
 def merge(first: BaseException | None, second: BaseException) -> BaseException:
-    """Which of two exceptions goes on; a second error is noted on the first."""
+    """Choose which of two exceptions goes on; a second error is noted on the first."""
     if first is None:
         return second
     if _rank(second) > _rank(first):

@@ -40,7 +40,7 @@ class Counts(NamedTuple):
 
 
 class Tally:
-    """Counts that still count; only a `Recorder` has them."""
+    """Counts that go on; only a `Recorder` has them, others get `Counts`."""
 
     __slots__ = Counts._fields
 
@@ -110,15 +110,15 @@ class Ring:
         return int(self._numbers[(self.count - 1) % len(self._numbers)]) if self.count else 0
 
     def latest(self) -> NDArray[np.float64]:
-        """The kept values in order, the newest last."""
+        """Return the kept values in order, the newest last."""
         return self._values[self._places()]
 
     def numbers(self) -> NDArray[np.int64]:
-        """The numbers of the steps of the kept values."""
+        """Return the numbers of the steps of the kept values."""
         return self._numbers[self._places()]
 
     def _places(self) -> NDArray[np.int64]:
-        """Where the kept values lie, in order: the newest overwrite the oldest."""
+        """Return where the kept values lie, in order: the newest overwrite the oldest."""
         size = len(self._values)
         return np.arange(max(0, self.count - size), self.count) % size
 
@@ -158,20 +158,20 @@ class Series(Mapping[str, Mapping[str, Any]]):
             self._by_hand[phase, name] = place
 
     def at(self, phase: str, name: str, place: int) -> EpochValue:
-        """The value at a round, None where there is none."""
+        """Return the value at a round, None where there is none."""
         values: list[EpochValue] = self._by_phase.get(phase, {}).get(name, [])
         if place < 1:
             return self._before.get(phase, {}).get(name)
         return values[place - 1] if place <= len(values) else None
 
     def all(self, phase: str, name: str) -> list[Any]:
-        """The values by round; where no round has one, that of before the first."""
+        """Return the values by round; where no round has one, that of before the first."""
         values: list[Any] = self._by_phase[phase][name]
         before = self._before.get(phase, {})
         return [before[name]] if not values and name in before else list(values)
 
     def of(self, phase: str, name: str, new: Callable[[], Entries]) -> Entries:
-        """The series of a metric, to add to; ``new()`` makes it the first time."""
+        """Return the series of a metric, to add to; ``new()`` makes it the first time."""
         by_name = self._by_phase.setdefault(phase, {})
         entries: Entries = by_name[name] if name in by_name else by_name.setdefault(name, new())
         return entries

@@ -167,7 +167,7 @@ def _endless(data: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _ema(values: Sequence[float], beta: float) -> list[float]:
-    """Exponential means of the values so far, without bias."""
+    """Return exponential means of the values so far, without bias."""
     means: list[float] = []
     total = weight = 0.0
     for value in values:

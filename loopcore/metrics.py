@@ -101,7 +101,7 @@ class Metric:
         return list(self.state.variables) if self.in_program else []
 
     def updated(self, arrays: Sequence[Array], args: Sequence[Array]) -> list[Array]:
-        """The numbers of such an object after one more step, of what they were; the object stays as it is."""
+        """Return the numbers of such an object after one more step, of what they were; the object stays as it is."""
         metric = self.state
         if self._keywords:
             return list(metric.stateless_update_state(arrays, **dict(zip(self._keywords, args, strict=True))))
@@ -160,7 +160,7 @@ class SmoothLoss(Metric):
         self.sums: dict[str, tuple[float, float]] = {}
 
     def smooth(self, phase: str, losses: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The means after each of these losses, which follow those it has seen of the phase."""
+        """Return the means after each of these losses, which follow those it has seen of the phase."""
         total, weight = self.sums.get(phase, (0.0, 0.0))
         means = np.empty(len(losses))
         for place, loss in enumerate(losses):
@@ -210,11 +210,11 @@ class AbstractMetric:
         raise TypeError(f"{type(self).__name__} does not look at steps: define step(self, learner, phase)")
 
     def step_value(self) -> float | None:
-        """Its value in the last step, or None."""
+        """Return its value in the last step, or None."""
         return None
 
     def epoch_value(self) -> float | None:
-        """Its value in the epoch so far; only asked for after a step. None is no value."""
+        """Return its value in the epoch so far; only asked for after a step. None is no value."""
         raise TypeError(f"{type(self).__name__} has no value: define epoch_value(self)")
 
 
@@ -267,22 +267,22 @@ def plain_values(name: str, value: Any, to_host: Callable[[Array], Any] = np.asa
 
 
 def _merged(parts: Iterable[dict[str, EpochValue]]) -> dict[str, EpochValue]:
-    """All values of several dicts in one."""
+    """Merge the values of several dicts into one."""
     return {name: value for part in parts for name, value in part.items()}
 
 
 def _has_real_numbers(array: HostArray) -> bool:
-    """Whether an array has real numbers; ``bfloat16`` and its like are of no kind that NumPy knows."""
+    """Tell whether an array has real numbers; ``bfloat16`` and its like are of no kind that NumPy knows."""
     return array.dtype.kind != "c" and (array.dtype.kind in "biuf" or "float" in str(array.dtype))
 
 
 def by_keyword(fn: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
-    """A function of values in the order of these keywords."""
+    """Make a function of values in the order of these keywords."""
     return lambda *values: fn(**dict(zip(names, values, strict=True)))
 
 
 def _in_order(fn: Any, args: Sequence[str], keywords: Sequence[str]) -> Callable[..., Any]:
-    """What is called with the step values in the order of ``args``: by keyword, or as its library orders them."""
+    """Make what is called with the step values in the order of ``args``: by keyword, or as its library orders them."""
     if keywords:
         return by_keyword(fn, keywords)
     ordered: Callable[..., Any] = fn if args[:1] == ("ys",) else predictions_first(fn)  # who says the order gets it
@@ -290,7 +290,7 @@ def _in_order(fn: Any, args: Sequence[str], keywords: Sequence[str]) -> Callable
 
 
 def _keywords(fn: Any) -> tuple[str, ...]:
-    """``("logits", "labels")`` of what takes these by keyword only."""
+    """Return ``("logits", "labels")`` for what takes these by keyword only."""
     try:
         parameters = inspect.signature(getattr(fn, "update", fn)).parameters
     except (TypeError, ValueError):
@@ -336,7 +336,7 @@ def _check_function(fn: object, name: str, keywords: Sequence[str], args: Sequen
 
 
 def _does_everything(fn: object) -> bool:
-    """Whether it has the methods of an `AbstractMetric`, whatever its class."""
+    """Tell whether it has the methods of an `AbstractMetric`, whatever its class."""
     return all(callable(getattr(fn, verb, None)) for verb in ("reset", "step", "epoch_value"))
 
 
@@ -422,7 +422,7 @@ def top_k_accuracy(k: int = 5) -> Callable[[Array, Array], Array]:
 
 
 class _TopK:
-    """What `top_k_accuracy` makes; a class, so that it can be pickled."""
+    """A metric that `top_k_accuracy` makes; a class, so that it can be pickled."""
 
     def __init__(self, k: int) -> None:
         self.k = k
@@ -459,7 +459,7 @@ def _labels(name: str, y_pred: Array, ys: Array, xp: ArrayNamespace) -> Array:
 
 
 def _fit(shape: Sequence[int]) -> str:
-    """What to write instead, for predictions of a shape."""
+    """Say what to write instead, for predictions of a shape."""
     if not len(shape):
         return "y_pred has the shape (..., classes), and there is one label for each row"
     if shape[-1] == 1:

@@ -100,7 +100,7 @@ class State:
 
 
 def seen(backend: Backend, state: State, name: str, value: Tree) -> Tree:
-    """A value of a step as one looks at it: what its batch left on the host becomes native, once."""
+    """Return a value of a step as one looks at it: what its batch left on the host becomes native, once."""
     placed, batch = state._fed, state._batch  # pyright: ignore[reportPrivateUsage]
     if placed is None or batch is None or batch.get(name) is not value:
         return value
@@ -186,7 +186,7 @@ def batch_length(values: Tree, leaves: Callable[[Tree], list[Array]], alike: dic
 
 
 def _common_length(lengths: dict[str, list[int | None]], alike: dict[str, list[int | None]]) -> int | None:
-    """The length that all arrays have, else the first of a batch with the lengths of ``alike``; None for any other."""
+    """Return the length that all arrays have, or the first of a batch with the lengths of ``alike``; else None."""
     all_lengths = [length for part in lengths.values() for length in part]
     known_lengths = [length for length in all_lengths if length is not None]
     if known_lengths and len(set(known_lengths)) == 1:
@@ -201,7 +201,7 @@ def _common_length(lengths: dict[str, list[int | None]], alike: dict[str, list[i
 
 
 def _lengths(value: Tree, leaves: Callable[[Tree], list[Array]]) -> list[int | None]:
-    """The lengths of the arrays in a part of a batch, in order; None for an object that nobody can look into."""
+    """List the lengths of the arrays in a part of a batch, in order; None for an object that nobody can look into."""
     shape = getattr(value, "shape", None)
     if shape is not None:
         return [int(shape[0])] if len(shape) else []
@@ -217,7 +217,7 @@ def _lengths(value: Tree, leaves: Callable[[Tree], list[Array]]) -> list[int | N
 
 
 def _before(alike: Mapping[str, list[int | None]]) -> str:
-    """The first batch whose lengths differed, in words."""
+    """Describe the first batch whose lengths differed."""
     listed = ", ".join(f"{name} {_in_words(part)}" for name, part in alike.items() if part)
     return f" (a batch before it: {listed})" if listed else ""
 

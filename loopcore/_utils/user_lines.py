@@ -38,7 +38,7 @@ def is_of_a_framework(frame: FrameType) -> bool:
 
 
 def of_lines(lines: Sequence[tuple[str, int]]) -> str:
-    """The same for lines that a framework recorded: file and number of each."""
+    """Describe, as `where` does, the user's innermost of the lines that a framework recorded: file and number."""
     for name, line in reversed(lines):
         parts = set(Path(name).parts)
         if "conformance" in parts or parts.isdisjoint((*PACKAGES, *_FRAMEWORKS, "contextlib.py")):

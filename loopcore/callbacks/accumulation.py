@@ -182,7 +182,7 @@ class GradientAccumulation(Callback):
         self._position = 0
 
     def state_dict(self) -> StateDict:
-        """The position in the open window, and the counts."""
+        """Return the position in the open window, and the counts."""
         return {"position": self._position, "batches": self._counts.batches, "updates": self._counts.updates}
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -192,7 +192,7 @@ class GradientAccumulation(Callback):
 
 
 def _mean(learner: LearnerView, mean: Tree, grads: Tree, share: Array, begins: bool) -> Tree:
-    """The mean after one more gradient, which has this share of it; in the step that begins a window the gradient."""
+    """Return the mean after one more gradient of this share; in the step that begins a window, the gradient."""
     try:
         if begins:
             return learner.tree.map(lambda old_leaf, new_leaf: new_leaf, mean, grads)
@@ -205,5 +205,5 @@ def _mean(learner: LearnerView, mean: Tree, grads: Tree, share: Array, begins: b
 
 
 def _as_array(xp: ArrayNamespace, value: Array | float, like: Array) -> Array:
-    """A number or a 0-d array as a 0-d array of the dtype of another one."""
+    """Make a 0-d array of the dtype of another one, of a number or of a 0-d array."""
     return xp.full_like(like, value) if type(value) in (int, float) else xp.astype(value, like.dtype)

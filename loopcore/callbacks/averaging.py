@@ -136,7 +136,7 @@ class AveragedWeights(Callback):
 
     @on(EpochBegin, AbstractValidationPhase)
     def use(self, learner: LearnerView, phase: Phase) -> None:
-        """Put the average in the place of the weights."""
+        """Put the average in the place of the weights while the phase validates."""
         if not self._heard_step:
             self._begin(learner)
         # Kept before anything is replaced, and below dropped after all is back: an interrupt between two lines finds
@@ -146,7 +146,7 @@ class AveragedWeights(Callback):
 
     @on(EpochEnd, AbstractValidationPhase)
     def bring_back(self, learner: LearnerView, phase: Phase) -> None:
-        """Put the weights back."""
+        """Put the weights back when the phase has validated."""
         if self._weights and self._weights[-1][0] is phase:  # else it did not hear the begin, as under throttle
             self._put_back(learner)
 
@@ -163,6 +163,6 @@ class AveragedWeights(Callback):
 
 
 def _wide(learner: LearnerView, tree: Tree) -> Tree:
-    """Floats of 16 bits in float32: in less an average stands still, as soon as its steps are below half a digit."""
+    """Convert floats of 16 bits to float32: in less an average stands still once its steps are below half a digit."""
     xp = learner.xp
     return learner.tree.map(lambda x: xp.astype(x, xp.float32) if "float16" in str(x.dtype) else x, tree)

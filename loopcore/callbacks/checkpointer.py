@@ -104,7 +104,7 @@ class Checkpointer(Callback):
 
     @on(EpochBegin)
     def begin(self, learner: LearnerView, phase: Phase) -> None:
-        """Note which round it is."""
+        """Note the round that the epoch belongs to; one outside of rounds leaves the last."""
         number = learner.epoch.round
         self._present_round = self._present_round if number is None else number
 
@@ -203,7 +203,7 @@ class Checkpointer(Callback):
         return [None if self.monitor is None else manifest_of(path).get("value") for path in paths]
 
     def state_dict(self) -> StateDict:
-        """The name of the run, and the counts of its rounds and steps."""
+        """Return the name of the run, and the counts of its rounds and steps."""
         state = {"run": self.run, "epochs": self._round, "midway": self._midway}
         return {**state, "steps": self._steps, "count": self._count}
 
@@ -229,7 +229,7 @@ class Checkpointer(Callback):
 
 
 def _order(name: str, run: str) -> tuple[int, int, int] | None:
-    """Where a file stands among those of a run: by round, steps within it, then one of its middle; None for others."""
+    """Place a file among those of a run: by round, steps within it, then one of its middle; None for others."""
     match = re.fullmatch(rf"{run}-epoch-(\d+)(-begun)?(?:-step-(\d+))?\.safetensors", name)
     if match is None:
         return None

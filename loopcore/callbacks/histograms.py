@@ -108,7 +108,7 @@ class LogHistograms(Logs, Sleeper):
                 self._log(f"grads/{name}", _histogram(learner, gradient), epochs)
 
     def _last(self, learner: LearnerView) -> dict[str, Array]:
-        """The gradients of the last step by parameter."""
+        """Return the gradients of the last step by parameter; warn once where there are none."""
         tree = getattr(learner.step, "last_grads", None)
         gradients = {} if tree is None else named_leaves(learner.params, tree)
         if not (gradients or self._has_warned):

@@ -54,7 +54,7 @@ class Logs(Callback):
         return self._unflushed_steps >= self._limit
 
     def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Log what there is when an epoch has ended."""
+        """Log what there is when an epoch has ended; what a subclass overrides."""
 
     @on(EpochEnd)
     def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
@@ -64,7 +64,7 @@ class Logs(Callback):
 
     @on(FitEnd)
     def end_fit(self, learner: LearnerView, phase: None) -> None:
-        """Flush the loggers."""
+        """Flush the loggers when the fit has ended."""
         self._flush()
 
     def _flush(self) -> None:
@@ -121,7 +121,7 @@ class LogMetrics(Logs):
             self._flush()
 
     def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Write what the epoch measured."""
+        """Log the values of the epoch at its round, or at the step around it if it is nested."""
         epoch = learner.epoch
         measured = {key: value for key, value in epoch.metrics.items() if value is not None}
         # Two axes: steps of the phase around it for each value, and the round for the last of them.
@@ -153,7 +153,7 @@ class LogMetrics(Logs):
                         self._log(f"step/{prefix_of(phase)}{name}", float(value), number)
 
     def state_dict(self) -> StateDict:
-        """How many values of each series were written."""
+        """Return how many values of each series were written."""
         return {"written": [[*key, count] for key, count in self._written_counts.items()]}
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -231,7 +231,7 @@ class LogHyperParams(Logs):
             self._pending.append((name, value, self._steps))
 
     def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Write the values noted since the last time."""
+        """Log the values noted since the last time."""
         self._write_pending()
 
     def _write_pending(self) -> None:
@@ -240,11 +240,11 @@ class LogHyperParams(Logs):
             self._log(f"hyper/{name}", value, step)
 
     def state_dict(self) -> StateDict:
-        """The number of steps, and the last values."""
+        """Return the number of steps, and the last value of each hyperparameter."""
         return {"steps": self._steps, "last": dict(self._last)}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Put back the number of steps and the last values."""
+        """Put back the number of steps and the last values, which are not logged again."""
         self._steps, self._last = int(state["steps"]), dict(state["last"])
 
 
@@ -294,13 +294,13 @@ class LogVisualization(Logs):
         self.reads = ("shared.history", *reads)
 
     def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Write what the function makes."""
+        """Log what the function makes of the learner."""
         if isinstance(phase, self.phase) and event.outcome == "completed":
             self._log(self.name, self.make(learner), learner.epoch.after)
 
 
 def steps_before(learner: LearnerView) -> int:
-    """Completed steps of the training phases of a learner so far."""
+    """Count the completed steps of the training phases of a learner so far."""
     runs = unguarded(learner).runs
     names = {phase.name for phase in learner.phases if isinstance(phase, AbstractTrainingPhase)}
     return sum(runs.attempts.get(name, 0) - runs.missed.get(name, 0) for name in names)

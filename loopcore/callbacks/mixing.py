@@ -107,7 +107,7 @@ class LabelSmoothing(Callback):
 
     @on(StepBegin, AbstractTrainingPhase, traced=True)
     def smooth(self, learner: LearnerView, phase: Phase) -> None:
-        """Smooth ``step.ys``."""
+        """Move a share of each row of labels to all classes alike."""
         rows = probabilities(learner.step.ys, self.classes, learner.xp, "LabelSmoothing")
         learner.step.ys = rows * (1.0 - self.epsilon) + self.epsilon / rows.shape[-1]
 

@@ -51,7 +51,7 @@ def monitored(learner: LearnerView, phase: Phase, event: EpochEnd, key: str) -> 
 
 
 def _may_come(learner: LearnerView, key: str) -> bool:
-    """Whether the phase of a metric has measured nothing yet and may do so in a later round."""
+    """Tell whether the phase of a metric has measured nothing yet and may do so in a later round."""
     measured = set(learner.shared.metrics_epoch)
     phase_names = {*(phase.name for phase in learner.phases), *PREFIXES, *measured}
     # The longest prefix wins: the training phase has none, which every key begins with.
@@ -63,7 +63,7 @@ def _may_come(learner: LearnerView, key: str) -> bool:
 
 
 def unmeasured(class_name: str, key: str) -> str:
-    """The warning for a fit that ends without a value of the metric."""
+    """Word the warning for a fit that ends without a value of the metric."""
     return (
         f"{class_name} watched {key!r}, which had no value in this fit: run the phase that measures it in a round, or "
         "watch another metric"

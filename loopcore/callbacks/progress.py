@@ -43,7 +43,7 @@ class Printer(Callback):
         self._try(lambda: say(line, self._file))
 
     def _try(self, show: Callable[[], None]) -> None:
-        """Print something, unless nothing can be printed."""
+        """Call a function that prints; say once, and never try again, that it cannot."""
         if self._mute:
             return
         try:

@@ -65,7 +65,7 @@ class Recorder(Callback):
         return counts.get(name) or counts.setdefault(name, Tally())
 
     def state_dict(self) -> StateDict:
-        """Nothing: the counts live in ``shared.history``."""
+        """Return nothing: the counts live in ``shared.history``, which a checkpoint saves."""
         return {}
 
     def load_state_dict(self, state: StateDict) -> None:

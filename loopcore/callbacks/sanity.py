@@ -49,7 +49,7 @@ class SanityCheck(Callback):
 
     @on(FitBegin)
     def check(self, learner: LearnerView, phase: None) -> None:
-        """Check each phase, once."""
+        """Try a batch, a step and the metrics of each phase, until all of it has worked once."""
         if self._is_done:
             return
         problems: list[str] = []

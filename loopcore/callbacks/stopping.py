@@ -81,7 +81,7 @@ class StopOnNaNLoss(Callback):
             self.listeners = tuple(listener for listener in type(self).listeners if listener.event is not StepBegin)
 
     def resolve_conflict(self, other: Callback) -> Resolution | RunFirst:
-        """Who writes the loss comes first. Nobody else matters: it withholds updates, and puts back void buffers."""
+        """Run after who writes the loss. Nobody else matters: it withholds updates, and puts back void buffers."""
         return RunFirst(other) if any(overlaps(path, "step.loss") for path in other.writes) else NO_CONFLICT
 
     @on(FitBegin)
@@ -138,7 +138,7 @@ class StopOnNaNLoss(Callback):
             buffers.value = learner.tree.map(lambda new, old: where(good, new, old), buffers.value, before)
 
     def _judged(self, learner: LearnerView, sound: Array | bool, cause: int) -> Array | bool:
-        """Note the step if its loss is not finite or it is not sound for another cause; whether none was bad so far."""
+        """Note the step if its loss is not finite or it is not sound otherwise; return whether none was bad so far."""
         shared, xp = learner.shared, learner.xp
         first, loss = shared.first_bad_step, learner.number(getattr(learner.step, "loss", 0.0))
         is_on_host = type(first) is int
@@ -161,7 +161,7 @@ class StopOnNaNLoss(Callback):
         return first < 0
 
     def _are_sound(self, learner: LearnerView, before: Tree) -> Array | bool:
-        """Whether no buffer that was finite when the fit began became something else."""
+        """Tell whether no buffer that was finite when the fit began became something else."""
         if before is None:
             return True
         tree = learner.tree
@@ -205,7 +205,7 @@ def _stop(learner: LearnerView, phase: Phase, first: Array | int) -> None:
 
 
 def _finite_floats(learner: LearnerView) -> tuple[bool, ...]:
-    """For each buffer whether it has floats, all of them finite: a mask of minus infinity is no sign of trouble."""
+    """Tell of each buffer whether it has floats, all finite: a mask of minus infinity is no sign of trouble."""
     leaves = _leaves(learner.tree, learner.buffers.value)
     return tuple(is_float(leaf) and bool(learner.to_host(learner.tree.all_finite([leaf]))) for leaf in leaves)
 

@@ -50,7 +50,7 @@ class Wrapper(Sleeper):
         self.listeners = tuple(listeners)
 
     def _hears(self, key: str, phase: Phase | None) -> bool:
-        """Whether it hears what comes now: the event of one handler, or a step."""
+        """Decide whether the callback hears what comes now: the event of one handler, or a step."""
         raise TypeError(f"{type(self).__name__} does not say what it hears: define _hears(self, key, phase)")
 
     def setup(self, learner: LearnerView) -> None:
@@ -58,7 +58,7 @@ class Wrapper(Sleeper):
         self.callback.setup(learner)
 
     def identity(self) -> Callback:
-        """The wrapped callback."""
+        """Return the wrapped callback, however deep it is wrapped."""
         return self.callback.identity()
 
     def resolve_conflict(self, other: Callback) -> RunFirst | Resolution | None:
@@ -66,7 +66,7 @@ class Wrapper(Sleeper):
         return self.callback.resolve_conflict(other)
 
     def state_dict(self) -> StateDict:
-        """The state of the wrapped callback."""
+        """Return the state of the wrapped callback."""
         return {"callback": self.callback.state_dict()}
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -103,7 +103,7 @@ class Wrapper(Sleeper):
         return inner if hears else (*inner, self._event)
 
     def rest(self, phase: Phase) -> None:
-        """End the step; an event that is fired between two steps is decided by itself."""
+        """End the step: an event that is fired between two steps is decided on by itself."""
         if isinstance(self.callback, Sleeper):
             self.callback.rest(phase)
         if self._of_steps:
@@ -163,7 +163,7 @@ class ConditionalCallback(Wrapper):
         self._view: LearnerView | None = None
 
     def setup(self, learner: LearnerView) -> None:
-        """Set up the wrapped callback."""
+        """Set up the wrapped callback, and keep the view that the condition gets."""
         self._view = learner
         super().setup(learner)
 
@@ -192,11 +192,11 @@ class Throttle(Wrapper):
         self.listeners = (*self.listeners, Listener(FitBegin, None, False, "_restart"))
 
     def state_dict(self) -> StateDict:
-        """The counts and the state of the wrapped callback."""
+        """Return the counts of events, and the state of the wrapped callback."""
         return {"counts": dict(self._counts), **super().state_dict()}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Put back the state of the wrapped callback."""
+        """Put back the counts of events, and the state of the wrapped callback."""
         self._counts = dict(state["counts"])
         super().load_state_dict(state)
 

@@ -103,7 +103,7 @@ def _dtype(name: str) -> HostDtype:
 
 
 def _bytes_of(array: HostArray) -> HostArray:
-    """The bytes of an array of a dtype that the format, or its reader, does not have, along one more axis."""
+    """View an array, of a dtype that the format or its reader does not have, as its bytes along one more axis."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return flat.reshape(*array.shape, array.dtype.itemsize)
 

@@ -22,7 +22,7 @@ class File(NamedTuple):
     manifest: Manifest
 
     def part(self, prefix: str) -> Arrays:
-        """The arrays whose names begin with a prefix, by the rest of their names."""
+        """Return the arrays whose names begin with a prefix, by the rest of their names."""
         return {name.removeprefix(prefix): v for name, v in self.arrays.items() if name.startswith(prefix)}
 
 
@@ -41,7 +41,7 @@ class CheckpointPart:
         return {}
 
     def differences(self, file: File) -> list[str]:
-        """One line for everything of a checkpoint that does not fit; changes nothing."""
+        """List, a line each, everything of a checkpoint that does not fit; changes nothing."""
         return []
 
     def load(self, file: File, undo: ExitStack) -> None:
@@ -57,7 +57,7 @@ class WeightsPart(CheckpointPart):
         return {}
 
     def differences(self, file: File) -> list[str]:
-        """One line for each array whose name, shape or dtype is not that of the models."""
+        """List the arrays whose name, shape or dtype is not that of the models."""
         return [f"weights: {line}" for line in differences(self.learner.export_weights(), file.part("weights/"))]
 
     def load(self, file: File, undo: ExitStack) -> None:
@@ -73,13 +73,13 @@ class OptimizersPart(CheckpointPart):
     """
 
     def save(self, arrays: Arrays) -> Manifest:
-        """Their states as arrays; their names and hyperparameters in the manifest."""
+        """Add the states as arrays; return the names and hyperparameters of the optimizers for the manifest."""
         arrays.update({f"optimizer/{name}": v for name, v in self.learner.backend.export_optimizers().items()})
         rows = zip(self._names(), self._values(), strict=True)
         return {"optimizers": [{"prefix": prefix, "name": name, "hyper": hyper} for (prefix, name), hyper in rows]}
 
     def differences(self, file: File) -> list[str]:
-        """Lines that say which optimizers are others, or whose state does not fit."""
+        """List the optimizers that are others, or the lines of what does not fit in their states."""
         present, stored = self._names(), [(entry["prefix"], entry["name"]) for entry in file.manifest["optimizers"]]
         if present != stored:
             return [f"optimizers: {_listed(present)} here, {_listed(stored)} in the checkpoint"]
@@ -132,7 +132,7 @@ class OptimizersPart(CheckpointPart):
         return values
 
     def _set(self, values: list[dict[str, float]]) -> None:
-        """Set what differs: what is equal may be fixed, or be that of one group of several."""
+        """Set the hyperparameters that differ: one that is equal may be fixed, or be that of one group of several."""
         for number, (present, wished) in enumerate(zip(self._values(), values, strict=True)):
             for name, value in wished.items():
                 if name in present and present[name] != value:
@@ -143,11 +143,11 @@ class HyperPart(CheckpointPart):
     """The scalars that the user gave as ``Learner(hyper=...)``."""
 
     def save(self, arrays: Arrays) -> Manifest:
-        """Return their values for the manifest."""
+        """Return the values of the scalars for the manifest."""
         return {"hyper": self.learner.hyper._values()}
 
     def differences(self, file: File) -> list[str]:
-        """One line for each name that either the learner or the checkpoint does not have."""
+        """List the names that either the learner or the checkpoint does not have."""
         present, stored = self.learner.hyper._values(), file.manifest["hyper"]
         return [
             f"hyper {name}: {'not here' if name in stored else 'not in the checkpoint'}"
@@ -174,7 +174,7 @@ class Carried(CheckpointPart):
         return {}
 
     def differences(self, file: File) -> list[str]:
-        """One line for each leaf that has another name or shape."""
+        """List the leaves that have another name or shape."""
         lines = differences(self._arrays(), file.part("shared/"), dtypes=False)  # a count may be an int, or an array
         return [f"shared: {line}" for line in lines]
 

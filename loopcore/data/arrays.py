@@ -174,5 +174,5 @@ def walked(data: Iterable[Item]) -> Iterator[Item]:
 
 
 def type_of(value: object) -> str:
-    """How messages call a value."""
+    """Describe the type of a value for messages."""
     return f"a value of type {type(value).__qualname__}"

@@ -79,7 +79,7 @@ class Combined:
         self._resume_at: int | None = None
 
     def _size(self) -> int | None:
-        """Batches of an epoch, where a loader tells."""
+        """Return the number of batches of an epoch, where a loader tells it."""
         return min((size for size in map(_length, self._loaders.values()) if size is not None), default=None)
 
     def __len__(self) -> int:

@@ -77,7 +77,7 @@ class _CapturedArrays:
 
 
 def _state_of(callback: Callback) -> Iterator[tuple[str, Any]]:
-    """The attributes of a callback; of loopcore's own, no program depends on what they keep for themselves."""
+    """Yield the attributes of a callback; no program depends on what loopcore's own keep for themselves."""
     of_loopcore = is_ours(type(callback).__module__, CALLBACKS)
     for name, value in vars(callback).items():
         if not (of_loopcore and name.startswith("_")):
@@ -85,7 +85,7 @@ def _state_of(callback: Callback) -> Iterator[tuple[str, Any]]:
 
 
 def _methods(phase: Phase) -> Iterator[FunctionType]:
-    """Functions that the classes of the user define."""
+    """Yield the functions that the classes of the user define."""
     for cls in type(phase).__mro__:
         of_loopcore = is_ours(cls.__module__, "loopcore") and not is_ours(cls.__module__, "loopcore.testing")
         if not of_loopcore and cls is not object:
@@ -93,7 +93,7 @@ def _methods(phase: Phase) -> Iterator[FunctionType]:
 
 
 def _parts(backend: Backend, value: Any) -> Iterator[tuple[str, Any]]:
-    """What a container, a dataclass, a tree of the framework or a metric holds."""
+    """Yield what a container, a dataclass, a tree of the framework or a metric holds."""
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", part) for key, part in value.items())
     elif isinstance(value, (list, tuple, set, frozenset)):
@@ -105,7 +105,7 @@ def _parts(backend: Backend, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _reached(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    """Globals and variables from outside that a function, or one within it, names."""
+    """Yield the globals and variables from outside that a function, or one within it, names."""
     code: CodeType = function.__code__
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
     for name, cell in cells:

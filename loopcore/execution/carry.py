@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def detach_carry(backend: Backend, state: State, names: Sequence[str]) -> dict[str, Any]:
-    """The carried values of a step that ended, constant for every later gradient."""
+    """Return the carried values of a step that ended, constant for every later gradient."""
     # Otherwise the gradient of a step would reach into all steps before it, and each would keep the graph of the last.
     values = state.__dict__
     return {name: backend.stop_gradient(values[name]) for name in names if name in values}

@@ -107,7 +107,7 @@ def _cuts(callbacks: Sequence[Callback], phase: Phase) -> tuple[tuple[str, tuple
 
 
 def may_fire(phase: Phase, event: type[Event]) -> bool:
-    """Whether a step may fire an event; what the user's own one fires nobody knows before."""
+    """Tell whether a step may fire an event; what a step of the user's own fires nobody knows before."""
     fired = _FIRED.get(getattr(phase.step, "__func__", None))
     return fired is None or any(issubclass(event_fired, event) for event_fired in fired)
 
@@ -131,7 +131,7 @@ def _by_name(sources: Sequence[tuple[str, Sequence[str]]]) -> _Who:
 
 
 def step_names(paths: Iterable[str]) -> Iterator[str]:
-    """Names of the step values among dotted paths, ``"*"`` for all; without those that belong to every state."""
+    """Yield the names of step values among dotted paths, ``"*"`` for all; without those that belong to every state."""
     for path in paths:
         root, _, below = path.partition(".")
         name = below.partition(".")[0] or "*"
@@ -140,7 +140,7 @@ def step_names(paths: Iterable[str]) -> Iterator[str]:
 
 
 def checked_reads(owner: str, reads: Any) -> tuple[str, ...]:
-    """Step paths that a phase or the caller wants kept."""
+    """Check the step paths that a phase or the caller wants kept, and return them as a tuple."""
     wrong = [reads] if isinstance(reads, str) else [r for r in reads if str(r).partition(".")[0] not in ROOTS]
     if wrong:
         name = wrong[0] if isinstance(wrong[0], str) else "y_pred"

@@ -125,7 +125,7 @@ class Segment:
 
 
 class _Recent(NamedTuple):
-    """The last first segment, and what a step is compared with to see that it is the one again."""
+    """The first segment of the last step, and what it depended on: a step that depends on the same runs it again."""
 
     segment: Segment
     depends_on: tuple[Any, ...]  # compared by identity
@@ -134,7 +134,7 @@ class _Recent(NamedTuple):
     muted: MutedEvents
 
     def fits(self, depends_on: tuple[Any, ...], attributes: tuple[Any, ...], call: StepCall) -> bool:
-        """Whether a step depends on the same objects."""
+        """Tell whether a step depends on the same objects."""
         return (
             len(depends_on) == len(self.depends_on)
             and len(attributes) == len(self.attributes)
@@ -196,7 +196,7 @@ class Programs:
     def run(
         self, runner: StepRunner, body: Body, key: DrawKey, state: State, reads: frozenset[str], muted: MutedEvents
     ) -> None:
-        """Run one step of a phase; between its segments the host handlers of the cuts."""
+        """Run one step of a phase: its segments, and between two of them the host handlers of the cut."""
         before = self._runner
         # An equal phase may run, or the same one within its own step. What asks for the runner meanwhile must get the
         # present one, whose phase the handlers hear.
@@ -254,7 +254,7 @@ class Programs:
             )
 
     def _call(self, body: Body, attempt: int, state: State, reads: frozenset[str], muted: MutedEvents) -> StepCall:
-        """What a step runs with, made once."""
+        """Collect, once a step, what its segments run with."""
         signatures = self._signatures(state)
         inputs, static = self._inputs(state, attempt, *signatures)
         requested = self._requested.get(reads) or self._request(reads)
@@ -280,7 +280,7 @@ class Programs:
     def _after_cut(
         self, segment: Segment, call: StepCall, progress: _Progress, recorded: tuple[CutRecord, HostChanges]
     ) -> Segment:
-        """Note what the host did at a cut; the segment that goes on from there."""
+        """Note what the host did at a cut; return the segment that goes on from there."""
         cut, changes = recorded
         if changes.gradients:  # a gradient is done: nobody goes backwards through the earlier cuts any more
             progress.changes[:] = [earlier._replace(chain=[], pullback=None) for earlier in progress.changes]
@@ -344,7 +344,7 @@ class Programs:
     def _replay_observers(
         self, state: State, outputs: dict[str, Tree], end: SegmentEnd, attempt: int, first: Tree
     ) -> tuple[dict[str, Any], Tree] | None:
-        """Deliver the events that are only looked at; if a handler changed something, what there was before."""
+        """Deliver the events of observers after the program; if one changed something, return what was there before."""
         # The learner is put where the step was at each event, one after the other. A handler that cancels there leaves
         # it so, which drops what the program did afterwards, as if it had been cut.
         for arrays, look in zip(outputs["looks"], end.looks, strict=True):
@@ -361,7 +361,7 @@ class Programs:
         return None
 
     def _side_state(self) -> dict[str, Any]:
-        """What handlers could change besides the values of the step and what is trained."""
+        """Collect what handlers could change besides the values of the step and what is trained."""
         learner = self._learner
         packed = learner.shared._packed
         # A packed value becomes an attribute when it is read, which is no change.
@@ -379,7 +379,7 @@ class Programs:
             self._cutters = cutters
 
     def _request(self, reads: frozenset[str]) -> RequestedOutputs:
-        """The step values that a program hands back where the caller of the step wants these besides."""
+        """Name the step values that a program hands back where the caller of the step wants these besides."""
         runner = self._runner
         all_values = {"*"} if runner.keeps_all else frozenset[str]()
         # The weight is what means of an epoch count a step by, whoever reads it.
@@ -418,7 +418,7 @@ class Programs:
     def _inputs(
         self, state: State, attempt: int, of_state: NamespaceSignature, of_shared: NamespaceSignature
     ) -> tuple[StepInputs, dict[str, Any]]:
-        """What enters the programs of a step, and the state values that do not."""
+        """Collect what enters the programs of a step, and the state values that do not."""
         backend, learner = self._backend, self._learner
         values = vars(learner.shared)
         arrays, static = self._parted(state, of_state)
@@ -434,21 +434,21 @@ class Programs:
         return tuple.__new__(StepInputs, inputs), static  # StepInputs(...) takes twice as long
 
     def _signatures(self, state: State) -> tuple[NamespaceSignature, NamespaceSignature]:
-        """Names and types of the state and of ``shared``; what others may read of the packed carry is taken out."""
+        """Return names and types of the state and of ``shared``, after unpacking the carry that others may read."""
         for name in self._packed_by_others:
             # For its effect: reading makes an attribute of it.
             getattr(self._learner.shared, name, None)
         return self._state_classifier.of(state.__dict__), self._shared_classifier.of(vars(self._learner.shared))
 
     def _parted(self, state: State, signature: NamespaceSignature) -> tuple[dict[str, Tree], dict[str, Any]]:
-        """The values of the state that are inputs, and the others."""
+        """Part the values of the state: those that are inputs, and the others."""
         if signature.all_arrays:
             return dict(state.__dict__), {}
         arrays, static = parted(self._backend, state.__dict__)
         return arrays, {name: seen(self._backend, state, name, value) for name, value in static.items()}
 
     def _drawn(self, attempt: int) -> dict[str, Any]:
-        """What the host draws for a step."""
+        """Draw on the host all that the programs of a step take from it."""
         # By the same keys as in an eager step, so that both plans draw the same.
         host, seed = cast(Any, override.get()), self._learner.seed
         draws = {
@@ -458,7 +458,7 @@ class Programs:
         return cast("dict[str, Any]", self._backend.convert(draws))
 
     def _hyper(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Hyperparameters of the user's own, and those of the optimizers."""
+        """Return the hyperparameters of the user's own, and those of the optimizers."""
         values = self._learner.hyper._own
         return self._hyper_scalars(values), self._optimizer_scalars(self._backend.hyper_values())
 
@@ -495,7 +495,7 @@ class Programs:
         return segment
 
     def _segment(self, call: StepCall, cuts: Sequence[CutRecord]) -> Segment:
-        """The segment that follows some cuts: one that fits, or a new one, whose program is not traced yet."""
+        """Find the segment that follows some cuts: one that fits, or a new one, whose program is not traced yet."""
         # Several programs may have one key: what a body reads of values that are no arrays is known when it has been
         # traced.
         key = self._key(call, cuts)
@@ -528,7 +528,7 @@ class Programs:
         return segment
 
     def _key(self, call: StepCall, cuts: Sequence[CutRecord]) -> ProgramKey:
-        """All that a program depends on besides the values of its inputs."""
+        """Make the key of a segment: all that its program depends on besides the values of its inputs."""
         phase, learner, inputs = self._runner.phase, self._learner, call.inputs
         # Arrays of the phase are inputs: another array is the same program.
         attributes = {name: value for name, value in vars(phase).items() if name not in inputs.phase}
@@ -554,7 +554,7 @@ class Programs:
     def _replaced(
         self, before: dict[str, Any], present: dict[str, Tree], outputs: Mapping[str, Any]
     ) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """State values that handlers replaced, and which leaf of the old one each of their leaves is."""
+        """Yield the state values that handlers replaced, and which leaf of the old one each of their leaves is."""
         for name, value in present.items():
             old = before.get(name)
             if old is not value or (name in outputs and is_container(self._backend, value)):
@@ -563,7 +563,7 @@ class Programs:
                     yield name, sources
 
     def _next(self, segment: Segment, cut: CutRecord, static: Mapping[str, Any]) -> Segment | None:
-        """The segment that went on from this cut the last time."""
+        """Return the segment that went on from this cut the last time, if the cut is the same."""
         if (
             segment.successor is None
             # Values that are no arrays may be anything, with a comparison that costs or fails; then the key is made.
@@ -575,12 +575,12 @@ class Programs:
         return segment.successor[1]
 
     def _callback_attributes(self) -> tuple[Any, ...]:
-        """What the traced handlers read of their callbacks."""
+        """Return what the traced handlers read of their callbacks."""
         read = self._attributes_read
         return tuple([attributes.get(name) for attributes, names in read for name in names]) if read else ()
 
     def _changed_static_values(self, segment: Segment, static: Mapping[str, Any]) -> list[str]:
-        """Values of ``shared`` and of the state, no arrays, that it read and that are not what they were."""
+        """List values, no arrays, of ``shared`` and the state that a segment read and that are not what they were."""
         trace = segment.trace
         if not (trace.shared_read or trace.state_read):
             return []
@@ -633,7 +633,7 @@ class Programs:
         call: StepCall,
         progress: _Progress,
     ) -> tuple[CutRecord, HostChanges]:
-        """What the handlers of a cut made of it; what is no array and was there from the begin passes by."""
+        """Record what the handlers of a cut changed; what is no array and was there from the begin passes by."""
         backend = self._backend
         values_before, carried_before = before
         of_state, of_shared = self._signatures(state)
@@ -686,7 +686,7 @@ def _raise_explained(error: Exception, backend: CompilingBackend, phase: Phase) 
 
 
 def _is_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether nothing was replaced; what is new is no change: a packed value that was read."""
+    """Tell whether no value was replaced; a new name is no change, since a packed value gets one when it is read."""
     return all(new.get(name, old) is value for name, value in old.items())
 
 
@@ -709,12 +709,12 @@ def programs_of(runner: StepRunner, by_phase: dict[Hashable, Programs]) -> Progr
 
 
 def _is_atom(value: Any) -> bool:
-    """Whether the same object is the same value."""
+    """Tell whether a value cannot change as long as it is the same object."""
     return isinstance(value, (bool, int, float, str, type(None))) or callable(value)
 
 
 def _changed_leaves(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:
-    """Numbers of the leaves that are not the same."""
+    """Number the leaves of a tree that are not those of another one."""
     if old is new:
         return ()
     pairs = enumerate(zip(backend.tree_leaves(new), backend.tree_leaves(old), strict=True))
@@ -722,7 +722,7 @@ def _changed_leaves(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:
 
 
 def _sources(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:
-    """For each leaf which leaf of the old tree it is, -1 for a new one."""
+    """Find for each leaf which leaf of the old tree it is, -1 for a new one."""
     # By identity: a handler that hands a leaf back, in whatever container, leaves it in the graph of the gradient.
     places = {id(leaf): place for place, leaf in enumerate(backend.tree_leaves(old))}
     return tuple(places.get(id(leaf), -1) for leaf in backend.tree_leaves(new))

@@ -17,7 +17,7 @@ _KNOWN = 256  # lists of names and types
 
 
 class NamespaceSignature:
-    """A list of names and types that a namespace had: which of them are arrays or floats, and which may hold some."""
+    """What the names and types of a namespace tell: which values are arrays or floats, and which may hold some."""
 
     def __init__(self, values: Mapping[str, Any], backend: CompilingBackend) -> None:
         self.dynamic = tuple(n for n, v in values.items() if isinstance(v, float) or backend.is_array(v))
@@ -47,7 +47,7 @@ class NamespaceClassifier:
         self._signatures: dict[tuple[Any, ...], NamespaceSignature] = {}
 
     def ask(self, name: str) -> None:
-        """Let one more name matter."""
+        """Let one more name of the namespace be an input."""
         # The signatures tell which names matter, so that all of them are old now.
         self._wanted_names = (self._wanted_names or frozenset()) | {name}
         self._signatures.clear()
@@ -56,7 +56,7 @@ class NamespaceClassifier:
         return name not in self._carried and (self._wanted_names is None or name in self._wanted_names)
 
     def of(self, values: Mapping[str, Any]) -> NamespaceSignature:
-        """What is known of the names and types: the same object for the same ones."""
+        """Look up the signature of names and types: the same object for the same ones."""
         # Types stand for the values: to look at each one would cost every step what the key of a program costs. Equal
         # types give one and the same object, which is then compared by identity.
         key = (*values, *map(type, values.values()))
@@ -75,7 +75,7 @@ class NamespaceClassifier:
         return signature
 
     def dynamic(self, values: Mapping[str, Any], signature: NamespaceSignature) -> dict[str, Any]:
-        """The values that are inputs."""
+        """Select the values that are inputs."""
         inputs = {name: values[name] for name in signature.dynamic}
         # The type of a container does not tell what is in it.
         inputs |= {name: values[name] for name in signature.containers if is_dynamic(self._backend, values[name])}
@@ -92,7 +92,7 @@ class DeviceScalars:
         self._placed = True
 
     def __call__(self, values: Mapping[str, float]) -> dict[str, Any]:
-        """What stands for these floats in a call of a program."""
+        """Return what stands for these floats in a call of a program."""
         # A rate that is scheduled changes at every step, and to place it on the device each time would cost more than
         # to hand over a Python float. One that stays is placed at its second step.
         if values != self._values:
@@ -118,7 +118,7 @@ class PackedCarry:
         self.large: tuple[str, ...] = ()
 
     def vector(self, attempt: int) -> Any:
-        """The vector of a step: what the last one returned, if nobody changed anything since."""
+        """Return the vector that a step takes: what the last one returned, if nobody changed anything since."""
         last, shared, packed = self._last, vars(self._shared), self._shared._packed
         if last is not None and self._next == attempt:
             # What nobody read since is still packed in that vector; what somebody read and left alone is the array that
@@ -148,12 +148,12 @@ class PackedCarry:
         return self._backend.to_words(values)
 
     def present(self) -> dict[str, Any]:
-        """All carried values that are arrays or scalars, as arrays."""
+        """Return all carried values that are arrays or scalars, as arrays."""
         arrays = {name: as_array(getattr(self._shared, name)) for name in self._order}
         return {name: value for name, value in arrays.items() if self._backend.is_array(value)}
 
     def land(self, packed: Packed, attempt: int) -> None:
-        """A step returned its vector."""
+        """Keep the vector that a step returned, for the next one and for those who read a value of it."""
         # An attribute hides the packed value, since Python asks `__getattr__` only for what is not there.
         shared = vars(self._shared)
         for name in self._small:
@@ -163,7 +163,7 @@ class PackedCarry:
 
 
 def as_array(value: Any) -> Any:
-    """A carried Python scalar as an array, so that a program never depends on its value."""
+    """Make a 0-d array of a carried Python scalar, so that a program never depends on its value."""
     # Before int, which a bool is one of.
     if isinstance(value, bool):
         return np.bool_(value)
@@ -178,7 +178,7 @@ def as_array(value: Any) -> Any:
 
 
 def parted(backend: Any, values: Mapping[str, Any], *, floats: bool = True) -> tuple[dict[str, Tree], dict[str, Any]]:
-    """Values that are trees of arrays, and the others. As inputs floats count as arrays, as outputs they do not."""
+    """Part values: trees of arrays, and the others. As inputs floats count as arrays, as outputs they do not."""
     arrays = {
         name: value
         for name, value in values.items()
@@ -188,7 +188,7 @@ def parted(backend: Any, values: Mapping[str, Any], *, floats: bool = True) -> t
 
 
 def is_dynamic(backend: Any, value: Any) -> bool:
-    """Whether a value is a tree with nothing but arrays and floats in it."""
+    """Tell whether a value is a tree with nothing but arrays and floats in it."""
     if isinstance(value, (bool, int, str, bytes)) or value is None:
         return False
     if isinstance(value, float) or backend.is_array(value):

@@ -69,7 +69,7 @@ def _function_key(function: FunctionType, backend: Backend, enclosing: tuple[Any
 
 
 def _from_outside(function: FunctionType, backend: Backend) -> Iterator[tuple[str, Any]]:
-    """Variables of the functions around it, default arguments, and arrays and scalars among the globals it names."""
+    """Yield variables of the functions around it, defaults, and arrays and scalars among the globals it names."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
@@ -99,7 +99,7 @@ def _holds_array(value: Any, backend: Backend) -> bool:
 
 @lru_cache(maxsize=1024)
 def global_names(code: CodeType) -> tuple[str, ...]:
-    """The globals that a function, or one within it, names."""
+    """List the globals that a function, or one within it, names."""
     # By the bytecode: nothing else tells whether a name is a global or an attribute. `co_names` has both.
     names = [instruction.argval for instruction in dis.get_instructions(code) if instruction.opname == "LOAD_GLOBAL"]
     for inner in code.co_consts:
@@ -121,7 +121,7 @@ def attributes_read(owner: Any, methods: tuple[str, ...]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def names_read(cls: type, methods: tuple[str, ...]) -> tuple[str, ...]:
-    """The attributes, of whatever, that some methods of a class name, or methods of it that they name."""
+    """List the attributes, of whatever object, that methods of a class name, or methods of it that they name."""
     # Of any object, not only of ``self``: the code does not tell them apart. A name too many does no harm, since only
     # attributes that are there are looked at.
     todo, names_found = list(methods), dict[str, None]()

@@ -46,7 +46,7 @@ class RecompilationLog:
         self._last = key
 
     def of_shape(self, last: Mapping[str, str], present: Mapping[str, str], count: int) -> None:
-        """A program is made for other shapes of the state, ``count`` of them so far."""
+        """Log that a program is made for other shapes of the state, ``count`` of them so far."""
         names = [name for name, shape in present.items() if last.get(name) != shape]
         shapes = "; ".join(f"the shape of step.{name} ({last.get(name)} -> {present[name]})" for name in names)
         advice = "pad the batches to a few shapes, or drop the last one"

@@ -154,7 +154,7 @@ def fill(backend: Any, outputs: dict[str, Tree], end: SegmentEnd) -> None:
 
 
 def with_leaves(backend: Any, tree: Tree, places: Sequence[int], leaves: Sequence[Any]) -> Tree:
-    """A tree with other leaves in some places."""
+    """Return a tree with other leaves in some places."""
     # Most segments change nothing that the host keeps: no walk over the tree then.
     if not places:
         return tree

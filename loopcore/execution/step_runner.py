@@ -39,7 +39,7 @@ class StepRunner(Protocol):
     stream: int
 
     def run(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], asleep: MutedEvents) -> None:
-        """Run a step by the plan."""
+        """Run a step by the plan of its phase."""
         ...
 
     def call(self, body: Body, state: State, handle: Callable[[Event], None]) -> None:
@@ -47,9 +47,9 @@ class StepRunner(Protocol):
         ...
 
     def awake(self, event: type[Event], asleep: MutedEvents) -> tuple[Handler, ...]:
-        """The handlers that hear an event of this step."""
+        """Return the handlers that hear an event of this step."""
         ...
 
     def cut_by(self, asleep: MutedEvents, body: Body | None = None) -> bool:
-        """Whether a host handler may cut the step."""
+        """Tell whether a host handler may cut the step."""
         ...

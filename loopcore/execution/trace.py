@@ -96,7 +96,7 @@ class BodyTrace:
     shapes: list[dict[str, str]] = field(default_factory=list)
 
     def take(self, runner: StepRunner, body: Body) -> None:
-        """Run this body the next time it is traced: of a phase that is equal to the one it was made for."""
+        """Run this body when it is traced the next time: that of a phase equal to the one it was made for."""
         self.runner, self.body = runner, body
 
     def __call__(self, carried: Tree, inputs: StepInputs, changes: list[HostChanges]) -> tuple[Tree, SegmentEnd]:
@@ -184,7 +184,7 @@ class _TraceRun:
             )
 
     def _hear(self, name: str, value: Any) -> None:
-        """A value of ``shared`` that is no input was read: the program is for this one, or has to have it as input."""
+        """Note a read of a value of ``shared`` that is no input: the program is for this one, or gets it as input."""
         # A packed value is one that another phase carries and nobody has read yet: it is an array all the same.
         if value is not ABSENT and (isinstance(value, Packed) or is_dynamic(self._backend, value)):
             raise Unasked(name)
@@ -193,7 +193,7 @@ class _TraceRun:
         self._spec.shared_read[name] = ABSENT if value is ABSENT else frozen(value)
 
     def _drawn(self, stream: int, kind: str, args: tuple[Any, ...]) -> Any:
-        """What the host drew for this step."""
+        """Return what the host drew for this step, which is an input."""
         backend = self._backend
         # The host does not know logits that the step computes. The largest of logits plus Gumbel noise has their
         # distribution (the Gumbel-max trick), and that noise depends on nothing but their shape.
@@ -224,7 +224,7 @@ class _TraceRun:
                 del attributes[name]
 
     def _fitting(self, inputs: Mapping[str, Tree], originals: Mapping[str, Any]) -> dict[str, Tree]:
-        """Inputs in place of NumPy arrays; of floats in the parameters' dtype, as ``xp.asarray`` has them."""
+        """Return inputs in place of NumPy arrays, floats in the parameters' dtype, as ``xp.asarray`` has them."""
         xp = self._backend.xp
         return {
             name: xp.astype(value, xp.zeros(()).dtype)
@@ -235,7 +235,7 @@ class _TraceRun:
 
     @contextmanager
     def _installed(self, carried: Tree, inputs: StepInputs) -> Iterator[State]:
-        """Everything a body can reach is an input; afterwards it is as it was."""
+        """Make everything that a body can reach an input of the program; put the real values back afterwards."""
         backend, runs, learner, phase = self._backend, self._learner.runs, self._learner, self._runner.phase
         shared = vars(learner.shared)
         # Copies, since what follows writes into these very dicts.
@@ -296,7 +296,7 @@ class _TraceRun:
                 self._cut(event, members)
 
     def _only_look(self, handlers: tuple[Handler, ...]) -> bool:
-        """Whether the program may go on, and they hear the event afterwards, with what it had there."""
+        """Tell whether handlers are observers that may hear the event after the program, with what it had there."""
         # An observer is made to wait in the body and in its outermost objective alone. Deeper inside, and in a function
         # that was given to `grad` (which the depth of the backend counts and that of this run does not), its event is a
         # cut.
@@ -326,7 +326,7 @@ class _TraceRun:
         self._swap(cut, self._changes[number])
 
     def _enter(self, chain: Chain) -> None:
-        """The last piece of an objective begins: what the piece before it handed on are inputs of the gradient."""
+        """Begin the last piece of an objective: what the piece before it handed on becomes inputs of the gradient."""
         values = self._state.__dict__
         inputs = dict(zip(chain, self._handed_on, strict=True))
         for name in dict.fromkeys(name for name, _ in chain):
@@ -337,7 +337,7 @@ class _TraceRun:
             )
 
     def _chain(self) -> Chain | None:
-        """What a gradient goes on through at the cut that is reached."""
+        """List the leaves that a gradient goes on through at the cut that is reached."""
         # An objective within another one is run again as a whole, see `BodyTrace`: its values belong to the outer
         # gradient too.
         if not self._chains or self._backend.depth != 1:
@@ -354,7 +354,7 @@ class _TraceRun:
         return [leaves(values[name])[place] for name, place in self._chain() or ()]
 
     def _swap(self, cut: CutRecord, changes: HostChanges) -> None:
-        """Go on from what the host left."""
+        """Put what the host left at a cut in the place of what the body had there."""
         values, learner = self._state.__dict__, self._learner
         # Nothing goes on behind a cut of the body but what the host left, so all of it is put in place. What the body
         # computed before has no reader any more, and the compiler drops it.
@@ -386,12 +386,12 @@ class _TraceRun:
         self._backend.put_carried(with_leaves(self._backend, old, places, changes.carried))
 
     def _merged(self, old: Tree, new: Tree, sources: tuple[int, ...]) -> Tree:
-        """The new tree with the leaves that handlers left alone as the body has them."""
+        """Return the new tree, with the leaves that handlers left alone as the body has them."""
         leaves, places = self._backend.tree_leaves(old), iter(sources)
         return self._backend.tree_map(lambda new_leaf: new_leaf if (place := next(places)) < 0 else leaves[place], new)
 
     def _gradient(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any) -> Any:
-        """A gradient of an earlier segment is run again, for its draws and locals, and gives what it gave."""
+        """Take a gradient; one of an earlier segment is run again, for its draws and locals, and gives what it gave."""
         # A gradient within an objective is no work of its own: it is part of the outermost one, and repeated with it.
         if self._depth:
             return self._backend.gradient(objective, wrt, at, scopes)
@@ -422,7 +422,7 @@ class _TraceRun:
         return self._backend.gradient(objective, wrt, at, scopes)
 
     def _by_pieces(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any, own_cuts: range) -> Any:
-        """The chain rule over the pieces between the cuts: each was differentiated when it was run."""
+        """Apply the chain rule to the pieces between the cuts, each of which was differentiated when it was run."""
         backend = self._backend
         inputs = self._changes[own_cuts[-1]].chain if own_cuts else []
         rows = backend.piece(objective, wrt, at, scopes, inputs, self._receive)
@@ -443,7 +443,7 @@ class _TraceRun:
     # -- outputs -----------------------------------------------------------------------------------------------
 
     def _at_end(self) -> tuple[dict[str, Tree], SegmentEnd]:
-        """What the last segment hands back."""
+        """Collect what the last segment hands back."""
         kept, deferred = self._spec.requested
         values = self._step_values(kept | deferred)
         outputs, fixed, mixed = self._arrays_and_others(values)
@@ -455,7 +455,7 @@ class _TraceRun:
         return outputs, self._end(None, (), outputs, fixed, mixed, names, layout)
 
     def _at_cut(self, event: Event, handlers: tuple[Handler, ...]) -> tuple[dict[str, Tree], SegmentEnd]:
-        """What a segment hands back at a cut: outside of an objective all that the next one goes on with."""
+        """Collect what a segment hands back at a cut: outside of an objective all that the next one goes on with."""
         inside = self._depth > 0
         kept, deferred = self._spec.requested
         # Within an objective the next segment computes its values again and needs none of these; only handlers do.
@@ -467,7 +467,7 @@ class _TraceRun:
         return self._without_graph(outputs), end._replace(chain=self._chain())
 
     def _at_look(self, event: Event, handlers: tuple[Handler, ...]) -> tuple[dict[str, Tree], SegmentEnd]:
-        """What is read at an event that is only looked at, and what a cancel there would have to keep."""
+        """Collect what observers read at an event, and what a cancel there would have to keep."""
         kept, deferred = self._spec.requested
         values = self._step_values(kept | deferred)
         outputs, fixed, mixed = self._arrays_and_others(values, carried=False)
@@ -477,7 +477,7 @@ class _TraceRun:
         return self._without_graph(outputs), end
 
     def _step_values(self, names: frozenset[str]) -> dict[str, Any]:
-        """The step values of these names; all where all are kept."""
+        """Select the step values of these names; all where all are kept."""
         all_values = "*" in self._spec.requested.kept
         return {name: value for name, value in self._state.__dict__.items() if all_values or name in names}
 
@@ -519,7 +519,7 @@ class _TraceRun:
         return outputs, _Fixed(static, fixed, None if "updated" in step else state.updated, places), mixed
 
     def _without_graph(self, outputs: dict[str, Tree]) -> dict[str, Tree]:
-        """The outputs as a host handler sees them."""
+        """Return the outputs as a host handler sees them: free of the gradient that is open."""
         return {name: self._backend.concrete(tree) for name, tree in outputs.items()} if self._depth else outputs
 
     def _end(
@@ -532,7 +532,7 @@ class _TraceRun:
         names: set[str],
         layout: Layout,
     ) -> SegmentEnd:
-        """The record of the end, by what is handed back and what is fixed; ``names`` are those of step values."""
+        """Record how the segment ended; ``names`` are those of the step values that the host gets."""
         state, inside = self._state, self._depth > 0
         arrays = outputs["state"]
         differentiated = [name for name in arrays if inside and self._backend.is_differentiated(arrays[name])]
@@ -553,7 +553,7 @@ class _TraceRun:
         )
 
     def _mixed(self, static: dict[str, Any]) -> tuple[tuple[tuple[str, Tree], ...], list[Any]]:
-        """Take the values that hold arrays of this trace and something else, with those arrays."""
+        """Take out the values that hold arrays of this trace and something else; return them with those arrays."""
         backend, arrays = self._backend, list[Any]()
         mixed: list[tuple[str, Tree]] = []
 
@@ -569,7 +569,7 @@ class _TraceRun:
         return tuple(mixed), arrays
 
     def _changed(self) -> tuple[tuple[int, ...] | None, Tree]:
-        """Parameters, buffers and optimizer states to hand back: all of them, or those that are others now."""
+        """Select parameters, buffers and optimizer states to hand back: all of them, or those that are others now."""
         carried = self._backend.carried()
         # The program used up all that it got, so all has to come back.
         if self._spec.donated:
@@ -584,7 +584,7 @@ class _TraceRun:
         return places, [leaves[place] for place in places]
 
     def _carried_words(self, shared: Mapping[str, Any]) -> dict[str, Any]:
-        """The carried scalars that came packed, as they are now."""
+        """Return the carried scalars that came packed, as they are now."""
         names = (name.removeprefix("shared.") for name in self._spec.layout if name != "attempt")
         return {name: as_array(shared[name]) for name in names}
 
@@ -615,7 +615,7 @@ class _TraceRun:
 
 
 def _shape(backend: CompilingBackend, value: Tree) -> str:
-    """Dtypes and shapes of the arrays of a tree, in words."""
+    """Describe dtypes and shapes of the arrays of a tree."""
     signatures = [backend.signature(leaf) for leaf in backend.tree_leaves(value) if hasattr(leaf, "dtype")]
     return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in signatures)
 

@@ -54,11 +54,11 @@ class FileLogger(Logger):
         self._lines.clear()
 
     def close(self) -> None:
-        """Append the lines that wait to the file."""
+        """Append the lines that wait to the file, which is not kept open."""
         self.flush()
 
 
 def open_file(path: Path) -> io.FileIO:
-    """A file to append to, whose writes are seen by the system at once."""
+    """Open a file to append to, whose writes are seen by the system at once."""
     # Without a buffer of Python's: what the system refuses has to be known here, where it is taken back.
     return path.open("ab", buffering=0)

@@ -50,7 +50,7 @@ class TrackioLogger(Logger):
         self.run = self._trackio.init(project=project, name=None if run is None else run_name(run), **settings)
 
     def safe_name(self, name: str) -> str:
-        """A name that is none of those that Trackio keeps for itself."""
+        """Return a name that is none of those that Trackio keeps for itself."""
         safe = super().safe_name(name)
         return f"metric/{safe}" if safe.startswith("__") or safe in _RESERVED else safe
 

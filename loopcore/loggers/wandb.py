@@ -66,7 +66,7 @@ class WandbLogger(Logger):
         self._rows: dict[int, dict[str, object]] = {}
 
     def safe_name(self, name: str) -> str:
-        """A name that is none of those that W&B uses itself."""
+        """Return a name that is none of those that W&B uses itself."""
         safe = super().safe_name(name)
         return f"metric/{safe}" if safe.startswith("_") or safe == _AXIS else safe
 

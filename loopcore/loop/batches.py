@@ -15,7 +15,7 @@ from loopcore.protocols import LearnerParts
 
 
 def checked_iterable(key: str, value: Any) -> Any:
-    """Data that can be iterated as batches; an error that says what to pass for anything else."""
+    """Return data that can be iterated as batches; raise an error that says what to pass for anything else."""
     if isinstance(value, (str, bytes)) or not (hasattr(value, "__iter__") or hasattr(value, "__getitem__")):
         raise DataError(f"the {key} data is a {type(value).__name__} and cannot be iterated: pass batches")
     if _is_dataset_of_samples(value):
@@ -66,7 +66,7 @@ class EpochBatches:
 
 
 def epoch_hooks(data: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """What data wants to have called before and after each of its epochs, as ``keras.utils.PyDataset`` does."""
+    """Return what data wants to have called before and after each of its epochs, as ``keras.utils.PyDataset`` does."""
     names = ("on_epoch_begin", "on_epoch_end")
     begin, end = (hook if callable(hook := getattr(data, name, None)) else _nothing for name in names)
     return begin, end
@@ -77,7 +77,7 @@ def _nothing() -> None:
 
 
 def nothing_in(phase: Phase, data: Any) -> EmptyDataError:
-    """The error for data without a batch."""
+    """Make the error for data without a batch."""
     if is_one_shot(data):
         return DataExhaustedError(
             f"the data of phase {phase.name!r} is a {type(data).__name__} that is used up: it can be read only once. "
@@ -92,7 +92,7 @@ def is_one_shot(data: Any) -> bool:
 
 
 def length_of(data: Any) -> int | None:
-    """Number of batches, where the data tells."""
+    """Return the number of batches, where the data tells it."""
     try:
         return len(data)
     except TypeError:
@@ -167,6 +167,6 @@ def _why_nothing(learner: LearnerParts) -> str:
 
 
 def iterable_batches(data: Any) -> Iterable[Any]:
-    """Data for predictions: one array is one batch."""
+    """Return data for predictions as batches: one array is one batch."""
     # An array could be iterated, and would be a batch for each row.
     return [data] if hasattr(data, "shape") else data

@@ -41,12 +41,12 @@ def peek(learner: LearnerParts, phase: Phase) -> Any:
 
 
 def _state_of(data: Any) -> Any:
-    """Where a loader is, if it says so: a checkpoint before the next epoch keeps what it was before the look."""
+    """Return where a loader is, if it says so: a checkpoint before the next epoch keeps what it was before the look."""
     return deepcopy(data.state_dict()) if hasattr(data, "state_dict") else None
 
 
 def build(learner: LearnerParts, models: Mapping[str, Any]) -> None:
-    """Let a model that makes its weights from the first batch have one; several models have to be built before."""
+    """Give weights to a model that makes them from the first batch; several models have to be built before."""
     build_model = getattr(learner.backend, "build", None)
     if build_model is not None and len(models) == 1:
         (model,) = models.values()
@@ -56,7 +56,7 @@ def build(learner: LearnerParts, models: Mapping[str, Any]) -> None:
 
 
 def _first_input(learner: LearnerParts) -> Any:
-    """What the model of a learner is called with: ``xs`` of the next batch, or its first part."""
+    """Return what the model of a learner is called with: ``xs`` of the next batch, or its first part."""
     phase = next((candidate for candidate in learner.phases if candidate.data_key in learner.data), None)
     if phase is None:
         return None
@@ -65,7 +65,7 @@ def _first_input(learner: LearnerParts) -> Any:
 
 
 class _NoUpdates(Callback):
-    """Lets updates pass without effect."""
+    """A callback that withholds the effect of every update."""
 
     writes = ("step.apply",)
 

@@ -110,7 +110,7 @@ class _Run:
         self.epochs = 0
 
     def rounds(self, learner: LearnerParts, rounds: Sequence[tuple[Phase, Any]], epochs: int) -> BaseException | None:
-        """All rounds; returns what ended them early."""
+        """Run all rounds; return what ended them early."""
         try:
             deliver(learner.runs.fit_handlers(FitBegin), None, FitBegin())
             for _ in range(epochs):
@@ -120,7 +120,7 @@ class _Run:
         return None
 
     def round(self, learner: LearnerParts, rounds: Sequence[tuple[Phase, Any]]) -> None:
-        """One epoch of each phase; counts if all were completed, also if the end of the last one stops the fit."""
+        """Run an epoch of each phase; it counts if all were completed, also if the last one's end stops the fit."""
         completed, runs = 0, learner.runs
         runs.begin_round()
         for index, (phase, data) in enumerate(rounds, 1):

@@ -123,7 +123,7 @@ def _with_learner(body: Body) -> Body:
 
 
 def _parameters(body: Body) -> int:
-    """How many arguments it takes; those with a default are its own."""
+    """Count the parameters that a body takes; those with a default are its own."""
     # A short way for functions, since a loop by hand asks at every step; `inspect.signature` takes some 10 us.
     code: CodeType | None = getattr(body, "__code__", None)
     if code is not None:
@@ -210,7 +210,7 @@ def execute_step(
 
 
 def _give_up(runs: Any, runner: Runner, phase: Phase, state: State | None, outer: tuple[Any, ...]) -> None:
-    """Close a step that did not close itself; the one with a state has not told that it ended."""
+    """Close a step that did not close itself; with a state, StepEnd is still to be delivered."""
     try:
         if state is not None:
             state.outcome = "failed"
@@ -341,7 +341,7 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         return None if isinstance(error, CancelEpochException) else error
 
     def abandon(self) -> None:
-        """Close what is open of it still, where an interrupt hit the loop itself."""
+        """Close what of the epoch is still open, where an interrupt hit the loop itself."""
         runs, info = self._learner.runs, getattr(self, "_info", None)
         try:
             if info is not None and not self._ended:
@@ -353,7 +353,7 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
 
 
 def no_scope(cancel: CancelException, scope: str) -> CancelScopeError:
-    """The error for a cancel that left all scopes it could have ended."""
+    """Make the error for a cancel that left all scopes it could have ended."""
     by = f" (raised by {cancel.raised_by})" if cancel.raised_by else ""
     wider = "CancelEpochException or CancelFittingException" if scope == "step" else "CancelFittingException"
     # A new error in place of the cancel: it is no cancel any more, and whoever catches cancels must not swallow it.

@@ -82,7 +82,7 @@ class Session:
         self._fit_table: Table | None = None
 
     def place_of(self, loader: Any) -> Any:
-        """The state of a loader that keeps its place; if somebody looked at its next batch, that of before."""
+        """Return the state of a loader that keeps its place; if somebody looked at its next batch, that of before."""
         # The loader has moved on by one batch, which its next epoch will get all the same.
         begun = self.peeked.get(id(loader))
         return loader.state_dict() if begun is None else begun[0]
@@ -118,11 +118,11 @@ class Session:
         self._depth += 1
 
     def close(self) -> None:
-        """Leave a scope."""
+        """Leave the innermost scope."""
         self._close_to(self._depth - 1)
 
     def _close_to(self, depth: int) -> None:
-        """Leave all scopes but so many, which may be none."""
+        """Leave scopes until ``depth`` of them are open, which may be none."""
         if depth == 0 and self._scope is not None:
             # A scope may be closed in another context than it was opened in, where another learner is the running one.
             if running_learner.current() is self._learner:
@@ -133,7 +133,7 @@ class Session:
         self._depth = depth
 
     def mark(self) -> tuple[Any, ...]:
-        """What is open, for `rewind`."""
+        """Note what is open, for `rewind`."""
         inner = (self.runner, self.training, self.attempt, self.nested_in_step)
         return (self._open_epochs, self._depth, self.fitting, self._owner, *inner)
 
@@ -162,7 +162,7 @@ class Session:
             raise _other_thread()
 
     def present(self) -> tuple[Any, ...]:
-        """What a step that begins puts out of its place, for `close_step`."""
+        """Note what a step that begins puts out of its place, for `close_step`."""
         return (self.step, self.training, self.runner, self.attempt, self.nested_in_step, self._owner, self._depth)
 
     def open_step(self, runner: Runner, initial: Mapping[str, Any]) -> State:
@@ -219,15 +219,15 @@ class Session:
         return int(self.attempt) + 1 - self.missed.get(self.runner.name, 0)
 
     def begin_round(self) -> None:
-        """The next round of a fit begins."""
+        """Begin the next round, of a fit or of a loop by hand."""
         self._round, self._first, self._by_hand = self.rounds + 1, None, None
 
     def end_round(self) -> None:
-        """It is over, whatever became of its epochs."""
+        """Count the present round, whatever became of its epochs."""
         self.rounds = self._round
 
     def rounds_to_keep(self) -> int:
-        """Rounds for a checkpoint: one whose first epoch was left in the middle goes on with the run."""
+        """Count the rounds for a checkpoint: one whose first epoch was left in the middle goes on with the run."""
         first = self._first
         # A fit that was stopped in the middle of a round goes on there after a load: its number is not used up yet.
         if first is None or first.round is None:
@@ -239,7 +239,7 @@ class Session:
         self.rounds, self._round, self._first, self._by_hand = rounds, rounds, None, None
 
     def _round_of(self, phase: Phase, nested: bool) -> int | None:
-        """The round that an epoch belongs to; None for predictions, and for what is measured by hand outside."""
+        """Decide which round an epoch belongs to; None for predictions, and for what is measured by hand outside."""
         # No metric of predictions belongs to a place on the axis.
         if isinstance(phase, PredictionPhase):
             return None
@@ -261,7 +261,7 @@ class Session:
         return self._round
 
     def _steps_around(self) -> int:
-        """Completed steps of the phase around an epoch that begins within another one, or within a step."""
+        """Count completed steps of the phase around an epoch that begins within another one, or within a step."""
         # The place of a validation every 100 steps on the axis of the training that it interrupts.
         around = self.epoch if self._open_epochs else None
         if around is not None and around.within is not None:
@@ -271,7 +271,7 @@ class Session:
         return self.attempts.get(name, 0) - self.missed.get(name, 0) - runs
 
     def open_epoch(self, scope: run_epoch, phase: Phase, length: int | None) -> EpochInfo:
-        """Begin an epoch."""
+        """Begin an epoch: its length, its round, and its place on the axis."""
         if self._owner is not None and self._owner != get_ident():
             raise _other_thread()
         nested = self.is_open
@@ -305,15 +305,15 @@ class Session:
         self._close_to(depth)
 
     def outside_epoch(self) -> tuple[Any, ...]:
-        """What an epoch that begins puts out of its place, for `close_epoch`."""
+        """Note what an epoch that begins puts out of its place, for `close_epoch`."""
         return (self.epoch, self.step, self._depth, self._open_epochs)
 
     def names_of(self, reads: Sequence[str]) -> frozenset[str]:
-        """The step values that the caller of ``run_step`` wants kept."""
+        """Name the step values that the caller of ``run_step`` wants kept."""
         return frozenset(step_names(checked_reads("run_step", reads)))
 
     def runner_of(self, phase: Phase) -> Runner:
-        """All that a step of a phase needs; made when it is first asked for."""
+        """Return all that a step of a phase needs; it is made when it is first asked for."""
         runner = self.runners.get(id(phase))
         return self._make_runner(phase) if runner is None else runner
 
@@ -335,11 +335,11 @@ class Session:
         return runner
 
     def epoch_scope(self, phase: Phase) -> run_epoch:
-        """What opens an epoch of a phase, and closes it."""
+        """Make what opens an epoch of a phase, and closes it."""
         return run_epoch(self._learner, phase)
 
     def forget_runners(self) -> None:
-        """The callbacks changed: decide everything anew."""
+        """Drop what was decided for the callbacks of before, since they changed."""
         # Handlers, plans and the keys of programs all follow from the callbacks.
         # Handlers, plans and the keys of programs all follow from the callbacks.
         self.runners.clear()
@@ -347,13 +347,13 @@ class Session:
         self._fit_table = None
 
     def fit_handlers(self, event: type[Event]) -> tuple[Handler, ...]:
-        """Handlers of FitBegin or FitEnd."""
+        """Return the handlers of FitBegin or FitEnd."""
         if self._fit_table is None:
             self._fit_table = Table(self._learner.callbacks.members, None, scopes=True)
         return self._fit_table[event]
 
     def draw_counts(self) -> tuple[str, int, dict[str, int]]:
-        """Phase name, attempt and draw counts by owner, for the next random draw."""
+        """Return phase name, attempt and draw counts by owner, for the next random draw."""
         if self.runner is None:
             return "", 0, self.draws_outside_steps
         state = self.step

@@ -100,7 +100,7 @@ def _misfits(callbacks: Iterable[Any]) -> Iterator[CallbackError]:
 
 
 def _advice(value: Any) -> str:
-    """Advice on what to write instead of an object that is no callback."""
+    """Say what to write instead of an object that is no callback."""
     # By what it can do, or by the name of its package: nothing of another library is imported to ask.
     kind: Any = value if isinstance(value, type) else type(value)
     roots = {cls.__module__.partition(".")[0] for cls in kind.__mro__}
@@ -184,7 +184,7 @@ def _is_path(path: str) -> bool:
 
 
 def in_words(value: Any) -> str:
-    """A value without anything that changes from run to run, such as an address."""
+    """Describe a value without anything that changes from run to run, such as an address."""
     if isinstance(value, Declaration):
         return f"{value.name} first"
     if isinstance(value, type):

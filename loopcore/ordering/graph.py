@@ -10,7 +10,7 @@ Edges: TypeAlias = dict[tuple[int, int], str]  # (rank of the first, rank of the
 
 
 def closure(edges: Edges, count: int) -> list[set[int]]:
-    """For each rank, the ranks that run after it directly or not."""
+    """Find for each rank the ranks that run after it directly or not."""
     later: list[set[int]] = [set() for _ in range(count)]
     for first, second in edges:
         later[first].add(second)
@@ -24,7 +24,7 @@ def closure(edges: Edges, count: int) -> list[set[int]]:
 
 
 def successors(edges: Edges, count: int) -> list[list[int]]:
-    """For each rank, the ranks that an edge leads to."""
+    """List for each rank the ranks that an edge leads to."""
     after: list[list[int]] = [[] for _ in range(count)]
     for first, second in edges:
         after[first].append(second)
@@ -32,7 +32,7 @@ def successors(edges: Edges, count: int) -> list[list[int]]:
 
 
 def topological(edges: Edges, count: int) -> list[int]:
-    """Ranks in order, always the smallest that may come next; fewer than ``count`` if there is a cycle."""
+    """Put ranks in order, always the smallest that may come next; fewer than ``count`` if there is a cycle."""
     after = successors(edges, count)
     waiting = [0] * count
     for _, second in edges:
@@ -50,7 +50,7 @@ def topological(edges: Edges, count: int) -> list[int]:
 
 
 def distances(after: Sequence[Sequence[int]], start: int) -> dict[int, int]:
-    """How many edges a shortest way from ``start`` has, by where it ends."""
+    """Count the edges of a shortest way from ``start``, by where it ends."""
     far = {start: 0}
     queue = [start]
     # Breadth first, and the list grows while it is walked.

@@ -118,7 +118,7 @@ def _wishes(node: Declaration) -> Iterator[tuple[str, type]]:
 
 
 def _same_wish(verb: str, cls: type, node: Declaration, other: Declaration) -> bool:
-    """Whether both are of a class and want to run after (or before) its members. So does each with itself."""
+    """Tell whether both are of a class and want to run after (or before) its members. So does each with itself."""
     says = other.run_before if verb == _BEFORE else other.run_after + other.requires
     return cls in says and isinstance(node.inner, cls)
 
@@ -127,7 +127,7 @@ def _same_wish(verb: str, cls: type, node: Declaration, other: Declaration) -> b
 
 
 def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> Edges:
-    """The edges of all pairs that explicit order leaves open."""
+    """Derive the edges of all pairs that explicit order leaves open."""
     edges: Edges = {}
     problems: list[CallbackError] = []
     for a, b in combinations(nodes, 2):
@@ -161,14 +161,14 @@ def _settle(a: Declaration, b: Declaration) -> Edges:
 
 
 def _clash(a: Declaration, b: Declaration) -> str:
-    """What both write, in words; empty if nothing."""
+    """Say what both write; empty if nothing."""
     # The longer of two paths is what both touch: "step.loss", where one writes that and the other all of "step".
     paths = [max(x, y, key=len) for x in a.writes for y in b.writes if overlaps(x, y) and not x == y == COMBINED]
     return f"{' and '.join(sorted((a.name, b.name)))} both write {min(paths)}" if paths else ""
 
 
 def _flow(writer: Declaration, reader: Declaration) -> str:
-    """What one writes and the other reads, in words; empty if nothing."""
+    """Say what one writes and the other reads; empty if nothing."""
     pairs = [(w, r) for w in writer.writes for r in reader.reads if overlaps(w, r)]
     if COMBINED in reader.writes:  # a callback that combines its value into this path does not read those of the others
         pairs = [(w, r) for w, r in pairs if w != COMBINED]
@@ -189,7 +189,7 @@ def _remedy(a: Declaration, b: Declaration) -> str:
 
 
 def _resolve(a: Declaration, b: Declaration, overlap: str) -> tuple[Declaration | Resolution | None, str]:
-    """The answer of a pair, and the name of who gave it. Both sides are asked, once."""
+    """Ask both sides of a pair, once; return the answer, and the name of who gave it."""
     answers = [(node.name, _answer(node, other)) for node, other in ((a, b), (b, a))]
     opinions = [
         (name, answer) for name, answer in sorted(answers, key=lambda opinion: opinion[0]) if answer is not None
@@ -208,7 +208,7 @@ def _resolve(a: Declaration, b: Declaration, overlap: str) -> tuple[Declaration 
 
 
 def _answer(node: Declaration, other: Declaration) -> Declaration | Resolution | None:
-    """What ``node`` says about ``other``; of RunFirst, the one of the two that is first."""
+    """Ask ``node`` about ``other``; of RunFirst, return the one of the two that is first."""
     answer: Any = node.callback.resolve_conflict(other.inner)
     if answer is None or answer is NO_CONFLICT or answer is UNRESOLVABLE:
         return answer
@@ -227,7 +227,7 @@ def _answer(node: Declaration, other: Declaration) -> Declaration | Resolution |
 
 
 def _cycle_error(nodes: Sequence[Declaration], edges: Edges) -> CycleError:
-    """The error for a shortest cycle: of several the one whose text sorts first, whatever the order of the list."""
+    """Make the error for a shortest cycle: of several the one whose text sorts first, in any order of the list."""
     after = successors(edges, len(nodes))
     far = [distances(after, rank) for rank in range(len(nodes))]
     # A circle is an edge and a shortest way back. All circles of that length are followed at once below, edge by edge,

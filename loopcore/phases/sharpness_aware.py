@@ -38,7 +38,7 @@ class SAMTrainingPhase(TrainingPhase):
         self.rho = float(rho)
 
     def step(self, learner: Any, handle: Fire, state: State) -> None:
-        """A gradient here, one up there, and the update."""
+        """Take a gradient at the parameters, another one up along it, and update with that."""
         tree = learner.tree
 
         def objective(update_state: bool = True) -> Any:
