@@ -135,9 +135,8 @@ class Series(Mapping[str, Mapping[str, Any]]):
     def __init__(self) -> None:
         self._by_phase: dict[str, dict[str, Any]] = {}
         self._before: dict[str, dict[str, EpochValue]] = {}  # measured before the first round
-        self.within: dict[
-            str, dict[str, list[tuple[int, int, EpochValue]]]
-        ] = {}  # measured within an epoch of another phase
+        # measured within an epoch of another phase: round, completed steps of that phase by then, and value
+        self.within: dict[str, dict[str, list[tuple[int, int, EpochValue]]]] = {}
         self._by_hand: dict[tuple[str, str], int] = {}  # where the last one stands that no round measured
 
     def put(self, phase: str, name: str, place: int, value: EpochValue) -> None:

@@ -182,9 +182,8 @@ def _evaluated(rates: NDArray[np.float64], losses: list[float], beta: float) -> 
     finite_places = [place for place, value in enumerate(smoothed) if isfinite(value)]
     if len(finite_places) < 2:
         raise LossError(f"the losses begin with {losses[:2]}: there is nothing to learn from; look at data and loss_fn")
-    curve = np.array(
-        _ema(_ema([losses[place] for place in finite_places], beta)[::-1], beta)[::-1]
-    )  # both ways, so that it does not lag
+    # Forwards and backwards: a mean of what came before lags behind, and would suggest too large a rate.
+    curve = np.array(_ema(_ema([losses[place] for place in finite_places], beta)[::-1], beta)[::-1])
     falling = max(int(np.argmin(curve)), 1) + 1  # behind the minimum nothing falls for good
     # By the logarithm, since the rates are a geometric series: each step multiplies the rate by the same factor.
     slopes = np.gradient(curve[:falling], np.log(rates[finite_places][:falling]))

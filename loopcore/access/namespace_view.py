@@ -68,7 +68,7 @@ class NamespaceView:
             return value if read is None else read(value)
         # Python calls `__getattr__` also when a property raised AttributeError. To ask again gives the error of the
         # state, in place of one that says the callback did not declare what it did declare.
-        if name in type(self).__dict__:  # its property raised: the value is not there
+        if name in type(self).__dict__:
             return getattr(getattr(self._learner, self._root), name)
         raise self._access.error(f"{self._root}.{name}", write=False)
 

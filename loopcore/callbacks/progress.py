@@ -34,7 +34,7 @@ class Printer(Callback):
     def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
         self.quiet = quiet
         self._file = file
-        self._mute = False  # it cannot be printed to
+        self._mute = False  # whether printing failed once
 
     def _is_terminal(self) -> bool:
         return not self._mute and bool(getattr(self._file or sys.stdout, "isatty", bool)())
@@ -85,7 +85,7 @@ class ProgressPrinter(Printer):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._next = 0.0
-        self._round = 0  # that of the parts
+        self._round = 0  # the round that the parts of the line are of
         self._began = 0.0
         self._parts: list[str] = []
         self._loss: Array | None = None

@@ -19,7 +19,7 @@ from loopcore.state import combine_conditions
 
 _NONE = -1  # the mark while no step was bad
 # A transfer waits for the device, which would have nothing to do meanwhile.
-_LOOK = 0.1  # seconds between two looks that cost a transfer
+_LOOK = 0.1  # seconds between two looks, at least
 _LOSS, _GRADIENT, _LATER, _BUFFERS, _REST = range(5)  # what was not finite
 _WORDS = {
     _LOSS: "the loss of phase {phase!r} is not finite at its step {step}",
@@ -77,7 +77,7 @@ class StopOnNaNLoss(Callback):
         learner.shared.first_bad_step = _NONE
         self.watched = _finite_floats(learner)
         # A listener that is not there costs neither a copy nor a place in the program.
-        if not learner.buffers.value:  # nothing to remember
+        if not learner.buffers.value:
             self.listeners = tuple(listener for listener in type(self).listeners if listener.event is not StepBegin)
 
     def resolve_conflict(self, other: Callback) -> Resolution | RunFirst:

@@ -307,7 +307,7 @@ class Programs:
         if end.mixed or end.looks:
             fill(self._backend, outputs, end)
         if call.static:
-            trace.static = {}  # a program must not keep what it passes by
+            trace.static = {}  # or the program would keep these values alive
         # The framework has traced during this call.
         if len(trace.shapes) > segment.logged_shapes:
             if trace.shapes[-1] in trace.shapes[:-1]:  # no other shape: nothing is kept, as under jax.disable_jit
@@ -696,9 +696,8 @@ def programs_of(runner: StepRunner, by_phase: dict[Hashable, Programs]) -> Progr
     Equal are phases of one class, name and plan; what their attributes are, is part of the key of each program.
     """
     phase = runner.phase
-    has_no_slots = all(
-        not vars(cls).get("__slots__") for cls in type(phase).__mro__
-    )  # attributes in slots are not looked at
+    # Attributes in slots are not part of the key of a program, so that such a phase equals itself alone.
+    has_no_slots = all(not vars(cls).get("__slots__") for cls in type(phase).__mro__)
     # A plan is compared by content, so that a phase made anew at every step finds its programs.
     key = (type(phase) if has_no_slots else IdentityKey(phase), runner.name, frozen(runner.plan))
     if key not in by_phase:

@@ -13,7 +13,7 @@ from loopcore.errors import CarryError
 from loopcore.handles.trees import is_container
 from loopcore.protocols import LearnerParts
 
-_KNOWN = 256  # lists of names and types
+_KNOWN = 256  # signatures that are kept
 
 
 class NamespaceSignature:
@@ -65,10 +65,8 @@ class NamespaceClassifier:
             if len(self._signatures) > _KNOWN:  # names that come and go, which nobody reads
                 self._signatures.clear()
             relevant = {name: value for name, value in values.items() if self._matters(name)}
-            kinds = (
-                *relevant,
-                *map(type, relevant.values()),
-            )  # whether a carried value is there at present does not matter
+            # By what matters alone: a carried value that is unpacked, or a note that nobody reads, changes nothing.
+            kinds = (*relevant, *map(type, relevant.values()))
             signature = self._signatures[key] = self._signatures.setdefault(
                 kinds, NamespaceSignature(relevant, self._backend)
             )

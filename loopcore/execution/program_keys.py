@@ -38,7 +38,7 @@ def body_key(body: Callable[..., Any], phase: Any, backend: Backend) -> Hashable
         wrapped = getattr(body, "__wrapped__", None)
         return key if wrapped is None else (key, body_key(wrapped, phase, backend))
     owner, method = (body.__self__, body.__name__) if isinstance(body, MethodType) else (body, "__call__")
-    if owner is phase:  # or an equal one
+    if owner is phase:  # its attributes have a field of their own in the key; an equal phase has this key too
         return getattr(body, "__func__", None), type(owner)
     read = attributes_read(owner, (method,))
     return (

@@ -65,7 +65,7 @@ class CutRecord(NamedTuple):
 class HostChanges(NamedTuple):
     """What the host left at a cut: inputs of all later segments."""
 
-    carried: list[Any]  # those that differ
+    carried: list[Any]  # the leaves that differ from those at the begin of the step
     state: dict[str, Tree]
     shared: dict[str, Tree]
     hyper: dict[str, Any]

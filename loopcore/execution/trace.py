@@ -138,8 +138,8 @@ class _TraceRun:
         self._inputs = inputs
         self._changes = changes
         self._first = carried
-        self._shared_at_begin: dict[str, Any] = {}  # of shared
-        self._attributes: dict[str, Any] = {}  # arrays of the phase
+        self._shared_at_begin: dict[str, Any] = {}  # values of shared, to find what the body changed
+        self._attributes: dict[str, Any] = {}  # placeholders of the arrays that the phase holds
         # In the order in which the body asks for gradients: it is run from its begin and asks for these again.
         self._finished_gradients = [gradient for change in changes for gradient in change.gradients]
         self._computed: list[Any] = []  # gradients of this segment
@@ -397,9 +397,9 @@ class _TraceRun:
             return self._backend.gradient(objective, wrt, at, scopes)
         number = self._gradients
         self._gradients += 1
-        own_cuts = range(
-            self._cuts_passed, len(self._spec.cuts)
-        )  # cuts within this objective, if it was not done with before
+        # Unless an earlier segment was done with this gradient, all cuts that are left lie within it: none behind it
+        # can have been reached.
+        own_cuts = range(self._cuts_passed, len(self._spec.cuts))
         is_done = number < len(self._finished_gradients)
         self._chains = (
             not is_done and self._backend.chains and all(self._spec.cuts[k].chain is not None for k in own_cuts)
