@@ -74,6 +74,7 @@ class Metric:
         metric: Any = fn  # one of the kinds that the annotation lists
         self.name = name or _name_of(fn)
         self.value = isinstance(fn, str)
+        # Before the other kinds of objects: what does everything itself may have an `update` of its own meaning.
         self.custom: AbstractMetric | None = metric if _does_everything(fn) else None
         self.object = None if self.value or self.custom is not None else _accumulator(fn)
         self._keywords, args = (
@@ -87,6 +88,7 @@ class Metric:
         else:
             self.args = (metric,) if self.value else tuple(args)
             self.reads = tuple(f"step.{arg}" for arg in self.args)
+            # Functions alone: the signature of an object's `update` is often ``*args``, or written in C.
             if self.object is None and not self.value:
                 _check_function(fn, self.name, self._keywords, self.args)
         self.fn: Callable[..., Any] = _in_order(metric, self.args, self._keywords)
@@ -432,6 +434,7 @@ class _TopK:
         xp = namespace_of(y_pred).xp
         labels = _labels(self.__name__, y_pred, ys, xp)
         labels = xp.expand_dims(xp.astype(labels, xp.int32), axis=-1)
+        # Counted and not sorted: how many entries are larger than that of the label says all, at the cost of one pass.
         of_label = xp.take_along_axis(y_pred, labels, axis=-1)
         classes = xp.arange(y_pred.shape[-1], dtype=xp.int32)
         behind = (y_pred < of_label) | ((y_pred == of_label) & (classes >= labels))  # a NaN is behind nobody

@@ -104,6 +104,7 @@ class Traces(Callback):
         """Go together with another one that notes none of the same values."""
         if not isinstance(other, Traces):
             return None
+        # Either way round: a phase may be of both classes if one is a base of the other.
         related = issubclass(self.phase, other.phase) or issubclass(other.phase, self.phase)
         return UNRESOLVABLE if related and self.functions.keys() & other.functions.keys() else NO_CONFLICT
 

@@ -159,6 +159,7 @@ class ConditionalCallback(Wrapper):
         if not callable(condition):
             raise CallbackError(f"condition={condition!r}: a function condition(learner, phase) -> bool")
         self.condition = condition
+        # The condition gets the view of the callback, which opens what is declared here.
         self.reads = (*callback.reads, *reads)
         self._view: LearnerView | None = None
 
@@ -206,6 +207,7 @@ class Throttle(Wrapper):
         key = key if phase is None else f"{key}/{phase.name}"
         if self._every is not None:
             count = self._counts.get(key, 0) + 1
+            # Reset and not counted on: a checkpoint then has a number below n, whatever the length of the run.
             self._counts[key] = count % self._every
             return count == self._every
         time_now = time.monotonic()

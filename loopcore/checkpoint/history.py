@@ -56,6 +56,7 @@ class Values(CheckpointPart):
             for values in tables[table].values():
                 for name, ring in values.items():
                     if isinstance(ring, Ring):
+                        # Numbered, since the name of a metric may have a slash in it.
                         key = f"steps/{sum(other.startswith('steps/') for other in arrays)}"
                         arrays[key] = ring.latest()
                         arrays[f"numbers/{key}"] = ring.numbers()
@@ -89,6 +90,7 @@ def _series(saved: Json, arrays: Arrays) -> Measured:
     if isinstance(saved, list):
         return list(saved)
     ring, latest = Ring(), arrays[saved["array"]]
+    # The ring goes on from where it was, also if it keeps fewer values than there ever were.
     count = int(saved["count"])
     numbers = arrays.get(f"numbers/{saved['array']}", np.arange(count - len(latest), count) + 1)  # an old file has none
     ring.count = count - len(latest)

@@ -83,8 +83,11 @@ class CallbackList:
         learner = self._learner
         learner.shared._settle()
         shared = learner.shared.__dict__
+        # Views are kept for those who stay: a callback may have kept the one that its `setup` got.
         member_by_id = {id(member.callback): member for member in self.members}
         removed = [member.callback for member in self.members if not any(c is member.callback for c in callbacks)]
+        # Before the order is made: for who stays, what only the removed ones wrote is not there any more, and reading
+        # it is the error that names a writer.
         stale = _only_written_by(removed, callbacks, shared)
         order = order_callbacks(callbacks, [f"shared.{name}" for name in shared if name not in stale])
         new = [callback for callback in order.callbacks if id(callback) not in member_by_id]
