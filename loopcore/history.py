@@ -271,7 +271,7 @@ class Epochs(Mapping[str, list[float | None]]):
         return [{"epoch": n + 1, **{key: values[n] for key, values in padded.items()}} for n in range(count)]
 
     def to_pandas(self) -> Any:
-        """The epochs as a ``pandas.DataFrame``, with the epoch as its index.
+        """Make a ``pandas.DataFrame`` of the epochs, with the epoch as its index.
 
         Raises:
             MissingFrameworkError: pandas is not installed.
@@ -296,7 +296,7 @@ class Epochs(Mapping[str, list[float | None]]):
         return plot_history(dict(self), phases, {phase: dict(series) for phase, series in hyper.items()})
 
     def phase_of(self, key: str) -> str:
-        """The name of the phase that a metric belongs to.
+        """Name the phase that a metric belongs to.
 
         Raises:
             UnknownMetricError: there is no such metric yet; names those there are.

@@ -53,7 +53,7 @@ class FoundRate:
     diverged: bool
 
     def plot(self) -> Any:
-        """Loss by learning rate, as a figure of matplotlib.
+        """Draw the loss by learning rate, as a figure of matplotlib.
 
         Raises:
             MissingFrameworkError: matplotlib is not installed.

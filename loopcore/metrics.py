@@ -372,7 +372,7 @@ def _name_of(fn: Any) -> str:
 
 
 def accuracy(y_pred: Array, ys: Array) -> Array:
-    """Share of rows whose largest entry is the label.
+    """Compute the share of rows whose largest entry is the label.
 
     Args:
         y_pred: logits or probabilities, ``(..., classes)``.
@@ -445,7 +445,7 @@ class _TopK:
 
 
 def _labels(name: str, y_pred: Array, ys: Array, xp: ArrayNamespace) -> Array:
-    """Labels ``(...)`` of labels or one-hot rows.
+    """Make labels ``(...)`` of labels or one-hot rows.
 
     Raises:
         LossError: they have another shape, which would broadcast without a word, or there is a single class.

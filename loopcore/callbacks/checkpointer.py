@@ -164,7 +164,7 @@ class Checkpointer(Callback):
         return f"{self.run}-epoch-{self._round:06d}{part}.safetensors"
 
     def paths(self) -> list[Path]:
-        """The checkpoints of this run, the oldest first.
+        """List the checkpoints of this run, the oldest first.
 
         Raises:
             CheckpointError: the folder cannot be read.

@@ -119,7 +119,7 @@ def _checked(classes: int | None, class_name: str) -> int | None:
 
 
 def probabilities(ys: Array, classes: int | None, xp: ArrayNamespace, class_name: str) -> Array:
-    """Labels as floats: integers as one-hot rows, floats as they are.
+    """Convert labels to floats: integers to one-hot rows, floats stay as they are.
 
     Raises:
         CallbackError: they are integers, and nobody said how many classes there are.

@@ -89,7 +89,7 @@ def ranked(values: Sequence[float | None], mode: Mode) -> list[int]:
 
 
 def worst(values: Sequence[float | None], mode: Mode, keep: int) -> list[int]:
-    """Places of what is neither among the best ``keep`` nor the latest.
+    """List the places of what is neither among the best ``keep`` nor the latest.
 
     Example:
         >>> worst([2.0, 1.0, 3.0], "min", 1)

@@ -75,7 +75,7 @@ def write(path: str | Path, arrays: Mapping[str, Array], manifest: Mapping[str, 
 
 
 def _native(name: str, value: Array) -> HostArray:
-    """A copy in the byte order of this machine.
+    """Copy an array in the byte order of this machine.
 
     Raises:
         TypeError: it holds what no file can keep.
@@ -117,7 +117,7 @@ def _from_bytes(stored: HostArray, name: str) -> HostArray:
 
 
 def read(path: str | Path) -> tuple[Arrays, Manifest]:
-    """The arrays and the manifest of a file.
+    """Read the arrays and the manifest of a file.
 
     Raises:
         CheckpointError: there is none, it is no checkpoint, damaged, or of a later version.
@@ -129,7 +129,7 @@ def read(path: str | Path) -> tuple[Arrays, Manifest]:
 
 
 def manifest_of(path: str | Path) -> Manifest:
-    """The manifest alone, without a look at the arrays.
+    """Read the manifest alone, without a look at the arrays.
 
     Raises:
         CheckpointError: there is none, or it is of a later version.

@@ -114,7 +114,7 @@ def _misfit(path: str | Path, problems: list[str]) -> CheckpointError:
 
 
 def load_weights(path: str | Path) -> dict[str, HostArray]:
-    """The weights of a checkpoint alone, by name; for any backend.
+    """Read the weights of a checkpoint alone, by name; for any backend.
 
     Args:
         path: of a file that `Learner.save` or a `Checkpointer` wrote.

@@ -83,7 +83,7 @@ def _array(name: str, leaf: object) -> Array:
 
 
 def order_of(samples: int, seed: int, *epoch: int) -> Indices:
-    """A random order of the samples that depends on these numbers alone.
+    """Make a random order of the samples that depends on these numbers alone.
 
     Args:
         samples: how many there are.
@@ -99,7 +99,7 @@ def order_of(samples: int, seed: int, *epoch: int) -> Indices:
 
 
 def integer(name: str, value: object, *, least: int) -> int:
-    """The value, after checking that it is an integer and not too small.
+    """Return a value, after checking that it is an integer and not too small.
 
     Args:
         name: how messages call it.

@@ -82,7 +82,7 @@ def make_plan(
 
 
 def hears(callback: Callback, phase: Phase) -> bool:
-    """Whether it listens to the steps of a phase or to what follows them.
+    """Tell whether a callback listens to the steps of a phase or to what follows them.
 
     Who listens to nothing but the begin of epochs and to the fit may look at the last step, whatever its phase was.
     """

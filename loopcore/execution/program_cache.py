@@ -179,7 +179,7 @@ class Programs:
         ]
 
     def _classifier_of_shared(self, carried: Sequence[str]) -> NamespaceClassifier:
-        """Tell apart the values of ``shared`` that are inputs.
+        """Make what tells apart the values of ``shared`` that are inputs.
 
         They are those that somebody declares or the code of the body names; a trace asks for others that it reads.
         """
@@ -691,7 +691,7 @@ def _is_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def programs_of(runner: StepRunner, by_phase: dict[Hashable, Programs]) -> Programs:
-    """The programs of a phase: those of an equal one, if there was one.
+    """Return the programs of a phase: those of an equal one, if there was one.
 
     Equal are phases of one class, name and plan; what their attributes are, is part of the key of each program.
     """

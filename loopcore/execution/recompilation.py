@@ -30,7 +30,7 @@ class RecompilationLog:
         self._last: tuple[Hashable, ...] = ()
 
     def of(self, key: tuple[Hashable, ...], count: int, changed_values: Sequence[str]) -> None:
-        """A program is made for a key.
+        """Log that a program is made for a key, unless it is the first one.
 
         Args:
             key: all that it depends on.

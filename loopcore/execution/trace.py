@@ -100,7 +100,7 @@ class BodyTrace:
         self.runner, self.body = runner, body
 
     def __call__(self, carried: Tree, inputs: StepInputs, changes: list[HostChanges]) -> tuple[Tree, SegmentEnd]:
-        """Run the body with placeholders; what the adapter compiles.
+        """Run the body with placeholders; this is what the adapter compiles.
 
         Args:
             carried: parameters, buffers and optimizer states.

@@ -204,7 +204,7 @@ def is_below(path: str, prefix: str) -> bool:
 
 
 def matching(paths: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:
-    """The paths that match one of some patterns, as ``fnmatch`` does.
+    """Select the paths that match one of some patterns, as ``fnmatch`` does.
 
     Raises:
         WeightsError: a pattern matches nothing.
@@ -264,7 +264,7 @@ def check_state(present: Mapping[str, Array], loaded: Mapping[str, Array]) -> No
 
 
 def renamed(weights: Mapping[str, Weight], names: NewNames | None) -> dict[str, Weight]:
-    """Weights under the names of a model.
+    """Put weights under the names that a model has for them.
 
     Args:
         weights: arrays by the names they came with.

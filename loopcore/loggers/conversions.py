@@ -13,7 +13,7 @@ from loopcore.optional_imports import optional
 
 
 def library(module: str, class_name: str, extra: str) -> ModuleType:
-    """The library that a logger writes by.
+    """Import the library that a logger writes by.
 
     Raises:
         MissingFrameworkError: it is not installed; says how to install it.

@@ -69,7 +69,7 @@ class Names:
 
 
 def run_name(name: str) -> str:
-    """A name that is one part of a path.
+    """Make a name that is one part of a path.
 
     Example:
         >>> from loopcore.loggers.names import run_name

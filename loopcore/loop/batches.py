@@ -100,7 +100,7 @@ def length_of(data: Any) -> int | None:
 
 
 def data_of(learner: LearnerParts, phase: Phase, data: Any = None) -> Any:
-    """The data a phase runs on; None for a phase without data.
+    """Return the data that a phase runs on; None for a phase without data.
 
     Raises:
         NoDataError: there is none.

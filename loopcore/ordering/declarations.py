@@ -41,7 +41,7 @@ class Declaration:
 
 
 def read_declarations(callbacks: Sequence[Callback], available: Collection[str]) -> list[Declaration]:
-    """The declarations of all callbacks, by rank.
+    """Read the declarations of all callbacks, by rank.
 
     Args:
         callbacks: each one once.
@@ -61,7 +61,7 @@ def read_declarations(callbacks: Sequence[Callback], available: Collection[str])
 
 @lru_cache(maxsize=4096)
 def overlaps(a: str, b: str) -> bool:
-    """Whether one of two dotted paths covers the other.
+    """Tell whether one of two dotted paths covers the other.
 
     Example:
         >>> overlaps("step", "step.loss"), overlaps("step.loss", "step.loss_scale")

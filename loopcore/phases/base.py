@@ -83,7 +83,7 @@ class Phase:
         raise TypeError(f"{type(self).__name__} has no step body: define step(self, learner, handle, state)")
 
     def epoch(self, learner: Any, data: Any) -> None:
-        """One pass over the data. Override it for loops that are more than that.
+        """Run one pass over the data. Override it for loops that are more than that.
 
         Args:
             learner: runs the steps.
