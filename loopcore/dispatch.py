@@ -44,6 +44,7 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
     def __init__(self, members: Sequence[GuardedCallback], phase: type[Phase] | None, scopes: bool) -> None:
         super().__init__()
         self._handlers = tuple(handler for member in members for handler in _handlers(member, phase))
+        self._backend = next((member.backend for member in members), None)
         self._scopes = scopes
 
     def __missing__(self, event: type[Event]) -> tuple[Handler, ...]:
@@ -54,7 +55,7 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
             raise EventError(f"{event.__name__} is fired by the loop itself; handle takes the events within a step")
         # Only the first time that an event is fired: after that the table answers, without a call.
         handlers = [handler for handler in self._handlers if _is_heard(event, handler.listener.event)]
-        handlers = [_shown(handler, event) for handler in handlers]
+        handlers = [_shown(handler, event, self._backend) for handler in handlers]
         if issubclass(event, (StepBegin, StepEnd)):  # host handlers first when a step begins, traced ones when it ends
             handlers.sort(key=lambda handler: handler.traced is issubclass(event, StepBegin))
         self[event] = tuple(handlers)
@@ -82,17 +83,16 @@ def _handlers(member: GuardedCallback, phase: type[Phase] | None) -> list[Handle
         if listener.phase is None or (phase is not None and issubclass(phase, listener.phase)):
             call = getattr(member.callback, listener.method)
             view = member.traced_view if listener.traced else member.view
-            loans = () if listener.traced else view._loans
+            loans = () if listener.traced else member.loans
             handlers.append(Handler(call, view, member.callback, listener, wants_event(call), loans))
     return handlers
 
 
-def _shown(handler: Handler, event: type[Event]) -> Handler:
+def _shown(handler: Handler, event: type[Event], backend: Any) -> Handler:
     """A handler that is called with the present values in the user's own objects, if it may look at these.
 
     That is between steps, and within one if its callback reads what is trained.
     """
-    backend: Any = handler.view._learner.backend
     if handler.traced or not hasattr(backend, "show"):
         return handler
     declared = (*handler.callback.reads, *handler.callback.writes)

@@ -74,6 +74,11 @@ class History(Mapping[str, Counts]):
         return f"History({dict(self)})"
 
 
+def tallies_of(history: History) -> dict[str, Tally]:
+    """The counts of a history that still count, by name of the phase: always the same dict."""
+    return history._counts  # pyright: ignore[reportPrivateUsage]  # whoever has the history is to read alone
+
+
 class Ring:
     """The latest values of a series that may be endless, in float64, and the numbers of their steps.
 
@@ -186,6 +191,11 @@ class Series(Mapping[str, Mapping[str, Any]]):
 
     def __repr__(self) -> str:
         return f"Series({', '.join(prefix_of(phase) + name for phase in self for name in self[phase])})"
+
+
+def entries_of(series: Series) -> dict[str, dict[str, Any]]:
+    """What holds the values of a series, by phase and name: always the same dict."""
+    return series._by_phase  # pyright: ignore[reportPrivateUsage]  # as in `tallies_of`
 
 
 class Epochs(Mapping[str, list[float | None]]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from loopcore._utils.value_keys import frozen
@@ -15,9 +16,40 @@ if TYPE_CHECKING:
 
 ABSENT = object()
 RESERVED = frozenset({"outcome", "apply", "updated"})
-_UNSET: Mapping[str, object] = {"_apply": True, "_dropped": (), "_hidden": {}} | dict.fromkeys(
-    ("_batch", "_differentiated", "_draws", "_fed", "_packed", "_replaced", "_size", "_updated", "outcome")
-)
+
+
+class StepRecord:
+    """What the loop keeps of a step besides its values, which may have any name.
+
+    The defaults are the class's: an ``__init__`` that sets them would cost time at every step.
+
+    Attributes:
+        apply: whether the next update happens.
+        batch: the parts of the batch, until the step has ended.
+        differentiated: at a cut within an objective, values that a gradient goes through.
+        draws: numbers of the last random draws, by owner.
+        dropped: values that nobody declared to read, once the step has ended.
+        fed: parts of a batch on the host that became native, since somebody looked.
+        hidden: while the step is compiled, its values that are no arrays.
+        noted: the hidden values that were read, which its program depends on.
+        packed: after a compiled step, values that nobody has read yet.
+        replaced: within an objective, value -> the callback that replaced it.
+        size: samples of the batch, once somebody asked.
+        updated: whether the last update happened.
+    """
+
+    apply: Condition = True
+    batch: Mapping[str, Tree] | None = None
+    differentiated: frozenset[str] | None = None
+    draws: dict[str, int] | None = None
+    dropped: Iterable[str] = ()
+    fed: dict[str, Tree] | None = None
+    hidden: Mapping[str, object] = MappingProxyType({})
+    noted: dict[str, object]
+    packed: Packed | None = None
+    replaced: dict[str, str] | None = None
+    size: int | None = None
+    updated: Condition | None = None
 
 
 class State:
@@ -28,27 +60,10 @@ class State:
     update did).
     """
 
-    # The dict has the values of the step and nothing else, whatever they are called: what the loop itself keeps is in
-    # slots.
-    __slots__ = (
-        *("__dict__", "__weakref__", "outcome"),
-        *("_apply", "_batch", "_differentiated", "_draws", "_dropped", "_fed", "_hidden", "_noted", "_packed"),
-        *("_replaced", "_size", "_updated"),
-    )
+    __slots__ = ("__dict__", "__weakref__", "_record", "outcome")
 
     if TYPE_CHECKING:
-        _apply: Condition
-        _batch: Mapping[str, Tree] | None
-        _draws: dict[str, int] | None
-        _dropped: Iterable[str]
-        _hidden: Mapping[str, object]  # while a step is compiled: its values that are no arrays
-        _noted: dict[str, object]  # the hidden values that were read, which its program depends on
-        _fed: dict[str, Tree] | None  # parts of a batch on the host that became native, since somebody looked
-        _differentiated: frozenset[str] | None  # at a cut within an objective: values that a gradient goes through
-        _packed: Packed | None  # after a compiled step: values that nobody has read yet
-        _replaced: dict[str, str] | None  # within an objective: value -> the callback that replaced it
-        _size: int | None
-        _updated: Condition | None
+        _record: StepRecord
         outcome: Outcome | None
 
         def __setattr__(self, name: str, value: object) -> None: ...
@@ -56,35 +71,42 @@ class State:
     @property
     def apply(self) -> Condition:
         """Whether the next update happens: a bool or a 0-d boolean array."""
-        packed = self._packed
-        return self._apply if packed is None or "apply" not in packed.layout else packed.get("apply")
+        record = self._record
+        packed = record.packed
+        return record.apply if packed is None or "apply" not in packed.layout else packed.get("apply")
 
     @apply.setter
     def apply(self, value: Condition) -> None:
-        self._apply = combine_conditions(self._apply, value)
+        record = self._record
+        record.apply = combine_conditions(record.apply, value)
 
     @property
     def updated(self) -> Condition | None:
         """Whether the last update happened: a bool or a 0-d boolean array; None before the first."""
-        packed = self._packed
-        return self._updated if packed is None or "updated" not in packed.layout else packed.get("updated")
+        record = self._record
+        packed = record.packed
+        return record.updated if packed is None or "updated" not in packed.layout else packed.get("updated")
 
     @updated.setter
     def updated(self, value: Condition | None) -> None:
-        self._updated = value
+        self._record.updated = value
 
     def __getattr__(self, name: str) -> Tree:
-        if name in _UNSET:  # the defaults, which no __init__ writes: that would cost time at every step
-            return _UNSET[name]
-        if name in self._hidden:
+        if name == "outcome":  # no __init__ sets it, nor the record: that would cost time at every step
+            return None
+        if name == "_record":
+            self._record = record = StepRecord()
+            return record
+        record = self._record
+        if name in record.hidden:
             # Only what is read becomes part of the program: file names in a batch that nobody looks at must not compile
             # it anew.
-            self._noted[name] = frozen(self._hidden[name])
-            return self._hidden[name]
-        if self._packed is not None and f"step.{name}" in self._packed.layout:
-            return self._packed.get(f"step.{name}")
+            record.noted[name] = frozen(record.hidden[name])
+            return record.hidden[name]
+        if record.packed is not None and f"step.{name}" in record.packed.layout:
+            return record.packed.get(f"step.{name}")
         # It was there and is gone. "No value" would send the user to look for a bug in the step.
-        if name in self._dropped:
+        if name in record.dropped:
             raise AttributeError(
                 f"step.{name} was not kept when the step ended, since nobody declared to read it. Add "
                 f'reads = ("step.{name}",) to the callback or the phase, or pass reads=("step.{name}",) to the '
@@ -99,9 +121,15 @@ class State:
         return f"State({', '.join(self.__dict__)})"
 
 
+def record_of(state: State) -> StepRecord:
+    """What the loop keeps of a step besides its values."""
+    return state._record  # pyright: ignore[reportPrivateUsage]  # a public name could be that of a value
+
+
 def seen(backend: Backend, state: State, name: str, value: Tree) -> Tree:
     """Return a value of a step as one looks at it: what its batch left on the host becomes native, once."""
-    placed, batch = state._fed, state._batch  # pyright: ignore[reportPrivateUsage]
+    record = record_of(state)
+    placed, batch = record.fed, record.batch
     if placed is None or batch is None or batch.get(name) is not value:
         return value
     if name not in placed:
@@ -239,19 +267,7 @@ class Shared:
 
     def __init__(self) -> None:
         object.__setattr__(self, "_packed", {})
-        self._show()
-
-    def _hide(self, values: Mapping[str, object], hear: Callable[[str, object], None]) -> None:
-        """Hide values until `_show`; ``hear`` gets the name and value of each that is read, `ABSENT` where none is."""
-        object.__setattr__(self, "_hidden", dict(values))
-        object.__setattr__(self, "_hear", hear)
-        # Python asks `__getattr__` only for names that are not there.
-        for name in values:
-            del self.__dict__[name]
-
-    def _show(self) -> None:
-        object.__setattr__(self, "_hidden", {})
-        object.__setattr__(self, "_hear", None)
+        show(self)
 
     def __getattr__(self, name: str) -> Tree:
         if self._hear is not None:
@@ -273,11 +289,32 @@ class Shared:
         self._packed.pop(name, None)
         object.__delattr__(self, name)
 
-    def _settle(self) -> None:
-        """Make an attribute of every value that is still packed."""
-        for name in self._packed:
-            getattr(self, name)
-        self._packed.clear()
-
     def __repr__(self) -> str:
         return f"Shared({', '.join(dict.fromkeys((*self.__dict__, *self._packed)))})"
+
+
+def hide(shared: Shared, values: Mapping[str, object], hear: Callable[[str, object], None]) -> None:
+    """Hide values until `show`; ``hear`` gets the name and value of each that is read, `ABSENT` where none is."""
+    object.__setattr__(shared, "_hidden", dict(values))
+    object.__setattr__(shared, "_hear", hear)
+    for name in values:
+        del shared.__dict__[name]
+
+
+def show(shared: Shared) -> None:
+    """Hide nothing any more."""
+    object.__setattr__(shared, "_hidden", {})
+    object.__setattr__(shared, "_hear", None)
+
+
+def packed_in(shared: Shared) -> dict[str, Packed]:
+    """The carried values that nobody has read since a compiled step, by name: always the same dict."""
+    return shared._packed  # pyright: ignore[reportPrivateUsage]  # a public name could be that of a value
+
+
+def settle(shared: Shared) -> None:
+    """Make an attribute of every value that is still packed."""
+    packed = packed_in(shared)
+    for name in packed:
+        getattr(shared, name)
+    packed.clear()

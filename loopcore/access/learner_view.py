@@ -71,35 +71,36 @@ _REACHED = f"it reaches {', '.join(ROOTS)} as it declares them, random, and {', 
 _OBJECTIVES = frozenset({"gradient", "grad", "minimize"})
 
 
-def make_view(learner: LearnerParts, callback: Callback, *, traced: bool) -> View:
+def make_view(learner: LearnerParts, callback: Callback, loans: LentContainers | None) -> View:
     """The guarded view of a learner for one callback.
 
     Args:
         learner: the learner behind it.
         callback: whose declarations decide.
-        traced: for traced handlers: values as the step body sees them.
+        loans: takes what host handlers get to see; None for traced handlers, which see what the step body sees.
     """
+    traced = loans is None
     # All decisions are made here, once: a handler runs at every step, and pays for an attribute and nothing else.
     access = Access.of(callback)
     objectives = _OwnObjectives(learner.backend.concrete)
-    loans = None if traced else LentContainers(learner)
     parts: dict[str, object] = {
         "step": namespace_view("step", learner, access, loans),
         "shared": namespace_view("shared", learner, access, loans),
         "hyper": _HyperView(learner, access),
         "random": Random(learner, name_of(callback.identity())),  # a wrapper changes no draws
     }
-    members: dict[str, object] = {"__slots__": (), "_access": access, "_loans": loans}
+    members: dict[str, object] = {"__slots__": (), "_access": access}
     # Handlers read these at every step: attributes of the class, which take a third of the time of a property. The
     # three namespaces are there whatever was declared, so that the error names the full path.
     members |= parts | {"collect": staticmethod(_collecting(learner, access))}
     for root in ("params", "buffers", "model", "optimizer", "data"):
         if access.names(root, access.reads):
-            members[root] = property(_guarded_root(root, access, _raw if traced else objectives.see))
+            members[root] = property(_guarded_root(root, learner, access, _raw if traced else objectives.see))
     for name in FREE | {verb for verb, needs in VERBS.items() if _allowed(access, needs)}:
         is_own_objective = name in _OBJECTIVES and not traced
-        members[name] = property(objectives.verb(name) if is_own_objective else attrgetter(f"_learner.{name}"))
-    members["epoch"] = property(lambda view: view._learner.epoch and _EpochView(view._learner.epoch, access))
+        getter = objectives.verb(name, learner) if is_own_objective else attrgetter(f"_learner.{name}")
+        members[name] = property(getter)
+    members["epoch"] = property(lambda view: learner.epoch and _EpochView(learner.epoch, access))
     # A class for each callback, since only a class can have properties; a lookup in a dict by `__getattr__` would be
     # slower.
     view = cast(type[View], type("LearnerView", (View,), members))
@@ -116,7 +117,6 @@ class View:
 
     __slots__ = ("_learner",)
     _access: Access
-    _loans: LentContainers  # not in a view for traced handlers
 
     def __init__(self, learner: LearnerParts) -> None:
         # Past the `__setattr__` below, which refuses everything.
@@ -155,12 +155,16 @@ def _collecting(learner: LearnerParts, access: Access) -> Callable[..., tuple[Ar
     return collect
 
 
-def _guarded_root(root: str, access: Access, concrete: Callable[[Tree], Tree]) -> Callable[[View], object]:
+def _guarded_root(
+    root: str, learner: LearnerParts, access: Access, concrete: Callable[[Tree], Tree]
+) -> Callable[[View], object]:
     if root in ("optimizer", "data"):
         writable = access.may(root, access.writes)
-        return lambda view: getattr(view._learner, root) if writable else MappingProxyType(getattr(view._learner, root))
-    wrapper = _ModelView if root == "model" else _HandleView
-    return lambda view: wrapper(getattr(view._learner, root), access, root, concrete)
+        return lambda view: getattr(learner, root) if writable else MappingProxyType(getattr(learner, root))
+    if root == "model":
+        differentiated = learner.backend.is_differentiated
+        return lambda view: _ModelView(learner.model, access, root, concrete, differentiated)
+    return lambda view: _HandleView(getattr(learner, root), access, root, concrete)
 
 
 class _OwnObjectives:
@@ -174,8 +178,8 @@ class _OwnObjectives:
         # Within its own objective a concrete value would cut the very gradient that the handler asks for.
         return value if self._depth or value is None else self._concrete(value)
 
-    def verb(self, name: str) -> Callable[[View], Callable[..., Tree]]:
-        return lambda view: self._opened(getattr(view._learner, name))
+    def verb(self, name: str, learner: LearnerParts) -> Callable[[View], Callable[..., Tree]]:
+        return lambda view: self._opened(getattr(learner, name))
 
     def _opened(self, verb: Callable[..., Tree]) -> Callable[..., Tree]:
         def call(*args: object, **kwargs: object) -> Tree:
@@ -209,10 +213,18 @@ class _EpochView:
 class _ModelView:
     """A model for a callback: forward passes of one that may not change it leave its state as it is."""
 
-    __slots__ = ("_access", "_concrete", "_model", "_path")
+    __slots__ = ("_access", "_concrete", "_differentiated", "_model", "_path")
 
-    def __init__(self, model: Model, access: Access, path: str, concrete: Callable[[Tree], Tree]) -> None:
-        self._model, self._access, self._path, self._concrete = model, access, path, concrete
+    def __init__(
+        self,
+        model: Model,
+        access: Access,
+        path: str,
+        concrete: Callable[[Tree], Tree],
+        differentiated: Callable[[Tree], bool],
+    ) -> None:
+        self._model, self._access, self._path = model, access, path
+        self._concrete, self._differentiated = concrete, differentiated
 
     def __call__(self, *args: object, **kwargs: Any) -> Tree:
         self._access.require_read(self._path)
@@ -225,12 +237,13 @@ class _ModelView:
         names = self._access.names(self._path, self._access.reads)
         if "*" in names and name == "native":
             native = self._model.native
-            return self._concrete(native) if self._model._backend.is_differentiated(native) else native
+            return self._concrete(native) if self._differentiated(native) else native
         if "*" in names and name == "apply":
             return lambda *args, **kwargs: self._concrete(self._model.apply(*args, **kwargs))
         if not names & {"*", name}:
             raise self._access.error(f"{self._path}.{name}", write=False)
-        return _ModelView(getattr(self._model, name), self._access, f"{self._path}.{name}", self._concrete)
+        model, path = getattr(self._model, name), f"{self._path}.{name}"
+        return _ModelView(model, self._access, path, self._concrete, self._differentiated)
 
     __getitem__ = __getattr__
 

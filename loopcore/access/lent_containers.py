@@ -6,8 +6,9 @@ is looked at when they are over. That is the same in every plan, since a handler
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import is_
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from loopcore.handles.trees import Containers
 from loopcore.protocols import LearnerParts
@@ -44,12 +45,6 @@ class LentContainer(NamedTuple):
         return not (same and all(map(is_, backend.tree_leaves(self.copy), self.leaves)))
 
 
-class TakesBack(Protocol):
-    """A view of ``step`` or ``shared``, through which a changed container goes back."""
-
-    def _take_back(self, owner: State | Shared, name: str, value: Tree) -> None: ...
-
-
 class LentContainers(dict[Key, LentContainer]):
     """What the running handler of one callback holds, by root, name and step; mostly nothing.
 
@@ -57,14 +52,14 @@ class LentContainers(dict[Key, LentContainer]):
         learner: whose state it is.
 
     Attributes:
-        views: of ``step`` and ``shared``, by name; what a changed container goes back through.
+        take_back: by root, ``step`` or ``shared``: writes a changed container back to its owner.
         containers: tells what is lent from what cannot be changed in place.
     """
 
     def __init__(self, learner: LearnerParts) -> None:
         super().__init__()
         self._learner = learner
-        self.views: dict[str, TakesBack] = {}
+        self.take_back: dict[str, Callable[[State | Shared, str, Tree], None]] = {}
         self.containers = Containers(learner.backend)
 
     def lend(self, root: str, name: str, value: Tree) -> Tree:
@@ -109,4 +104,4 @@ class LentContainers(dict[Key, LentContainer]):
             del self[key]
         for (root, _, _), loan in due.items():
             if loan.changed(self._learner.backend):
-                self.views[root]._take_back(loan.owner, loan.name, loan.copy)
+                self.take_back[root](loan.owner, loan.name, loan.copy)

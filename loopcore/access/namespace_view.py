@@ -6,11 +6,11 @@ import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from loopcore.callback import name_of
 from loopcore.protocols import LearnerParts
-from loopcore.state import seen
+from loopcore.state import record_of, seen
 
 if TYPE_CHECKING:
     from loopcore.access.lent_containers import LentContainers
@@ -26,6 +26,7 @@ def namespace_view(root: str, learner: LearnerParts, access: Access, loans: Lent
     """A view of ``step`` or ``shared`` with a generated property for every declared name; traced without loans."""
     reads, writes = access.names(root, access.reads), access.names(root, access.writes)
     reader = partial(_reader, learner, loans, root, writes)
+    adopt = _keep if loans is None or root == "shared" else _adopting(learner, access, loans)
     members: dict[str, object] = {
         "__slots__": (),
         "_access": access,
@@ -33,7 +34,7 @@ def namespace_view(root: str, learner: LearnerParts, access: Access, loans: Lent
         "_writes": writes,
         "_all": "*" in reads,
         "_reader": staticmethod(reader),
-        "_adopt": staticmethod(_keep if loans is None or root == "shared" else _adopting(learner, access, loans)),
+        "_adopt": staticmethod(adopt),
         # Where nothing is to be converted, a declared name is written by one call. In ``step`` a host handler's value
         # is converted and compared with the old one, see `_adopting`.
         "_put": _putters(learner, root, writes) if loans is None or root == "shared" else {},
@@ -41,10 +42,9 @@ def namespace_view(root: str, learner: LearnerParts, access: Access, loans: Lent
     for name in (reads | (_FREE_STEP if root == "step" else frozenset())) - {"*"}:
         # A closure for each name, with no branch and no check left in it: handlers read values at every step.
         members[name] = property(_getter(learner, root, name, reader(name)))
-    view = cast(type[NamespaceView], type(f"{root.title()}View", (NamespaceView,), members))(learner)
     if loans is not None:
-        loans.views[root] = view
-    return view
+        loans.take_back[root] = _taking_back(root, access, writes, adopt)
+    return cast(type[NamespaceView], type(f"{root.title()}View", (NamespaceView,), members))(learner)
 
 
 class NamespaceView:
@@ -85,16 +85,22 @@ class NamespaceView:
     def __delattr__(self, name: str) -> None:
         raise self._access.error(f"{self._root}.{name}", write=True)
 
-    def _take_back(self, owner: State | Shared, name: str, value: Tree) -> None:
-        """Write a container that a handler changed in place back to the state or the shared namespace.
 
-        Raises:
-            AccessError: the callback does not declare to write it.
-        """
-        path = f"{self._root}.{name}"
-        if not self._writes & {name, "*"}:
-            raise self._access.error(path, write=True, action=f"changes {path} in place")
-        setattr(owner, name, self._adopt(owner, name, value))
+def _taking_back(
+    root: str, access: Access, writes: frozenset[str], adopt: Callable[[Any, str, Tree], Tree]
+) -> Callable[[State | Shared, str, Tree], None]:
+    """Make the function that writes a container that a handler changed in place back to ``step`` or ``shared``.
+
+    It raises an `AccessError` where the callback does not declare to write it.
+    """
+
+    def take_back(owner: State | Shared, name: str, value: Tree) -> None:
+        path = f"{root}.{name}"
+        if not writes & {name, "*"}:
+            raise access.error(path, write=True, action=f"changes {path} in place")
+        setattr(owner, name, adopt(owner, name, value))
+
+    return take_back
 
 
 def _putters(learner: LearnerParts, root: str, writes: frozenset[str]) -> dict[str, Callable[[str, Tree], None]]:
@@ -162,9 +168,12 @@ def _adopting(learner: LearnerParts, access: Access, loans: LentContainers) -> C
         # A container that the handler writes back is looked at from now on as it is in the step.
         if loans:
             loans.replaced("step", name, value, new)
-        if new is not old and _cuts(backend, old, new, name in (state._differentiated or ())):
+        if new is old:
+            return new
+        record = record_of(state)
+        if _cuts(backend, old, new, name in (record.differentiated or ())):
             writer = name_of(access.callback)
-            state._replaced = {**(state._replaced or {}), name: writer}
+            record.replaced = {**(record.replaced or {}), name: writer}
             # Once for each callback and name: a training has many steps.
             if name not in warned:
                 warned.add(name)

@@ -91,7 +91,7 @@ def _taking(title: str, function: Callable[..., Array], backend: str) -> Callabl
         try:
             return function(*args, **kwargs)
         except Exception as error:
-            xp = self._xp if isinstance(self, LinalgNamespace) else self
+            xp = self._xp if isinstance(self, LinalgNamespace) else self  # pyright: ignore[reportPrivateUsage]  # it is a method
             return function(*_native(xp, title, backend, args, error), **kwargs)
 
     return call
@@ -107,7 +107,7 @@ def _converting(title: str, function: Callable[..., Array], backend: str) -> Cal
         if owners - {backend, "numpy"}:
             raise BackendError(f"{title}: {mixture({backend, *owners})}")
         if "numpy" in owners:
-            xp = self._xp if isinstance(self, LinalgNamespace) else self
+            xp = self._xp if isinstance(self, LinalgNamespace) else self  # pyright: ignore[reportPrivateUsage]  # it is a method
             args = tuple(_native_leaves(args, lambda x: xp.asarray(x) if _is_host_float(x) else x))
         return inner(self, *args, **kwargs)
 

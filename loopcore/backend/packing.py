@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -108,19 +108,14 @@ def fetched(values: Sequence[Array]) -> HostArray:
     first = values[0]
     if not isinstance(first, Pending):
         return np.array(values, np.float64)
-    arrays = first._backend.to_host([value._array for value in values])
+    arrays = first._backend.to_host([value._array for value in values])  # pyright: ignore[reportPrivateUsage]  # of this file
     return first.of(np.stack(arrays)).astype(np.float64)
 
 
-class HasPacked(Protocol):
-    """A step, as far as `collect` needs it."""
-
-    _packed: Packed | None
-
-
-def collect(backend: Backend, state: HasPacked, names: Sequence[str]) -> tuple[Array, ...]:
+def collect(
+    backend: Backend, values: Mapping[str, Array], packed: Packed | None, names: Sequence[str]
+) -> tuple[Array, ...]:
     """Step values for later: packed as they are, pending on their own, or (numbers and tuples of them) themselves."""
-    packed: Packed | None = state._packed
     layout = {} if packed is None else packed.layout
     collected: list[Array] = []
     for name in names:
@@ -128,7 +123,7 @@ def collect(backend: Backend, state: HasPacked, names: Sequence[str]) -> tuple[A
         if slot is not None and packed is not None:
             collected.append(Pending(backend, packed.vector, slot))
         else:
-            value = state.__dict__.get(name)
+            value = values.get(name)
             plain = type(value) is tuple or not backend.is_array(value)  # a tuple of numbers, in eager steps
             collected.append(value if plain else Pending(backend, value))
     return tuple(collected)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from loopcore.callback import Callback, on
 from loopcore.events import EpochBegin, EpochEnd, StepEnd
-from loopcore.history import History, Tally
+from loopcore.history import History, Tally, tallies_of
 from loopcore.phases.base import Phase
 from loopcore.protocols import LearnerView, StateDict
 
@@ -60,8 +60,7 @@ class Recorder(Callback):
             self._counts(learner, phase).epochs += 1
 
     def _counts(self, learner: LearnerView, phase: Phase) -> Tally:
-        counts: dict[str, Tally] = learner.shared.history._counts
-        name = phase.name
+        counts, name = tallies_of(learner.shared.history), phase.name
         return counts.get(name) or counts.setdefault(name, Tally())
 
     def state_dict(self) -> StateDict:

@@ -306,7 +306,7 @@ class TorchScheduler(_ByStep):
             optimizer_ids = {id(getattr(callback.scheduler, "optimizer", None)) for callback in (self, other)}
             return NO_CONFLICT if len(optimizer_ids) == 2 else None
         if isinstance(other, Scheduler):
-            names = {name.rpartition(".")[2] for name in other._schedules}
+            names = {name.rpartition(".")[2] for name in other._schedules}  # pyright: ignore[reportPrivateUsage]  # of this file
             return NO_CONFLICT if names.isdisjoint(("learning_rate", "momentum")) else None
         return None
 

@@ -19,4 +19,4 @@ def unguarded(view: LearnerView) -> LearnerParts:
     Args:
         view: what a handler or ``setup`` got.
     """
-    return cast(_Guarded, view)._learner
+    return cast(_Guarded, view)._learner  # pyright: ignore[reportPrivateUsage]  # past the guard

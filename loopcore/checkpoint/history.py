@@ -10,7 +10,7 @@ import numpy as np
 
 from loopcore.checkpoint.file import Arrays, Json, Manifest
 from loopcore.checkpoint.parts import CheckpointPart, File
-from loopcore.history import History, Ring, Series, Tally
+from loopcore.history import History, Ring, Series, Tally, entries_of, tallies_of
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -39,7 +39,7 @@ class CountsPart(CheckpointPart):
         _refill(runs.draws_outside_steps, {name: int(n) for name, n in manifest["draws"].items()}, undo)
         history = getattr(learner.shared, "history", None)
         if isinstance(history, History):
-            _refill(history._counts, {name: Tally(*counts) for name, counts in manifest["history"].items()}, undo)
+            _refill(tallies_of(history), {name: Tally(*counts) for name, counts in manifest["history"].items()}, undo)
 
 
 class Values(CheckpointPart):
@@ -74,7 +74,7 @@ class Values(CheckpointPart):
             nested = file.manifest.get("within", {}).get(table, {})
             entries = {p: {n: [tuple(entry) for entry in v] for n, v in values.items()} for p, values in nested.items()}
             _refill(series.within, entries, undo)
-            _refill(series._by_phase, {phase: values for phase, values in new.items() if values}, undo)
+            _refill(entries_of(series), {phase: values for phase, values in new.items() if values}, undo)
 
     def _series(self) -> dict[str, Series]:
         return {name: value for name, value in vars(self.learner.shared).items() if isinstance(value, Series)}

@@ -11,6 +11,7 @@ import numpy as np
 from loopcore.backend.protocol import Array, Tree
 from loopcore.checkpoint.file import Arrays, Manifest
 from loopcore.errors import OptimizerError
+from loopcore.handles.hyperparameters import own_values
 from loopcore.handles.parameters import differences
 from loopcore.protocols import LearnerParts
 
@@ -144,11 +145,11 @@ class HyperPart(CheckpointPart):
 
     def save(self, arrays: Arrays) -> Manifest:
         """Return the values of the scalars for the manifest."""
-        return {"hyper": self.learner.hyper._values()}
+        return {"hyper": dict(own_values(self.learner.hyper))}
 
     def differences(self, file: File) -> list[str]:
         """List the names that either the learner or the checkpoint does not have."""
-        present, stored = self.learner.hyper._values(), file.manifest["hyper"]
+        present, stored = own_values(self.learner.hyper), file.manifest["hyper"]
         return [
             f"hyper {name}: {'not here' if name in stored else 'not in the checkpoint'}"
             for name in sorted(set(present) ^ set(stored))
@@ -157,12 +158,12 @@ class HyperPart(CheckpointPart):
     def load(self, file: File, undo: ExitStack) -> None:
         """Set the scalars to those of a checkpoint."""
         self.keep(undo)
-        self.learner.hyper._put_values({name: float(value) for name, value in file.manifest["hyper"].items()})
+        own_values(self.learner.hyper).update({name: float(value) for name, value in file.manifest["hyper"].items()})
 
     def keep(self, undo: ExitStack) -> None:
         """Let ``undo`` bring back the present scalars."""
-        hyper = self.learner.hyper
-        undo.callback(hyper._put_values, hyper._values())
+        values = own_values(self.learner.hyper)
+        undo.callback(values.update, dict(values))
 
 
 class Carried(CheckpointPart):

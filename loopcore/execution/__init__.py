@@ -1,7 +1,7 @@
 """How a step runs.
 
-`plan` decides it from who listens, `runner` holds what a step of one phase needs, and three ways lead on from
-`runner.Runner.run`. Take a training step with a host handler of BackwardEnd that writes the gradient:
+`plan` decides it from who listens, `step_handlers` and `runner` hold what a step of one phase needs, and three ways
+lead on from `runner.Runner.run`. Take a training step with a host handler of BackwardEnd that writes the gradient:
 
 - **eager** (`Backend.run_body`): the body runs as it is written. ``handle(BackwardEnd())`` calls the handler there and
   then, on arrays that have values.

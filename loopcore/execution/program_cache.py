@@ -37,14 +37,15 @@ from loopcore.execution.segments import (
     fill,
     with_leaves,
 )
-from loopcore.execution.step_runner import StepRunner
+from loopcore.execution.step_handlers import StepHandlers
 from loopcore.execution.trace import BodyTrace
 from loopcore.execution.trace_errors import explained
+from loopcore.handles.hyperparameters import own_values
 from loopcore.handles.randomness import override
 from loopcore.handles.trees import is_container
 from loopcore.phases.base import Phase
 from loopcore.protocols import Body
-from loopcore.state import ABSENT, State, seen
+from loopcore.state import ABSENT, State, packed_in, seen
 
 # Phases that equal no earlier one, such as those with a new plan each time, must not fill the memory with programs.
 _MOST_PHASES = 64
@@ -156,7 +157,7 @@ class Programs:
         drawable: whether, of what `same_random` has the host draw, all is known before a step runs.
     """
 
-    def __init__(self, runner: StepRunner) -> None:
+    def __init__(self, runner: StepHandlers) -> None:
         self.first = self._runner = runner
         self._learner = runner.learner
         self._backend = cast(CompilingBackend, runner.backend)
@@ -172,7 +173,9 @@ class Programs:
         self._draws: dict[str, Draw] = {}  # of the host, where they enter the programs
         self.drawable = True  # whether the host can draw everything before a step
         self._packed_by_others: tuple[str, ...] = ()  # values of shared that are read, and may be packed
-        self._packed_carry = PackedCarry(self._backend, runner.learner, names)
+        self._packed_in_shared = packed_in(runner.learner.shared)
+        self._own_hyper = own_values(runner.learner.hyper)
+        self._packed_carry = PackedCarry(self._backend, runner.learner.shared, names)
         self._hyper_scalars, self._optimizer_scalars = DeviceScalars(self._backend), DeviceScalars(self._backend)
         self._attributes_read = [
             (vars(callback), attributes_read(callback, methods)) for callback, methods in runner.traced
@@ -194,7 +197,7 @@ class Programs:
         )
 
     def run(
-        self, runner: StepRunner, body: Body, key: DrawKey, state: State, reads: frozenset[str], muted: MutedEvents
+        self, runner: StepHandlers, body: Body, key: DrawKey, state: State, reads: frozenset[str], muted: MutedEvents
     ) -> None:
         """Run one step of a phase: its segments, and between two of them the host handlers of the cut."""
         before = self._runner
@@ -222,7 +225,7 @@ class Programs:
                 if progress.cuts:
                     raise TraceError(_UNDRAWABLE) from None
                 self.drawable = False
-                return self._runner.run(body, key, state, reads, muted)
+                raise
             except Undrawn as missing:
                 self._forget(segment)
                 self._draws[str(missing.stream)] = missing.draw
@@ -256,9 +259,9 @@ class Programs:
     def _call(self, body: Body, attempt: int, state: State, reads: frozenset[str], muted: MutedEvents) -> StepCall:
         """Collect, once a step, what its segments run with."""
         signatures = self._signatures(state)
-        inputs, static = self._inputs(state, attempt, *signatures)
+        apply = self._learner.runs.record.apply
+        inputs, static = self._inputs(state, attempt, apply, *signatures)
         requested = self._requested.get(reads) or self._request(reads)
-        apply = state._apply
         fixed = apply if isinstance(apply, bool) else None
         return tuple.__new__(StepCall, (body, inputs, static, requested, muted, fixed, signatures))
 
@@ -325,11 +328,12 @@ class Programs:
         """
         assert end.event is not None
         before, attributes = (dict(state.__dict__), self._backend.carried()), dict(vars(self._runner.phase))
-        state._differentiated = end.differentiated  # pyright: ignore[reportPrivateUsage]
+        record = self._learner.runs.record
+        record.differentiated = end.differentiated
         try:
             deliver(end.handlers, self._runner.phase, end.event)
         finally:
-            state._differentiated = None  # pyright: ignore[reportPrivateUsage]
+            record.differentiated = None
         # This object stands for "not there", as no attribute is it.
         changed = [name for name, value in vars(self._runner.phase).items() if attributes.get(name, self) is not value]
         if changed:
@@ -363,11 +367,11 @@ class Programs:
     def _side_state(self) -> dict[str, Any]:
         """Collect what handlers could change besides the values of the step and what is trained."""
         learner = self._learner
-        packed = learner.shared._packed
+        packed = self._packed_in_shared
         # A packed value becomes an attribute when it is read, which is no change.
         shared = {f"shared.{name}": value for name, value in vars(learner.shared).items() if name not in packed}
         optimizers = {f" {name}": value for name, value in self._backend.hyper_values().items()}
-        return {**shared, **learner.hyper._own, **optimizers}
+        return {**shared, **self._own_hyper, **optimizers}
 
     def _run_cut(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], muted: MutedEvents) -> None:
         """Run a step whose program fails with a cut at every event that somebody hears."""
@@ -400,7 +404,7 @@ class Programs:
         # The name is in the key of programs from now on, so that those without it are not found again.
         self._shared_classifier.ask(name)
         # It has to be unpacked before every step, see `_signatures`.
-        if name in self._learner.shared._packed:
+        if name in self._packed_in_shared:
             self._packed_by_others += (name,)
 
     def _with_asked(self, call: StepCall, progress: _Progress) -> StepCall:
@@ -416,7 +420,7 @@ class Programs:
     # -- inputs ------------------------------------------------------------------------------------------------
 
     def _inputs(
-        self, state: State, attempt: int, of_state: NamespaceSignature, of_shared: NamespaceSignature
+        self, state: State, attempt: int, apply: Any, of_state: NamespaceSignature, of_shared: NamespaceSignature
     ) -> tuple[StepInputs, dict[str, Any]]:
         """Collect what enters the programs of a step, and the state values that do not."""
         backend, learner = self._backend, self._learner
@@ -428,7 +432,6 @@ class Programs:
             shared |= {name: as_array(values[name]) for name in self._packed_carry.large}
         attributes = vars(self._runner.phase)
         phase = {name: value for name, value in attributes.items() if backend.is_array(value)} if attributes else {}
-        apply = state._apply
         draws = _NO_DRAWS if override.get() is None else self._drawn(attempt)
         inputs = (arrays, shared, *self._hyper(), packed, phase, () if isinstance(apply, bool) else apply, draws)
         return tuple.__new__(StepInputs, inputs), static  # StepInputs(...) takes twice as long
@@ -459,8 +462,7 @@ class Programs:
 
     def _hyper(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the hyperparameters of the user's own, and those of the optimizers."""
-        values = self._learner.hyper._own
-        return self._hyper_scalars(values), self._optimizer_scalars(self._backend.hyper_values())
+        return self._hyper_scalars(self._own_hyper), self._optimizer_scalars(self._backend.hyper_values())
 
     # -- programs ----------------------------------------------------------------------------------------------
 
@@ -599,14 +601,14 @@ class Programs:
         self, state: State, outputs: dict[str, Tree], end: SegmentEnd, attempt: int, first: Tree
     ) -> None:
         """Make what a segment computed the learner's."""
-        values = state.__dict__
+        values, record = state.__dict__, self._learner.runs.record
         if end.carried is None:
             self._backend.put_carried(outputs["carried"])
         else:
             self._backend.put_carried(with_leaves(self._backend, first, end.carried, outputs["carried"]))
         if end.event is None:
             packed = Packed(self._backend, outputs["packed"], end.layout)
-            state._packed = packed
+            record.packed = packed
             self._packed_carry.land(packed, attempt)
             values.update(dict.fromkeys(end.left_out))  # what is not handed back was there all the same
         values.update(outputs["state"])
@@ -615,14 +617,14 @@ class Programs:
         shared.update(end.shared)
         for name, value in end.state.items():
             if name == "apply":
-                state._apply = value
+                record.apply = value
             else:
                 values[name] = value
         if "apply" in outputs["step"]:
-            state._apply = outputs["step"]["apply"]
-        state._updated = outputs["step"].get("updated", end.updated)
+            record.apply = outputs["step"]["apply"]
+        record.updated = outputs["step"].get("updated", end.updated)
         if end.draws:
-            state._draws = {**(state._draws or {}), **end.draws}
+            record.draws = {**(record.draws or {}), **end.draws}
 
     def _host_changes(
         self,
@@ -634,7 +636,7 @@ class Programs:
         progress: _Progress,
     ) -> tuple[CutRecord, HostChanges]:
         """Record what the handlers of a cut changed; what is no array and was there from the begin passes by."""
-        backend = self._backend
+        backend, record = self._backend, self._learner.runs.record
         values_before, carried_before = before
         of_state, of_shared = self._signatures(state)
         arrays, static = self._parted(state, of_state)
@@ -648,7 +650,7 @@ class Programs:
         carried = backend.carried()
         differs = _changed_leaves(backend, progress.first, carried)
         leaves = backend.tree_leaves(carried) if differs else []
-        apply = state._apply
+        apply = record.apply
         fixed = apply if isinstance(apply, bool) else None
         hyper, optimizers = self._hyper()
         changes = HostChanges(
@@ -668,7 +670,7 @@ class Programs:
             inside=end.inside,
             apply=fixed,
             replaced=replaced,
-            by=tuple((state._replaced or {}).items()),
+            by=tuple((record.replaced or {}).items()),
             static=tuple(static.items()),
             differs=differs,
             moved=_changed_leaves(backend, carried_before, carried),
@@ -690,7 +692,7 @@ def _is_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return all(new.get(name, old) is value for name, value in old.items())
 
 
-def programs_of(runner: StepRunner, by_phase: dict[Hashable, Programs]) -> Programs:
+def programs_of(runner: StepHandlers, by_phase: dict[Hashable, Programs]) -> Programs:
     """Return the programs of a phase: those of an equal one, if there was one.
 
     Equal are phases of one class, name and plan; what their attributes are, is part of the key of each program.

@@ -11,7 +11,7 @@ from loopcore.backend.packing import Layout, Packed, Slot, add_slot, pack_on_hos
 from loopcore.backend.protocol import CompilingBackend, Tree
 from loopcore.errors import CarryError
 from loopcore.handles.trees import is_container
-from loopcore.protocols import LearnerParts
+from loopcore.state import Shared, packed_in
 
 _KNOWN = 256  # signatures that are kept
 
@@ -105,9 +105,10 @@ class DeviceScalars:
 class PackedCarry:
     """The packed vector that goes from step to step: the number of the attempt, and the carried scalars."""
 
-    def __init__(self, backend: CompilingBackend, learner: LearnerParts, names: Sequence[str]) -> None:
+    def __init__(self, backend: CompilingBackend, shared: Shared, names: Sequence[str]) -> None:
         self._backend = backend
-        self._shared = learner.shared
+        self._shared = shared
+        self._packed = packed_in(shared)
         self._order = tuple(names)
         self.layout: Layout = {}
         self._next = -1  # the attempt that the last vector is for
@@ -117,7 +118,7 @@ class PackedCarry:
 
     def vector(self, attempt: int) -> Any:
         """Return the vector that a step takes: what the last one returned, if nobody changed anything since."""
-        last, shared, packed = self._last, vars(self._shared), self._shared._packed
+        last, shared, packed = self._last, vars(self._shared), self._packed
         if last is not None and self._next == attempt:
             # What nobody read since is still packed in that vector; what somebody read and left alone is the array that
             # the vector gave. Anything else was written by the host, and the vector is old.
@@ -156,7 +157,7 @@ class PackedCarry:
         shared = vars(self._shared)
         for name in self._small:
             shared.pop(name, None)
-            self._shared._packed[name] = packed
+            self._packed[name] = packed
         self._last, self._next = packed, attempt + 1
 
 

@@ -40,10 +40,11 @@ from loopcore.execution.segments import (
     Undrawn,
     with_leaves,
 )
-from loopcore.execution.step_runner import StepRunner
+from loopcore.execution.step_handlers import StepHandlers
+from loopcore.handles.hyperparameters import own_values
 from loopcore.handles.trees import is_container
 from loopcore.protocols import Body
-from loopcore.state import ABSENT, State
+from loopcore.state import ABSENT, State, hide, record_of, show
 
 # Properties of `State`, not values in its dict, so that they are handed back apart from the others.
 _STEP = ("apply", "updated")
@@ -79,7 +80,7 @@ class BodyTrace:
         shapes: of the arrays of the state, for each time it was traced.
     """
 
-    runner: StepRunner
+    runner: StepHandlers
     body: Body
     cuts: Sequence[CutRecord]
     requested: RequestedOutputs
@@ -95,7 +96,7 @@ class BodyTrace:
     state_read: dict[str, Any] = field(default_factory=dict)
     shapes: list[dict[str, str]] = field(default_factory=list)
 
-    def take(self, runner: StepRunner, body: Body) -> None:
+    def take(self, runner: StepHandlers, body: Body) -> None:
         """Run this body when it is traced the next time: that of a phase equal to the one it was made for."""
         self.runner, self.body = runner, body
 
@@ -237,48 +238,51 @@ class _TraceRun:
     def _installed(self, carried: Tree, inputs: StepInputs) -> Iterator[State]:
         """Make everything that a body can reach an input of the program; put the real values back afterwards."""
         backend, runs, learner, phase = self._backend, self._learner.runs, self._learner, self._runner.phase
-        shared = vars(learner.shared)
+        shared, own_hyper = vars(learner.shared), own_values(learner.hyper)
         # Copies, since what follows writes into these very dicts.
-        before = (backend.carried(), dict(backend.hyper_values()), dict(shared), learner.hyper._values())
-        outer = (runs.step, runs.attempt, runs.gradient, runs.drawn, self._runner.handle)
+        before = (backend.carried(), dict(backend.hyper_values()), dict(shared), dict(own_hyper))
+        step, outer = runs.step, (runs.attempt, runs.gradient, runs.drawn, self._runner.handle)
         attributes = dict(vars(phase))
         words = {name: backend.from_words(inputs.words, *slot) for name, slot in self._spec.layout.items()}
         self._attempt = words.pop("attempt")
         carried_words = {name.removeprefix("shared."): value for name, value in words.items()}
         self._state = state = State()
+        self._record = record = record_of(state)
         # Past the property, which would combine it with what was there. This is the begin of the step, not one more
         # condition.
-        state._apply = inputs.apply if self._spec.apply is None else self._spec.apply  # pyright: ignore[reportPrivateUsage]
-        state._batch = inputs.state  # pyright: ignore[reportPrivateUsage]
-        state._hidden, state._noted = self._spec.static, self._spec.state_read  # pyright: ignore[reportPrivateUsage]
+        record.apply = inputs.apply if self._spec.apply is None else self._spec.apply
+        record.batch = inputs.state
+        record.hidden, record.noted = self._spec.static, self._spec.state_read
         state.__dict__.update(inputs.state)
         try:
-            runs.step, runs.attempt, runs.gradient, runs.drawn = state, self._attempt, self._gradient, self._drawn
+            runs.put_step(state)
+            runs.attempt, runs.gradient, runs.drawn = self._attempt, self._gradient, self._drawn
             self._runner.handle = self._handle
             self._attributes = self._fitting(inputs.phase, attributes)
             vars(phase).update(self._attributes)
             backend.put_carried(carried)
             backend.put_hyper_values(inputs.optimizers)
-            learner.hyper._put_values(inputs.hyper)
+            own_hyper.update(inputs.hyper)
             values = self._fitting(inputs.shared, shared) | carried_words
             # What is no input must not be found as it is now, or its value would go into the program unnoticed: a read
             # of a hidden value is heard, and the program is kept for this value alone.
-            learner.shared._hide({name: shared[name] for name in shared if name not in values}, self._hear)
+            hide(learner.shared, {name: shared[name] for name in shared if name not in values}, self._hear)
             shared.update(values)
             # Changes are found by identity later: the body writes new arrays, it cannot write into a placeholder.
             self._shared_at_begin = dict(shared)
             yield state
         finally:
+            runs.put_step(step)
             # An error or a cut leaves the body anywhere, so all of this has to be undone here. A placeholder that
             # stayed in the learner would be the value of a parameter for whoever reads it next.
-            runs.step, runs.attempt, runs.gradient, runs.drawn, self._runner.handle = outer
+            runs.attempt, runs.gradient, runs.drawn, self._runner.handle = outer
             self._put_back(attributes)
             backend.put_carried(before[0])
             backend.put_hyper_values(before[1])
-            learner.shared._show()
+            show(learner.shared)
             shared.clear()
             shared.update(before[2])
-            learner.hyper._put_values(before[3])
+            own_hyper.update(before[3])
 
     # -- what the body calls -----------------------------------------------------------------------------------
 
@@ -338,8 +342,7 @@ class _TraceRun:
 
     def _chain(self) -> Chain | None:
         """List the leaves that a gradient goes on through at the cut that is reached."""
-        # An objective within another one is run again as a whole, see `BodyTrace`: its values belong to the outer
-        # gradient too.
+        # An objective within another one is run again as a whole: its values belong to the outer gradient too.
         if not self._chains or self._backend.depth != 1:
             return None
         return tuple(
@@ -368,7 +371,7 @@ class _TraceRun:
             # one that the body computed, not a copy of its value.
             for name, replaced in cut.replaced:
                 values[name] = self._merged(values.get(name), changes.state[name], replaced)
-            self._state._replaced = dict(cut.by)  # pyright: ignore[reportPrivateUsage]
+            self._record.replaced = dict(cut.by)
             if cut.moved:
                 # `differs` counts from the begin of the step, `moved` from the moment before the handlers: the body
                 # itself has redone what lies between the two.
@@ -377,9 +380,9 @@ class _TraceRun:
                 ]
                 self._put_carried(self._backend.carried(), cut.moved, changes._replace(carried=leaves))
         vars(learner.shared).update(changes.shared)
-        self._state._apply = changes.apply if cut.apply is None else cut.apply  # pyright: ignore[reportPrivateUsage]
+        self._record.apply = changes.apply if cut.apply is None else cut.apply
         self._backend.put_hyper_values(changes.optimizers)
-        learner.hyper._put_values(changes.hyper)
+        own_values(learner.hyper).update(changes.hyper)
 
     def _put_carried(self, old: Tree, places: tuple[int, ...], changes: HostChanges) -> None:
         """Make the old parameters, buffers and optimizer states the present ones, but for what the host left."""
@@ -543,7 +546,7 @@ class _TraceRun:
             state=fixed.state,
             shared=fixed.shared,
             updated=fixed.updated,
-            draws=dict(state._draws or {}),
+            draws=dict(self._record.draws or {}),
             left_out=tuple(name for name in state.__dict__ if name not in names),
             differentiated=frozenset(differentiated),
             layout=layout,

@@ -65,12 +65,6 @@ class Hyper:
         for index, slot in slots:
             self._backend.set_hyper(index, slot, number)
 
-    def _values(self) -> dict[str, float]:
-        return dict(self._own)
-
-    def _put_values(self, values: Mapping[str, float]) -> None:
-        self._own.update(values)
-
     def __getattr__(self, name: str) -> float:
         return self[name]
 
@@ -95,6 +89,11 @@ class Hyper:
                 obj=self,
             )
         return name
+
+
+def own_values(hyper: Hyper) -> dict[str, float]:
+    """The scalars of the user's own, by name: always the same dict, which `Hyper` itself reads and writes."""
+    return hyper._own  # pyright: ignore[reportPrivateUsage]  # a public name could be that of a hyperparameter
 
 
 def _number(name: str, value: Scalar) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from loopcore._utils.running_learner import Running, running
+from loopcore.handles.parameters import layout_of
 
 if TYPE_CHECKING:
     from loopcore.backend.protocol import Extras, Native, Tree
@@ -55,7 +56,7 @@ class Model:
         learner = self._learner
         part = learner.all_params[self._name] if self._name else learner.all_params
         mode = self._runs.training if training is None else training
-        leaves = part._leaves(params)  # pyright: ignore[reportPrivateUsage]
+        leaves = layout_of(part).leaves(params)
         with running(learner):
             return self._backend.apply(self._name, leaves, args, kwargs, training=mode)
 

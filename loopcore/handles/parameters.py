@@ -34,14 +34,10 @@ class ParameterHandle:
         {'w': array([2.])}
     """
 
-    __slots__ = ("_backend", "_flat", "_kind", "_label", "_parts", "_paths", "_with_frozen")
+    __slots__ = ("_backend", "_layout", "_with_frozen")
     _backend: Backend
+    _layout: ParameterLayout
     _with_frozen: ParameterHandle | None  # with the parts that nobody trains
-    _flat: frozenset[str] | None
-    _kind: Kind
-    _parts: dict[str, _Part]
-    _paths: tuple[str, ...]
-    _label: str
 
     def __init__(
         self,
@@ -54,18 +50,14 @@ class ParameterHandle:
         # Past the `__setattr__` below, which takes `value` alone.
         put = object.__setattr__
         put(self, "_backend", backend)
+        put(self, "_layout", ParameterLayout(backend, kind, parts, label))
         put(self, "_with_frozen", everything)
-        put(self, "_kind", kind)
-        put(self, "_parts", {model: _Part(backend, kind, model, paths) for model, paths in parts.items()})
-        put(self, "_label", label)
-        put(self, "_paths", tuple(path for part in self._parts.values() for path in part.paths))
-        only = next(iter(self._parts.values())) if len(self._parts) == 1 and (label or "" in self._parts) else None
-        put(self, "_flat", frozenset(self._paths) if only is not None and only.is_flat() else None)
 
     @property
     def value(self) -> Tree:
         """A tree of copies of the arrays, which no later step changes; assigning a tree writes its values."""
-        return self._tree(self._backend.snapshot(self._paths))
+        layout = self._layout
+        return layout.tree(self._backend.snapshot(layout.paths))
 
     @value.setter
     def value(self, tree: Tree) -> None:
@@ -74,49 +66,30 @@ class ParameterHandle:
     @property
     def names(self) -> tuple[str, ...]:
         """Full paths of the arrays, as ``learner.export_weights()`` has them."""
-        return self._paths
+        return self._layout.paths
 
     def _assign(self, tree: Tree) -> None:
-        leaves = self._leaves(tree)
+        leaves = self._layout.leaves(tree)
         problems = mismatches(self._backend, leaves)
         if problems:
             raise WeightsError("the value does not fit:\n" + "\n".join(problems))
         self._backend.set(leaves)
 
-    def _tree(self, leaves: Leaves) -> Tree:
-        if self._flat is not None:
-            return leaves
-        if "" in self._parts:
-            return self._parts[""].pack(leaves)
-        if self._label:
-            return next(iter(self._parts.values())).pack(leaves)
-        return {model: part.pack(leaves) for model, part in self._parts.items()}
-
-    def _leaves(self, tree: Tree) -> Leaves:
-        # The way of gradients on PyTorch and TensorFlow at every step: no copy, and one comparison of keys.
-        if self._flat is not None and type(tree) is dict and tree.keys() == self._flat:
-            return tree
-        if "" in self._parts:
-            return self._parts[""].unpack(tree)
-        if self._label:
-            return next(iter(self._parts.values())).unpack(tree)
-        if not isinstance(tree, Mapping) or set(tree) != set(self._parts):
-            raise WeightsError(f"expected a dict with the keys {sorted(self._parts)}, got {_shape_of(tree)}")
-        return {path: leaf for model, part in self._parts.items() for path, leaf in part.unpack(tree[model]).items()}
-
     def __getitem__(self, prefix: str) -> ParameterHandle:
-        if prefix in self._parts and (self._parts[prefix].paths or self._with_frozen is None):
+        layout = self._layout
+        parts, kind, label = layout.parts, layout.kind, layout.label
+        if prefix in parts and (parts[prefix].paths or self._with_frozen is None):
             with_frozen = self._with_frozen[prefix] if self._with_frozen else None
-            return ParameterHandle(self._backend, self._kind, {prefix: self._parts[prefix].paths}, prefix, with_frozen)
-        for model, part in self._parts.items():
-            full = f"{self._label}.{prefix}" if self._label else prefix
+            return ParameterHandle(self._backend, kind, {prefix: parts[prefix].paths}, prefix, with_frozen)
+        for model, part in parts.items():
+            full = f"{label}.{prefix}" if label else prefix
             selected = tuple(path for path in part.paths if is_below(path, full))
             if selected:
-                return ParameterHandle(self._backend, self._kind, {model: selected}, full)
+                return ParameterHandle(self._backend, kind, {model: selected}, full)
         if self._with_frozen is not None:
             return self._with_frozen[prefix]
-        names = [name for name in self._parts if name] or [path.partition(".")[0] for path in self._paths]
-        raise AttributeError(f"there are no {self._kind} {prefix!r} here; there are: {', '.join(dict.fromkeys(names))}")
+        names = [name for name in parts if name] or [path.partition(".")[0] for path in layout.paths]
+        raise AttributeError(f"there are no {kind} {prefix!r} here; there are: {', '.join(dict.fromkeys(names))}")
 
     def __getattr__(self, name: str) -> ParameterHandle:
         # Copying and pickling ask for such names before the slots are filled; the look-up needs these, and would not
@@ -131,7 +104,61 @@ class ParameterHandle:
         object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        return f"Handle({self._kind}: {', '.join(self._paths)})"
+        return f"Handle({self._layout.kind}: {', '.join(self._layout.paths)})"
+
+
+class ParameterLayout:
+    """How a tree with the structure of a handle maps to arrays by path.
+
+    A handle cannot have these names itself: ``learner.params.tree`` is the model that the user calls ``tree``.
+
+    Args:
+        backend: of the models.
+        kind: ``"params"`` or ``"buffers"``.
+        parts: the paths of each model.
+        label: the prefix that a handle to some of one model was asked for.
+
+    Attributes:
+        paths: full paths of all arrays.
+        flat: the same as a set, where the tree is the dict from path to array itself; else None.
+    """
+
+    __slots__ = ("flat", "kind", "label", "parts", "paths")
+
+    def __init__(self, backend: Backend, kind: Kind, parts: Mapping[str, tuple[str, ...]], label: str) -> None:
+        self.kind: Kind = kind
+        self.label = label
+        self.parts = {model: _Part(backend, kind, model, paths) for model, paths in parts.items()}
+        self.paths = tuple(path for part in self.parts.values() for path in part.paths)
+        only = next(iter(self.parts.values())) if len(self.parts) == 1 and (label or "" in self.parts) else None
+        self.flat = frozenset(self.paths) if only is not None and only.is_flat() else None
+
+    def tree(self, leaves: Leaves) -> Tree:
+        """The tree of arrays by path."""
+        if self.flat is not None:
+            return leaves
+        if "" in self.parts:
+            return self.parts[""].pack(leaves)
+        if self.label:
+            return next(iter(self.parts.values())).pack(leaves)
+        return {model: part.pack(leaves) for model, part in self.parts.items()}
+
+    def leaves(self, tree: Tree) -> Leaves:
+        """The arrays of a tree by path.
+
+        Raises:
+            WeightsError: it has another structure.
+        """
+        # The way of gradients on PyTorch and TensorFlow at every step: no copy, and one comparison of keys.
+        if self.flat is not None and type(tree) is dict and tree.keys() == self.flat:
+            return tree
+        if "" in self.parts:
+            return self.parts[""].unpack(tree)
+        if self.label:
+            return next(iter(self.parts.values())).unpack(tree)
+        if not isinstance(tree, Mapping) or set(tree) != set(self.parts):
+            raise WeightsError(f"expected a dict with the keys {sorted(self.parts)}, got {_shape_of(tree)}")
+        return {path: leaf for model, part in self.parts.items() for path, leaf in part.unpack(tree[model]).items()}
 
 
 class _Part:
@@ -175,6 +202,28 @@ class _Part:
         ) from None
 
 
+def layout_of(handle: ParameterHandle) -> ParameterLayout:
+    """How trees of a handle map to arrays by path: always the same object."""
+    return handle._layout  # pyright: ignore[reportPrivateUsage]  # a public name could be that of a model
+
+
+def layouts_of(handles: Iterable[ParameterHandle]) -> list[ParameterLayout]:
+    """What `layout_of` gives for each of some handles."""
+    return [handle._layout for handle in handles]  # pyright: ignore[reportPrivateUsage]  # without a call for each
+
+
+def leaves_of(handle: ParameterHandle | tuple[ParameterHandle, ...], tree: Tree) -> Leaves:
+    """The arrays of a tree with the structure of a handle, or of a tuple of such trees, by full path.
+
+    Raises:
+        WeightsError: a tree has another structure.
+    """
+    if not isinstance(handle, tuple):
+        return handle._layout.leaves(tree)  # pyright: ignore[reportPrivateUsage]  # as above
+    pairs = zip(layouts_of(handle), tree, strict=True)
+    return {path: leaf for layout, part in pairs for path, leaf in layout.leaves(part).items()}
+
+
 def named_leaves(handle: ParameterHandle, tree: Tree) -> Leaves:
     """The arrays of a tree that has the structure of a handle, or of one of its models, by full path; none of others.
 
@@ -182,10 +231,10 @@ def named_leaves(handle: ParameterHandle, tree: Tree) -> Leaves:
         handle: such as ``learner.params``.
         tree: such as gradients.
     """
-    parts = [handle[name] for name in handle._parts if name]  # pyright: ignore[reportPrivateUsage]
+    parts = [handle[name] for name in layout_of(handle).parts if name]
     for part in (handle, *parts):
         try:
-            return dict(part._leaves(tree))  # pyright: ignore[reportPrivateUsage]
+            return dict(layout_of(part).leaves(tree))
         except WeightsError:
             continue
     return {}

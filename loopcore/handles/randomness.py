@@ -159,7 +159,7 @@ def _running(loops: Iterable[str]) -> str | None:
     """The function of one of some modules that is running in this step, as the user calls it."""
     # Nothing tells a draw that a loop of the framework runs its body once for all iterations, but the stack of calls
     # does.
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]  # as CPython names it
     loop = None
     while frame is not None and frame.f_globals.get("__name__") != "loopcore.loop.scopes":
         module, name = str(frame.f_globals.get("__name__")), frame.f_code.co_name

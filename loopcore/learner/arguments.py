@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from loopcore._utils.argument_order import predictions_first
 from loopcore._utils.validation import is_whole
+from loopcore.backend import choice, registry
+from loopcore.backend.protocol import Backend
 from loopcore.callback import Callback
 from loopcore.errors import (
     CallbackError,
@@ -14,7 +17,7 @@ from loopcore.errors import (
     OptimizerError,
 )
 from loopcore.execution.plan import checked_reads
-from loopcore.loop.batches import checked_iterable
+from loopcore.loop.batches import checked_iterable, no_loss
 from loopcore.phases.base import Phase, check_phase
 from loopcore.phases.supervised import TrainingPhase, ValidationPhase
 
@@ -29,6 +32,18 @@ def named_models(model: Any) -> dict[str, Any]:
     if not model:
         raise TypeError("Learner({}) has no model")
     return model
+
+
+def backend_for(models: Mapping[str, Any], name: str | None, *, device: Any, compile: bool | str) -> Backend:
+    """The backend of a name, else the one whose models these are; where models are nobody's, what was chosen."""
+    backend_name = registry.infer(models, neutral=choice.name) if name is None else choice.resolve(name)
+    place = choice.device_of(backend_name) if device is None else device
+    return registry.make(backend_name, device=place, compile=compile)
+
+
+def loss_of(loss_fn: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The loss as it is called, predictions first; for none what says so."""
+    return predictions_first(loss_fn) or no_loss
 
 
 def named_optimizers(optimizer: Any) -> dict[str, Any]:

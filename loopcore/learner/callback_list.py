@@ -15,6 +15,7 @@ from loopcore.events import OUTSIDE_STEPS, FitBegin, FitEnd
 from loopcore.ordering.declarations import overlaps
 from loopcore.ordering.order import Edge, order_callbacks
 from loopcore.protocols import LearnerParts
+from loopcore.state import settle
 
 C = TypeVar("C", bound=Callback)
 _owners: weakref.WeakValueDictionary[int, LearnerParts] = weakref.WeakValueDictionary()  # by id: callbacks need no hash
@@ -81,7 +82,7 @@ class CallbackList:
     def _commit(self, callbacks: list[Callback]) -> None:
         """Order, view and set up; the learner changes only when all of it worked."""
         learner = self._learner
-        learner.shared._settle()
+        settle(learner.shared)
         shared = learner.shared.__dict__
         # Views are kept for those who stay: a callback may have kept the one that its `setup` got.
         member_by_id = {id(member.callback): member for member in self.members}
@@ -102,7 +103,7 @@ class CallbackList:
             for member in members:
                 if id(member.callback) not in member_by_id:
                     member.callback.setup(member.view)
-                    member.view._loans.settle()
+                    member.loans.settle()
         except BaseException:
             shared.clear()
             shared.update(before)

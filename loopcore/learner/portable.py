@@ -234,7 +234,7 @@ class AnyRandom(Random):
 
     def _key(self) -> DrawKey:
         running = _of_running_learner()
-        return DrawKey(self._seed, 0, next(self._numbers)) if running is None else running._key()  # pyright: ignore[reportPrivateUsage]
+        return DrawKey(self._seed, 0, next(self._numbers)) if running is None else running._key()
 
 
 def _of_running_learner() -> Random | None:
@@ -245,7 +245,7 @@ def _of_running_learner() -> Random | None:
     learner = current()
     if learner is None:
         return None
-    frame: FrameType | None = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]  # as CPython names it
     while frame is not None and frame.f_code is not execute_step.__code__:
         if frame.f_code is deliver.__code__:
             return cast("Random", frame.f_locals["handler"].view.random)

@@ -207,8 +207,8 @@ class Trouble:
         if error is None or logger.strict or not is_of_the_system(error):
             return False
         # Once for each logger: a full disk would warn at every epoch.
-        if not logger._in_trouble:
-            logger._in_trouble = True
+        if not logger._in_trouble:  # pyright: ignore[reportPrivateUsage]  # of this file
+            logger._in_trouble = True  # pyright: ignore[reportPrivateUsage]
             warnings.warn(
                 f"{logger!r} could not write ({clean(self._task)}): {type(error).__name__}: {error}. The training goes "
                 f"on, this is said once; {type(logger).__name__}(..., strict=True) ends it instead",

@@ -19,6 +19,7 @@ from loopcore.execution.runner import Runner
 from loopcore.loop.batches import data_of, nothing_in
 from loopcore.phases.base import AbstractTrainingPhase, check_phase
 from loopcore.protocols import LearnerParts
+from loopcore.state import settle
 
 if TYPE_CHECKING:
     from loopcore.phases.base import Phase
@@ -113,7 +114,7 @@ def _put_back(learner: LearnerParts, phase: Phase, trains: bool) -> Iterator[Non
     paths = [path for kind in ("params", "buffers") for part in backend.paths(kind).values() for path in part]
     # All weights, not those of this phase: what the user's step touches nobody knows before.
     weights, step = backend.snapshot(paths), runs.step
-    shared._settle()
+    settle(shared)
     snapshots = [(values, dict(values)) for values in (vars(shared), runs.attempts, runs.missed, vars(phase))]
     undo = ExitStack()
     for part in (OptimizersPart(learner), HyperPart(learner)) if trains else ():
@@ -121,11 +122,11 @@ def _put_back(learner: LearnerParts, phase: Phase, trains: bool) -> Iterator[Non
     try:
         yield
     finally:
-        shared._settle()
+        settle(shared)
         for values, old in snapshots:
             values.clear()
             values.update(old)
-        runs.step = step
+        runs.put_step(step)
         backend.set(weights)
         undo.close()
 

@@ -191,7 +191,7 @@ def execute_step(
             runner.rest()
         values = state.__dict__
         if not (runner.keeps_all or "*" in reads):
-            dropped = state._dropped = values.keys() - (runner.kept | reads if reads else runner.kept)
+            dropped = runs.record.dropped = values.keys() - (runner.kept | reads if reads else runner.kept)
             for name in dropped:
                 del values[name]
         if runner.feeds and not values.keys().isdisjoint(initial):

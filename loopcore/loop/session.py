@@ -18,7 +18,7 @@ from loopcore.loop.scopes import EpochInfo, run_epoch
 from loopcore.phases.base import AbstractTrainingPhase, Phase, check_phase
 from loopcore.phases.supervised import PredictionPhase
 from loopcore.protocols import LearnerParts
-from loopcore.state import RESERVED, State
+from loopcore.state import RESERVED, State, StepRecord, record_of
 
 # Runners keep their phases alive, so that the id of a phase is a safe key. The limit is for loops that make a phase for
 # every step.
@@ -32,6 +32,7 @@ class Session:
 
     Attributes:
         step: state of the running step, then of the last one.
+        record: what the loop keeps of that step besides its values.
         epoch: the running epoch, then the last one.
         training: whether models run in training mode.
         runner: of the running step; None outside.
@@ -50,6 +51,7 @@ class Session:
 
     def __init__(self, learner: LearnerParts) -> None:
         self.step = State()
+        self.record = record_of(self.step)
         self.epoch: EpochInfo | None = None
         self.training = False
         self.runner: Runner | None = None
@@ -163,11 +165,15 @@ class Session:
 
     def present(self) -> tuple[Any, ...]:
         """Note what a step that begins puts out of its place, for `close_step`."""
-        return (self.step, self.training, self.runner, self.attempt, self.nested_in_step, self._owner, self._depth)
+        record, owner, depth = self.record, self._owner, self._depth
+        return (self.step, record, self.training, self.runner, self.attempt, self.nested_in_step, owner, depth)
 
     def open_step(self, runner: Runner, initial: Mapping[str, Any]) -> State:
         """Begin a step: its state from the parts of the batch."""
-        self.claim()
+        if self._owner is None:  # as `claim` does, without a call at every step
+            self._owner = get_ident()
+        elif self._owner != get_ident():
+            raise _other_thread()
         # An epoch that a handler of its begin cancelled cannot leave the user's ``with`` block by itself. The first
         # step in the block does it.
         epoch = self.epoch
@@ -179,11 +185,11 @@ class Session:
         if not RESERVED.isdisjoint(initial):
             names = ", ".join(sorted(RESERVED & initial.keys()))
             raise DataError(f"a batch has a part named {names}, which the state of a step uses itself: rename it")
-        state = State()
-        # What every step reads is set here. The rest has defaults that cost nothing, see `State.__getattr__`.
-        state._apply, state._size = True, None  # pyright: ignore[reportPrivateUsage]
-        state._batch = batch = runner.convert(initial)  # pyright: ignore[reportPrivateUsage]
-        state._fed = {} if runner.feeds else None  # pyright: ignore[reportPrivateUsage]
+        state, record = State(), StepRecord()
+        state._record = record  # pyright: ignore[reportPrivateUsage]  # a method would be a call at every step
+        record.batch = batch = runner.convert(initial)
+        if runner.feeds:
+            record.fed = {}
         state.__dict__.update(batch)
         # Before the runner of this step takes the place of the one around it.
         self.nested_in_step = self.runner is not None
@@ -191,7 +197,7 @@ class Session:
             self._depth += 1
         else:
             self.open()
-        self.step, self.training, self.runner = state, runner.training, runner
+        self.step, self.record, self.training, self.runner = state, record, runner.training, runner
         name, attempts = runner.name, self.attempts
         # Attempts, not completed steps, name the random draws: a step that is cancelled and tried again draws anew.
         self.attempt = attempts.get(name, 0)
@@ -202,15 +208,19 @@ class Session:
         """End a step, however much of it was opened. The outermost one stays readable as ``learner.step``."""
         # The batch is needed for nothing any more, and would stay in memory until the next step has replaced the state.
         if state is not None:
-            state._batch = None  # pyright: ignore[reportPrivateUsage]
-        step, self.training, self.runner, self.attempt, self.nested_in_step, self._owner, depth = outer
+            self.record.batch = None
+        step, record, self.training, self.runner, self.attempt, self.nested_in_step, self._owner, depth = outer
         # Within another step that one comes to the front again. The outermost stays readable.
         if self.runner is not None:
-            self.step = step
+            self.step, self.record = step, record
         if depth:
             self._depth = depth
         else:
             self._close_to(0)
+
+    def put_step(self, state: State) -> None:
+        """Make a state the present one."""
+        self.step, self.record = state, record_of(state)
 
     @property
     def step_number(self) -> int:
@@ -300,7 +310,8 @@ class Session:
             self.rounds = max(self.rounds, ended.round)  # also where the rest of the round is never run
         # As with steps: the epoch around comes to the front, the outermost one stays readable.
         if self.epoch is not None and self.epoch.nested:
-            self.epoch, self.step = epoch, step
+            self.epoch = epoch
+            self.put_step(step)
         del self.epochs[epochs:]
         self._close_to(depth)
 
@@ -356,10 +367,10 @@ class Session:
         """Return phase name, attempt and draw counts by owner, for the next random draw."""
         if self.runner is None:
             return "", 0, self.draws_outside_steps
-        state = self.step
-        if state._draws is None:  # pyright: ignore[reportPrivateUsage]
-            state._draws = {}  # pyright: ignore[reportPrivateUsage]
-        return self.runner.name, self.attempt, state._draws  # pyright: ignore[reportPrivateUsage]
+        record = self.record
+        if record.draws is None:
+            record.draws = {}
+        return self.runner.name, self.attempt, record.draws
 
 
 def _other_thread() -> OtherThreadError:

@@ -15,6 +15,7 @@ import numpy as np
 
 from loopcore.backend.registry import BUILT_IN, GROUP, known, load
 from loopcore.errors import BackendError, MissingFrameworkError
+from loopcore.handles.parameters import layout_of
 
 __all__ = ["KNOWN_GAPS", "MissingFrameworkError", "NativeModels", "Subject", "installed", "known", "subject"]
 
@@ -132,7 +133,7 @@ class Subject:
 
     def leaves(self, learner: Any, tree: Any, handle: Any = None) -> dict[str, np.ndarray[Any, Any]]:
         """A tree in the structure of ``handle.value`` (default: of all parameters) -> NumPy under the suite's names."""
-        leaves = (learner.params if handle is None else handle)._leaves(tree)
+        leaves = layout_of(learner.params if handle is None else handle).leaves(tree)
         return self.native.neutral({path: np.asarray(learner.to_host(leaf)) for path, leaf in leaves.items()})
 
     def close(self, actual: Any, desired: Any, rtol: float = 0.0) -> None:

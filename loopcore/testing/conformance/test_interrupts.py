@@ -20,7 +20,7 @@ PAIRS = batches(2)
 W = mlp_weights()
 FILES = (  # what runs the loop
     *("scopes.py", "session.py", "fit.py", "dispatch.py", "plan.py", "runner.py", "base.py", "supervised.py"),
-    *("averaging.py", "running_learner.py"),
+    *("averaging.py", "running_learner.py", "step_handlers.py"),
 )
 
 
