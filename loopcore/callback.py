@@ -39,7 +39,7 @@ class RunFirst:
 
 
 class Resolution:
-    """A constant answer of `Callback.resolve_conflict`."""
+    """A constant answer of `Callback.resolve_conflict`, told apart by identity."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -143,7 +143,10 @@ class Callback:
         super().__init_subclass__(**kwargs)
         listeners: list[Listener] = []
         methods: list[Any] = []
+        # By the attributes of the class, base classes too: a subclass that overrides a handler without ``@on`` takes it
+        # off, as with any other method.
         for name in dir(cls):
+            # Statically, so that no property of the user's runs while a class is being made.
             method = inspect.getattr_static(cls, name)
             marked: tuple[Listener, ...] = getattr(method, "_listeners", ())
             if marked and not any(method is other for other in methods):  # one method may have two names
@@ -216,6 +219,8 @@ def is_observer(callback: Callback) -> bool:
 def _check_signature(cls: type[Callback], name: str) -> None:
     method = getattr(cls, name)
     try:
+        # The call that will be made is tried on the signature: counting parameters would go wrong on defaults and
+        # ``*args``.
         inspect.signature(method).bind(None, None, None)
     except TypeError:
         try:
@@ -233,5 +238,6 @@ def _check_signature(cls: type[Callback], name: str) -> None:
 def wants_event(method: Callable[..., None]) -> bool:
     """Whether a bound handler takes the event as a third argument without a default."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    # Without a default: one that has a default is the handler's own, and the event must not end up in it.
     parameters = [p for p in inspect.signature(method).parameters.values() if p.kind in kinds]
     return len(parameters) >= 3 and parameters[2].default is inspect.Parameter.empty

@@ -44,7 +44,7 @@ class Criterion:
     """
 
     def update(self, loss: float) -> bool:
-        """Take the next loss; whether to stop."""
+        """Take the next loss; return whether to stop."""
         raise NotImplementedError(f"{type(self).__name__} does not say when to stop: define update(self, loss)")
 
     def update_training(self, loss: float) -> None:
@@ -54,7 +54,7 @@ class Criterion:
         """Forget all losses."""
 
     def state_dict(self) -> State:
-        """What it has seen, as JSON values."""
+        """Return what it has seen, as JSON values."""
         state: State = {}
         for name, value in vars(self).items():
             if isinstance(value, Criterion):
@@ -102,7 +102,7 @@ class Threshold(Criterion):
         self.value = _number("value", value)
 
     def update(self, loss: float) -> bool:
-        """Whether it is below the value."""
+        """Return whether the loss is below the value."""
         return loss < self.value
 
 
@@ -125,7 +125,7 @@ class Patience(Criterion):
         self._last, self._rises = inf, 0
 
     def update(self, loss: float) -> bool:
-        """Whether it is the n-th increase in a row."""
+        """Return whether the loss is the n-th increase in a row."""
         self._rises = self._rises + 1 if loss > self._last else 0
         self._last = loss
         return self._rises >= self.n
@@ -158,7 +158,8 @@ class NumberSinceBest(Criterion):
         self._best, self._since = inf, 0
 
     def update(self, loss: float) -> bool:
-        """Whether the best one is n losses ago."""
+        """Return whether the best loss is n losses ago."""
+        # The first finite loss is the best so far, whatever the delta: infinity less a number is infinity.
         if loss < self._best - self.min_delta or (self._best == inf and isfinite(loss)):
             self._best, self._since = loss, 0
         else:
@@ -181,11 +182,11 @@ class NumberLimit(Criterion):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all losses."""
+        """Forget how many losses there were."""
         self._count = 0
 
     def update(self, loss: float) -> bool:
-        """Whether it is the n-th."""
+        """Return whether the loss is the n-th."""
         self._count += 1
         return self._count >= self.n
 
@@ -207,11 +208,11 @@ class TimeLimit(Criterion):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all losses."""
+        """Forget when the first loss came."""
         self._first: float | None = None
 
     def update(self, loss: float) -> bool:
-        """Whether the time is over."""
+        """Return whether the time since the first loss is over."""
         if self._first is None:
             self._first = monotonic()
         return monotonic() - self._first >= self.seconds
@@ -234,11 +235,11 @@ class InvalidValue(Criterion):
         self._found = False
 
     def update_training(self, loss: float) -> None:
-        """Take a training loss."""
+        """Note whether a training loss is NaN or infinite."""
         self._found |= not isfinite(loss)
 
     def update(self, loss: float) -> bool:
-        """Whether one so far was NaN or infinite."""
+        """Return whether a loss so far, in training too, was NaN or infinite."""
         self._found |= not isfinite(loss)
         return self._found
 
@@ -270,7 +271,7 @@ class GL(Criterion):
         self._best = inf
 
     def update(self, loss: float) -> bool:
-        """Whether the generalisation loss is above alpha."""
+        """Return whether the generalisation loss is above alpha."""
         self._best = min(self._best, loss)
         return _over_best(loss, self._best) > self.alpha
 
@@ -314,14 +315,15 @@ class PQ(Criterion):
         self._training: deque[float] = deque(maxlen=self.k)
 
     def update_training(self, loss: float) -> None:
-        """Take a training loss."""
+        """Keep a training loss among the last k."""
         self._training.append(loss)
 
     def update(self, loss: float) -> bool:
-        """Whether the quotient is above alpha, or there was no progress; never before there are k training losses."""
+        """Return whether the quotient is above alpha or nothing progressed; never before k training losses."""
         self._best = min(self._best, loss)
         if len(self._training) < self.k:
             return False
+        # Per mille, as Prechelt has it, while the generalisation loss is in percent.
         progress = 10 * _over_best(fmean(self._training), min(self._training))
         return progress <= self.tol or _over_best(loss, self._best) > self.alpha * progress
 
@@ -356,7 +358,7 @@ class Warmup(Criterion):
             self.criterion.update_training(loss)
 
     def update(self, loss: float) -> bool:
-        """Whether the criterion stops; never at the first n losses."""
+        """Return whether the criterion stops; never at the first n losses."""
         self._count += 1
         return self._count > self.n and self.criterion.update(loss)
 
@@ -388,7 +390,8 @@ class Disjunction(Criterion):
             criterion.update_training(loss)
 
     def update(self, loss: float) -> bool:
-        """Whether one of them stops."""
+        """Return whether one of the criteria stops."""
+        # A list and no generator: all of them have to see the loss, also behind one that stops.
         return any([criterion.update(loss) for criterion in self.criteria])
 
     def __repr__(self) -> str:
@@ -396,7 +399,7 @@ class Disjunction(Criterion):
 
 
 def _over_best(value: float, best: float) -> float:
-    """How many percent a value is above the best one."""
+    """Return how many percent a value is above the best one."""
     return 100 * (value - best) / abs(best) if best else (0.0 if value == best else inf)
 
 

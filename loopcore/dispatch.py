@@ -53,6 +53,7 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
             raise EventError(f"handle takes an event, not {argument}: write handle(LossBegin()), with the brackets")
         if not self._scopes and issubclass(event, SCOPE_EVENTS):
             raise EventError(f"{event.__name__} is fired by the loop itself; handle takes the events within a step")
+        # Only the first time that an event is fired: after that the table answers, without a call.
         handlers = [handler for handler in self._handlers if _is_heard(event, handler.listener.event)]
         handlers = [_shown(handler, event, self._backend) for handler in handlers]
         if issubclass(event, (StepBegin, StepEnd)):  # host handlers first when a step begins, traced ones when it ends
@@ -61,17 +62,18 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
         return self[event]
 
     def within_steps(self) -> tuple[Handler, ...]:
-        """Host handlers of events within a step."""
+        """Return the host handlers of events within a step."""
         return tuple(h for h in self._handlers if not h.traced and not issubclass(h.listener.event, SCOPE_EVENTS))
 
     def unfired(self) -> tuple[Handler, ...]:
-        """Handlers of events within a step that no step has fired so far."""
+        """Return the handlers of events within a step that no step has fired so far."""
         fired = (*self, *SCOPE_EVENTS, UpdateBegin)
         return tuple(h for h in self._handlers if not any(issubclass(event, h.listener.event) for event in fired))
 
 
 def _is_heard(event: type[Event], by: type[Event]) -> bool:
     """Whether a handler of one event hears another; the one of the update is heard by those alone who name it."""
+    # A callback that hears every event is no reason to ask at each update, which costs a step; see `Runner.guarded`.
     return issubclass(event, by) and (by is not Event or not issubclass(event, UpdateBegin))
 
 
@@ -102,6 +104,8 @@ def _shown(handler: Handler, event: type[Event], backend: Any) -> Handler:
     call = handler.call
 
     def showing(*args: Any) -> None:
+        # On both sides of the call, so that the user's own objects are right while the handler looks, and what it
+        # writes counts.
         backend.show()
         try:
             call(*args)
@@ -128,6 +132,7 @@ def deliver(handlers: tuple[Handler, ...], phase: Phase | None, event: Event) ->
     All handlers hear the event, whatever an earlier one raised, so that every begin a callback hears has its end.
     An error goes before a cancel, a wider cancel before a narrower one, and an earlier one before a later one.
     """
+    # Errors are collected, not raised, since a handler further down may have something open that this event closes.
     failure: BaseException | None = None
     for handler in handlers:
         if failure is not None and handler.listener.traced:
@@ -139,6 +144,7 @@ def deliver(handlers: tuple[Handler, ...], phase: Phase | None, event: Event) ->
                 handler.call(handler.view, phase)
         except BaseException as error:
             failure = merge(failure, _explained(error, handler, phase, event))
+        # Most handlers lend nothing, and an empty dict is false: no call then.
         if handler.loans:
             failure = _settled(handler, phase, event, failure)
     if failure is not None:
@@ -151,7 +157,7 @@ def deliver(handlers: tuple[Handler, ...], phase: Phase | None, event: Event) ->
 def _settled(
     handler: Handler, phase: Phase | None, event: Event, failure: BaseException | None
 ) -> BaseException | None:
-    """After a handler that got to see containers: take them back, with its changes."""
+    """Take back, after a handler, the containers that it got to see, with its changes; return what it raised."""
     try:
         handler.loans.settle()  # type: ignore[union-attr]  # it is not empty
     except BaseException as error:
@@ -160,7 +166,7 @@ def _settled(
 
 
 def merge(first: BaseException | None, second: BaseException) -> BaseException:
-    """Which of two exceptions goes on; a second error is noted on the first."""
+    """Choose which of two exceptions goes on; a second error is noted on the first."""
     if first is None:
         return second
     if _rank(second) > _rank(first):
@@ -182,6 +188,7 @@ def _explained(error: BaseException, handler: Handler, phase: Phase | None, even
     name = name_of(handler.callback)
     if isinstance(error, CancelException):
         if handler.traced:
+            # While a step is traced this exception would leave the trace, and at later steps nothing would raise it.
             wrong = CallbackError(
                 f"{name}.{handler.listener.method} is traced and raised {type(error).__name__}: a compiled step cannot "
                 "be cancelled from inside. Write the reason to step or shared and raise in a host handler"

@@ -40,7 +40,7 @@ class Counts(NamedTuple):
 
 
 class Tally:
-    """Counts that still count; only a `Recorder` has them."""
+    """Counts that go on; only a `Recorder` has them, others get `Counts`."""
 
     __slots__ = Counts._fields
 
@@ -103,6 +103,7 @@ class Ring:
         if numbers is None:
             numbers = self.last + 1 + np.arange(len(values))
         size = len(self._values)
+        # More than fit may come at once, of which the last ones stay.
         newest = values[-size:]
         places = (self.count + len(values) - len(newest) + np.arange(len(newest))) % size
         self._values[places], self._numbers[places] = newest, numbers[-size:]
@@ -114,15 +115,15 @@ class Ring:
         return int(self._numbers[(self.count - 1) % len(self._numbers)]) if self.count else 0
 
     def latest(self) -> NDArray[np.float64]:
-        """The kept values in order, the newest last."""
+        """Return the kept values in order, the newest last."""
         return self._values[self._places()]
 
     def numbers(self) -> NDArray[np.int64]:
-        """The numbers of the steps of the kept values."""
+        """Return the numbers of the steps of the kept values."""
         return self._numbers[self._places()]
 
     def _places(self) -> NDArray[np.int64]:
-        """Where the kept values lie, in order: the newest overwrite the oldest."""
+        """Return where the kept values lie, in order: the newest overwrite the oldest."""
         size = len(self._values)
         return np.arange(max(0, self.count - size), self.count) % size
 
@@ -139,9 +140,8 @@ class Series(Mapping[str, Mapping[str, Any]]):
     def __init__(self) -> None:
         self._by_phase: dict[str, dict[str, Any]] = {}
         self._before: dict[str, dict[str, EpochValue]] = {}  # measured before the first round
-        self.within: dict[
-            str, dict[str, list[tuple[int, int, EpochValue]]]
-        ] = {}  # measured within an epoch of another phase
+        # measured within an epoch of another phase: round, completed steps of that phase by then, and value
+        self.within: dict[str, dict[str, list[tuple[int, int, EpochValue]]]] = {}
         self._by_hand: dict[tuple[str, str], int] = {}  # where the last one stands that no round measured
 
     def put(self, phase: str, name: str, place: int, value: EpochValue) -> None:
@@ -150,30 +150,32 @@ class Series(Mapping[str, Mapping[str, Any]]):
         if place < 1:
             self._before.setdefault(phase, {})[name] = value
             return
+        # A list by round, so that all metrics of a history have one axis: a metric that joins late begins with gaps.
         values += [None] * (place - len(values))
         values[place - 1] = value
 
     def put_by_hand(self, phase: str, name: str, place: int, value: EpochValue) -> None:
         """Put what was measured after a round, where the round itself measured nothing."""
+        # What a round measured stays; what was measured by hand after it may be measured again.
         if self.at(phase, name, place) is None or self._by_hand.get((phase, name)) == place:
             self.put(phase, name, place, value)
             self._by_hand[phase, name] = place
 
     def at(self, phase: str, name: str, place: int) -> EpochValue:
-        """The value at a round, None where there is none."""
+        """Return the value at a round, None where there is none."""
         values: list[EpochValue] = self._by_phase.get(phase, {}).get(name, [])
         if place < 1:
             return self._before.get(phase, {}).get(name)
         return values[place - 1] if place <= len(values) else None
 
     def all(self, phase: str, name: str) -> list[Any]:
-        """The values by round; where no round has one, that of before the first."""
+        """Return the values by round; where no round has one, that of before the first."""
         values: list[Any] = self._by_phase[phase][name]
         before = self._before.get(phase, {})
         return [before[name]] if not values and name in before else list(values)
 
     def of(self, phase: str, name: str, new: Callable[[], Entries]) -> Entries:
-        """The series of a metric, to add to; ``new()`` makes it the first time."""
+        """Return the series of a metric, to add to; ``new()`` makes it the first time."""
         by_name = self._by_phase.setdefault(phase, {})
         entries: Entries = by_name[name] if name in by_name else by_name.setdefault(name, new())
         return entries
@@ -279,7 +281,7 @@ class Epochs(Mapping[str, list[float | None]]):
         return [{"epoch": n + 1, **{key: values[n] for key, values in padded.items()}} for n in range(count)]
 
     def to_pandas(self) -> Any:
-        """The epochs as a ``pandas.DataFrame``, with the epoch as its index.
+        """Make a ``pandas.DataFrame`` of the epochs, with the epoch as its index.
 
         Raises:
             MissingFrameworkError: pandas is not installed.
@@ -304,7 +306,7 @@ class Epochs(Mapping[str, list[float | None]]):
         return plot_history(dict(self), phases, {phase: dict(series) for phase, series in hyper.items()})
 
     def phase_of(self, key: str) -> str:
-        """The name of the phase that a metric belongs to.
+        """Name the phase that a metric belongs to.
 
         Raises:
             UnknownMetricError: there is no such metric yet; names those there are.
@@ -316,6 +318,7 @@ class Epochs(Mapping[str, list[float | None]]):
         return table
 
     def _find(self, key: str, table: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+        # The prefix alone would not do: training has none, and ``val_loss`` might be its metric.
         for phase, series in table.items():
             prefix = prefix_of(phase)
             if key.startswith(prefix) and key[len(prefix) :] in series:

@@ -18,7 +18,7 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 def cross_entropy(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Array:
-    """Cross entropy of logits.
+    """Compute the cross entropy of logits.
 
     Args:
         y_pred: logits, ``(..., classes)``, floating.
@@ -34,7 +34,7 @@ def cross_entropy(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Ar
 
 
 def binary_cross_entropy(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Array:
-    """Binary cross entropy of logits.
+    """Compute the binary cross entropy of logits.
 
     Args:
         y_pred: logits, any shape, floating.
@@ -51,7 +51,7 @@ def binary_cross_entropy(y_pred: Array, ys: Array, reduction: Reduction = "mean"
 
 
 def mse(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Array:
-    """Squared error.
+    """Compute the squared error.
 
     Args:
         y_pred: predictions, any shape, floating.
@@ -68,7 +68,7 @@ def mse(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Array:
 
 
 def mae(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Array:
-    """Absolute error.
+    """Compute the absolute error.
 
     Args:
         y_pred: predictions, any shape, floating.
@@ -85,7 +85,7 @@ def mae(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Array:
 
 
 def huber(y_pred: Array, ys: Array, reduction: Reduction = "mean") -> Array:
-    """Huber loss with threshold 1: quadratic near zero, linear beyond (Huber, 1964).
+    """Compute the Huber loss with threshold 1: quadratic near zero, linear beyond (Huber, 1964).
 
     Args:
         y_pred: predictions, any shape, floating.

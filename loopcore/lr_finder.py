@@ -53,7 +53,7 @@ class FoundRate:
     diverged: bool
 
     def plot(self) -> Any:
-        """Loss by learning rate, as a figure of matplotlib.
+        """Draw the loss by learning rate, as a figure of matplotlib.
 
         Raises:
             MissingFrameworkError: matplotlib is not installed.
@@ -155,6 +155,7 @@ class LRFinder:
             losses.append(float(learner.to_host(learner.run_step(phase, batch).loss)))
             smoothed = _ema(losses, self.beta)[-1]
             best = min(best, smoothed)
+            # In this form a NaN ends the run too.
             if not smoothed <= _DIVERGED * abs(best):
                 break
         return losses
@@ -166,7 +167,7 @@ def _endless(data: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _ema(values: Sequence[float], beta: float) -> list[float]:
-    """Exponential means of the values so far, without bias."""
+    """Return exponential means of the values so far, without bias."""
     means: list[float] = []
     total = weight = 0.0
     for value in values:
@@ -181,10 +182,10 @@ def _evaluated(rates: NDArray[np.float64], losses: list[float], beta: float) -> 
     finite_places = [place for place, value in enumerate(smoothed) if isfinite(value)]
     if len(finite_places) < 2:
         raise LossError(f"the losses begin with {losses[:2]}: there is nothing to learn from; look at data and loss_fn")
-    curve = np.array(
-        _ema(_ema([losses[place] for place in finite_places], beta)[::-1], beta)[::-1]
-    )  # both ways, so that it does not lag
+    # Forwards and backwards: a mean of what came before lags behind, and would suggest too large a rate.
+    curve = np.array(_ema(_ema([losses[place] for place in finite_places], beta)[::-1], beta)[::-1])
     falling = max(int(np.argmin(curve)), 1) + 1  # behind the minimum nothing falls for good
+    # By the logarithm, since the rates are a geometric series: each step multiplies the rate by the same factor.
     slopes = np.gradient(curve[:falling], np.log(rates[finite_places][:falling]))
     suggestion = float(rates[finite_places][int(np.argmin(slopes))])
     return FoundRate(rates[: len(losses)], np.array(losses), np.array(smoothed), suggestion, diverged)

@@ -74,6 +74,7 @@ class Metric:
         metric: Any = fn  # one of the kinds that the annotation lists
         self.name = name or _name_of(fn)
         self.value = isinstance(fn, str)
+        # Before the other kinds of objects: what does everything itself may have an `update` of its own meaning.
         self.custom: AbstractMetric | None = metric if _does_everything(fn) else None
         self.object = None if self.value or self.custom is not None else _accumulator(fn)
         self._keywords, args = (
@@ -87,6 +88,7 @@ class Metric:
         else:
             self.args = (metric,) if self.value else tuple(args)
             self.reads = tuple(f"step.{arg}" for arg in self.args)
+            # Functions alone: the signature of an object's `update` is often ``*args``, or written in C.
             if self.object is None and not self.value:
                 _check_function(fn, self.name, self._keywords, self.args)
         self.fn: Callable[..., Any] = _in_order(metric, self.args, self._keywords)
@@ -101,7 +103,7 @@ class Metric:
         return list(self.state.variables) if self.in_program else []
 
     def updated(self, arrays: Sequence[Array], args: Sequence[Array]) -> list[Array]:
-        """The numbers of such an object after one more step, of what they were; the object stays as it is."""
+        """Return the numbers of such an object after one more step, of what they were; the object stays as it is."""
         metric = self.state
         if self._keywords:
             return list(metric.stateless_update_state(arrays, **dict(zip(self._keywords, args, strict=True))))
@@ -160,10 +162,12 @@ class SmoothLoss(Metric):
         self.sums: dict[str, tuple[float, float]] = {}
 
     def smooth(self, phase: str, losses: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The means after each of these losses, which follow those it has seen of the phase."""
+        """Return the means after each of these losses, which follow those it has seen of the phase."""
         total, weight = self.sums.get(phase, (0.0, 0.0))
         means = np.empty(len(losses))
         for place, loss in enumerate(losses):
+            # The weights are summed along with the losses, which takes out the bias towards the 0 at the begin, as in
+            # Adam.
             total, weight = self.beta * total + loss, self.beta * weight + 1.0
             means[place] = total / weight
         self.sums[phase] = total, weight
@@ -208,11 +212,11 @@ class AbstractMetric:
         raise TypeError(f"{type(self).__name__} does not look at steps: define step(self, learner, phase)")
 
     def step_value(self) -> float | None:
-        """Its value in the last step, or None."""
+        """Return its value in the last step, or None."""
         return None
 
     def epoch_value(self) -> float | None:
-        """Its value in the epoch so far; only asked for after a step. None is no value."""
+        """Return its value in the epoch so far; only asked for after a step. None is no value."""
         raise TypeError(f"{type(self).__name__} has no value: define epoch_value(self)")
 
 
@@ -253,6 +257,7 @@ def plain_values(name: str, value: Any, to_host: Callable[[Array], Any] = np.asa
         return _merged(plain_values(str(key), part, to_host) for key, part in value.items())
     if isinstance(value, (tuple, list)) and any(len(getattr(part, "shape", ())) for part in value):
         return _merged(plain_values(f"{name}_{number}", part, to_host) for number, part in enumerate(value))
+    # NumPy makes an array of a string as well.
     host = value if isinstance(value, str) else np.asarray(to_host(value))
     if isinstance(host, str) or not _has_real_numbers(host):
         raise LossError(
@@ -264,22 +269,22 @@ def plain_values(name: str, value: Any, to_host: Callable[[Array], Any] = np.asa
 
 
 def _merged(parts: Iterable[dict[str, EpochValue]]) -> dict[str, EpochValue]:
-    """All values of several dicts in one."""
+    """Merge the values of several dicts into one."""
     return {name: value for part in parts for name, value in part.items()}
 
 
 def _has_real_numbers(array: HostArray) -> bool:
-    """Whether an array has real numbers; ``bfloat16`` and its like are of no kind that NumPy knows."""
+    """Tell whether an array has real numbers; ``bfloat16`` and its like are of no kind that NumPy knows."""
     return array.dtype.kind != "c" and (array.dtype.kind in "biuf" or "float" in str(array.dtype))
 
 
 def by_keyword(fn: Callable[..., Any], names: Sequence[str]) -> Callable[..., Any]:
-    """A function of values in the order of these keywords."""
+    """Make a function of values in the order of these keywords."""
     return lambda *values: fn(**dict(zip(names, values, strict=True)))
 
 
 def _in_order(fn: Any, args: Sequence[str], keywords: Sequence[str]) -> Callable[..., Any]:
-    """What is called with the step values in the order of ``args``: by keyword, or as its library orders them."""
+    """Make what is called with the step values in the order of ``args``: by keyword, or as its library orders them."""
     if keywords:
         return by_keyword(fn, keywords)
     ordered: Callable[..., Any] = fn if args[:1] == ("ys",) else predictions_first(fn)  # who says the order gets it
@@ -287,7 +292,7 @@ def _in_order(fn: Any, args: Sequence[str], keywords: Sequence[str]) -> Callable
 
 
 def _keywords(fn: Any) -> tuple[str, ...]:
-    """``("logits", "labels")`` of what takes these by keyword only."""
+    """Return ``("logits", "labels")`` for what takes these by keyword only."""
     try:
         parameters = inspect.signature(getattr(fn, "update", fn)).parameters
     except (TypeError, ValueError):
@@ -333,7 +338,7 @@ def _check_function(fn: object, name: str, keywords: Sequence[str], args: Sequen
 
 
 def _does_everything(fn: object) -> bool:
-    """Whether it has the methods of an `AbstractMetric`, whatever its class."""
+    """Tell whether it has the methods of an `AbstractMetric`, whatever its class."""
     return all(callable(getattr(fn, verb, None)) for verb in ("reset", "step", "epoch_value"))
 
 
@@ -367,7 +372,7 @@ def _name_of(fn: Any) -> str:
 
 
 def accuracy(y_pred: Array, ys: Array) -> Array:
-    """Share of rows whose largest entry is the label.
+    """Compute the share of rows whose largest entry is the label.
 
     Args:
         y_pred: logits or probabilities, ``(..., classes)``.
@@ -419,7 +424,7 @@ def top_k_accuracy(k: int = 5) -> Callable[[Array, Array], Array]:
 
 
 class _TopK:
-    """What `top_k_accuracy` makes; a class, so that it can be pickled."""
+    """A metric that `top_k_accuracy` makes; a class, so that it can be pickled."""
 
     def __init__(self, k: int) -> None:
         self.k = k
@@ -429,6 +434,7 @@ class _TopK:
         xp = namespace_of(y_pred).xp
         labels = _labels(self.__name__, y_pred, ys, xp)
         labels = xp.expand_dims(xp.astype(labels, xp.int32), axis=-1)
+        # Counted and not sorted: how many entries are larger than that of the label says all, at the cost of one pass.
         of_label = xp.take_along_axis(y_pred, labels, axis=-1)
         classes = xp.arange(y_pred.shape[-1], dtype=xp.int32)
         behind = (y_pred < of_label) | ((y_pred == of_label) & (classes >= labels))  # a NaN is behind nobody
@@ -439,7 +445,7 @@ class _TopK:
 
 
 def _labels(name: str, y_pred: Array, ys: Array, xp: ArrayNamespace) -> Array:
-    """Labels ``(...)`` of labels or one-hot rows.
+    """Make labels ``(...)`` of labels or one-hot rows.
 
     Raises:
         LossError: they have another shape, which would broadcast without a word, or there is a single class.
@@ -456,7 +462,7 @@ def _labels(name: str, y_pred: Array, ys: Array, xp: ArrayNamespace) -> Array:
 
 
 def _fit(shape: Sequence[int]) -> str:
-    """What to write instead, for predictions of a shape."""
+    """Say what to write instead, for predictions of a shape."""
     if not len(shape):
         return "y_pred has the shape (..., classes), and there is one label for each row"
     if shape[-1] == 1:

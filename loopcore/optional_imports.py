@@ -9,7 +9,7 @@ from loopcore.errors import MissingFrameworkError
 
 
 def optional(module: str, what: str, package: str, install: str = "") -> Any:
-    """A library that only some need.
+    """Import a library that only some need.
 
     Args:
         module: to import.

@@ -46,6 +46,7 @@ def plot_history(
             metrics.setdefault(key.removeprefix(prefix_of(phases[key])), []).append(key)
     names = list(dict.fromkeys(name for by_name in hyper.values() for name in by_name))
     rows = len(metrics) + len(names)
+    # A figure without pyplot, which would open windows, and keep every figure that nobody closes.
     figure = figures.Figure(figsize=(7, 2.6 * max(rows, 1)), layout="constrained")
     if not rows:
         return figure
@@ -73,6 +74,7 @@ def _draw_epochs(panel: Any, phase: str, values: Sequence[EpochValue]) -> None:
 
 
 def _title(panel: Any, name: str) -> None:
+    # A name with dollar signs is no formula; one that is half a formula would be an error when the figure is drawn.
     panel.set_title(clean(name), loc="left", fontsize=10, parse_math=False)
 
 
@@ -81,6 +83,7 @@ def _finish(panel: Any, x_label: str) -> None:
     panel.tick_params(labelsize=8)
     panel.grid(alpha=0.3)
     panel.spines[["top", "right"]].set_visible(False)
+    # By hand, since matplotlib leaves out labels that begin with an underscore.
     legend = panel.legend(panel.lines, [line.get_label() for line in panel.lines], fontsize=8, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -36,6 +36,7 @@ class _PrintableSchedule:
 
     def __init__(self, name: str, args: tuple[object, ...], kwargs: dict[str, object], value: Schedule) -> None:
         self._recipe = name, args, kwargs
+        # `linear` is made by `polynomial`, and has to print as what the user wrote.
         self._value: Schedule = value._value if isinstance(value, _PrintableSchedule) else value
 
     def __call__(self, step: float) -> float:
@@ -46,6 +47,7 @@ class _PrintableSchedule:
         return f"{name}({', '.join([*map(repr, args), *(f'{key}={value!r}' for key, value in kwargs.items())])})"
 
     def __reduce__(self) -> tuple[object, ...]:
+        # The function inside is a closure, which cannot be pickled; how it was made can.
         return _make, self._recipe
 
 
@@ -64,7 +66,7 @@ def _printable(make: Callable[P, Schedule]) -> Callable[P, Schedule]:
 
 @_printable
 def constant(value: float) -> Schedule:
-    """Always the same.
+    """Keep one value at every step.
 
     Args:
         value: at every step.
@@ -79,7 +81,7 @@ def constant(value: float) -> Schedule:
 
 @_printable
 def linear(start: float, stop: float, length: float) -> Schedule:
-    """A straight line from ``start`` at 0 to ``stop`` at ``length``.
+    """Draw a straight line from ``start`` at 0 to ``stop`` at ``length``.
 
     Args:
         start: value at 0.
@@ -99,7 +101,7 @@ def linear(start: float, stop: float, length: float) -> Schedule:
 
 @_printable
 def polynomial(start: float, stop: float, length: float, power: float) -> Schedule:
-    """``stop + (start - stop) * (1 - step / length) ** power``.
+    """Follow ``stop + (start - stop) * (1 - step / length) ** power``.
 
     Args:
         start: value at 0.
@@ -121,7 +123,7 @@ def polynomial(start: float, stop: float, length: float, power: float) -> Schedu
 
 @_printable
 def cosine(start: float, stop: float, length: float) -> Schedule:
-    """Half a cosine from ``start`` at 0 to ``stop`` at ``length`` (Loshchilov and Hutter, 2017, arXiv:1608.03983).
+    """Go half a cosine from ``start`` at 0 to ``stop`` at ``length`` (Loshchilov and Hutter, 2017, arXiv:1608.03983).
 
     Args:
         start: value at 0.
@@ -142,7 +144,7 @@ def cosine(start: float, stop: float, length: float) -> Schedule:
 
 @_printable
 def exponential(start: float, factor: float, every: float = 1) -> Schedule:
-    """``start * factor ** (step / every)``.
+    """Follow ``start * factor ** (step / every)``.
 
     Args:
         start: value at 0.
@@ -163,7 +165,7 @@ def exponential(start: float, factor: float, every: float = 1) -> Schedule:
 
 @_printable
 def steps(start: float, factor: float, every: int | Sequence[int]) -> Schedule:
-    """Multiplied by ``factor`` at each multiple of ``every``, or at each of these steps.
+    """Multiply by ``factor`` at each multiple of ``every``, or at each of these steps.
 
     Args:
         start: value at 0.
@@ -189,7 +191,7 @@ def steps(start: float, factor: float, every: int | Sequence[int]) -> Schedule:
 
 @_printable
 def warmup(schedule: Schedule, length: float, start: float = 0.0) -> Schedule:
-    """A straight line from ``start`` to the first value of a schedule, which begins when it is reached.
+    """Rise in a line from ``start`` to the first value of a schedule, which begins when it is reached.
 
     Args:
         schedule: counts from 0 when the line ends.
@@ -219,7 +221,7 @@ def one_cycle(
     stop: float | None = None,
     rise: float = 0.3,
 ) -> Schedule:
-    """Half a cosine up to the peak, and half a one down (Smith and Topin, 2018, arXiv:1708.07120).
+    """Rise by half a cosine to the peak, and fall by another (Smith and Topin, 2018, arXiv:1708.07120).
 
     Args:
         peak: the largest value.
@@ -248,7 +250,7 @@ def one_cycle(
 
 @_printable
 def sequence(*schedules: Schedule, at: Sequence[float]) -> Schedule:
-    """One schedule after the other; each counts from 0 when it begins.
+    """Run one schedule after the other; each counts from 0 when it begins.
 
     Args:
         *schedules: two or more.
@@ -278,7 +280,7 @@ def sequence(*schedules: Schedule, at: Sequence[float]) -> Schedule:
 
 @_printable
 def shift(schedule: Schedule, by: float) -> Schedule:
-    """The same, ``by`` steps later; its first value until then.
+    """Move a schedule ``by`` steps later; it has its first value until then.
 
     Args:
         schedule: what is moved.
@@ -299,7 +301,7 @@ def shift(schedule: Schedule, by: float) -> Schedule:
 
 @_printable
 def scale(schedule: Schedule, factor: float) -> Schedule:
-    """Its values times a factor.
+    """Multiply the values of a schedule by a factor.
 
     Args:
         schedule: what is multiplied.

@@ -99,10 +99,13 @@ class State:
             return record
         record = self._record
         if name in record.hidden:
+            # Only what is read becomes part of the program: file names in a batch that nobody looks at must not compile
+            # it anew.
             record.noted[name] = frozen(record.hidden[name])
             return record.hidden[name]
         if record.packed is not None and f"step.{name}" in record.packed.layout:
             return record.packed.get(f"step.{name}")
+        # It was there and is gone. "No value" would send the user to look for a bug in the step.
         if name in record.dropped:
             raise AttributeError(
                 f"step.{name} was not kept when the step ended, since nobody declared to read it. Add "
@@ -124,7 +127,7 @@ def record_of(state: State) -> StepRecord:
 
 
 def seen(backend: Backend, state: State, name: str, value: Tree) -> Tree:
-    """A value of a step as one looks at it: what its batch left on the host becomes native, once."""
+    """Return a value of a step as one looks at it: what its batch left on the host becomes native, once."""
     record = record_of(state)
     placed, batch = record.fed, record.batch
     if placed is None or batch is None or batch.get(name) is not value:
@@ -151,6 +154,7 @@ def _condition(value: Scalar) -> Condition:
         return value
     if isinstance(value, (int, float)):
         return bool(value)
+    # An array with axes would be broadcast against the weights by ``where``, silently.
     if not hasattr(value, "dtype") or len(value.shape):
         description = f"an array of shape {tuple(value.shape)}" if hasattr(value, "shape") else repr(value)
         raise TypeError(
@@ -167,6 +171,7 @@ def combine_conditions(first: Condition, second: Scalar) -> Condition:
         second: a number or a 0-d array; holds unless it is 0.
     """
     second = _condition(second)
+    # Nobody withholds an update in most steps: then no operation enters the program.
     if first is True or second is False:
         return second
     return first if second is True or first is False else first & second
@@ -186,24 +191,21 @@ def batch_length(values: Tree, leaves: Callable[[Tree], list[Array]], alike: dic
         DataError: the lengths differ, and not as those of the first batch do; or it has an object that nobody can
             look into, and no array.
     """
+    # The usual batch, without a walk over its tree: a mean by epochs asks at every step.
     if isinstance(values, dict):
         shape: Tree = getattr(values.get("xs"), "shape", ())
         if len(shape):
             return int(shape[0])
     parts = values if isinstance(values, Mapping) else {"": values}
     lengths = {name: _lengths(part, leaves) for name, part in parts.items()}
-    known_lengths = [length for part in lengths.values() for length in part if length is not None]
+    # ``xs`` may be a tree: the first of its arrays speaks for the batch.
     if lengths.get("xs") and lengths["xs"][0] is not None:
         return lengths["xs"][0]
-    if known_lengths and len(set(known_lengths)) == 1:
-        return known_lengths[0]
     if not any(lengths.values()):
         return 1
-    if known_lengths and all(length is not None for part in lengths.values() for length in part):
-        if not alike:
-            alike.update(lengths)
-        if alike == lengths:
-            return known_lengths[0]
+    length = _common_length(lengths, alike)
+    if length is not None:
+        return length
     listed = ", ".join(f"{name} {_in_words(part)}" for name, part in lengths.items() if part)
     raise DataError(
         f"the mean of an epoch counts samples, and it is not known how many this batch has: {listed}{_before(alike)}. "
@@ -211,8 +213,23 @@ def batch_length(values: Tree, leaves: Callable[[Tree], list[Array]], alike: dic
     )
 
 
+def _common_length(lengths: dict[str, list[int | None]], alike: dict[str, list[int | None]]) -> int | None:
+    """Return the length that all arrays have, or the first of a batch with the lengths of ``alike``; else None."""
+    all_lengths = [length for part in lengths.values() for length in part]
+    known_lengths = [length for length in all_lengths if length is not None]
+    if known_lengths and len(set(known_lengths)) == 1:
+        return known_lengths[0]
+    if not known_lengths or None in all_lengths:
+        return None
+    # The first such batch is taken as it is: there is nothing to compare it with. A mean that weighs all batches the
+    # same is right as long as the others are like it.
+    if not alike:
+        alike.update(lengths)
+    return known_lengths[0] if alike == lengths else None
+
+
 def _lengths(value: Tree, leaves: Callable[[Tree], list[Array]]) -> list[int | None]:
-    """The lengths of the arrays in a part of a batch, in order; None for an object that nobody can look into."""
+    """List the lengths of the arrays in a part of a batch, in order; None for an object that nobody can look into."""
     shape = getattr(value, "shape", None)
     if shape is not None:
         return [int(shape[0])] if len(shape) else []
@@ -228,7 +245,7 @@ def _lengths(value: Tree, leaves: Callable[[Tree], list[Array]]) -> list[int | N
 
 
 def _before(alike: Mapping[str, list[int | None]]) -> str:
-    """The first batch whose lengths differed, in words."""
+    """Describe the first batch whose lengths differed."""
     listed = ", ".join(f"{name} {_in_words(part)}" for name, part in alike.items() if part)
     return f" (a batch before it: {listed})" if listed else ""
 
@@ -254,10 +271,12 @@ class Shared:
 
     def __getattr__(self, name: str) -> Tree:
         if self._hear is not None:
+            # A name that nobody wrote is told too: the body went another way because of it.
             value = self._hidden.get(name, self._packed.get(name, ABSENT))
             self._hear(name, value)
             if name in self._hidden:
                 return value
+        # Written into the dict, so that the next read is an ordinary one, and gives the same array.
         elif name in self._packed:
             value = self.__dict__[name] = self._packed[name].get(f"shared.{name}")
             return value

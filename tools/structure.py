@@ -302,11 +302,11 @@ def complex_functions(modules: list[Module]) -> Measure:
     """Functions of high cognitive complexity."""
     title = f"functions of complexity over {COMPLEX}"
     if find_spec("complexipy") is None:
-        return Measure(title, float("inf"), "complexipy is not installed")
+        return Measure(title, float("inf"), "complexipy is not installed", 0)
     measure = import_module("complexipy").file_complexity
     functions = [(f.complexity, f.name) for module in modules for f in measure(str(module.path)).functions]
     hard = sorted(((complexity, name) for complexity, name in functions if complexity > COMPLEX), reverse=True)
-    return Measure(title, len(hard), in_words([f"{name} {complexity}" for complexity, name in hard]))
+    return Measure(title, len(hard), in_words([f"{name} {complexity}" for complexity, name in hard]), 0)
 
 
 def most_common(counts: Counter[str]) -> str:

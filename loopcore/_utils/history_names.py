@@ -6,5 +6,5 @@ PREFIXES = {"training": "", "validation": "val_"}
 
 
 def prefix_of(phase: str) -> str:
-    """What the names of a phase's metrics begin with."""
+    """Return what the names of a phase's metrics begin with."""
     return PREFIXES.get(phase, f"{phase}_")

@@ -26,7 +26,7 @@ current = _current.get
 
 
 def enter(learner: Running | None) -> Running | None:
-    """Make it the running one; returns the one before, for the next `enter`.
+    """Make a learner the running one; return the one before, for the next `enter`.
 
     A token would have to be reset in the context that made it; a scope may be closed in another one.
     """

@@ -39,7 +39,7 @@ def is_of_a_framework(frame: FrameType) -> bool:
 
 
 def of_lines(lines: Sequence[tuple[str, int]]) -> str:
-    """The same for lines that a framework recorded: file and number of each."""
+    """Describe, as `where` does, the user's innermost of the lines that a framework recorded: file and number."""
     frameworks = [place for name in (*PACKAGES, *_FRAMEWORKS) for place in _places(name)]
     for name, line in reversed(lines):
         is_user_line = not _is_within(name, frameworks) or _is_within(name, _places(CONFORMANCE))

@@ -66,6 +66,8 @@ _ADVICE = {  # what it cannot reach -> what to do
     "all_params": "parameters are learner.params, which the callback declares",
 }
 _REACHED = f"it reaches {', '.join(ROOTS)} as it declares them, random, and {', '.join(sorted(FREE | VERBS.keys()))}"
+# These run code of the handler within an objective, where it must see values that are differentiated; elsewhere a host
+# handler sees plain ones.
 _OBJECTIVES = frozenset({"gradient", "grad", "minimize"})
 
 
@@ -78,6 +80,7 @@ def make_view(learner: LearnerParts, callback: Callback, loans: LentContainers |
         loans: takes what host handlers get to see; None for traced handlers, which see what the step body sees.
     """
     traced = loans is None
+    # All decisions are made here, once: a handler runs at every step, and pays for an attribute and nothing else.
     access = Access.of(callback)
     objectives = _OwnObjectives(learner.backend.concrete)
     parts: dict[str, object] = {
@@ -98,6 +101,8 @@ def make_view(learner: LearnerParts, callback: Callback, loans: LentContainers |
         getter = objectives.verb(name, learner) if is_own_objective else attrgetter(f"_learner.{name}")
         members[name] = property(getter)
     members["epoch"] = property(lambda view: learner.epoch and _EpochView(learner.epoch, access))
+    # A class for each callback, since only a class can have properties; a lookup in a dict by `__getattr__` would be
+    # slower.
     view = cast(type[View], type("LearnerView", (View,), members))
     return view(learner)
 
@@ -114,6 +119,7 @@ class View:
     _access: Access
 
     def __init__(self, learner: LearnerParts) -> None:
+        # Past the `__setattr__` below, which refuses everything.
         object.__setattr__(self, "_learner", learner)
 
     def __getattr__(self, name: str) -> Any:
@@ -169,6 +175,7 @@ class _OwnObjectives:
         self._depth = 0
 
     def see(self, value: Tree) -> Tree:
+        # Within its own objective a concrete value would cut the very gradient that the handler asks for.
         return value if self._depth or value is None else self._concrete(value)
 
     def verb(self, name: str, learner: LearnerParts) -> Callable[[View], Callable[..., Tree]]:
@@ -181,6 +188,7 @@ class _OwnObjectives:
                 result = verb(*args, **kwargs)
             finally:
                 self._depth -= 1
+            # `grad` returns a function that differentiates when it is called, so that it opens an objective then.
             return self._opened(result) if callable(result) else self.see(result)
 
         return call
@@ -221,6 +229,7 @@ class _ModelView:
     def __call__(self, *args: object, **kwargs: Any) -> Tree:
         self._access.require_read(self._path)
         if not self._access.may(self._path, self._access.writes):
+            # A forward pass would move the statistics of batch norm, which is a write.
             kwargs["update_state"] = False
         return self._concrete(self._model(*args, **kwargs))
 
@@ -248,6 +257,8 @@ class _HandleView(ParameterHandle):
     _path: str
 
     def __init__(self, handle: ParameterHandle, access: Access, path: str, concrete: Callable[[Tree], Tree]) -> None:
+        # A view is a handle with a guard, not a wrapper: `minimize` and `update` take handles, and look at what is in
+        # them.
         for name in ParameterHandle.__slots__:
             object.__setattr__(self, name, getattr(handle, name))
         for name, value in (("_access", access), ("_concrete", concrete), ("_path", path)):

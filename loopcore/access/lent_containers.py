@@ -65,10 +65,13 @@ class LentContainers(dict[Key, LentContainer]):
     def lend(self, root: str, name: str, value: Tree) -> Tree:
         """A copy of a container without graph or tape; the same one until the handler ends or the value changes."""
         backend, during = self._learner.backend, self._learner.runs.step
+        # The step is in the key: a handler may run another step, whose values have the same names.
         key = (root, name, id(during))
         loan = self.get(key)
+        # The same copy each time, so that ``learner.step.meta["a"] = 1`` and the next read of it go together.
         if loan is not None and loan.value is value:
             return loan.copy
+        # The containers are copied, the arrays in them are not: a handler that only reads pays for no array.
         copy = backend.tree_map(lambda leaf: leaf, backend.concrete(value))
         owner = during if root == "step" else self._learner.shared
         self[key] = LentContainer(
@@ -79,6 +82,7 @@ class LentContainers(dict[Key, LentContainer]):
     def replaced(self, root: str, name: str, value: Tree, stored: Tree) -> None:
         """The handler assigned a value: what it did to the old one no longer counts, but what it does to this does."""
         key = (root, name, id(self._learner.runs.step))
+        # The handler wrote back the copy that it has, perhaps changed: what it does to that copy later counts too.
         loan = self.pop(key, None)
         if loan is not None and loan.copy is value:
             backend = self._learner.backend
@@ -92,7 +96,10 @@ class LentContainers(dict[Key, LentContainer]):
             AccessError: a container was changed that the callback does not declare to write.
         """
         runs = self._learner.runs
+        # Outside of all steps everything is due: what is open there belongs to handlers that are over.
         due = {key: loan for key, loan in self.items() if loan.during is runs.step or runs.runner is None}
+        # Taken out before anything is written back, since writing may raise, and the next handler must not find old
+        # copies.
         for key in due:
             del self[key]
         for (root, _, _), loan in due.items():

@@ -35,9 +35,12 @@ def namespace_view(root: str, learner: LearnerParts, access: Access, loans: Lent
         "_all": "*" in reads,
         "_reader": staticmethod(reader),
         "_adopt": staticmethod(adopt),
+        # Where nothing is to be converted, a declared name is written by one call. In ``step`` a host handler's value
+        # is converted and compared with the old one, see `_adopting`.
         "_put": _putters(learner, root, writes) if loans is None or root == "shared" else {},
     }
     for name in (reads | (_FREE_STEP if root == "step" else frozenset())) - {"*"}:
+        # A closure for each name, with no branch and no check left in it: handlers read values at every step.
         members[name] = property(_getter(learner, root, name, reader(name)))
     if loans is not None:
         loans.take_back[root] = _taking_back(root, access, writes, adopt)
@@ -63,7 +66,9 @@ class NamespaceView:
         if self._all and not name.startswith("_"):
             value, read = getattr(getattr(self._learner, self._root), name), self._reader(name)
             return value if read is None else read(value)
-        if name in type(self).__dict__:  # its property raised: the value is not there
+        # Python calls `__getattr__` also when a property raised AttributeError. To ask again gives the error of the
+        # state, in place of one that says the callback did not declare what it did declare.
+        if name in type(self).__dict__:
             return getattr(getattr(self._learner, self._root), name)
         raise self._access.error(f"{self._root}.{name}", write=False)
 
@@ -129,6 +134,7 @@ def _reader(
     """
     if loans is None:
         return None
+    # A copy would be no use to the owner of a value, who changes it in place; still no gradient may hang on it.
     if root == "shared" and writes & {name, "*"}:
         return learner.backend.stop_gradient
     backend, runs, is_container = learner.backend, learner.runs, loans.containers.has
@@ -150,12 +156,16 @@ def _adopting(learner: LearnerParts, access: Access, loans: LentContainers) -> C
     warned: set[str] = set()
 
     def adopt(state: State, name: str, value: Tree) -> Tree:
+        # These decide and weigh, and no model computes with them: they may stay Python numbers, which costs a program
+        # nothing.
         if name in ("apply", "weight"):
             return value
         old = state.__dict__.get(name)
+        # A new name: no gradient goes through a value that the body did not compute.
         if old is None:
             return backend.convert(value)
         new = backend.adopt(old, value)
+        # A container that the handler writes back is looked at from now on as it is in the step.
         if loans:
             loans.replaced("step", name, value, new)
         if new is old:
@@ -164,6 +174,7 @@ def _adopting(learner: LearnerParts, access: Access, loans: LentContainers) -> C
         if _cuts(backend, old, new, name in (record.differentiated or ())):
             writer = name_of(access.callback)
             record.replaced = {**(record.replaced or {}), name: writer}
+            # Once for each callback and name: a training has many steps.
             if name not in warned:
                 warned.add(name)
                 warnings.warn(f"{writer} replaced step.{name} inside an objective: {CONSTANT}", stacklevel=3)
@@ -174,6 +185,7 @@ def _adopting(learner: LearnerParts, access: Access, loans: LentContainers) -> C
 
 def _cuts(backend: Backend, old: Tree, new: Tree, differentiated: bool) -> bool:
     """Whether a leaf that a gradient flows through is gone; at the cut of a compiled step only its name tells."""
+    # By identity and counted, since a tree may hold one array twice and lose it once.
     leaves = {id(leaf): leaf for leaf in backend.tree_leaves(old)}
     replaced = Counter(map(id, backend.tree_leaves(old))) - Counter(map(id, backend.tree_leaves(new)))
     return bool(replaced) if differentiated else any(backend.is_differentiated(leaves[key]) for key in replaced)

@@ -22,6 +22,7 @@ class Access:
     def of(cls, callback: Callback) -> Access:
         """Read the declarations once; a write implies a read."""
         writes = frozenset(callback.writes)
+        # Its own traced handler writes them.
         writes |= frozenset(callback.leaves)
         reads = (*callback.reads, *callback.traced_reads, *callback.carries)
         return cls(callback, frozenset(reads) | writes, writes)
@@ -50,12 +51,14 @@ class Access:
 
     def names(self, path: str, declared: frozenset[str]) -> frozenset[str]:
         """Names directly below a path that are declared; ``"*"`` when the path itself is."""
+        # A path opens the way down to it: who reads ``params.encoder.weight`` may ask ``params`` for ``encoder``.
         below = (d.removeprefix(f"{path}.").partition(".")[0] for d in declared if d.startswith(f"{path}."))
         return frozenset(below) | ({"*"} if self.may(path, declared) else frozenset())
 
     def error(self, path: str, *, write: bool, action: str = "") -> AccessError:
         """The error for an undeclared access; ``action`` says in words what it was."""
         attribute = "writes" if write else "reads"
+        # The error is about what the user wrote, not about a wrapper around it.
         inner = self.callback.identity()
         paths = ", ".join(repr(p) for p in (*getattr(inner, attribute), path))
         cls: type = type(inner)

@@ -124,6 +124,7 @@ class GradientAccumulation(Callback):
         last = False
         if epoch is not None and epoch.outcome is None and epoch.phase is phase:
             last = epoch.attempted == epoch.length
+        # Two Python bools, known before the step: a program for each kind of step, without a condition in it.
         learner.step.window = (self._position == 0, last or self._position + 1 >= self.n)
 
     @on(BackwardEnd, AbstractTrainingPhase, traced=True)
@@ -141,6 +142,7 @@ class GradientAccumulation(Callback):
         mean, before = shared.accumulated
         weight = _as_array(learner.xp, learner.sample_weight, before)
         total = weight if begins else before + weight
+        # A running mean and not a sum: a window may end early, and what is there is right at any moment.
         step.pooled = _mean(learner, mean, step.grads, weight / total, begins), total
         step.apply = ends
         if ends:
@@ -150,6 +152,7 @@ class GradientAccumulation(Callback):
     def keep(self, learner: LearnerView, phase: Phase) -> None:
         """Keep the mean for the next step, of a step that was completed."""
         step, shared = learner.step, learner.shared
+        # At the end and not in `accumulate`: a step that is cancelled in between must leave the window as it was.
         if hasattr(step, "pooled") and not step.window[1]:
             shared.accumulated = step.pooled
 
@@ -169,6 +172,7 @@ class GradientAccumulation(Callback):
     @on(EpochEnd, AbstractTrainingPhase)
     def finish(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
         """Apply what is left of a completed epoch."""
+        # A step of a phase of its own: clipping, guards and averages hear it, but none that counts training steps does.
         if self._position and event.outcome == "completed":
             learner.run_step(self._leftover_update, {})
             learner.shared.accumulation.updates += 1
@@ -178,7 +182,7 @@ class GradientAccumulation(Callback):
         self._position = 0
 
     def state_dict(self) -> StateDict:
-        """The position in the open window, and the counts."""
+        """Return the position in the open window, and the counts."""
         return {"position": self._position, "batches": self._counts.batches, "updates": self._counts.updates}
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -188,7 +192,7 @@ class GradientAccumulation(Callback):
 
 
 def _mean(learner: LearnerView, mean: Tree, grads: Tree, share: Array, begins: bool) -> Tree:
-    """The mean after one more gradient, which has this share of it; in the step that begins a window the gradient."""
+    """Return the mean after one more gradient of this share; in the step that begins a window, the gradient."""
     try:
         if begins:
             return learner.tree.map(lambda old_leaf, new_leaf: new_leaf, mean, grads)
@@ -201,5 +205,5 @@ def _mean(learner: LearnerView, mean: Tree, grads: Tree, share: Array, begins: b
 
 
 def _as_array(xp: ArrayNamespace, value: Array | float, like: Array) -> Array:
-    """A number or a 0-d array as a 0-d array of the dtype of another one."""
+    """Make a 0-d array of the dtype of another one, of a number or of a 0-d array."""
     return xp.full_like(like, value) if type(value) in (int, float) else xp.astype(value, like.dtype)

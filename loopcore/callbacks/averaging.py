@@ -110,6 +110,7 @@ class AveragedWeights(Callback):
         count = shared.averaged_updates + 1
         wide = counter(learner).dtype
         t = self._part(learner.xp, learner.xp.astype(count - self.start, wide))
+        # The device decides on the update: where it made none, the average moves by a share of 0.
         if updated is not True:
             count = shared.averaged_updates + learner.xp.astype(updated, count.dtype)
             t = learner.xp.astype(updated, wide) * t
@@ -129,20 +130,23 @@ class AveragedWeights(Callback):
             return 1.0 / xp.clip(k, min=1.0)
         if self.debias:
             return (1.0 - decay) / (1.0 - decay ** xp.clip(k, min=1.0))
+        # The rule of TensorFlow's ExponentialMovingAverage: 9 / (10 + k) is 1 - (1 + k) / (10 + k).
         t = xp.clip(9.0 / (10.0 + xp.clip(k, min=0.0)), min=1.0 - decay) if self.warmup else 1.0 - decay
         return xp.where(k > 0, xp.full_like(k, t) if type(t) is float else t, xp.ones_like(k)) if self.start else t
 
     @on(EpochBegin, AbstractValidationPhase)
     def use(self, learner: LearnerView, phase: Phase) -> None:
-        """Put the average in the place of the weights."""
+        """Put the average in the place of the weights while the phase validates."""
         if not self._heard_step:
             self._begin(learner)
+        # Kept before anything is replaced, and below dropped after all is back: an interrupt between two lines finds
+        # them.
         self._weights.append((phase, learner.params.value, learner.buffers.value))
         learner.params.value, learner.buffers.value = learner.shared.averaged_params, learner.shared.averaged_buffers
 
     @on(EpochEnd, AbstractValidationPhase)
     def bring_back(self, learner: LearnerView, phase: Phase) -> None:
-        """Put the weights back."""
+        """Put the weights back when the phase has validated."""
         if self._weights and self._weights[-1][0] is phase:  # else it did not hear the begin, as under throttle
             self._put_back(learner)
 
@@ -159,6 +163,6 @@ class AveragedWeights(Callback):
 
 
 def _wide(learner: LearnerView, tree: Tree) -> Tree:
-    """Floats of 16 bits in float32: in less an average stands still, as soon as its steps are below half a digit."""
+    """Convert floats of 16 bits to float32: in less an average stands still once its steps are below half a digit."""
     xp = learner.xp
     return learner.tree.map(lambda x: xp.astype(x, xp.float32) if "float16" in str(x.dtype) else x, tree)

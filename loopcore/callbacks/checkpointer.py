@@ -63,6 +63,7 @@ class Checkpointer(Callback):
     """
 
     reads = ("params", "buffers", "optimizer", "hyper", "shared.history", "shared.metrics_epoch")
+    # What others do when an epoch or the fit ends belongs into the file.
     run_after = (Callback,)
 
     def __init__(
@@ -103,7 +104,7 @@ class Checkpointer(Callback):
 
     @on(EpochBegin)
     def begin(self, learner: LearnerView, phase: Phase) -> None:
-        """Note which round it is."""
+        """Note the round that the epoch belongs to; one outside of rounds leaves the last."""
         number = learner.epoch.round
         self._present_round = self._present_round if number is None else number
 
@@ -150,6 +151,7 @@ class Checkpointer(Callback):
             warnings.warn(f"{error}; the checkpoints of before stay", stacklevel=2)
             return
         self._fresh = False
+        # Only now, with the new file on the disk, may older ones go.
         paths = self.paths()
         for place in worst(self._values(paths), self.mode, self.keep_top_k):
             try:
@@ -162,7 +164,7 @@ class Checkpointer(Callback):
         return f"{self.run}-epoch-{self._round:06d}{part}.safetensors"
 
     def paths(self) -> list[Path]:
-        """The checkpoints of this run, the oldest first.
+        """List the checkpoints of this run, the oldest first.
 
         Raises:
             CheckpointError: the folder cannot be read.
@@ -201,7 +203,7 @@ class Checkpointer(Callback):
         return [None if self.monitor is None else manifest_of(path).get("value") for path in paths]
 
     def state_dict(self) -> StateDict:
-        """The name of the run, and the counts of its rounds and steps."""
+        """Return the name of the run, and the counts of its rounds and steps."""
         state = {"run": self.run, "epochs": self._round, "midway": self._midway}
         return {**state, "steps": self._steps, "count": self._count}
 
@@ -221,13 +223,15 @@ class Checkpointer(Callback):
         self._count, self._steps = int(state["epochs"] if old else state["count"]), int(state.get("steps", 0))
         self._fresh, self._value = False, None
         order = _order(self._name(), run)
+        # Files that come after this one are of the run as it went on then, and may be somebody's best.
         if any((_order(path.name, run) or ()) > (order or ()) for path in self.paths()):
             self.run = secrets.token_hex(4)
 
 
 def _order(name: str, run: str) -> tuple[int, int, int] | None:
-    """Where a file stands among those of a run: by round, steps within it, then one of its middle; None for others."""
+    """Place a file among those of a run: by round, steps within it, then one of its middle; None for others."""
     match = re.fullmatch(rf"{run}-epoch-(\d+)(-begun)?(?:-step-(\d+))?\.safetensors", name)
     if match is None:
         return None
+    # Of one round: what was measured in its middle, then what a stop left, then the whole round.
     return int(match[1]), 0 if match[3] else 1 if match[2] else 2, int(match[3] or 0)

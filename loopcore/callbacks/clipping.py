@@ -56,6 +56,8 @@ class GradientClipping(Callback):
             return
         if self.norm is not None:
             length = tree.global_norm(step.grads)
+            # A length that is NaN is not greater than anything, and one that is infinite makes NaN of the gradient:
+            # either way it stays bad, and the guard sees it.
             scale = xp.where(length > self.norm, self.norm / length, xp.ones_like(length))
             step.grads = tree.scale(step.grads, scale)
         if self.value is not None:

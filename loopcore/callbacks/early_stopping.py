@@ -78,6 +78,7 @@ class EarlyStopping(Callback):
     @on(FitBegin)
     def begin(self, learner: LearnerView, phase: None) -> None:
         """Forget what the criterion saw of earlier fits, unless a checkpoint brought it."""
+        # A run that was loaded goes on with what the criterion saw before it was saved.
         if not self._resumed:
             self.criterion.reset()
             self._epochs = 0
@@ -99,6 +100,7 @@ class EarlyStopping(Callback):
                 self.criterion.update_training(training)
         value = monitored(learner, phase, event, self.monitor)
         if value is None:
+            # Only rounds make a missing value suspicious: what is measured by hand need not have it.
             self._rounds |= learner.epoch.round is not None
             return
         self._has_value = True
@@ -109,7 +111,7 @@ class EarlyStopping(Callback):
             )
 
     def state_dict(self) -> StateDict:
-        """What the criterion has seen, and after how many epochs."""
+        """Return what the criterion has seen, and after how many epochs."""
         return {"criterion": self.criterion.state_dict(), "epochs": self._epochs}
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -119,7 +121,7 @@ class EarlyStopping(Callback):
 
 
 def _patient(patience: int | None, min_delta: float) -> Criterion:
-    """The criterion that a patience stands for."""
+    """Make the criterion that a patience stands for."""
     if not is_whole(patience, least=1):
         hint = f", as in EarlyStopping(3, {patience!r})" if isinstance(patience, str) else ""
         raise CallbackError(f"EarlyStopping({patience!r}): patience is a whole number of epochs, at least 1{hint}")
@@ -130,7 +132,7 @@ def _patient(patience: int | None, min_delta: float) -> Criterion:
 
 
 def _checked(criterion: object, min_delta: float) -> Criterion:
-    """The criterion that the user gave, after checking that it is one."""
+    """Check that what the user gave is a criterion, and return it."""
     if not isinstance(criterion, Criterion):
         suggestion = f"{criterion.__name__}()" if isinstance(criterion, type) else "lc.criteria.Threshold(0.1)"
         raise CallbackError(f"criterion={criterion!r} is none of lc.criteria: write criterion={suggestion}")
@@ -168,12 +170,12 @@ class MaxSteps(Callback):
 
     @on(EpochBegin, AbstractTrainingPhase)
     def begin(self, learner: LearnerView, phase: Phase) -> None:
-        """Begin no epoch after the last step."""
+        """Begin no epoch after the last step, as where a checkpoint of a finished run goes on."""
         self._look()
 
     @on(StepEnd, AbstractTrainingPhase)
     def step(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
-        """Count the step."""
+        """Count the step if it was completed, and stop the fit after the last one."""
         self.count += event.outcome == "completed"
         self._look()
 
@@ -182,11 +184,11 @@ class MaxSteps(Callback):
             raise CancelFittingException(f"{self.steps} training steps are completed")
 
     def state_dict(self) -> StateDict:
-        """The count."""
+        """Return how many training steps were completed."""
         return {"count": self.count}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from a count."""
+        """Go on from the number of steps that a checkpoint has."""
         self.count = int(state["count"])
 
 
@@ -215,7 +217,7 @@ class MaxTime(Callback):
 
     @on(FitBegin)
     def begin(self, learner: LearnerView, phase: None) -> None:
-        """Start the clock."""
+        """Start the clock of the fit."""
         self._begin = monotonic()
 
     @on(StepEnd, AbstractTrainingPhase)

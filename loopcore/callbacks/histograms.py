@@ -54,6 +54,7 @@ class LogHistograms(Logs, Sleeper):
         self._epochs: dict[str, EpochView] = {}  # the latest of each phase
         self._awake: list[bool] = []
         self._has_warned = False
+        # Declared only where it is asked for: who declares no write and no step event cuts and costs nothing.
         if gradients:
             self.traced_reads = ("step.grads",)
             self.writes = ("step.last_grads",)
@@ -81,6 +82,7 @@ class LogHistograms(Logs, Sleeper):
         epoch = self._epochs.get(phase.name)
         if epoch is None or epoch.phase is not phase or epoch.outcome is not None:
             return False
+        # The step has begun when this is asked, so that the last one has the number of batches.
         return epoch.length in (None, epoch.attempted)
 
     def rest(self, phase: Phase) -> None:
@@ -106,7 +108,7 @@ class LogHistograms(Logs, Sleeper):
                 self._log(f"grads/{name}", _histogram(learner, gradient), epochs)
 
     def _last(self, learner: LearnerView) -> dict[str, Array]:
-        """The gradients of the last step by parameter."""
+        """Return the gradients of the last step by parameter; warn once where there are none."""
         tree = getattr(learner.step, "last_grads", None)
         gradients = {} if tree is None else named_leaves(learner.params, tree)
         if not (gradients or self._has_warned):

@@ -17,6 +17,7 @@ from loopcore.phases.base import AbstractTrainingPhase, Phase
 from loopcore.protocols import LearnerView, StateDict
 
 Entry = TypeVar("Entry")
+# So that a run that is killed has lost no more than these, and a step in a thousand pays for writing.
 FLUSH = 1024  # steps after which values are written at the latest
 
 
@@ -53,7 +54,7 @@ class Logs(Callback):
         return self._unflushed_steps >= self._limit
 
     def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Log what there is when an epoch has ended."""
+        """Log what there is when an epoch has ended; what a subclass overrides."""
 
     @on(EpochEnd)
     def end_epoch(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
@@ -63,7 +64,7 @@ class Logs(Callback):
 
     @on(FitEnd)
     def end_fit(self, learner: LearnerView, phase: None) -> None:
-        """Flush the loggers."""
+        """Flush the loggers when the fit has ended."""
         self._flush()
 
     def _flush(self) -> None:
@@ -108,6 +109,7 @@ class LogMetrics(Logs):
         self._written_counts: dict[tuple[str, str], int] = {}
         self._places: dict[str, int] = {}  # the last round that each metric was logged at
         self._nested_values: dict[str, float | list[Any]] = {}  # measured within the running epoch
+        # A handler at StepEnd that has nothing to do would still cost each step a call.
         if not steps:
             self.listeners = tuple(listener for listener in self.listeners if listener.method != "end_step")
 
@@ -119,9 +121,10 @@ class LogMetrics(Logs):
             self._flush()
 
     def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Write what the epoch measured."""
+        """Log the values of the epoch at its round, or at the step around it if it is nested."""
         epoch = learner.epoch
         measured = {key: value for key, value in epoch.metrics.items() if value is not None}
+        # Two axes: steps of the phase around it for each value, and the round for the last of them.
         if epoch.nested and epoch.round is not None:
             for key, value in measured.items():
                 self._log(f"within/{key}", _loggable(value), epoch.within)
@@ -150,7 +153,7 @@ class LogMetrics(Logs):
                         self._log(f"step/{prefix_of(phase)}{name}", float(value), number)
 
     def state_dict(self) -> StateDict:
-        """How many values of each series were written."""
+        """Return how many values of each series were written."""
         return {"written": [[*key, count] for key, count in self._written_counts.items()]}
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -207,6 +210,7 @@ class LogHyperParams(Logs):
     @on(StepBegin, AbstractTrainingPhase)
     def begin_step(self, learner: LearnerView, phase: Phase) -> None:
         """Look at what the step runs with: when it ends it may be set for the next one."""
+        # The names that are known, not all there are: one that cannot be read would raise at every step.
         self._used.append({name: learner.hyper[name] for name in self._last})
 
     @on(StepEnd, AbstractTrainingPhase)
@@ -227,7 +231,7 @@ class LogHyperParams(Logs):
             self._pending.append((name, value, self._steps))
 
     def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Write the values noted since the last time."""
+        """Log the values noted since the last time."""
         self._write_pending()
 
     def _write_pending(self) -> None:
@@ -236,11 +240,11 @@ class LogHyperParams(Logs):
             self._log(f"hyper/{name}", value, step)
 
     def state_dict(self) -> StateDict:
-        """The number of steps, and the last values."""
+        """Return the number of steps, and the last value of each hyperparameter."""
         return {"steps": self._steps, "last": dict(self._last)}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Put back the number of steps and the last values."""
+        """Put back the number of steps and the last values, which are not logged again."""
         self._steps, self._last = int(state["steps"]), dict(state["last"])
 
 
@@ -290,13 +294,13 @@ class LogVisualization(Logs):
         self.reads = ("shared.history", *reads)
 
     def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Write what the function makes."""
+        """Log what the function makes of the learner."""
         if isinstance(phase, self.phase) and event.outcome == "completed":
             self._log(self.name, self.make(learner), learner.epoch.after)
 
 
 def steps_before(learner: LearnerView) -> int:
-    """Completed steps of the training phases of a learner so far."""
+    """Count the completed steps of the training phases of a learner so far."""
     runs = unguarded(learner).runs
     names = {phase.name for phase in learner.phases if isinstance(phase, AbstractTrainingPhase)}
     return sum(runs.attempts.get(name, 0) - runs.missed.get(name, 0) for name in names)
@@ -322,6 +326,7 @@ def unwritten(
         numbers: their places.
         count: how many it had so far.
     """
+    # Older values may be gone: what was not written in time is left out, and the rest keeps its place.
     first = count - len(latest)
     for number in range(max(written_counts.get(key, 0), first) - first, len(latest)):
         yield int(numbers[number]), latest[number]

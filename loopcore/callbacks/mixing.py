@@ -107,7 +107,7 @@ class LabelSmoothing(Callback):
 
     @on(StepBegin, AbstractTrainingPhase, traced=True)
     def smooth(self, learner: LearnerView, phase: Phase) -> None:
-        """Smooth ``step.ys``."""
+        """Move a share of each row of labels to all classes alike."""
         rows = probabilities(learner.step.ys, self.classes, learner.xp, "LabelSmoothing")
         learner.step.ys = rows * (1.0 - self.epsilon) + self.epsilon / rows.shape[-1]
 
@@ -119,7 +119,7 @@ def _checked(classes: int | None, class_name: str) -> int | None:
 
 
 def probabilities(ys: Array, classes: int | None, xp: ArrayNamespace, class_name: str) -> Array:
-    """Labels as floats: integers as one-hot rows, floats as they are.
+    """Convert labels to floats: integers to one-hot rows, floats stay as they are.
 
     Raises:
         CallbackError: they are integers, and nobody said how many classes there are.

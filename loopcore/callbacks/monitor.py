@@ -37,6 +37,8 @@ def monitored(learner: LearnerView, phase: Phase, event: EpochEnd, key: str) -> 
         return None
     history = learner.history
     if key not in history:
+        # Not before the round is over: validation comes after training, and its metrics are not known in the first
+        # epoch.
         if epoch.last and not epoch.nested and not _may_come(learner, key):
             history.phase_of(key)  # raises
         return None
@@ -49,9 +51,10 @@ def monitored(learner: LearnerView, phase: Phase, event: EpochEnd, key: str) -> 
 
 
 def _may_come(learner: LearnerView, key: str) -> bool:
-    """Whether the phase of a metric has measured nothing yet and may do so in a later round."""
+    """Tell whether the phase of a metric has measured nothing yet and may do so in a later round."""
     measured = set(learner.shared.metrics_epoch)
     phase_names = {*(phase.name for phase in learner.phases), *PREFIXES, *measured}
+    # The longest prefix wins: the training phase has none, which every key begins with.
     phase = max(
         (name for name in phase_names if key.startswith(prefix_of(name))), key=lambda name: len(prefix_of(name))
     )
@@ -60,7 +63,7 @@ def _may_come(learner: LearnerView, key: str) -> bool:
 
 
 def unmeasured(class_name: str, key: str) -> str:
-    """The warning for a fit that ends without a value of the metric."""
+    """Word the warning for a fit that ends without a value of the metric."""
     return (
         f"{class_name} watched {key!r}, which had no value in this fit: run the phase that measures it in a round, or "
         "watch another metric"
@@ -78,6 +81,7 @@ def ranked(values: Sequence[float | None], mode: Mode) -> list[int]:
     def key(place: int) -> tuple[bool, float, int]:
         value = values[place]
         if value is None or isnan(value):
+            # NaN compares false with everything, so that a plain sort would leave it anywhere.
             return True, 0.0, -place
         return False, value if mode == "min" else -value, -place
 
@@ -85,7 +89,7 @@ def ranked(values: Sequence[float | None], mode: Mode) -> list[int]:
 
 
 def worst(values: Sequence[float | None], mode: Mode, keep: int) -> list[int]:
-    """Places of what is neither among the best ``keep`` nor the latest.
+    """List the places of what is neither among the best ``keep`` nor the latest.
 
     Example:
         >>> worst([2.0, 1.0, 3.0], "min", 1)

@@ -53,6 +53,7 @@ class Profiler(Callback):
     @on(StepBegin, AbstractTrainingPhase)
     def begin_step(self, learner: LearnerView, phase: Phase) -> None:
         """Start the profile after the steps to skip."""
+        # An ExitStack, since the block begins in one handler and ends in another.
         if self._begun_steps == self.skip and self._open is None:
             self._open = ExitStack()
             self._open.enter_context(learner.profile(self._new_folder()))

@@ -34,7 +34,7 @@ class Printer(Callback):
     def __init__(self, quiet: bool = False, file: IO[str] | None = None) -> None:
         self.quiet = quiet
         self._file = file
-        self._mute = False  # it cannot be printed to
+        self._mute = False  # whether printing failed once
 
     def _is_terminal(self) -> bool:
         return not self._mute and bool(getattr(self._file or sys.stdout, "isatty", bool)())
@@ -43,7 +43,7 @@ class Printer(Callback):
         self._try(lambda: say(line, self._file))
 
     def _try(self, show: Callable[[], None]) -> None:
-        """Print something, unless nothing can be printed."""
+        """Call a function that prints; say once, and never try again, that it cannot."""
         if self._mute:
             return
         try:
@@ -85,7 +85,7 @@ class ProgressPrinter(Printer):
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._next = 0.0
-        self._round = 0  # that of the parts
+        self._round = 0  # the round that the parts of the line are of
         self._began = 0.0
         self._parts: list[str] = []
         self._loss: Array | None = None
@@ -110,6 +110,7 @@ class ProgressPrinter(Printer):
     @on(StepEnd)
     def end_step(self, learner: LearnerView, phase: Phase) -> None:
         """Redraw the bar, if the last time was long enough ago."""
+        # First of all, since this is asked at every step of every run.
         if self._bar is None or self._task is None:
             return
         time_now = time.monotonic()
@@ -149,9 +150,11 @@ class ProgressPrinter(Printer):
         self._parts = []
 
     def _open_bar(self, out: IO[str], name: str, length: int | None) -> None:
+        # Here and not at the top: it takes 20 ms, and a run without a terminal needs none of it.
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        # Without markup: a name in brackets is a name.
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         loss = TextColumn("{task.fields[loss]}", markup=False)
         console = Console(file=out)
@@ -209,6 +212,7 @@ class MetricsPrinter(Printer):
             return
         epoch = learner.epoch
         if event.outcome in ("completed", "cancelled"):
+            # A phase that ran and has no value shows as a gap; one that did not run has no place in the row.
             absent = dict.fromkeys(
                 prefix_of(phase.name) + name for name in learner.shared.metrics_epoch.get(phase.name, ())
             )

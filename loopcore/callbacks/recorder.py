@@ -44,6 +44,8 @@ class Recorder(Callback):
     def end_step(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Count the step if it was completed."""
         running, counts = self._running
+        # A step outside of its epoch, or within another phase's: the counts that are at hand are those of another
+        # phase.
         if running is not phase:
             counts = self._counts(learner, phase)
         counts.attempts += 1
@@ -62,7 +64,7 @@ class Recorder(Callback):
         return counts.get(name) or counts.setdefault(name, Tally())
 
     def state_dict(self) -> StateDict:
-        """Nothing: the counts live in ``shared.history``."""
+        """Return nothing: the counts live in ``shared.history``, which a checkpoint saves."""
         return {}
 
     def load_state_dict(self, state: StateDict) -> None:

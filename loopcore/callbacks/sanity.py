@@ -49,12 +49,13 @@ class SanityCheck(Callback):
 
     @on(FitBegin)
     def check(self, learner: LearnerView, phase: None) -> None:
-        """Check each phase, once."""
+        """Try a batch, a step and the metrics of each phase, until all of it has worked once."""
         if self._is_done:
             return
         problems: list[str] = []
         errors: list[Exception] = []
         for checked_phase in learner.phases:
+            # A loop of the user's own may feed its steps with what no batch of the data is.
             if checked_phase.data_key in learner.data and type(checked_phase).epoch is Phase.epoch:
                 self._check_phase(learner, checked_phase, problems, errors)
         if problems:
@@ -67,6 +68,7 @@ class SanityCheck(Callback):
             batch = learner.peek(phase)
             problems += _problems_of(learner, phase.unpack(batch), phase.name)
             doing = f"a step of phase {phase.name!r}"
+            # Eagerly, and without callbacks: what fails here is the body itself.
             state = learner.rehearse(phase, batch)
             loss = state.__dict__.get("loss")
         except Exception as error:

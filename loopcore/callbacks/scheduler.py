@@ -60,7 +60,7 @@ class _ByStep(Callback):
         self._series = learner.shared.hyper_step
 
     def values(self, name: Key, phase: str = "training") -> list[float]:
-        """The latest values of a hyperparameter by completed step, the newest last."""
+        """Return the latest values of a hyperparameter by completed step, the newest last."""
         name = _name_of(name)
         by_name = getattr(self, "_series", {}).get(phase, {})
         return [*(by_name[name].latest().tolist() if name in by_name else ()), *self._pending[name]]
@@ -139,7 +139,7 @@ class Scheduler(_ByStep):
         super().setup(learner)
 
     def resolve_conflict(self, other: Callback) -> Resolution | None:
-        """Several go together if none sets what another one does."""
+        """Go together with another one that sets none of the same hyperparameters."""
         if isinstance(other, TorchScheduler):
             return other.resolve_conflict(self)
         if not isinstance(other, Scheduler):
@@ -149,13 +149,13 @@ class Scheduler(_ByStep):
 
     @on(EpochBegin, AbstractTrainingPhase)
     def begin_epoch(self, learner: LearnerView, phase: Phase) -> None:
-        """Set the values of an epoch."""
+        """Set the values of an epoch, if epochs are counted."""
         if self.unit == "epoch":
             self._set(learner)
 
     @on(StepBegin, AbstractTrainingPhase)
     def begin_step(self, learner: LearnerView, phase: Phase) -> None:
-        """Set the values of a step."""
+        """Set the values of a step, unless epochs are counted."""
         if self.unit != "epoch":
             self._set(learner)
 
@@ -179,6 +179,7 @@ class Scheduler(_ByStep):
     def _count_update(self, learner: LearnerView) -> None:
         if self.unit == "update":
             updated = learner.step.updated
+            # True where the host knows; an array has to be fetched, and the step to end before that.
             self.count += updated is True or (updated is not None and bool(learner.to_host(updated)))
 
     @on(EpochEnd, AbstractTrainingPhase)
@@ -190,20 +191,22 @@ class Scheduler(_ByStep):
     def _set(self, learner: LearnerView) -> None:
         for name, schedule in self._schedules.items():
             value = float(schedule(self.count))
+            # Only what is another one is set: a rate that stays is kept on the device. Somebody else may have set it
+            # meanwhile.
             if self._last.get(name) != value or learner.hyper[name] != value:
                 learner.hyper[name] = self._last[name] = value
 
     def state_dict(self) -> StateDict:
-        """The count."""
+        """Return the count of steps, epochs or updates."""
         return {"count": self.count}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Go on from a count."""
+        """Go on from the count that a checkpoint has."""
         self.count = int(state["count"])
 
 
 def _name_of(key: Key) -> str:
-    """The name of a hyperparameter; the class of the optimizer stands for "momentum", which has its name."""
+    """Return the name of a hyperparameter; the class of the optimizer stands for "momentum", which has its name."""
     name: object = key.name if isinstance(key, HyperParameter) else "momentum" if key is Momentum else key
     if not isinstance(name, str):
         raise CallbackError(
@@ -265,6 +268,7 @@ class TorchScheduler(_ByStep):
             raise CallbackError(f"TorchScheduler takes an LRScheduler of torch, not {scheduler!r}")
         if unit not in ("step", "epoch"):
             raise CallbackError(f'unit={unit!r}: say whether the scheduler counts every "step" or every "epoch"')
+        # By its name: torch may not be installed, and is not imported to ask.
         plateau = type(scheduler).__name__ == "ReduceLROnPlateau"
         if plateau != (monitor is not None) or (plateau and unit != "epoch"):
             raise CallbackError(
@@ -297,7 +301,7 @@ class TorchScheduler(_ByStep):
         super().setup(learner)
 
     def resolve_conflict(self, other: Callback) -> Resolution | None:
-        """It goes with one of another optimizer, and with schedules of what it does not set."""
+        """Go together with one of another optimizer, and with schedules of what it does not set."""
         if isinstance(other, TorchScheduler):
             optimizer_ids = {id(getattr(callback.scheduler, "optimizer", None)) for callback in (self, other)}
             return NO_CONFLICT if len(optimizer_ids) == 2 else None
@@ -309,6 +313,7 @@ class TorchScheduler(_ByStep):
     @on(StepEnd, AbstractTrainingPhase)
     def end_step(self, learner: LearnerView, phase: Phase, event: StepEnd) -> None:
         """Keep the rate that the step ran with, and step a scheduler that counts steps."""
+        # Before the scheduler moves it: this is the rate that the step ran with.
         if event.outcome == "completed" and self._name in learner.hyper:
             self._keep(learner, phase, {self._name: learner.hyper[self._name]})
         if self.unit == "step" and event.outcome == "completed" and _is_whole_step(learner):
@@ -333,8 +338,9 @@ class TorchScheduler(_ByStep):
             self.scheduler.step()
 
     def state_dict(self) -> StateDict:
-        """The state of the scheduler, as far as it is made of JSON values."""
+        """Return the state of the scheduler, as far as it is made of JSON values."""
         state: StateDict = getattr(self.scheduler, "state_dict", dict)()
+        # `LambdaLR` and its like keep functions in there, which one that is made alike has itself.
         return {name: value for name, value in state.items() if isinstance(value, (int, float, str, list, type(None)))}
 
     def load_state_dict(self, state: StateDict) -> None:

@@ -18,7 +18,8 @@ from loopcore.protocols import LearnerView
 from loopcore.state import combine_conditions
 
 _NONE = -1  # the mark while no step was bad
-_LOOK = 0.1  # seconds between two looks that cost a transfer
+# A transfer waits for the device, which would have nothing to do meanwhile.
+_LOOK = 0.1  # seconds between two looks, at least
 _LOSS, _GRADIENT, _LATER, _BUFFERS, _REST = range(5)  # what was not finite
 _WORDS = {
     _LOSS: "the loss of phase {phase!r} is not finite at its step {step}",
@@ -75,11 +76,12 @@ class StopOnNaNLoss(Callback):
         self._mark: Array | None = None  # what the host saw when it looked last, and could not know yet
         learner.shared.first_bad_step = _NONE
         self.watched = _finite_floats(learner)
-        if not learner.buffers.value:  # nothing to remember
+        # A listener that is not there costs neither a copy nor a place in the program.
+        if not learner.buffers.value:
             self.listeners = tuple(listener for listener in type(self).listeners if listener.event is not StepBegin)
 
     def resolve_conflict(self, other: Callback) -> Resolution | RunFirst:
-        """Who writes the loss comes first. Nobody else matters: it withholds updates, and puts back void buffers."""
+        """Run after who writes the loss. Nobody else matters: it withholds updates, and puts back void buffers."""
         return RunFirst(other) if any(overlaps(path, "step.loss") for path in other.writes) else NO_CONFLICT
 
     @on(FitBegin)
@@ -122,6 +124,7 @@ class StopOnNaNLoss(Callback):
         """Put the buffers back once a step was bad, or if it is they that are; see to a body that updates nothing."""
         step = learner.step
         before = getattr(step, "buffers_before", None) if self.watched else None
+        # An update has looked at the loss already. A body without one is looked at here, or its losses would go unseen.
         if before is None and step.updated is not None:
             return
         good = self._judged(learner, self._are_sound(learner, before), _BUFFERS)
@@ -135,7 +138,7 @@ class StopOnNaNLoss(Callback):
             buffers.value = learner.tree.map(lambda new, old: where(good, new, old), buffers.value, before)
 
     def _judged(self, learner: LearnerView, sound: Array | bool, cause: int) -> Array | bool:
-        """Note the step if its loss is not finite or it is not sound for another cause; whether none was bad so far."""
+        """Note the step if its loss is not finite or it is not sound otherwise; return whether none was bad so far."""
         shared, xp = learner.shared, learner.xp
         first, loss = shared.first_bad_step, learner.number(getattr(learner.step, "loss", 0.0))
         is_on_host = type(first) is int
@@ -152,12 +155,13 @@ class StopOnNaNLoss(Callback):
         if good is False and is_on_host:
             shared.first_bad_step = mark
             return False
+        # The first bad step stays: those after it run on weights that no update touches any more, and say nothing new.
         bad = ~good if is_on_host else (first < 0) & ~good
         shared.first_bad_step = first = xp.where(bad, mark, first)
         return first < 0
 
     def _are_sound(self, learner: LearnerView, before: Tree) -> Array | bool:
-        """Whether no buffer that was finite when the fit began became something else."""
+        """Tell whether no buffer that was finite when the fit began became something else."""
         if before is None:
             return True
         tree = learner.tree
@@ -175,6 +179,8 @@ class StopOnNaNLoss(Callback):
             learner.buffers.value = before  # a step that was not completed may leave NaN in them
         if self._mark is not None:
             time_now = monotonic()
+            # The mark is that of the step before: the device may still be at work on the one that has just been handed
+            # to it.
             if time_now < self._next or not learner.is_ready(self._mark):
                 return
             self._next = time_now + _LOOK
@@ -199,7 +205,7 @@ def _stop(learner: LearnerView, phase: Phase, first: Array | int) -> None:
 
 
 def _finite_floats(learner: LearnerView) -> tuple[bool, ...]:
-    """For each buffer whether it has floats, all of them finite: a mask of minus infinity is no sign of trouble."""
+    """Tell of each buffer whether it has floats, all finite: a mask of minus infinity is no sign of trouble."""
     leaves = _leaves(learner.tree, learner.buffers.value)
     return tuple(is_float(leaf) and bool(learner.to_host(learner.tree.all_finite([leaf]))) for leaf in leaves)
 

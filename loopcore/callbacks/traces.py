@@ -101,14 +101,15 @@ class Traces(Callback):
             learner.shared.traces = Series()
 
     def resolve_conflict(self, other: Callback) -> Resolution | None:
-        """Several go together if none notes what another one does."""
+        """Go together with another one that notes none of the same values."""
         if not isinstance(other, Traces):
             return None
+        # Either way round: a phase may be of both classes if one is a base of the other.
         related = issubclass(self.phase, other.phase) or issubclass(other.phase, self.phase)
         return UNRESOLVABLE if related and self.functions.keys() & other.functions.keys() else NO_CONFLICT
 
     def note(self, learner: LearnerView, phase: Phase, event: Event) -> None:
-        """Note a value of each, unless what ends was not completed."""
+        """Note a value of each function, unless what ends was not completed."""
         if getattr(event, "outcome", "completed") == "completed":
             rounds = isinstance(event, (EpochBegin, EpochEnd))
             number = learner.epoch.after if rounds else learner.step_number
@@ -152,12 +153,12 @@ class LogTraces(Logs):
         self._limit = 1  # what the traces keep is known after a step
 
     def write(self, learner: LearnerView, phase: Phase, event: EpochEnd) -> None:
-        """Write what was noted since the last time."""
+        """Log what was noted since the last time."""
         self._write(learner)
 
     @on(StepEnd)
     def end_step(self, learner: LearnerView, phase: Phase) -> None:
-        """Write while the epoch runs, before the oldest values are gone."""
+        """Log values while the epoch runs, before the oldest are gone."""
         if self._is_due():
             self._write(learner)
             self._flush()

@@ -8,7 +8,7 @@ from loopcore.protocols import LearnerParts, LearnerView
 
 
 class _Guarded(Protocol):
-    """A view, as what guards it made it."""
+    """A guarded view, with the learner behind it."""
 
     _learner: LearnerParts
 

@@ -43,12 +43,14 @@ class Wrapper(Sleeper):
         listeners: list[Listener] = []
         for index, listener in enumerate(callback.listeners):
             name = f"_call_{index}"
+            # A method for each listener, since one method of the callback may listen to several events, not all of them
+            # thinned.
             setattr(self, name, self._caller(listener))
             listeners.append(replace(listener, method=name))
         self.listeners = tuple(listeners)
 
     def _hears(self, key: str, phase: Phase | None) -> bool:
-        """Whether it hears what comes now: the event of one handler, or a step."""
+        """Decide whether the callback hears what comes now: the event of one handler, or a step."""
         raise TypeError(f"{type(self).__name__} does not say what it hears: define _hears(self, key, phase)")
 
     def setup(self, learner: LearnerView) -> None:
@@ -56,7 +58,7 @@ class Wrapper(Sleeper):
         self.callback.setup(learner)
 
     def identity(self) -> Callback:
-        """The wrapped callback."""
+        """Return the wrapped callback, however deep it is wrapped."""
         return self.callback.identity()
 
     def resolve_conflict(self, other: Callback) -> RunFirst | Resolution | None:
@@ -64,7 +66,7 @@ class Wrapper(Sleeper):
         return self.callback.resolve_conflict(other)
 
     def state_dict(self) -> StateDict:
-        """The state of the wrapped callback."""
+        """Return the state of the wrapped callback."""
         return {"callback": self.callback.state_dict()}
 
     def load_state_dict(self, state: StateDict) -> None:
@@ -74,6 +76,7 @@ class Wrapper(Sleeper):
     def _caller(self, listener: Listener) -> Callable[..., None]:
         method = getattr(self.callback, listener.method)
         with_event = wants_event(method)
+        # Either way round: a handler of every event hears the one that is thinned out, and others that are not.
         thinned = issubclass(listener.event, self._event) or issubclass(self._event, listener.event)
         self._of_steps |= thinned and not issubclass(listener.event, OUTSIDE_STEPS)
 
@@ -92,6 +95,7 @@ class Wrapper(Sleeper):
     def wake(self, phase: Phase) -> tuple[type[Event], ...]:
         """Decide whether the callback hears the step that begins, and say what it sleeps through."""
         inner = self.callback.wake(phase) if isinstance(self.callback, Sleeper) else ()
+        # Nothing is counted where no event of a step is thinned out: the count would run ahead.
         if not self._of_steps:
             return inner
         hears = self._hears("step", phase)
@@ -99,7 +103,7 @@ class Wrapper(Sleeper):
         return inner if hears else (*inner, self._event)
 
     def rest(self, phase: Phase) -> None:
-        """End the step; an event that is fired between two steps is decided by itself."""
+        """End the step: an event that is fired between two steps is decided on by itself."""
         if isinstance(self.callback, Sleeper):
             self.callback.rest(phase)
         if self._of_steps:
@@ -155,11 +159,12 @@ class ConditionalCallback(Wrapper):
         if not callable(condition):
             raise CallbackError(f"condition={condition!r}: a function condition(learner, phase) -> bool")
         self.condition = condition
+        # The condition gets the view of the callback, which opens what is declared here.
         self.reads = (*callback.reads, *reads)
         self._view: LearnerView | None = None
 
     def setup(self, learner: LearnerView) -> None:
-        """Set up the wrapped callback."""
+        """Set up the wrapped callback, and keep the view that the condition gets."""
         self._view = learner
         super().setup(learner)
 
@@ -184,14 +189,15 @@ class Throttle(Wrapper):
         self._seconds = seconds
         self._counts: dict[str, int] = {}
         self._last: dict[str, float] = {}
+        # The clock starts anew: the time between two fits is no time of training.
         self.listeners = (*self.listeners, Listener(FitBegin, None, False, "_restart"))
 
     def state_dict(self) -> StateDict:
-        """The counts and the state of the wrapped callback."""
+        """Return the counts of events, and the state of the wrapped callback."""
         return {"counts": dict(self._counts), **super().state_dict()}
 
     def load_state_dict(self, state: StateDict) -> None:
-        """Put back the state of the wrapped callback."""
+        """Put back the counts of events, and the state of the wrapped callback."""
         self._counts = dict(state["counts"])
         super().load_state_dict(state)
 
@@ -201,6 +207,7 @@ class Throttle(Wrapper):
         key = key if phase is None else f"{key}/{phase.name}"
         if self._every is not None:
             count = self._counts.get(key, 0) + 1
+            # Reset and not counted on: a checkpoint then has a number below n, whatever the length of the run.
             self._counts[key] = count % self._every
             return count == self._every
         time_now = time.monotonic()

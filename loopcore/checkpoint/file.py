@@ -46,15 +46,21 @@ def write(path: str | Path, arrays: Mapping[str, Array], manifest: Mapping[str, 
     path = Path(path)
     draft: Path | None = None
     try:
+        # Python would write NaN as a literal that JSON does not have, and other readers refuse the file.
         text = json.dumps(encoded(manifest), allow_nan=False)
         native = {name: _native(name, value) for name, value in arrays.items()}
         dtypes = {name: array.dtype.name for name, array in native.items() if array.dtype.name not in _PLAIN}
         stored = {name: _bytes_of(array) if name in dtypes else array for name, array in native.items()}
         metadata = {"loopcore": text, **({"dtypes": json.dumps(dtypes)} if dtypes else {})}
+        # Of the arrays and the manifest together: a part of one file in another is found as well as a damaged byte.
         metadata["digest"] = _digest(native, metadata)
+        # In the same folder, since a rename is atomic within a file system only; with a name of its own, since two
+        # processes may write the same file.
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(stored, draft, metadata=metadata)
+        # Before the rename: a power cut could otherwise keep the new name and lose the content, and the old file is
+        # gone.
         _sync(draft)
         os.replace(draft, path)
     except BaseException as error:
@@ -69,7 +75,7 @@ def write(path: str | Path, arrays: Mapping[str, Array], manifest: Mapping[str, 
 
 
 def _native(name: str, value: Array) -> HostArray:
-    """A copy in the byte order of this machine.
+    """Copy an array in the byte order of this machine.
 
     Raises:
         TypeError: it holds what no file can keep.
@@ -97,7 +103,7 @@ def _dtype(name: str) -> HostDtype:
 
 
 def _bytes_of(array: HostArray) -> HostArray:
-    """The bytes of an array of a dtype that the format, or its reader, does not have, along one more axis."""
+    """View an array, of a dtype that the format or its reader does not have, as its bytes along one more axis."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return flat.reshape(*array.shape, array.dtype.itemsize)
 
@@ -111,7 +117,7 @@ def _from_bytes(stored: HostArray, name: str) -> HostArray:
 
 
 def read(path: str | Path) -> tuple[Arrays, Manifest]:
-    """The arrays and the manifest of a file.
+    """Read the arrays and the manifest of a file.
 
     Raises:
         CheckpointError: there is none, it is no checkpoint, damaged, or of a later version.
@@ -123,7 +129,7 @@ def read(path: str | Path) -> tuple[Arrays, Manifest]:
 
 
 def manifest_of(path: str | Path) -> Manifest:
-    """The manifest alone, without a look at the arrays.
+    """Read the manifest alone, without a look at the arrays.
 
     Raises:
         CheckpointError: there is none, or it is of a later version.
@@ -153,6 +159,7 @@ def encoded(value: object) -> Json:
 
 def _decoded(pairs: list[tuple[str, Json]]) -> Json:
     values = dict(pairs)
+    # JSON leaves open which of two counts, so that two readers would see two manifests.
     if len(values) < len(pairs):
         raise ValueError("a name is there twice")
     return float(values[_FLOAT]) if list(values) == [_FLOAT] else values
@@ -169,6 +176,7 @@ def _manifest(path: str | Path, text: str) -> Manifest:
         str(manifest["backend"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} has no manifest of loopcore that can be read: {error}") from error
+    # An older file is read as it is: each part knows what files of before lack.
     if version > VERSION:
         raise CheckpointError(f"{path} has version {version}, this loopcore reads up to {VERSION}: update it")
     return dict(manifest)
@@ -214,6 +222,7 @@ def _sync_name(path: Path) -> None:
 
 def _digest(arrays: Arrays, metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256((metadata["loopcore"] + metadata.get("dtypes", "")).encode())
+    # In an order of its own: a reader gives the arrays in that of the file.
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(np.ascontiguousarray(arrays[name]).view(np.uint8).reshape(-1).data if arrays[name].size else b"")

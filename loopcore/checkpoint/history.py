@@ -49,13 +49,14 @@ class Values(CheckpointPart):
     """
 
     def save(self, arrays: Arrays) -> Manifest:
-        """Lists in the manifest, and arrays of the values by step."""
+        """Return the lists of values by epoch for the manifest, and add the values by step as arrays."""
         tables: Manifest = {}
         for table, series in self._series().items():
             tables[table] = {phase: _chosen(values, saved=True) for phase, values in series.items()}
             for values in tables[table].values():
                 for name, ring in values.items():
                     if isinstance(ring, Ring):
+                        # Numbered, since the name of a metric may have a slash in it.
                         key = f"steps/{sum(other.startswith('steps/') for other in arrays)}"
                         arrays[key] = ring.latest()
                         arrays[f"numbers/{key}"] = ring.numbers()
@@ -80,7 +81,7 @@ class Values(CheckpointPart):
 
 
 def _chosen(values: Mapping[str, Value], *, saved: bool) -> dict[str, Value]:
-    """The series that a checkpoint saves, or the others."""
+    """Select the series that a checkpoint saves, or the others."""
     return {name: value for name, value in values.items() if isinstance(value, (list, Ring)) == saved}
 
 
@@ -89,6 +90,7 @@ def _series(saved: Json, arrays: Arrays) -> Measured:
     if isinstance(saved, list):
         return list(saved)
     ring, latest = Ring(), arrays[saved["array"]]
+    # The ring goes on from where it was, also if it keeps fewer values than there ever were.
     count = int(saved["count"])
     numbers = arrays.get(f"numbers/{saved['array']}", np.arange(count - len(latest), count) + 1)  # an old file has none
     ring.count = count - len(latest)
@@ -97,14 +99,14 @@ def _series(saved: Json, arrays: Arrays) -> Measured:
 
 
 def _missed(manifest: Mapping[str, Json]) -> dict[str, int]:
-    """Steps that were begun and not completed, by phase; an old checkpoint says so by the counts of its `Recorder`."""
+    """Count steps that were begun and not completed, by phase; of an old checkpoint by the counts of its `Recorder`."""
     history = {name: counts[1] for name, counts in manifest["history"].items()}
     old = {name: int(n) - int(history.get(name, n)) for name, n in manifest["attempts"].items()}
     return {name: int(n) for name, n in manifest.get("missed", old).items()}
 
 
 def _most_epochs(manifest: Mapping[str, Json]) -> int:
-    """The rounds of an old checkpoint, whose series had one value for each epoch of their phase."""
+    """Count the rounds of an old checkpoint, whose series had one value for each epoch of their phase."""
     series = manifest["series"].get("metrics_epoch", {}).values()
     lengths = [len(values) for by_name in series for values in by_name.values()]
     return max([*lengths, *(int(counts[0]) for counts in manifest["history"].values())], default=0)
@@ -112,6 +114,7 @@ def _most_epochs(manifest: Mapping[str, Json]) -> int:
 
 def _refill(content: dict[Key, Value], new: dict[Key, Value], undo: ExitStack) -> None:
     """Replace the content of a dict in place, since others hold it; ``undo`` brings the old content back."""
+    # An ExitStack goes backwards: it clears the dict, then fills it.
     undo.callback(content.update, dict(content))
     undo.callback(content.clear)
     content.clear()

@@ -23,7 +23,7 @@ class File(NamedTuple):
     manifest: Manifest
 
     def part(self, prefix: str) -> Arrays:
-        """The arrays whose names begin with a prefix, by the rest of their names."""
+        """Return the arrays whose names begin with a prefix, by the rest of their names."""
         return {name.removeprefix(prefix): v for name, v in self.arrays.items() if name.startswith(prefix)}
 
 
@@ -42,7 +42,7 @@ class CheckpointPart:
         return {}
 
     def differences(self, file: File) -> list[str]:
-        """One line for everything of a checkpoint that does not fit; changes nothing."""
+        """List, a line each, everything of a checkpoint that does not fit; changes nothing."""
         return []
 
     def load(self, file: File, undo: ExitStack) -> None:
@@ -58,7 +58,7 @@ class WeightsPart(CheckpointPart):
         return {}
 
     def differences(self, file: File) -> list[str]:
-        """One line for each array whose name, shape or dtype is not that of the models."""
+        """List the arrays whose name, shape or dtype is not that of the models."""
         return [f"weights: {line}" for line in differences(self.learner.export_weights(), file.part("weights/"))]
 
     def load(self, file: File, undo: ExitStack) -> None:
@@ -74,17 +74,18 @@ class OptimizersPart(CheckpointPart):
     """
 
     def save(self, arrays: Arrays) -> Manifest:
-        """Their states as arrays; their names and hyperparameters in the manifest."""
+        """Add the states as arrays; return the names and hyperparameters of the optimizers for the manifest."""
         arrays.update({f"optimizer/{name}": v for name, v in self.learner.backend.export_optimizers().items()})
         rows = zip(self._names(), self._values(), strict=True)
         return {"optimizers": [{"prefix": prefix, "name": name, "hyper": hyper} for (prefix, name), hyper in rows]}
 
     def differences(self, file: File) -> list[str]:
-        """Lines that say which optimizers are others, or whose state does not fit."""
+        """List the optimizers that are others, or the lines of what does not fit in their states."""
         present, stored = self._names(), [(entry["prefix"], entry["name"]) for entry in file.manifest["optimizers"]]
         if present != stored:
             return [f"optimizers: {_listed(present)} here, {_listed(stored)} in the checkpoint"]
         backend = self.learner.backend
+        # `import_optimizers` changes nothing where it refuses, so that only a success has to be taken back.
         before = backend.export_optimizers()
         try:
             backend.import_optimizers(file.part("optimizer/"))  # only the adapter knows what fits
@@ -111,6 +112,7 @@ class OptimizersPart(CheckpointPart):
         backend = self.learner.backend
         before, values = backend.export_optimizers(), self._values()
         yield
+        # What is new among the parameters has the state that attaching gave it.
         backend.import_optimizers({**backend.export_optimizers(), **before})
         self._set(values)
 
@@ -131,7 +133,7 @@ class OptimizersPart(CheckpointPart):
         return values
 
     def _set(self, values: list[dict[str, float]]) -> None:
-        """Set what differs: what is equal may be fixed, or be that of one group of several."""
+        """Set the hyperparameters that differ: one that is equal may be fixed, or be that of one group of several."""
         for number, (present, wished) in enumerate(zip(self._values(), values, strict=True)):
             for name, value in wished.items():
                 if name in present and present[name] != value:
@@ -142,11 +144,11 @@ class HyperPart(CheckpointPart):
     """The scalars that the user gave as ``Learner(hyper=...)``."""
 
     def save(self, arrays: Arrays) -> Manifest:
-        """Return their values for the manifest."""
+        """Return the values of the scalars for the manifest."""
         return {"hyper": dict(own_values(self.learner.hyper))}
 
     def differences(self, file: File) -> list[str]:
-        """One line for each name that either the learner or the checkpoint does not have."""
+        """List the names that either the learner or the checkpoint does not have."""
         present, stored = own_values(self.learner.hyper), file.manifest["hyper"]
         return [
             f"hyper {name}: {'not here' if name in stored else 'not in the checkpoint'}"
@@ -173,7 +175,7 @@ class Carried(CheckpointPart):
         return {}
 
     def differences(self, file: File) -> list[str]:
-        """One line for each leaf that has another name or shape."""
+        """List the leaves that have another name or shape."""
         lines = differences(self._arrays(), file.part("shared/"), dtypes=False)  # a count may be an int, or an array
         return [f"shared: {line}" for line in lines]
 
@@ -205,8 +207,11 @@ class Carried(CheckpointPart):
 
         def leaf(old: Array) -> Array:
             new = next(new_leaves)
+            # A callback that carries a Python number gets one again: an array would have the precision of the backend.
             if isinstance(old, (bool, int, float, complex)):
                 return type(old)(new)
+            # `convert` would give a floating array the dtype of the parameters, and cannot know a typed key of JAX by
+            # its numbers.
             restore = getattr(backend, "restore", None)
             return backend.convert(new) if restore is None else restore(new, old)
 

@@ -80,11 +80,13 @@ def load(learner: LearnerParts, path: str | Path) -> None:
     _check_kind(learner, path, file.manifest)
     parts = [part(learner) for part in _PARTS]
     try:
+        # All differences at once, before anything is changed: a user who fixes one would else find the next.
         problems = [line for part in parts for line in part.differences(file)]
         if not problems:
             with ExitStack() as undo:
                 for part in parts:
                     part.load(file, undo)
+                # All of it was taken: leaving the block must undo nothing any more.
                 undo.pop_all()
     except Exception as error:  # callbacks and loaders of others raise what they like
         reason = str(error) if isinstance(error, CheckpointError) else f"{type(error).__name__}: {error}"
@@ -112,7 +114,7 @@ def _misfit(path: str | Path, problems: list[str]) -> CheckpointError:
 
 
 def load_weights(path: str | Path) -> dict[str, HostArray]:
-    """The weights of a checkpoint alone, by name; for any backend.
+    """Read the weights of a checkpoint alone, by name; for any backend.
 
     Args:
         path: of a file that `Learner.save` or a `Checkpointer` wrote.

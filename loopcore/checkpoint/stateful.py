@@ -22,7 +22,7 @@ class Callbacks(CheckpointPart):
         return {"callbacks": {key: _state(key, callback) for key, callback in self._keyed().items()}}
 
     def differences(self, file: File) -> list[str]:
-        """One line for each state that only the learner or only the checkpoint has."""
+        """List the states that only the learner or only the checkpoint has."""
         present, stored = self._keyed(), file.manifest["callbacks"]
         absent = [key for key, state in stored.items() if state and key not in present]
         new = [key for key, callback in present.items() if key not in stored and callback.state_dict()]
@@ -36,6 +36,7 @@ class Callbacks(CheckpointPart):
         states = file.manifest["callbacks"]
         for key, callback in self._keyed().items():
             if key in states:
+                # A copy: the state may be made of the very lists that the callback goes on writing.
                 undo.callback(_put_back, callback, deepcopy(callback.state_dict()), _attributes(callback))
                 with _naming(f"callbacks: {key} refuses its state"):
                     callback.load_state_dict(states[key])
@@ -45,6 +46,8 @@ class Callbacks(CheckpointPart):
         for callback in self.learner.callbacks:
             name, number = name_of(callback), 1
             key = name
+            # Callbacks of one class are told apart by their order alone: a learner that is made alike gives them the
+            # same numbers.
             while key in callbacks:
                 number += 1
                 key = f"{name} {number}"
@@ -64,7 +67,7 @@ class Loaders(CheckpointPart):
         return {"data": {key: self._entry(key, loader) for key, loader in self.learner.data.items()}}
 
     def differences(self, file: File) -> list[str]:
-        """One line for each loader that was saved with a place and now is one that keeps none."""
+        """List the loaders that were saved with a place and now keep none."""
         data = self.learner.data
         lost = [key for key, state in self._states(file).items() if key in data and not keeps_place(data[key])]
         return [
@@ -87,6 +90,7 @@ class Loaders(CheckpointPart):
         return {key: entry["state"] for key, entry in file.manifest["data"].items() if entry["state"] is not None}
 
     def _entry(self, key: str, loader: object) -> Manifest:
+        # A list is walked from its begin each time: between two epochs it is where it was.
         if isinstance(loader, (list, tuple)):
             return {"resume": "epoch" if self._is_midway(key) else "exact", "state": None}
         state = None
@@ -101,7 +105,7 @@ class Loaders(CheckpointPart):
 
 
 class _naming:  # noqa: N801 - with _naming(what): ...
-    """Any error of the block becomes a CheckpointError that says what it is about."""
+    """A block whose errors become a CheckpointError that says what it is about."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -121,7 +125,7 @@ def _state(key: str, callback: Callback) -> Json:
 
 
 def _json(state: Json) -> Json:
-    """The state as it is, if it can be encoded; the file encodes its whole manifest, and once is enough."""
+    """Return the state as it is if it can be encoded; the file encodes its whole manifest, and once is enough."""
     encoded(state)
     return state
 
@@ -132,12 +136,12 @@ def keeps_place(loader: object) -> bool:
 
 
 def _attributes(callback: Callback) -> Attributes:
-    """The attributes of a callback, and of what it wraps, with a copy."""
+    """Return the attributes of a callback, and those of what it wraps, each with a copy."""
     return [(vars(owner), dict(vars(owner))) for owner in (callback, callback.identity())]
 
 
 def _put_back(callback: Callback, state: Json, attributes: Attributes) -> None:
-    """Its state, and then what `load_state_dict` notes beside it, such as that the next fit begins nothing anew."""
+    """Put back a state, then the attributes that `load_state_dict` sets beside it, such as that a run goes on."""
     with suppress(Exception):  # it may refuse the state, as it was never loaded; the attributes come back below
         callback.load_state_dict(state)
     for current, before in attributes:

@@ -55,6 +55,7 @@ def flatten(arrays: Tree) -> tuple[list[Array], optree.PyTreeSpec]:
         DataError: there is no array, a leaf is no array, or lengths differ.
         EmptyDataError: the arrays have no sample.
     """
+    # With accessors, so that an error names a leaf as the user would write it, ``arrays[0]['x']``.
     accessors, leaves, spec = optree.tree_flatten_with_accessor(arrays)
     names = [accessor.codify("arrays") for accessor in accessors]
     arrays_by_name = {name: _array(name, leaf) for name, leaf in zip(names, leaves, strict=True)}
@@ -71,6 +72,7 @@ def flatten(arrays: Tree) -> tuple[list[Array], optree.PyTreeSpec]:
 
 
 def _array(name: str, leaf: object) -> Array:
+    # What is no array becomes one without axes, which is refused below.
     array: Array = np.asarray(leaf if hasattr(leaf, "__array__") else None)
     if array.ndim == 0:
         raise DataError(
@@ -81,7 +83,7 @@ def _array(name: str, leaf: object) -> Array:
 
 
 def order_of(samples: int, seed: int, *epoch: int) -> Indices:
-    """A random order of the samples that depends on these numbers alone.
+    """Make a random order of the samples that depends on these numbers alone.
 
     Args:
         samples: how many there are.
@@ -91,12 +93,13 @@ def order_of(samples: int, seed: int, *epoch: int) -> Indices:
     Returns:
         The indices of all samples, ``(samples,)``.
     """
+    # As a spawn key: if the epoch were added to the seed, seed 1 would begin with the second epoch of seed 0.
     sequence = np.random.SeedSequence(seed, spawn_key=epoch)
     return np.random.Generator(np.random.Philox(sequence)).permutation(samples)
 
 
 def integer(name: str, value: object, *, least: int) -> int:
-    """The value, after checking that it is an integer and not too small.
+    """Return a value, after checking that it is an integer and not too small.
 
     Args:
         name: how messages call it.
@@ -166,9 +169,10 @@ def walked(data: Iterable[Item]) -> Iterator[Item]:
         length = len(cast(Sized, data))
     except (TypeError, NotImplementedError):  # it has no end that it knows of
         return iter(data)
+    # Python ends such a sequence at an IndexError, which those of Keras need not raise.
     return islice(iter(data), length)
 
 
 def type_of(value: object) -> str:
-    """How messages call a value."""
+    """Describe the type of a value for messages."""
     return f"a value of type {type(value).__qualname__}"

@@ -108,14 +108,18 @@ class Batches:
         """Start the next epoch, or go on in the one that was loaded."""
         if self._pass.is_started:
             self._pass = _Pass(self._pass.epoch + 1)
+        # Set here, not at the first batch: an iterator that is made and left alone is an epoch too.
         self._pass.is_started = True
         return self._run(self._pass)
 
     def _run(self, walk: _Pass) -> Iterator[Tree]:
+        # Made when the first batch is asked for, and gone with the epoch: nothing of it has to be kept for a
+        # checkpoint.
         order = order_of(self._samples, self._seed, walk.epoch) if self._shuffle else None
         while walk.position < len(self):
             start = walk.position * self._batch_size
             leaves = [_take(leaf, order, start, start + self._batch_size) for leaf in self._leaves]
+            # Before the batch is handed out: a state that is taken while it is worked on goes on with the next one.
             walk.position += 1
             yield optree.tree_unflatten(self._spec, leaves)
 
@@ -134,6 +138,7 @@ class Batches:
         After the last batch of an epoch that is the start of the next one.
         """
         epoch, position = self._pass.epoch, self._pass.position
+        # The end of an epoch and the begin of the next are one place, so that there is one state for it.
         if position == len(self):
             epoch, position = epoch + 1, 0
         return {"epoch": epoch, "position": position, **self._settings()}
@@ -151,6 +156,7 @@ class Batches:
         """
         settings = self._settings()
         check_state("batches", state, {"epoch", "position", *settings})
+        # The seed came from a learner, which has the same one after it has been loaded: no reason to refuse the state.
         if self._follows:
             settings["seed"] = integer("seed of the state", state["seed"], least=0)
         differing = [
@@ -178,4 +184,5 @@ class Batches:
 
 
 def _take(leaf: Array, order: Indices | None, start: int, end: int) -> Array:
+    # A copy, since a step may write into its batch, and a view would change the data.
     return leaf[start:end].copy() if order is None else leaf.take(order[start:end], axis=0)

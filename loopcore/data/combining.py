@@ -79,7 +79,7 @@ class Combined:
         self._resume_at: int | None = None
 
     def _size(self) -> int | None:
-        """Batches of an epoch, where a loader tells."""
+        """Return the number of batches of an epoch, where a loader tells it."""
         return min((size for size in map(_length, self._loaders.values()) if size is not None), default=None)
 
     def __len__(self) -> int:
@@ -90,6 +90,7 @@ class Combined:
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
         """Start the next epoch of each loader, or go on in the one that was loaded."""
+        # A pass that `state_dict` has opened is not begun yet: this is the epoch that it is for.
         if self._pass is None or self._pass.is_started:
             self._pass = self._open()
         self._pass.is_started = True
@@ -103,6 +104,7 @@ class Combined:
     def _run(self, walk: _Pass) -> Iterator[dict[str, Batch]]:
         count, size, ended = 0, self._size(), list[str]()
         while not ended and (not size or walk.position < size):
+            # All are asked, also behind one that has ended, so that they stay at the same place.
             batch = {name: next(iterator, _END) for name, iterator in walk.iterators.items()}
             ended = [name for name, part in batch.items() if part is _END]
             if not ended:
@@ -139,6 +141,8 @@ class Combined:
                 f"combine has no state since {', '.join(map(repr, stateless))} has none. Use lc.data.batches, or "
                 "another loader with state_dict and load_state_dict"
             )
+        # The loaders do not know that the shortest of them ended the epoch. To open the next one puts all of them at
+        # its begin.
         if self._pass is not None and (self._pass.over or self._pass.position == self._size()):
             self._pass = self._open()
         position = (self._resume_at or 0) if self._pass is None else self._pass.position
@@ -173,6 +177,7 @@ def _check_distinct(loaders: Mapping[str, Iterable[Batch]]) -> None:
     names: dict[int, str] = {}
     for name, loader in loaders.items():
         first = names.setdefault(id(loader), name)
+        # A list may be there twice, since each walk over it is one of its own.
         if first != name and hasattr(loader, "state_dict"):
             raise ValueError(f"{first!r} and {name!r} are one loader, which cannot be at two places: make two of it")
 

@@ -73,6 +73,7 @@ class Cycle:
                 yield batch
 
     def _repeat(self) -> None:
+        # A first pass without a batch is data without one; a later one is an iterator that had some, and is used up.
         if not self._fruitful and self._repeated and isinstance(self._loader, Iterator):
             raise DataExhaustedError(
                 f"cycle repeats {type_of(self._loader)}, which can be walked only once: pass a list, or an object "

@@ -53,7 +53,7 @@ def split(arrays: Tree, sizes: float | Iterable[float], seed: int = 0, shuffle: 
 
 
 def _bounds(sizes: float | Iterable[float], samples: int) -> list[tuple[int, int]]:
-    """Where each part starts and ends."""
+    """Return where each part starts and ends."""
     parts = list(sizes) if isinstance(sizes, Iterable) else [sizes]
     total = 1.0 if _are_shares(parts) else samples
     if isinstance(sizes, Iterable):
@@ -61,6 +61,7 @@ def _bounds(sizes: float | Iterable[float], samples: int) -> list[tuple[int, int
     else:
         _check_first(sizes, total)
         parts.append(total - sizes)
+    # Rounded sums, and not sums of rounded parts: nothing is left out, and no part is off by more than one.
     ends = [round(math.fsum(parts[: n + 1]) / total * samples) for n in range(len(parts))]
     bounds = list(pairwise([0, *ends]))
     empty = [n for n, (start, end) in enumerate(bounds) if start == end]
@@ -70,7 +71,7 @@ def _bounds(sizes: float | Iterable[float], samples: int) -> list[tuple[int, int
 
 
 def _are_shares(sizes: Sequence[object]) -> bool:
-    """Whether these are shares of the samples; otherwise they are numbers of samples."""
+    """Tell whether sizes are shares of the samples, or numbers of samples."""
     real = [size for size in sizes if not isinstance(size, bool) and isinstance(size, numbers.Real)]
     integers = [size for size in real if isinstance(size, numbers.Integral)]
     if not sizes or len(real) < len(sizes) or 0 < len(integers) < len(sizes):

@@ -26,41 +26,66 @@ def baked_in(learner: LearnerParts, phase: Phase, callbacks: Iterable[Callback])
     from outside that they name, and functions of the same module that they name; and what the phase, traced callbacks
     and their metrics hold. An array that the phase holds itself is an input, and not listed.
     """
-    arrays: dict[int, str] = {}
-    visited: set[int] = set()
-
-    def note(where: str, value: Any, depth: int = 0) -> None:
-        if learner.backend.is_array(value):
-            shape, dtype = learner.backend.signature(value)
-            arrays.setdefault(id(value), f"{where} ({dtype}{list(shape)})")
-        elif isinstance(value, (FunctionType, MethodType)):
-            if id(value) not in visited:
-                visited.add(id(value))
-                for name, reached_value in _reached(value):
-                    if not callable(reached_value) or getattr(reached_value, "__module__", None) == value.__module__:
-                        note(f"{name} in {value.__qualname__}", reached_value, _DEPTH)
-        elif depth < _DEPTH:
-            for key, part in _parts(learner.backend, value):
-                note(f"{where}{key}", part, depth + 1)
-
+    backend = learner.backend
+    captured = _CapturedArrays(backend)
     for method in _methods(phase):
-        note("", method)
+        captured.note("", method)
     for name, value in vars(phase).items():
-        if not learner.backend.is_array(value):
-            note(f"{type(phase).__name__}.{name}", value)
-    note("", learner.loss_fn)
+        if not backend.is_array(value):
+            captured.note(f"{type(phase).__name__}.{name}", value)
+    captured.note("", learner.loss_fn)
     for callback in callbacks:
         if any(listener.traced for listener in callback.listeners):
-            owner = callback.identity()
-            of_loopcore = is_ours(type(owner).__module__, CALLBACKS)
-            for name, value in vars(owner).items():
-                if not (of_loopcore and name.startswith("_")):  # what they keep for themselves no program depends on
-                    note(f"{name_of(callback)}.{name}", value)
-    return list(arrays.values())
+            for name, value in _state_of(callback.identity()):
+                captured.note(f"{name_of(callback)}.{name}", value)
+    return list(captured.descriptions.values())
+
+
+class _CapturedArrays:
+    """A walk over values and functions that collects arrays.
+
+    Attributes:
+        descriptions: by the id of an array, where it was met first, and what it is.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._visited: set[int] = set()  # ids of functions
+        # By id, so that one array under two names is listed once; whoever holds it keeps it alive meanwhile.
+        self.descriptions: dict[int, str] = {}
+
+    def note(self, where: str, value: Any, depth: int = 0) -> None:
+        """Collect the arrays that a value is, holds or (as a function) names."""
+        if self._backend.is_array(value):
+            shape, dtype = self._backend.signature(value)
+            self.descriptions.setdefault(id(value), f"{where} ({dtype}{list(shape)})")
+        elif isinstance(value, (FunctionType, MethodType)):
+            self._note_function(value)
+        elif depth < _DEPTH:
+            for key, part in _parts(self._backend, value):
+                self.note(f"{where}{key}", part, depth + 1)
+
+    def _note_function(self, function: FunctionType | MethodType) -> None:
+        """Collect what a function names, but for functions and objects to call of other modules."""
+        if id(function) in self._visited:  # functions may name each other
+            return
+        self._visited.add(id(function))
+        for name, value in _reached(function):
+            if not callable(value) or getattr(value, "__module__", None) == function.__module__:
+                # At the last depth, so that containers among the globals are not walked through.
+                self.note(f"{name} in {function.__qualname__}", value, _DEPTH)
+
+
+def _state_of(callback: Callback) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of a callback; no program depends on what loopcore's own keep for themselves."""
+    of_loopcore = is_ours(type(callback).__module__, CALLBACKS)
+    for name, value in vars(callback).items():
+        if not (of_loopcore and name.startswith("_")):
+            yield name, value
 
 
 def _methods(phase: Phase) -> Iterator[FunctionType]:
-    """Functions that the classes of the user define."""
+    """Yield the functions that the classes of the user define."""
     for cls in type(phase).__mro__:
         of_loopcore = is_ours(cls.__module__, "loopcore") and not is_ours(cls.__module__, "loopcore.testing")
         if not of_loopcore and cls is not object:
@@ -68,7 +93,7 @@ def _methods(phase: Phase) -> Iterator[FunctionType]:
 
 
 def _parts(backend: Backend, value: Any) -> Iterator[tuple[str, Any]]:
-    """What a container, a dataclass, a tree of the framework or a metric holds."""
+    """Yield what a container, a dataclass, a tree of the framework or a metric holds."""
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", part) for key, part in value.items())
     elif isinstance(value, (list, tuple, set, frozenset)):
@@ -80,7 +105,7 @@ def _parts(backend: Backend, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _reached(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
-    """Globals and variables from outside that a function, or one within it, names."""
+    """Yield the globals and variables from outside that a function, or one within it, names."""
     code: CodeType = function.__code__
     cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
     for name, cell in cells:

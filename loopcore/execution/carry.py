@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def detach_carry(backend: Backend, state: State, names: Sequence[str]) -> dict[str, Any]:
-    """The carried values of a step that ended, constant for every later gradient."""
+    """Return the carried values of a step that ended, constant for every later gradient."""
+    # Otherwise the gradient of a step would reach into all steps before it, and each would keep the graph of the last.
     values = state.__dict__
     return {name: backend.stop_gradient(values[name]) for name in names if name in values}
 
@@ -46,6 +47,8 @@ def check_carry(backend: Backend, phase: Phase, before: dict[str, Any], state: S
         old, new = backend.tree_leaves(before[name]), backend.tree_leaves(state.__dict__[name])
         if len(old) != len(new):
             raise CarryError(f"{where}, but it began the step with {len(old)} arrays and ended it with {len(new)}")
+        # A compiled step would be traced anew for another structure, shape or dtype, and an eager one would not notice:
+        # so the rule is the same for both.
         if backend.tree_structure(before[name]) != backend.tree_structure(state.__dict__[name]):
             raise CarryError(f"{where}, but its structure changed within the step: a carried value keeps it")
         for index, (before_kind, after_kind) in enumerate(zip(old, new, strict=True)):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _NOT_AFTER_A_STEP = (FitBegin, FitEnd, EpochBegin)
 _FIRED: dict[Any, list[type[Event]]] = {  # within a step, by its body
+    # By the function itself: a class that defines a step of its own is not among them, and may fire anything.
     phase.step: [event for event, _ in STEP_EVENTS[phase.__name__] if not issubclass(event, SCOPE_EVENTS)]
     for phase in (TrainingPhase, ValidationPhase, PredictionPhase)
 }
@@ -70,6 +71,7 @@ def make_plan(
     kept = _kept(listening, phase, reads)
     deferred = _by_name([(name_of(c), c.leaves) for c in listening])
     carried = (*(f"step.{name}" for name in phase.carries), *(path for c in listening for path in c.carries))
+    # Who declares a write could change what comes after the event, so the step has to wait for it.
     writers = {name_of(c) for c in listening if not is_observer(c)}
     looks = frozenset(name for _, names in cuts for name in names if name not in writers) if replays else frozenset()
     if not compiles:
@@ -80,7 +82,7 @@ def make_plan(
 
 
 def hears(callback: Callback, phase: Phase) -> bool:
-    """Whether it listens to the steps of a phase or to what follows them.
+    """Tell whether a callback listens to the steps of a phase or to what follows them.
 
     Who listens to nothing but the begin of epochs and to the fit may look at the last step, whatever its phase was.
     """
@@ -105,7 +107,7 @@ def _cuts(callbacks: Sequence[Callback], phase: Phase) -> tuple[tuple[str, tuple
 
 
 def may_fire(phase: Phase, event: type[Event]) -> bool:
-    """Whether a step may fire an event; what the user's own one fires nobody knows before."""
+    """Tell whether a step may fire an event; what a step of the user's own fires nobody knows before."""
     fired = _FIRED.get(getattr(phase.step, "__func__", None))
     return fired is None or any(issubclass(event_fired, event) for event_fired in fired)
 
@@ -114,6 +116,8 @@ _Who = dict[str, tuple[str, ...]]
 
 
 def _kept(callbacks: Sequence[Callback], phase: Phase, reads: Sequence[str]) -> _Who:
+    # A write is a read as well (`step.grads` is read to be clipped), unless a traced handler alone does both. The loss
+    # is kept for the caller, whoever declares it.
     sources = [(name_of(c), (*c.reads, *(path for path in c.writes if path not in c.traced_reads))) for c in callbacks]
     return _by_name([("always", ("step.loss",)), *sources, (type(phase).__name__, phase.reads), ("Learner", reads)])
 
@@ -127,7 +131,7 @@ def _by_name(sources: Sequence[tuple[str, Sequence[str]]]) -> _Who:
 
 
 def step_names(paths: Iterable[str]) -> Iterator[str]:
-    """Names of the step values among dotted paths, ``"*"`` for all; without those that belong to every state."""
+    """Yield the names of step values among dotted paths, ``"*"`` for all; without those that belong to every state."""
     for path in paths:
         root, _, below = path.partition(".")
         name = below.partition(".")[0] or "*"
@@ -136,7 +140,7 @@ def step_names(paths: Iterable[str]) -> Iterator[str]:
 
 
 def checked_reads(owner: str, reads: Any) -> tuple[str, ...]:
-    """Step paths that a phase or the caller wants kept."""
+    """Check the step paths that a phase or the caller wants kept, and return them as a tuple."""
     wrong = [reads] if isinstance(reads, str) else [r for r in reads if str(r).partition(".")[0] not in ROOTS]
     if wrong:
         name = wrong[0] if isinstance(wrong[0], str) else "y_pred"

@@ -47,6 +47,7 @@ from loopcore.phases.base import Phase
 from loopcore.protocols import Body
 from loopcore.state import ABSENT, State, packed_in, seen
 
+# Phases that equal no earlier one, such as those with a new plan each time, must not fill the memory with programs.
 _MOST_PHASES = 64
 _NO_DRAWS: dict[str, Any] = {}
 _UNDRAWABLE = (
@@ -128,7 +129,7 @@ class Segment:
 
 
 class _Recent(NamedTuple):
-    """The last first segment, and what a step is compared with to see that it is the one again."""
+    """The first segment of the last step, and what it depended on: a step that depends on the same runs it again."""
 
     segment: Segment
     depends_on: tuple[Any, ...]  # compared by identity
@@ -137,7 +138,7 @@ class _Recent(NamedTuple):
     muted: MutedEvents
 
     def fits(self, depends_on: tuple[Any, ...], attributes: tuple[Any, ...], call: StepCall) -> bool:
-        """Whether a step depends on the same objects."""
+        """Tell whether a step depends on the same objects."""
         return (
             len(depends_on) == len(self.depends_on)
             and len(attributes) == len(self.attributes)
@@ -166,6 +167,7 @@ class Programs:
         self._segments: dict[ProgramKey, list[Segment]] = {}
         self._recompilations = RecompilationLog(runner.name)
         self._recent: _Recent | None = None
+        # One object for each, since `_last_first_segment` compares them by identity.
         self._requested: dict[frozenset[str], RequestedOutputs] = {}
         self._cutters: frozenset[int] | None = frozenset()  # see `BodyTrace`
         names = [path.removeprefix("shared.") for path in runner.plan.carried if path.startswith("shared.")]
@@ -183,10 +185,12 @@ class Programs:
         ]
 
     def _classifier_of_shared(self, carried: Sequence[str]) -> NamespaceClassifier:
-        """Tell apart the values of ``shared`` that are inputs.
+        """Make what tells apart the values of ``shared`` that are inputs.
 
         They are those that somebody declares or the code of the body names; a trace asks for others that it reads.
         """
+        # The names come from the code of the body, so there are too many rather than too few: a value that is an input
+        # and not read costs little, one that is read and no input costs another trace.
         phase = self._runner.phase
         callbacks = [callback for callback, methods in self._runner.traced if methods]
         paths = [*phase.reads, *(path for c in callbacks for path in (*c.reads, *c.traced_reads, *c.writes))]
@@ -198,8 +202,10 @@ class Programs:
     def run(
         self, runner: StepHandlers, body: Body, key: DrawKey, state: State, reads: frozenset[str], muted: MutedEvents
     ) -> None:
-        """Run one step of a phase; between its segments the host handlers of the cuts."""
+        """Run one step of a phase: its segments, and between two of them the host handlers of the cut."""
         before = self._runner
+        # An equal phase may run, or the same one within its own step. What asks for the runner meanwhile must get the
+        # present one, whose phase the handlers hear.
         if runner is before:
             return self._step(body, key, state, reads, muted)
         self._runner = runner
@@ -270,7 +276,7 @@ class Programs:
         _raise_explained(reason, self._backend, self._runner.phase)
 
     def _call(self, body: Body, attempt: int, state: State, reads: frozenset[str], muted: MutedEvents) -> StepCall:
-        """What a step runs with, made once."""
+        """Collect, once a step, what its segments run with."""
         signatures = self._signatures(state)
         apply = self._learner.runs.record.apply
         inputs, static = self._inputs(state, attempt, apply, *signatures)
@@ -282,9 +288,13 @@ class Programs:
         self, call: StepCall, progress: _Progress, state: State, before: tuple[dict[str, Any], Tree]
     ) -> tuple[Segment, dict[str, Tree], SegmentEnd]:
         """Run the part before an event again as a segment of its own: a handler that declares no writes wrote there."""
+        # Those who wrote are cutters by now, so this is another program, which ends at their event.
         segment = self._segment(call, progress.cuts)
         outputs, end = self._run(segment, call, progress)
         for name, value in (outputs["state"] | end.state).items():
+            # What the handlers wrote stays. What is added was not handed back at the look, since nobody reads it, but
+            # the rest of the step goes on from it; it counts as there before the handlers, or it would be taken for a
+            # change of theirs.
             state.__dict__.setdefault(name, value)
             before[0].setdefault(name, value)
         return segment, outputs, end
@@ -292,7 +302,7 @@ class Programs:
     def _after_cut(
         self, segment: Segment, call: StepCall, progress: _Progress, recorded: tuple[CutRecord, HostChanges]
     ) -> Segment:
-        """Note what the host did at a cut; the segment that goes on from there."""
+        """Note what the host did at a cut; return the segment that goes on from there."""
         cut, changes = recorded
         if changes.gradients:  # a gradient is done: nobody goes backwards through the earlier cuts any more
             progress.changes[:] = [earlier._replace(chain=[], pullback=None) for earlier in progress.changes]
@@ -300,21 +310,27 @@ class Programs:
         progress.changes.append(changes)
         progress.shared.append(dict(vars(self._learner.shared)))
         following = self._next(segment, cut, call.static) or self._segment(call, progress.cuts)
+        # Cuts mostly end the same way in every step, and to compare one record is less than to make the key of a
+        # program.
         segment.successor = (cut, following)
         return following
 
     def _run(self, segment: Segment, call: StepCall, progress: _Progress) -> tuple[dict[str, Tree], SegmentEnd]:
         """Run the program of a segment; its first call traces it."""
         trace = segment.trace
+        # Another shape of its arguments makes the framework trace again, and then with the phase and the body that run
+        # now.
         if trace.runner is not self._runner:
             trace.take(self._runner, call.body)
+        # A trace may read them, see `State`; a program that is there does not.
         if call.static:
             trace.static = call.static
         outputs, end = segment.run(progress.first, call.inputs, progress.changes)
         if end.mixed or end.looks:
             fill(self._backend, outputs, end)
         if call.static:
-            trace.static = {}  # a program must not keep what it passes by
+            trace.static = {}  # or the program would keep these values alive
+        # The framework has traced during this call.
         if len(trace.shapes) > segment.logged_shapes:
             if trace.shapes[-1] in trace.shapes[:-1]:  # no other shape: nothing is kept, as under jax.disable_jit
                 trace.shapes.pop()
@@ -337,6 +353,7 @@ class Programs:
             deliver(end.handlers, self._runner.phase, end.event)
         finally:
             record.differentiated = None
+        # This object stands for "not there", as no attribute is it.
         changed = [name for name, value in vars(self._runner.phase).items() if attributes.get(name, self) is not value]
         if changed:
             names = ", ".join(name_of(handler.callback) for handler in end.handlers)
@@ -350,7 +367,9 @@ class Programs:
     def _replay_observers(
         self, state: State, outputs: dict[str, Tree], end: SegmentEnd, attempt: int, first: Tree
     ) -> tuple[dict[str, Any], Tree] | None:
-        """Deliver the events that are only looked at; if a handler changed something, what there was before."""
+        """Deliver the events of observers after the program; if one changed something, return what was there before."""
+        # The learner is put where the step was at each event, one after the other. A handler that cancels there leaves
+        # it so, which drops what the program did afterwards, as if it had been cut.
         for arrays, look in zip(outputs["looks"], end.looks, strict=True):
             self._store_outputs(state, arrays, look, attempt, first)
             side_state = self._side_state()
@@ -358,20 +377,24 @@ class Programs:
             trained = _changed_leaves(self._backend, before[1], self._backend.carried())
             unchanged = _is_unchanged(before[0], state.__dict__) and not trained
             if not unchanged or not _is_unchanged(side_state, self._side_state()):
+                # From now on its events are cuts. The step it was caught in goes on from here, and nothing of the rest
+                # of it counts.
                 self._cutters = (self._cutters or frozenset()) | {id(handler.callback) for handler in look.handlers}
                 return before
         return None
 
     def _side_state(self) -> dict[str, Any]:
-        """What handlers could change besides the values of the step and what is trained."""
+        """Collect what handlers could change besides the values of the step and what is trained."""
         learner = self._learner
         packed = self._packed_in_shared
+        # A packed value becomes an attribute when it is read, which is no change.
         shared = {f"shared.{name}": value for name, value in vars(learner.shared).items() if name not in packed}
         optimizers = {f" {name}": value for name, value in self._backend.hyper_values().items()}
         return {**shared, **self._own_hyper, **optimizers}
 
     def _run_cut(self, body: Body, key: DrawKey, state: State, reads: frozenset[str], muted: MutedEvents) -> None:
         """Run a step whose program fails with a cut at every event that somebody hears."""
+        # For this step alone: the error may not come again.
         cutters, self._cutters = self._cutters, None
         try:
             self._step(body, key, state, reads, muted)
@@ -379,22 +402,27 @@ class Programs:
             self._cutters = cutters
 
     def _request(self, reads: frozenset[str]) -> RequestedOutputs:
-        """The step values that a program hands back where the caller of the step wants these besides."""
+        """Name the step values that a program hands back where the caller of the step wants these besides."""
         runner = self._runner
         all_values = {"*"} if runner.keeps_all else frozenset[str]()
+        # The weight is what means of an epoch count a step by, whoever reads it.
         requested = RequestedOutputs(runner.kept | reads | {"weight"} | all_values, runner.deferred - reads)
         self._requested[reads] = requested
         return requested
 
     def _forget(self, segment: Segment) -> None:
         """Drop a program that was never made."""
+        # Before the key is made: an error there must not leave the old answer to a new question.
         self._recent = None
+        # One that was traced for another shape before is a program, and right for what it read.
         for segments in () if segment.trace.shapes else self._segments.values():
             segments[:] = [other for other in segments if other is not segment]
 
     def _ask(self, name: str) -> None:
         """Make a value of ``shared`` an input of all programs that are made from now on."""
+        # The name is in the key of programs from now on, so that those without it are not found again.
         self._shared_classifier.ask(name)
+        # It has to be unpacked before every step, see `_signatures`.
         if name in self._packed_in_shared:
             self._packed_by_others += (name,)
 
@@ -413,7 +441,7 @@ class Programs:
     def _inputs(
         self, state: State, attempt: int, apply: Any, of_state: NamespaceSignature, of_shared: NamespaceSignature
     ) -> tuple[StepInputs, dict[str, Any]]:
-        """What enters the programs of a step, and the state values that do not."""
+        """Collect what enters the programs of a step, and the state values that do not."""
         backend, learner = self._backend, self._learner
         values = vars(learner.shared)
         arrays, static = self._parted(state, of_state)
@@ -428,20 +456,22 @@ class Programs:
         return tuple.__new__(StepInputs, inputs), static  # StepInputs(...) takes twice as long
 
     def _signatures(self, state: State) -> tuple[NamespaceSignature, NamespaceSignature]:
-        """Names and types of the state and of ``shared``; what others may read of the packed carry is taken out."""
+        """Return names and types of the state and of ``shared``, after unpacking the carry that others may read."""
         for name in self._packed_by_others:
+            # For its effect: reading makes an attribute of it.
             getattr(self._learner.shared, name, None)
         return self._state_classifier.of(state.__dict__), self._shared_classifier.of(vars(self._learner.shared))
 
     def _parted(self, state: State, signature: NamespaceSignature) -> tuple[dict[str, Tree], dict[str, Any]]:
-        """The values of the state that are inputs, and the others."""
+        """Part the values of the state: those that are inputs, and the others."""
         if signature.all_arrays:
             return dict(state.__dict__), {}
         arrays, static = parted(self._backend, state.__dict__)
         return arrays, {name: seen(self._backend, state, name, value) for name, value in static.items()}
 
     def _drawn(self, attempt: int) -> dict[str, Any]:
-        """What the host draws for a step."""
+        """Draw on the host all that the programs of a step take from it."""
+        # By the same keys as in an eager step, so that both plans draw the same.
         host, seed = cast(Any, override.get()), self._learner.seed
         draws = {
             stream: getattr(host, kind)(DrawKey(seed, int(stream), attempt), *args)
@@ -450,7 +480,7 @@ class Programs:
         return cast("dict[str, Any]", self._backend.convert(draws))
 
     def _hyper(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Hyperparameters of the user's own, and those of the optimizers."""
+        """Return the hyperparameters of the user's own, and those of the optimizers."""
         return self._hyper_scalars(self._own_hyper), self._optimizer_scalars(self._backend.hyper_values())
 
     # -- programs ----------------------------------------------------------------------------------------------
@@ -462,17 +492,22 @@ class Programs:
         """
         phase, learner, body = self._runner.phase, self._learner, call.body
         function = body.__func__ if isinstance(body, MethodType) and body.__self__ is phase else None
+        # All that `_key` has, as objects that stay the same where nothing changed: signatures and requests are kept for
+        # that. Attributes of the phase follow on their own, with their names.
         depends_on: tuple[Any, ...] = (
             *(function, *call.signatures, call.requested, self._packed_carry.layout, learner.seed, self._cutters),
             *(learner.runs.nested_in_step, learner.loss_fn, override.get(), *self._callback_attributes()),
         )
         attributes = (*vars(phase), *vars(phase).values())
+        # Any other step has values to look at one by one, or inputs whose names are part of the key.
         inputs_alone = not (call.static or call.inputs.phase or call.inputs.draws)
         recent = self._recent
         fits = recent is not None and inputs_alone and recent.fits(depends_on, attributes, call)
         if recent is not None and fits and not self._changed_static_values(recent.segment, {}):
             return recent.segment
         self._recent = None
+        # A container can change inside and stay the same object, as can an attribute that is no number, string or
+        # function.
         containers = any(signature.containers for signature in call.signatures)
         if function is None or not inputs_alone or containers or not all(map(_is_atom, attributes)):
             return None
@@ -481,16 +516,21 @@ class Programs:
         return segment
 
     def _segment(self, call: StepCall, cuts: Sequence[CutRecord]) -> Segment:
-        """The segment that follows some cuts: one that fits, or a new one, whose program is not traced yet."""
+        """Find the segment that follows some cuts: one that fits, or a new one, whose program is not traced yet."""
+        # Several programs may have one key: what a body reads of values that are no arrays is known when it has been
+        # traced.
         key = self._key(call, cuts)
         segments = self._segments.setdefault(key, [])
         for segment in segments:
             if not self._changed_static_values(segment, call.static):
                 return segment
         if not cuts:
+            # First segments alone: a step that is cut in three is not compiled three times too often.
             count = sum(len(segments_of_key) for other, segments_of_key in self._segments.items() if other.cuts == ())
             changed = self._changed_static_values(segments[-1], call.static) if segments else ()
             self._recompilations.of(key, count, changed)
+        # The program may write its results over the parameters that it gets, which spares a copy of all of them. Not
+        # where a later segment begins with them again, and not while a step around this one still has them.
         donate = () if self._runner.cut_by(call.muted) or self._learner.runs.nested_in_step else (0,)
         trace = BodyTrace(
             runner=self._runner,
@@ -509,8 +549,9 @@ class Programs:
         return segment
 
     def _key(self, call: StepCall, cuts: Sequence[CutRecord]) -> ProgramKey:
-        """All that a program depends on besides the values of its inputs."""
+        """Make the key of a segment: all that its program depends on besides the values of its inputs."""
         phase, learner, inputs = self._runner.phase, self._learner, call.inputs
+        # Arrays of the phase are inputs: another array is the same program.
         attributes = {name: value for name, value in vars(phase).items() if name not in inputs.phase}
         return ProgramKey(
             body=body_key(call.body, phase, self._backend),
@@ -534,7 +575,7 @@ class Programs:
     def _replaced(
         self, before: dict[str, Any], present: dict[str, Tree], outputs: Mapping[str, Any]
     ) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """State values that handlers replaced, and which leaf of the old one each of their leaves is."""
+        """Yield the state values that handlers replaced, and which leaf of the old one each of their leaves is."""
         for name, value in present.items():
             old = before.get(name)
             if old is not value or (name in outputs and is_container(self._backend, value)):
@@ -543,9 +584,10 @@ class Programs:
                     yield name, sources
 
     def _next(self, segment: Segment, cut: CutRecord, static: Mapping[str, Any]) -> Segment | None:
-        """The segment that went on from this cut the last time."""
+        """Return the segment that went on from this cut the last time, if the cut is the same."""
         if (
             segment.successor is None
+            # Values that are no arrays may be anything, with a comparison that costs or fails; then the key is made.
             or cut.static
             or segment.successor[0] != cut
             or self._changed_static_values(segment.successor[1], static)
@@ -554,15 +596,16 @@ class Programs:
         return segment.successor[1]
 
     def _callback_attributes(self) -> tuple[Any, ...]:
-        """What the traced handlers read of their callbacks."""
+        """Return what the traced handlers read of their callbacks."""
         read = self._attributes_read
         return tuple([attributes.get(name) for attributes, names in read for name in names]) if read else ()
 
     def _changed_static_values(self, segment: Segment, static: Mapping[str, Any]) -> list[str]:
-        """Values of ``shared`` and of the state, no arrays, that it read and that are not what they were."""
+        """List values, no arrays, of ``shared`` and the state that a segment read and that are not what they were."""
         trace = segment.trace
         if not (trace.shared_read or trace.state_read):
             return []
+        # The code may have missed a name that is there now, or the reverse; both are another program.
         roots = ("shared", vars(self._learner.shared), trace.shared_read), ("step", static, trace.state_read)
         return [
             f"{root}.{name}"
@@ -611,15 +654,17 @@ class Programs:
         call: StepCall,
         progress: _Progress,
     ) -> tuple[CutRecord, HostChanges]:
-        """What the handlers of a cut made of it; what is no array and was there from the begin passes by."""
+        """Record what the handlers of a cut changed; what is no array and was there from the begin passes by."""
         backend, record = self._backend, self._learner.runs.record
         values_before, carried_before = before
         of_state, of_shared = self._signatures(state)
         arrays, static = self._parted(state, of_state)
+        # The cut has those that came since the step began; the others are in the call, where later segments find them.
         static = {name: value for name, value in static.items() if call.static.get(name, self) is not value}
         replaced: tuple[tuple[str, tuple[int, ...]], ...] = ()
         if end.inside:
             replaced = tuple(self._replaced(values_before, arrays, outputs["state"]))
+            # Of an objective the next segment computes its values itself. Of the handlers it takes what they replaced.
             arrays, static = {name: arrays[name] for name, _ in replaced}, {}
         carried = backend.carried()
         differs = _changed_leaves(backend, progress.first, carried)
@@ -628,6 +673,7 @@ class Programs:
         fixed = apply if isinstance(apply, bool) else None
         hyper, optimizers = self._hyper()
         changes = HostChanges(
+            # Counted from the begin of the step, which is what each segment gets as its parameters.
             carried=[leaves[place] for place in differs],
             state=arrays,
             shared=self._shared_classifier.dynamic(vars(self._learner.shared), of_shared)
@@ -661,19 +707,19 @@ def _raise_explained(error: Exception, backend: CompilingBackend, phase: Phase) 
 
 
 def _is_unchanged(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether nothing was replaced; what is new is no change: a packed value that was read."""
+    """Tell whether no value was replaced; a new name is no change, since a packed value gets one when it is read."""
     return all(new.get(name, old) is value for name, value in old.items())
 
 
 def programs_of(runner: StepHandlers, by_phase: dict[Hashable, Programs]) -> Programs:
-    """The programs of a phase: those of an equal one, if there was one.
+    """Return the programs of a phase: those of an equal one, if there was one.
 
     Equal are phases of one class, name and plan; what their attributes are, is part of the key of each program.
     """
     phase = runner.phase
-    has_no_slots = all(
-        not vars(cls).get("__slots__") for cls in type(phase).__mro__
-    )  # attributes in slots are not looked at
+    # Attributes in slots are not part of the key of a program, so that such a phase equals itself alone.
+    has_no_slots = all(not vars(cls).get("__slots__") for cls in type(phase).__mro__)
+    # A plan is compared by content, so that a phase made anew at every step finds its programs.
     key = (type(phase) if has_no_slots else IdentityKey(phase), runner.name, frozen(runner.plan))
     if key not in by_phase:
         if len(by_phase) >= _MOST_PHASES:
@@ -683,12 +729,12 @@ def programs_of(runner: StepHandlers, by_phase: dict[Hashable, Programs]) -> Pro
 
 
 def _is_atom(value: Any) -> bool:
-    """Whether the same object is the same value."""
+    """Tell whether a value cannot change as long as it is the same object."""
     return isinstance(value, (bool, int, float, str, type(None))) or callable(value)
 
 
 def _changed_leaves(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:
-    """Numbers of the leaves that are not the same."""
+    """Number the leaves of a tree that are not those of another one."""
     if old is new:
         return ()
     pairs = enumerate(zip(backend.tree_leaves(new), backend.tree_leaves(old), strict=True))
@@ -696,6 +742,7 @@ def _changed_leaves(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:
 
 
 def _sources(backend: Any, old: Tree, new: Tree) -> tuple[int, ...]:
-    """For each leaf which leaf of the old tree it is, -1 for a new one."""
+    """Find for each leaf which leaf of the old tree it is, -1 for a new one."""
+    # By identity: a handler that hands a leaf back, in whatever container, leaves it in the graph of the gradient.
     places = {id(leaf): place for place, leaf in enumerate(backend.tree_leaves(old))}
     return tuple(places.get(id(leaf), -1) for leaf in backend.tree_leaves(new))

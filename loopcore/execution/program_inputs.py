@@ -13,15 +13,16 @@ from loopcore.errors import CarryError
 from loopcore.handles.trees import is_container
 from loopcore.state import Shared, packed_in
 
-_KNOWN = 256  # lists of names and types
+_KNOWN = 256  # signatures that are kept
 
 
 class NamespaceSignature:
-    """A list of names and types that a namespace had: which of them are arrays or floats, and which may hold some."""
+    """What the names and types of a namespace tell: which values are arrays or floats, and which may hold some."""
 
     def __init__(self, values: Mapping[str, Any], backend: CompilingBackend) -> None:
         self.dynamic = tuple(n for n, v in values.items() if isinstance(v, float) or backend.is_array(v))
         self.containers = tuple(n for n, v in values.items() if is_container(backend, v))
+        # The usual case, in which a step need not look at its values one by one.
         self.all_arrays = len(self.dynamic) == len(values)
 
 
@@ -46,7 +47,8 @@ class NamespaceClassifier:
         self._signatures: dict[tuple[Any, ...], NamespaceSignature] = {}
 
     def ask(self, name: str) -> None:
-        """Let one more name matter."""
+        """Let one more name of the namespace be an input."""
+        # The signatures tell which names matter, so that all of them are old now.
         self._wanted_names = (self._wanted_names or frozenset()) | {name}
         self._signatures.clear()
 
@@ -54,25 +56,26 @@ class NamespaceClassifier:
         return name not in self._carried and (self._wanted_names is None or name in self._wanted_names)
 
     def of(self, values: Mapping[str, Any]) -> NamespaceSignature:
-        """What is known of the names and types: the same object for the same ones."""
+        """Look up the signature of names and types: the same object for the same ones."""
+        # Types stand for the values: to look at each one would cost every step what the key of a program costs. Equal
+        # types give one and the same object, which is then compared by identity.
         key = (*values, *map(type, values.values()))
         signature = self._signatures.get(key)
         if signature is None:
             if len(self._signatures) > _KNOWN:  # names that come and go, which nobody reads
                 self._signatures.clear()
             relevant = {name: value for name, value in values.items() if self._matters(name)}
-            kinds = (
-                *relevant,
-                *map(type, relevant.values()),
-            )  # whether a carried value is there at present does not matter
+            # By what matters alone: a carried value that is unpacked, or a note that nobody reads, changes nothing.
+            kinds = (*relevant, *map(type, relevant.values()))
             signature = self._signatures[key] = self._signatures.setdefault(
                 kinds, NamespaceSignature(relevant, self._backend)
             )
         return signature
 
     def dynamic(self, values: Mapping[str, Any], signature: NamespaceSignature) -> dict[str, Any]:
-        """The values that are inputs."""
+        """Select the values that are inputs."""
         inputs = {name: values[name] for name in signature.dynamic}
+        # The type of a container does not tell what is in it.
         inputs |= {name: values[name] for name in signature.containers if is_dynamic(self._backend, values[name])}
         return inputs
 
@@ -87,7 +90,9 @@ class DeviceScalars:
         self._placed = True
 
     def __call__(self, values: Mapping[str, float]) -> dict[str, Any]:
-        """What stands for these floats in a call of a program."""
+        """Return what stands for these floats in a call of a program."""
+        # A rate that is scheduled changes at every step, and to place it on the device each time would cost more than
+        # to hand over a Python float. One that stays is placed at its second step.
         if values != self._values:
             self._values = dict(values)
             self._inputs, self._placed = self._values, False
@@ -112,9 +117,11 @@ class PackedCarry:
         self.large: tuple[str, ...] = ()
 
     def vector(self, attempt: int) -> Any:
-        """The vector of a step: what the last one returned, if nobody changed anything since."""
+        """Return the vector that a step takes: what the last one returned, if nobody changed anything since."""
         last, shared, packed = self._last, vars(self._shared), self._packed
         if last is not None and self._next == attempt:
+            # What nobody read since is still packed in that vector; what somebody read and left alone is the array that
+            # the vector gave. Anything else was written by the host, and the vector is old.
             for name in self._small:
                 is_last = packed.get(name) is last
                 if not is_last or (name in shared and shared[name] is not last.read.get(f"shared.{name}")):
@@ -129,21 +136,24 @@ class PackedCarry:
         for name, value in self.present().items():
             if add_slot(layout, f"shared.{name}", *self._backend.signature(value)):
                 values.append(value)
+        # The same object as long as it says the same: it is compared by identity at every step.
         if layout != self.layout:
             self.layout = layout
         self._small = tuple(name for name in self._order if f"shared.{name}" in layout)
         self.large = tuple(name for name in self._order if f"shared.{name}" not in layout)
+        # Before the first step, and after the host wrote numbers, no device needs to be asked for anything.
         if all(isinstance(value, (np.generic, np.ndarray)) for value in values):
             return pack_on_host(values)
         return self._backend.to_words(values)
 
     def present(self) -> dict[str, Any]:
-        """All carried values that are arrays or scalars, as arrays."""
+        """Return all carried values that are arrays or scalars, as arrays."""
         arrays = {name: as_array(getattr(self._shared, name)) for name in self._order}
         return {name: value for name, value in arrays.items() if self._backend.is_array(value)}
 
     def land(self, packed: Packed, attempt: int) -> None:
-        """A step returned its vector."""
+        """Keep the vector that a step returned, for the next one and for those who read a value of it."""
+        # An attribute hides the packed value, since Python asks `__getattr__` only for what is not there.
         shared = vars(self._shared)
         for name in self._small:
             shared.pop(name, None)
@@ -152,7 +162,8 @@ class PackedCarry:
 
 
 def as_array(value: Any) -> Any:
-    """A carried Python scalar as an array, so that a program never depends on its value."""
+    """Make a 0-d array of a carried Python scalar, so that a program never depends on its value."""
+    # Before int, which a bool is one of.
     if isinstance(value, bool):
         return np.bool_(value)
     if isinstance(value, int):
@@ -166,7 +177,7 @@ def as_array(value: Any) -> Any:
 
 
 def parted(backend: Any, values: Mapping[str, Any], *, floats: bool = True) -> tuple[dict[str, Tree], dict[str, Any]]:
-    """Values that are trees of arrays, and the others. As inputs floats count as arrays, as outputs they do not."""
+    """Part values: trees of arrays, and the others. As inputs floats count as arrays, as outputs they do not."""
     arrays = {
         name: value
         for name, value in values.items()
@@ -176,7 +187,7 @@ def parted(backend: Any, values: Mapping[str, Any], *, floats: bool = True) -> t
 
 
 def is_dynamic(backend: Any, value: Any) -> bool:
-    """Whether a value is a tree with nothing but arrays and floats in it."""
+    """Tell whether a value is a tree with nothing but arrays and floats in it."""
     if isinstance(value, (bool, int, str, bytes)) or value is None:
         return False
     if isinstance(value, float) or backend.is_array(value):
@@ -184,4 +195,5 @@ def is_dynamic(backend: Any, value: Any) -> bool:
     if not is_container(backend, value):
         return False
     leaves = backend.tree_leaves(value)
+    # An empty container is no input: it has nothing to pass, and a body can tell it from one that is full.
     return bool(leaves) and all(backend.is_array(leaf) or isinstance(leaf, float) for leaf in leaves)

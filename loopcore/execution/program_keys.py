@@ -17,6 +17,7 @@ from loopcore.handles.trees import is_container
 if TYPE_CHECKING:
     from loopcore.backend.protocol import Backend
 
+# The look is taken at every step, and a body may close over a list of a million samples.
 _LOOK = 16  # parts of a container that are looked at for arrays
 
 
@@ -32,11 +33,12 @@ def body_key(body: Callable[..., Any], phase: Any, backend: Backend) -> Hashable
         TraceError: it uses an array from outside, which the program would keep as it is now.
     """
     if isinstance(body, FunctionType):
+        # Not by identity: a body is often a closure that is made anew for each step, and has the same code.
         key = _function_key(body, backend, (body,))
         wrapped = getattr(body, "__wrapped__", None)
         return key if wrapped is None else (key, body_key(wrapped, phase, backend))
     owner, method = (body.__self__, body.__name__) if isinstance(body, MethodType) else (body, "__call__")
-    if owner is phase:  # or an equal one
+    if owner is phase:  # its attributes have a field of their own in the key; an equal phase has this key too
         return getattr(body, "__func__", None), type(owner)
     read = attributes_read(owner, (method,))
     return (
@@ -56,6 +58,7 @@ def _function_key(function: FunctionType, backend: Backend, enclosing: tuple[Any
                 "from outside, which a compiled step would keep as it is now: pass it as a value of the state, "
                 f"lc.run_step(body, learner, phase, {name}={name})"
             )
+        # A function that names itself, or two that name each other, would go on for ever.
         if isinstance(value, FunctionType) and value not in enclosing:
             parts.append((name, _function_key(value, backend, (*enclosing, value))))
         elif isinstance(value, MethodType):  # made anew at each access
@@ -66,7 +69,7 @@ def _function_key(function: FunctionType, backend: Backend, enclosing: tuple[Any
 
 
 def _from_outside(function: FunctionType, backend: Backend) -> Iterator[tuple[str, Any]]:
-    """Variables of the functions around it, default arguments, and arrays and scalars among the globals it names."""
+    """Yield variables of the functions around it, defaults, and arrays and scalars among the globals it names."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
@@ -79,6 +82,8 @@ def _from_outside(function: FunctionType, backend: Backend) -> Iterator[tuple[st
     for name in global_names(function.__code__):
         if name in function.__globals__:
             value = function.__globals__[name]
+            # Functions, classes and modules of a file are taken to stay what they are: to look into all of them at
+            # every step would cost more than the step.
             if isinstance(value, SCALARS) or _holds_array(value, backend):
                 yield name, value
 
@@ -94,7 +99,8 @@ def _holds_array(value: Any, backend: Backend) -> bool:
 
 @lru_cache(maxsize=1024)
 def global_names(code: CodeType) -> tuple[str, ...]:
-    """The globals that a function, or one within it, names."""
+    """List the globals that a function, or one within it, names."""
+    # By the bytecode: nothing else tells whether a name is a global or an attribute. `co_names` has both.
     names = [instruction.argval for instruction in dis.get_instructions(code) if instruction.opname == "LOAD_GLOBAL"]
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
@@ -115,10 +121,13 @@ def attributes_read(owner: Any, methods: tuple[str, ...]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def names_read(cls: type, methods: tuple[str, ...]) -> tuple[str, ...]:
-    """The attributes, of whatever, that some methods of a class name, or methods of it that they name."""
+    """List the attributes, of whatever object, that methods of a class name, or methods of it that they name."""
+    # Of any object, not only of ``self``: the code does not tell them apart. A name too many does no harm, since only
+    # attributes that are there are looked at.
     todo, names_found = list(methods), dict[str, None]()
     while todo:
         member: Any = getattr(cls, todo.pop(), None)
+        # The getter of a property is code that runs where its name is read.
         member = member.fget if isinstance(member, property) else member
         if isinstance(member, FunctionType):
             new = [name for name in _all_names(member.__code__) if name not in names_found]

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 
 _log = logging.getLogger("loopcore")
+# Two or three programs are usual: a last batch that is shorter, a validation within training. Eight come of a value
+# that changes from step to step, and a step spends its time on compiling.
 _STORM = 8
 _FIELDS = (  # in words, the fields of `ProgramKey`, in its order
     *("the body", "the loss", "an attribute of the phase", "an attribute of a callback"),
@@ -28,13 +30,14 @@ class RecompilationLog:
         self._last: tuple[Hashable, ...] = ()
 
     def of(self, key: tuple[Hashable, ...], count: int, changed_values: Sequence[str]) -> None:
-        """A program is made for a key.
+        """Log that a program is made for a key, unless it is the first one.
 
         Args:
             key: all that it depends on.
             count: how many programs there are.
             changed_values: values it read that are not what they were for another program of this key.
         """
+        # The first program of a phase is no news.
         if count:
             fields = zip(_FIELDS, self._last, key, strict=True)
             changed = changed_values or [name for name, last, present in fields if last != present]
@@ -43,7 +46,7 @@ class RecompilationLog:
         self._last = key
 
     def of_shape(self, last: Mapping[str, str], present: Mapping[str, str], count: int) -> None:
-        """A program is made for other shapes of the state, ``count`` of them so far."""
+        """Log that a program is made for other shapes of the state, ``count`` of them so far."""
         names = [name for name, shape in present.items() if last.get(name) != shape]
         shapes = "; ".join(f"the shape of step.{name} ({last.get(name)} -> {present[name]})" for name in names)
         advice = "pad the batches to a few shapes, or drop the last one"
@@ -51,6 +54,7 @@ class RecompilationLog:
 
     def _tell(self, reason: str, count: int, advice: str) -> None:
         _log.info("phase %r is compiled again: %s", self._phase, reason)
+        # Once, not at every further one.
         if count == _STORM:
             warnings.warn(
                 f"the steps of phase {self._phase!r} were compiled {count} times, because {reason} from step to "

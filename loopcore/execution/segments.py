@@ -65,7 +65,7 @@ class CutRecord(NamedTuple):
 class HostChanges(NamedTuple):
     """What the host left at a cut: inputs of all later segments."""
 
-    carried: list[Any]  # those that differ
+    carried: list[Any]  # the leaves that differ from those at the begin of the step
     state: dict[str, Tree]
     shared: dict[str, Tree]
     hyper: dict[str, Any]
@@ -95,6 +95,7 @@ class SegmentEnd(NamedTuple):
     mixed: tuple[tuple[str, Tree], ...] = ()  # state values that hold arrays and something else, with their places
 
 
+# The three below, and `CutReached`, are BaseExceptions: a body that catches Exception must not swallow them.
 class Unasked(BaseException):
     """Leaves a trace that reads a value of ``shared`` which is no input yet, though it could be.
 
@@ -153,7 +154,8 @@ def fill(backend: Any, outputs: dict[str, Tree], end: SegmentEnd) -> None:
 
 
 def with_leaves(backend: Any, tree: Tree, places: Sequence[int], leaves: Sequence[Any]) -> Tree:
-    """A tree with other leaves in some places."""
+    """Return a tree with other leaves in some places."""
+    # Most segments change nothing that the host keeps: no walk over the tree then.
     if not places:
         return tree
     new, number = dict(zip(places, leaves, strict=True)), count()

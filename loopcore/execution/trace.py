@@ -46,6 +46,7 @@ from loopcore.handles.trees import is_container
 from loopcore.protocols import Body
 from loopcore.state import ABSENT, State, hide, record_of, show
 
+# Properties of `State`, not values in its dict, so that they are handed back apart from the others.
 _STEP = ("apply", "updated")
 
 
@@ -96,11 +97,11 @@ class BodyTrace:
     shapes: list[dict[str, str]] = field(default_factory=list)
 
     def take(self, runner: StepHandlers, body: Body) -> None:
-        """Run this body the next time it is traced: of a phase that is equal to the one it was made for."""
+        """Run this body when it is traced the next time: that of a phase equal to the one it was made for."""
         self.runner, self.body = runner, body
 
     def __call__(self, carried: Tree, inputs: StepInputs, changes: list[HostChanges]) -> tuple[Tree, SegmentEnd]:
-        """Run the body with placeholders; what the adapter compiles.
+        """Run the body with placeholders; this is what the adapter compiles.
 
         Args:
             carried: parameters, buffers and optimizer states.
@@ -111,10 +112,13 @@ class BodyTrace:
             The arrays to hand back, and what else is known of the segment's end.
         """
         backend = cast(CompilingBackend, self.runner.backend)
+        # A framework calls this again for each new shape of its arguments. The list tells `Programs` of it, which logs
+        # it.
         self.shapes.append({name: _shape(backend, value) for name, value in inputs.state.items()})
         try:
             return _TraceRun(self, carried, inputs, changes).run()
         except (Unasked, Undrawn, Undrawable):
+            # Nothing came of this trace: it is made anew, with what was missing among its inputs.
             self.shapes.pop()
             raise
 
@@ -135,8 +139,9 @@ class _TraceRun:
         self._inputs = inputs
         self._changes = changes
         self._first = carried
-        self._shared_at_begin: dict[str, Any] = {}  # of shared
-        self._attributes: dict[str, Any] = {}  # arrays of the phase
+        self._shared_at_begin: dict[str, Any] = {}  # values of shared, to find what the body changed
+        self._attributes: dict[str, Any] = {}  # placeholders of the arrays that the phase holds
+        # In the order in which the body asks for gradients: it is run from its begin and asks for these again.
         self._finished_gradients = [gradient for change in changes for gradient in change.gradients]
         self._computed: list[Any] = []  # gradients of this segment
         self._cuts_passed = self._gradients = self._depth = 0
@@ -154,6 +159,8 @@ class _TraceRun:
         key = DrawKey(self._learner.seed, runner.stream, self._attempt)
         try:
             self._backend.run_body(runner.call, key, self._spec.body, state, self._handle)
+            # `_put_back` takes such an array out again: unless it is refused, the next step finds the old attribute
+            # there, and nobody is told.
             self._check_phase()
             outputs, end = self._at_end()
         except CutReached as cut:
@@ -178,20 +185,27 @@ class _TraceRun:
             )
 
     def _hear(self, name: str, value: Any) -> None:
-        """A value of ``shared`` that is no input was read: the program is for this one, or has to have it as input."""
+        """Note a read of a value of ``shared`` that is no input: the program is for this one, or gets it as input."""
+        # A packed value is one that another phase carries and nobody has read yet: it is an array all the same.
         if value is not ABSENT and (isinstance(value, Packed) or is_dynamic(self._backend, value)):
             raise Unasked(name)
+        # A miss counts as well: ``getattr(learner.shared, name, 1.0)`` took the default, which is wrong once the value
+        # is there.
         self._spec.shared_read[name] = ABSENT if value is ABSENT else frozen(value)
 
     def _drawn(self, stream: int, kind: str, args: tuple[Any, ...]) -> Any:
-        """What the host drew for this step."""
+        """Return what the host drew for this step, which is an input."""
         backend = self._backend
+        # The host does not know logits that the step computes. The largest of logits plus Gumbel noise has their
+        # distribution (the Gumbel-max trick), and that noise depends on nothing but their shape.
         if kind == "categorical":
             (logits,) = args
             noise = self._drawn(stream, "gumbel", (backend.signature(logits)[0],))
             return backend.xp.astype(backend.xp.argmax(logits + noise, axis=-1), backend.xp.int32)
+        # The host draws before the program runs, so it cannot know a bound or a parameter that the program computes.
         if any(map(backend.is_array, args)):
             raise Undrawable
+        # As plain tuples of Python ints: lists and NumPy integers would make the same draw look like another one.
         draw = (
             kind,
             tuple(tuple(map(int, argument)) if isinstance(argument, Sequence) else argument for argument in args),
@@ -203,6 +217,7 @@ class _TraceRun:
     def _put_back(self, before: Mapping[str, Any]) -> None:
         """Leave no placeholder in the phase, of its own arrays or where the body put one."""
         attributes = vars(self._runner.phase)
+        # Attributes that are no arrays stay as the body left them, as they do in an eager step.
         for name in [name for name, value in attributes.items() if self._backend.is_array(value)]:
             if name in before:
                 attributes[name] = before[name]
@@ -210,7 +225,7 @@ class _TraceRun:
                 del attributes[name]
 
     def _fitting(self, inputs: Mapping[str, Tree], originals: Mapping[str, Any]) -> dict[str, Tree]:
-        """Inputs in place of NumPy arrays; of floats in the parameters' dtype, as ``xp.asarray`` has them."""
+        """Return inputs in place of NumPy arrays, floats in the parameters' dtype, as ``xp.asarray`` has them."""
         xp = self._backend.xp
         return {
             name: xp.astype(value, xp.zeros(()).dtype)
@@ -221,9 +236,10 @@ class _TraceRun:
 
     @contextmanager
     def _installed(self, carried: Tree, inputs: StepInputs) -> Iterator[State]:
-        """Everything a body can reach is an input; afterwards it is as it was."""
+        """Make everything that a body can reach an input of the program; put the real values back afterwards."""
         backend, runs, learner, phase = self._backend, self._learner.runs, self._learner, self._runner.phase
         shared, own_hyper = vars(learner.shared), own_values(learner.hyper)
+        # Copies, since what follows writes into these very dicts.
         before = (backend.carried(), dict(backend.hyper_values()), dict(shared), dict(own_hyper))
         step, outer = runs.step, (runs.attempt, runs.gradient, runs.drawn, self._runner.handle)
         attributes = dict(vars(phase))
@@ -232,6 +248,8 @@ class _TraceRun:
         carried_words = {name.removeprefix("shared."): value for name, value in words.items()}
         self._state = state = State()
         self._record = record = record_of(state)
+        # Past the property, which would combine it with what was there. This is the begin of the step, not one more
+        # condition.
         record.apply = inputs.apply if self._spec.apply is None else self._spec.apply
         record.batch = inputs.state
         record.hidden, record.noted = self._spec.static, self._spec.state_read
@@ -246,12 +264,17 @@ class _TraceRun:
             backend.put_hyper_values(inputs.optimizers)
             own_hyper.update(inputs.hyper)
             values = self._fitting(inputs.shared, shared) | carried_words
+            # What is no input must not be found as it is now, or its value would go into the program unnoticed: a read
+            # of a hidden value is heard, and the program is kept for this value alone.
             hide(learner.shared, {name: shared[name] for name in shared if name not in values}, self._hear)
             shared.update(values)
+            # Changes are found by identity later: the body writes new arrays, it cannot write into a placeholder.
             self._shared_at_begin = dict(shared)
             yield state
         finally:
             runs.put_step(step)
+            # An error or a cut leaves the body anywhere, so all of this has to be undone here. A placeholder that
+            # stayed in the learner would be the value of a parameter for whoever reads it next.
             runs.attempt, runs.gradient, runs.drawn, self._runner.handle = outer
             self._put_back(attributes)
             backend.put_carried(before[0])
@@ -264,6 +287,8 @@ class _TraceRun:
     # -- what the body calls -----------------------------------------------------------------------------------
 
     def _handle(self, event: Event) -> None:
+        # Neighbours of one kind go together, which keeps the order of the callbacks: a traced handler that comes after
+        # a host handler sees what that one left.
         handlers = self._runner.awake(type(event), self._spec.muted)
         for traced, group in groupby(handlers, lambda handler: handler.traced):
             members = tuple(group)
@@ -275,7 +300,10 @@ class _TraceRun:
                 self._cut(event, members)
 
     def _only_look(self, handlers: tuple[Handler, ...]) -> bool:
-        """Whether the program may go on, and they hear the event afterwards, with what it had there."""
+        """Tell whether handlers are observers that may hear the event after the program, with what it had there."""
+        # An observer is made to wait in the body and in its outermost objective alone. Deeper inside, and in a function
+        # that was given to `grad` (which the depth of the backend counts and that of this run does not), its event is a
+        # cut.
         if self._spec.cutters is None or self._backend.depth > 1 or self._backend.depth != self._depth:
             return False
         return all(
@@ -290,25 +318,31 @@ class _TraceRun:
     def _cut(self, event: Event, handlers: tuple[Handler, ...]) -> None:
         number = self._cuts_passed
         self._cuts_passed += 1
+        # The body has come further than any segment before: this one ends here. At an earlier cut it goes on, as if the
+        # handlers had run, with what they left.
         if number == len(self._spec.cuts):
             raise CutReached(*self._at_cut(event, handlers), self._chained_leaves())
         cut = self._spec.cuts[number]
+        # First what the last piece begins with, then what the handlers replaced of it: a replaced value is a constant
+        # to the gradient, so it has to win.
         if self._chains and number == len(self._spec.cuts) - 1:
             self._enter(cut.chain or ())
         self._swap(cut, self._changes[number])
 
     def _enter(self, chain: Chain) -> None:
-        """The last piece of an objective begins: what the piece before it handed on are inputs of the gradient."""
+        """Begin the last piece of an objective: what the piece before it handed on becomes inputs of the gradient."""
         values = self._state.__dict__
         inputs = dict(zip(chain, self._handed_on, strict=True))
         for name in dict.fromkeys(name for name, _ in chain):
+            # Numbered as `_chain` numbers them: in the order of the leaves, arrays or not.
             places = count()
             values[name] = self._backend.tree_map(
                 lambda leaf, name=name, places=places: inputs.get((name, next(places)), leaf), values[name]
             )
 
     def _chain(self) -> Chain | None:
-        """What a gradient goes on through at the cut that is reached."""
+        """List the leaves that a gradient goes on through at the cut that is reached."""
+        # An objective within another one is run again as a whole: its values belong to the outer gradient too.
         if not self._chains or self._backend.depth != 1:
             return None
         return tuple(
@@ -323,18 +357,24 @@ class _TraceRun:
         return [leaves(values[name])[place] for name, place in self._chain() or ()]
 
     def _swap(self, cut: CutRecord, changes: HostChanges) -> None:
-        """Go on from what the host left."""
+        """Put what the host left at a cut in the place of what the body had there."""
         values, learner = self._state.__dict__, self._learner
+        # Nothing goes on behind a cut of the body but what the host left, so all of it is put in place. What the body
+        # computed before has no reader any more, and the compiler drops it.
         if not cut.inside:
             values.clear()
             values.update(cut.static)
             values.update(changes.state)
             self._put_carried(self._first, cut.differs, changes)
         else:
+            # A gradient goes through the values of an objective: where the handlers left a leaf alone, it has to be the
+            # one that the body computed, not a copy of its value.
             for name, replaced in cut.replaced:
                 values[name] = self._merged(values.get(name), changes.state[name], replaced)
             self._record.replaced = dict(cut.by)
             if cut.moved:
+                # `differs` counts from the begin of the step, `moved` from the moment before the handlers: the body
+                # itself has redone what lies between the two.
                 leaves = [
                     value for place, value in zip(cut.differs, changes.carried, strict=True) if place in cut.moved
                 ]
@@ -349,23 +389,26 @@ class _TraceRun:
         self._backend.put_carried(with_leaves(self._backend, old, places, changes.carried))
 
     def _merged(self, old: Tree, new: Tree, sources: tuple[int, ...]) -> Tree:
-        """The new tree with the leaves that handlers left alone as the body has them."""
+        """Return the new tree, with the leaves that handlers left alone as the body has them."""
         leaves, places = self._backend.tree_leaves(old), iter(sources)
         return self._backend.tree_map(lambda new_leaf: new_leaf if (place := next(places)) < 0 else leaves[place], new)
 
     def _gradient(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any) -> Any:
-        """A gradient of an earlier segment is run again, for its draws and locals, and gives what it gave."""
+        """Take a gradient; one of an earlier segment is run again, for its draws and locals, and gives what it gave."""
+        # A gradient within an objective is no work of its own: it is part of the outermost one, and repeated with it.
         if self._depth:
             return self._backend.gradient(objective, wrt, at, scopes)
         number = self._gradients
         self._gradients += 1
-        own_cuts = range(
-            self._cuts_passed, len(self._spec.cuts)
-        )  # cuts within this objective, if it was not done with before
+        # Unless an earlier segment was done with this gradient, all cuts that are left lie within it: none behind it
+        # can have been reached.
+        own_cuts = range(self._cuts_passed, len(self._spec.cuts))
         is_done = number < len(self._finished_gradients)
         self._chains = (
             not is_done and self._backend.chains and all(self._spec.cuts[k].chain is not None for k in own_cuts)
         )
+        # By pieces costs each part once. Without a chain, as in nested gradients, the objective is differentiated from
+        # its begin again behind each cut.
         take = self._by_pieces if self._chains else self._at_once
         self._depth += 1
         try:
@@ -382,12 +425,14 @@ class _TraceRun:
         return self._backend.gradient(objective, wrt, at, scopes)
 
     def _by_pieces(self, objective: Callable[[], Any], wrt: Any, at: Any, scopes: Any, own_cuts: range) -> Any:
-        """The chain rule over the pieces between the cuts: each was differentiated when it was run."""
+        """Apply the chain rule to the pieces between the cuts, each of which was differentiated when it was run."""
         backend = self._backend
         inputs = self._changes[own_cuts[-1]].chain if own_cuts else []
         rows = backend.piece(objective, wrt, at, scopes, inputs, self._receive)
         gradients: list[Any] = []
         for groups, cotangents in rows:
+            # From the last piece backwards, as reverse mode goes: what a piece was handed by the one before it gets a
+            # gradient, which that one takes further. A parameter that several pieces use gets the sum.
             for k in reversed(own_cuts):
                 before, cotangents = backend.pull(self._changes[k].pullback, cotangents, wrt)
                 pairs = zip(groups, before, strict=True)
@@ -401,19 +446,22 @@ class _TraceRun:
     # -- outputs -----------------------------------------------------------------------------------------------
 
     def _at_end(self) -> tuple[dict[str, Tree], SegmentEnd]:
-        """What the last segment hands back."""
+        """Collect what the last segment hands back."""
         kept, deferred = self._spec.requested
         values = self._step_values(kept | deferred)
         outputs, fixed, mixed = self._arrays_and_others(values)
         outputs["gradients"] = []
         layout = self._pack(outputs, deferred)
+        # Everything that the host gets in some way. What is missing here existed and was not asked for, which it is
+        # told too.
         names = {*values, *fixed.state, *(name.removeprefix("step.") for name in layout)}
         return outputs, self._end(None, (), outputs, fixed, mixed, names, layout)
 
     def _at_cut(self, event: Event, handlers: tuple[Handler, ...]) -> tuple[dict[str, Tree], SegmentEnd]:
-        """What a segment hands back at a cut: outside of an objective all that the next one goes on with."""
+        """Collect what a segment hands back at a cut: outside of an objective all that the next one goes on with."""
         inside = self._depth > 0
         kept, deferred = self._spec.requested
+        # Within an objective the next segment computes its values again and needs none of these; only handlers do.
         values = self._step_values(kept | deferred if inside else frozenset(self._state.__dict__))
         outputs, fixed, mixed = self._arrays_and_others(values)
         outputs["gradients"] = self._computed
@@ -422,7 +470,7 @@ class _TraceRun:
         return self._without_graph(outputs), end._replace(chain=self._chain())
 
     def _at_look(self, event: Event, handlers: tuple[Handler, ...]) -> tuple[dict[str, Tree], SegmentEnd]:
-        """What is read at an event that is only looked at, and what a cancel there would have to keep."""
+        """Collect what observers read at an event, and what a cancel there would have to keep."""
         kept, deferred = self._spec.requested
         values = self._step_values(kept | deferred)
         outputs, fixed, mixed = self._arrays_and_others(values, carried=False)
@@ -432,7 +480,7 @@ class _TraceRun:
         return self._without_graph(outputs), end
 
     def _step_values(self, names: frozenset[str]) -> dict[str, Any]:
-        """The step values of these names; all where all are kept."""
+        """Select the step values of these names; all where all are kept."""
         all_values = "*" in self._spec.requested.kept
         return {name: value for name, value in self._state.__dict__.items() if all_values or name in names}
 
@@ -446,6 +494,8 @@ class _TraceRun:
             carried: whether the inputs of ``shared`` are handed back too, since the program used them up.
         """
         backend, state, shared = self._backend, self._state, vars(self._learner.shared)
+        # A Python float that the body wrote was known when it was traced, so it is in the record of the end, not among
+        # the outputs.
         arrays, static = parted(backend, values, floats=False)
         mixed, arrays_within = self._mixed(static)
         changed = {
@@ -459,6 +509,7 @@ class _TraceRun:
         handed_back = {name: shared[name] for name in self._inputs.shared} if carried else {}
         outputs: dict[str, Tree] = {
             "carried": present,
+            # An input that the body left alone need not come back: the host has it.
             "state": {name: value for name, value in arrays.items() if value is not self._inputs.state.get(name)},
             "shared": {**handed_back, **moving, **(self._carried_words(shared) if carried else {})},
             "step": step,
@@ -466,11 +517,12 @@ class _TraceRun:
         }
         if "apply" not in step:
             static = static | {"apply": state.apply}
+        # These have a place in the packed words.
         fixed = {name: value for name, value in fixed.items() if f"shared.{name}" not in self._spec.layout}
         return outputs, _Fixed(static, fixed, None if "updated" in step else state.updated, places), mixed
 
     def _without_graph(self, outputs: dict[str, Tree]) -> dict[str, Tree]:
-        """The outputs as a host handler sees them."""
+        """Return the outputs as a host handler sees them: free of the gradient that is open."""
         return {name: self._backend.concrete(tree) for name, tree in outputs.items()} if self._depth else outputs
 
     def _end(
@@ -483,7 +535,7 @@ class _TraceRun:
         names: set[str],
         layout: Layout,
     ) -> SegmentEnd:
-        """The record of the end, by what is handed back and what is fixed; ``names`` are those of step values."""
+        """Record how the segment ended; ``names`` are those of the step values that the host gets."""
         state, inside = self._state, self._depth > 0
         arrays = outputs["state"]
         differentiated = [name for name in arrays if inside and self._backend.is_differentiated(arrays[name])]
@@ -504,7 +556,7 @@ class _TraceRun:
         )
 
     def _mixed(self, static: dict[str, Any]) -> tuple[tuple[tuple[str, Tree], ...], list[Any]]:
-        """Take the values that hold arrays of this trace and something else, with those arrays."""
+        """Take out the values that hold arrays of this trace and something else; return them with those arrays."""
         backend, arrays = self._backend, list[Any]()
         mixed: list[tuple[str, Tree]] = []
 
@@ -520,10 +572,13 @@ class _TraceRun:
         return tuple(mixed), arrays
 
     def _changed(self) -> tuple[tuple[int, ...] | None, Tree]:
-        """Parameters, buffers and optimizer states to hand back: all of them, or those that are others now."""
+        """Select parameters, buffers and optimizer states to hand back: all of them, or those that are others now."""
         carried = self._backend.carried()
+        # The program used up all that it got, so all has to come back.
         if self._spec.donated:
             return None, carried
+        # By identity: an array that the body did not touch is the placeholder itself. On JAX a step of a small network
+        # that is cut at BackwardBegin took 1.09 of a loop by hand with this, 1.47 with all of them as outputs.
         leaves = self._backend.tree_leaves(carried)
         pairs = enumerate(zip(leaves, self._backend.tree_leaves(self._first), strict=True))
         places = tuple(place for place, (leaf, old_leaf) in pairs if leaf is not old_leaf)
@@ -532,7 +587,7 @@ class _TraceRun:
         return places, [leaves[place] for place in places]
 
     def _carried_words(self, shared: Mapping[str, Any]) -> dict[str, Any]:
-        """The carried scalars that came packed, as they are now."""
+        """Return the carried scalars that came packed, as they are now."""
         names = (name.removeprefix("shared.") for name in self._spec.layout if name != "attempt")
         return {name: as_array(shared[name]) for name in names}
 
@@ -542,6 +597,8 @@ class _TraceRun:
         layout: Layout = {}
         values: list[Any] = []
         for name in self._spec.layout:
+            # The vector that comes out is the one that goes into the next step, as it is: it names that step, and has
+            # each carried value in the place where it came in.
             value = self._attempt + 1 if name == "attempt" else shared.pop(name.removeprefix("shared."))
             if not add_slot(layout, name, *backend.signature(value)) or layout[name] != self._spec.layout[name]:
                 shape, dtype = backend.signature(value)
@@ -553,6 +610,7 @@ class _TraceRun:
             values.append(value)
         for root, tree, names in (("step.", state, left), ("", step, frozenset(_STEP))):
             for name in [name for name in tree if name in names and backend.is_array(tree[name])]:
+                # What does not fit stays where it is, as an output of its own.
                 if add_slot(layout, f"{root}{name}", *backend.signature(tree[name])):
                     values.append(tree.pop(name))
         outputs["packed"] = backend.to_words(values)
@@ -560,7 +618,7 @@ class _TraceRun:
 
 
 def _shape(backend: CompilingBackend, value: Tree) -> str:
-    """Dtypes and shapes of the arrays of a tree, in words."""
+    """Describe dtypes and shapes of the arrays of a tree."""
     signatures = [backend.signature(leaf) for leaf in backend.tree_leaves(value) if hasattr(leaf, "dtype")]
     return ", ".join(f"{dtype}{list(shape)}" for shape, dtype in signatures)
 

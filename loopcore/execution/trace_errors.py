@@ -9,8 +9,9 @@ from loopcore.errors import TraceError
 
 
 def explained(error: Exception, backend: Any, phase: Any) -> Exception:
-    """The error to raise: one that teaches where a value was read that a compiled step does not have."""
+    """Return the error to raise: one that teaches where a value was read that a compiled step does not have."""
     if isinstance(error, backend.tracing_errors):
+        # What an adapter said about the place goes along: the new error replaces the one that has it.
         notes: list[str] = getattr(error, "__notes__", [])
         hints = "".join(f". {note}" for note in notes if note.startswith(HINT))
         return TraceError(

@@ -37,6 +37,7 @@ class Hyper:
                 slots.setdefault(name, []).append((index, name))
                 if prefix:
                     slots.setdefault(f"{prefix}.{name}", []).append((index, name))
+        # Otherwise which of the two a schedule sets would depend on the order of a look-up.
         for name in values:
             if name in slots:
                 raise ValueError(f"hyper={{{name!r}: ...}} is the name of an optimizer's own: set it in the optimizer")
@@ -55,6 +56,8 @@ class Hyper:
             self._own[name] = number
             return
         slots = self._slots[self._checked(name)]
+        # A value of the user's own may be infinite, as a bound is. A rate that is not finite destroys every weight in
+        # one update, where no guard of gradients sees it.
         if not isfinite(number):
             raise ValueError(
                 f"hyper {name!r} would be {number}, and with it every weight: an optimizer takes finite ones"

@@ -27,6 +27,7 @@ class Model:
     def __init__(self, learner: Running, name: str) -> None:
         self._learner = learner
         self._backend = learner.backend
+        # Looked up once: a model is called at every step.
         self._forward = learner.backend.forward
         self._runs = learner.runs
         self._name = name
@@ -44,6 +45,7 @@ class Model:
         """
         runs = self._runs
         mode = runs.training if training is None else training
+        # A loop is running, and has made this learner the running one already.
         if runs.in_scope:
             return self._forward(self._name, args, kwargs, training=mode, update_state=update_state)
         with running(self._learner):

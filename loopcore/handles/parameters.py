@@ -47,6 +47,7 @@ class ParameterHandle:
         label: str = "",
         everything: ParameterHandle | None = None,
     ) -> None:
+        # Past the `__setattr__` below, which takes `value` alone.
         put = object.__setattr__
         put(self, "_backend", backend)
         put(self, "_layout", ParameterLayout(backend, kind, parts, label))
@@ -91,6 +92,8 @@ class ParameterHandle:
         raise AttributeError(f"there are no {kind} {prefix!r} here; there are: {', '.join(dict.fromkeys(names))}")
 
     def __getattr__(self, name: str) -> ParameterHandle:
+        # Copying and pickling ask for such names before the slots are filled; the look-up needs these, and would not
+        # end.
         if name.startswith("_"):
             raise AttributeError(name)
         return self[name]
@@ -146,6 +149,7 @@ class ParameterLayout:
         Raises:
             WeightsError: it has another structure.
         """
+        # The way of gradients on PyTorch and TensorFlow at every step: no copy, and one comparison of keys.
         if self.flat is not None and type(tree) is dict and tree.keys() == self.flat:
             return tree
         if "" in self.parts:
@@ -244,11 +248,12 @@ def _shape_of(tree: Tree) -> str:
 
 def is_below(path: str, prefix: str) -> bool:
     """Whether a path is at or below a prefix, at a dot."""
+    # At a dot: ``layer1`` is not above ``layer10.weight``.
     return not prefix or path == prefix or path.startswith(f"{prefix}.")
 
 
 def matching(paths: Iterable[str], patterns: Iterable[str]) -> frozenset[str]:
-    """The paths that match one of some patterns, as ``fnmatch`` does.
+    """Select the paths that match one of some patterns, as ``fnmatch`` does.
 
     Raises:
         WeightsError: a pattern matches nothing.
@@ -271,6 +276,7 @@ def mismatches(backend: Backend, leaves: Mapping[str, Array]) -> list[str]:
         (shape, dtype), (new_shape, new_dtype) = backend.signature(present[path]), backend.signature(leaf)
         if shape != new_shape:
             problems.append(f"  {path}: the model has shape {list(shape)}, the value {list(new_shape)}")
+        # A float takes ints, and V, which NumPy says of bfloat16 and the other dtypes that it does not have itself.
         elif new_dtype.kind not in {"b": "b", "i": "iu", "u": "iu", "c": "fiuVc"}.get(dtype.kind, "fiuV"):
             problems.append(f"  {path}: the model has dtype {dtype}, the value {new_dtype}")
     return problems
@@ -284,6 +290,7 @@ def differences(present: Mapping[str, Array], loaded: Mapping[str, Array], *, dt
         (shape, dtype), (new_shape, new_dtype) = _kind(present[name]), _kind(loaded[name])
         if new_shape != shape:
             lines.append(f"{name}: shape {list(new_shape)}, not {list(shape)}")
+        # A file from another machine may have the other byte order, which changes no number.
         if dtypes and new_dtype.newbyteorder("=") != dtype.newbyteorder("="):
             lines.append(f"{name}: dtype {new_dtype}, not {dtype}")
     return lines
@@ -306,7 +313,7 @@ def check_state(present: Mapping[str, Array], loaded: Mapping[str, Array]) -> No
 
 
 def renamed(weights: Mapping[str, Weight], names: NewNames | None) -> dict[str, Weight]:
-    """Weights under the names of a model.
+    """Put weights under the names that a model has for them.
 
     Args:
         weights: arrays by the names they came with.

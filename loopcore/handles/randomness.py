@@ -15,6 +15,7 @@ from loopcore.backend.protocol import Array, Backend, DrawKey, HostArray, Native
 from loopcore.errors import TraceError
 
 override: ContextVar[RandomBackend | None] = ContextVar("loopcore_random_override", default=None)
+# The hash of a name, made once: a draw is asked for at every step.
 _streams: dict[tuple[str, str, int], int] = {}
 
 
@@ -111,12 +112,14 @@ class Random:
 
     def _draw(self, kind: str, *args: object) -> Array:
         backend, other = self._learner.backend, override.get()
+        # Before the draw is numbered, so that an error that is caught changes no later draw.
         refuse_in_a_loop(getattr(backend, "loops", ()), "learner.random was used")
         if other is None:
             return getattr(backend.random, kind)(self._key(), *args)
         draw_on_host = self._learner.runs.drawn
         if draw_on_host is not None:  # a step is compiled: the host draws before it runs
             return draw_on_host(self._key().stream, kind, args)
+        # NumPy draws, so the logits have to be on the host.
         if kind == "categorical":
             args = (backend.to_host(*args),)
         return backend.convert(getattr(other, kind)(self._key(), *args))
@@ -127,6 +130,8 @@ class Random:
         name = (phase, self._owner, number)
         stream = _streams.get(name)
         if stream is None:
+            # Not `hash`, which Python salts anew in each process: a resumed run would draw other numbers. A name may
+            # hold lone surrogates, which UTF-8 refuses.
             stream = _streams[name] = crc32("/".join(map(str, name)).encode("utf-8", "surrogatepass"))
         return DrawKey(self._learner.seed, stream, step)
 
@@ -152,6 +157,8 @@ def refuse_in_a_loop(loops: Sequence[str], subject: str) -> None:
 
 def _running(loops: Iterable[str]) -> str | None:
     """The function of one of some modules that is running in this step, as the user calls it."""
+    # Nothing tells a draw that a loop of the framework runs its body once for all iterations, but the stack of calls
+    # does.
     frame: FrameType | None = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]  # as CPython names it
     loop = None
     while frame is not None and frame.f_globals.get("__name__") != "loopcore.loop.scopes":
@@ -205,4 +212,6 @@ class HostDraws:
 
 
 def _generator(key: DrawKey) -> np.random.Generator:
+    # A new generator for each draw, from its name alone: there is no state that a checkpoint would have to keep. Philox
+    # is based on a counter and cheap to set up (Salmon et al., 2011).
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(list(key))))

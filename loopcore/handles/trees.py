@@ -98,11 +98,13 @@ class TreeMath:
             (True, False)
         """
         backend = self._of(tree)
+        # The guard of updates has the gradients as a list, and asks at every update.
         leaves = tree if type(tree) is list else backend.tree_leaves(tree)
         quick = getattr(backend, "is_bounded", None)
         if quick is not None:
             return quick(leaves)
         xp = backend.xp
+        # In float16 the square of 256 is infinite already, and such a gradient is no reason to stop.
         wide = [xp.astype(x, xp.float32) if backend.signature(x)[1].itemsize < 4 else x for x in leaves]
         return xp.isfinite(reduce(lambda x, y: x + y, [xp.sum(x * x) for x in wide]))
 
@@ -152,6 +154,7 @@ def _paths(backend: Backend, tree: Tree) -> list[str]:
     names_of = getattr(backend, "tree_names", None)
     if names_of is not None:
         return cast("list[str]", names_of(tree))
+    # Whether None is a leaf differs from framework to framework; the number of leaves tells what this one thinks.
     count = len(backend.tree_leaves(tree))
     paths = optree.tree_paths(tree, none_is_leaf=True)
     if len(paths) != count:
@@ -161,12 +164,15 @@ def _paths(backend: Backend, tree: Tree) -> list[str]:
 
 def _scaled(backend: Backend, x: Array, factor: Scalar) -> Array:
     xp = backend.xp
+    # By the word, since frameworks have dtypes of different classes.
     if "int" not in str(getattr(x, "dtype", "")):
         return x * _fitting(xp, factor, x)
     if isinstance(factor, int):
         return x * factor
     if backend.is_array(factor) and backend.signature(factor)[1].kind in "iub":
         return x * xp.astype(factor, x.dtype)
+    # Half more and then rounded down is rounded to the nearest. `astype` cuts off towards zero, which for negative
+    # numbers is up: where it did, one less.
     product = xp.astype(x, xp.float32) * _fitting(xp, factor, xp.zeros((), dtype=xp.float32)) + 0.5
     rounded = xp.astype(product, x.dtype)
     return rounded - xp.astype(xp.astype(rounded, xp.float32) > product, x.dtype)
@@ -186,6 +192,7 @@ def _between(backend: Backend, x: Array, y: Array, t: Scalar) -> Array:
         t = _fitting(xp, t, x)
         lerp = getattr(backend, "lerp", None)
         return x + t * (y - x) if lerp is None else lerp(x, y, t)
+    # Rounded down, as in `_scaled`; in float32 counters are exact below 2**24.
     change = t * xp.astype(y - x, xp.float32)
     rounded = xp.astype(change, x.dtype)
     return x + rounded - xp.astype(xp.astype(rounded, xp.float32) > change, x.dtype)

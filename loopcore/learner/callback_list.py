@@ -84,8 +84,11 @@ class CallbackList:
         learner = self._learner
         settle(learner.shared)
         shared = learner.shared.__dict__
+        # Views are kept for those who stay: a callback may have kept the one that its `setup` got.
         member_by_id = {id(member.callback): member for member in self.members}
         removed = [member.callback for member in self.members if not any(c is member.callback for c in callbacks)]
+        # Before the order is made: for who stays, what only the removed ones wrote is not there any more, and reading
+        # it is the error that names a writer.
         stale = _only_written_by(removed, callbacks, shared)
         order = order_callbacks(callbacks, [f"shared.{name}" for name in shared if name not in stale])
         new = [callback for callback in order.callbacks if id(callback) not in member_by_id]
@@ -151,16 +154,21 @@ def _check_hooks(callback: Callback) -> None:
     for name in dir(type(callback)):
         hook = _HOOK.fullmatch(name)
         if hook and (hook[1] or hook[2]) and name not in methods and callable(getattr(callback, name, None)):
-            scope, inner, moment = hook.groups()
-            word = inner or scope
-            word = "step" if word == "batch" else word if word in ("epoch", "step", "loss", "backward") else "fit"
-            event = f"{word.capitalize()}{'End' if moment == 'end' else 'Begin'}"
-            event = "BackwardBegin" if event == "LossEnd" else event
-            of = ", lc.AbstractValidationPhase" if scope in ("val", "validation", "valid", "test") and inner else ""
             raise CallbackError(
                 f"{name_of(callback)}.{name} is heard by nobody, since a handler says its event: write "
-                f"@lc.on(lc.{event}{of}) above def {name}(self, learner, phase), or give it another name"
+                f"@lc.on({_event_of_hook(*hook.groups())}) above def {name}(self, learner, phase), or give it another "
+                "name"
             )
+
+
+def _event_of_hook(scope: str | None, inner: str | None, moment: str) -> str:
+    """The arguments of ``@lc.on`` for what the name of a hook means in the library it comes from."""
+    word = inner or scope
+    word = "step" if word == "batch" else word if word in ("epoch", "step", "loss", "backward") else "fit"
+    event = f"{word.capitalize()}{'End' if moment == 'end' else 'Begin'}"
+    event = "BackwardBegin" if event == "LossEnd" else event
+    of = ", lc.AbstractValidationPhase" if scope in ("val", "validation", "valid", "test") and inner else ""
+    return f"lc.{event}{of}"
 
 
 def _check_listeners(callback: Callback) -> None:

@@ -123,6 +123,7 @@ def _dispatching(name: str, inside: str) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         learner = current()
+        # Within a step nearly every call has one array of the learner's own: no look at a tree, no backend to be found.
         if learner is not None and len(args) == 1 and not kwargs and owner_of(args[0]) == learner.backend.name:
             return function_of(learner.backend)(args[0])  # what most calls are, in a third of the time
         try:

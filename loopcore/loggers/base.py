@@ -143,6 +143,7 @@ class Logger:
             value: a number, as Python's or as a 0-d array of any framework, or one of the kinds.
             step: where on the axis; does not go back for one name.
         """
+        # By shape and `__float__`: a logger knows no framework that it could ask.
         inner: Any = value.value if isinstance(value, Value) else value
         if isinstance(inner, (int, float)) or (not isinstance(inner, (str, bytes)) and is_scalar(inner)):
             value = Value(float(inner))
@@ -205,6 +206,7 @@ class Trouble:
         logger = self._logger
         if error is None or logger.strict or not is_of_the_system(error):
             return False
+        # Once for each logger: a full disk would warn at every epoch.
         if not logger._in_trouble:  # pyright: ignore[reportPrivateUsage]  # of this file
             logger._in_trouble = True  # pyright: ignore[reportPrivateUsage]
             warnings.warn(
@@ -217,6 +219,8 @@ class Trouble:
 
 def is_of_the_system(error: BaseException) -> bool:
     """Whether an error comes from the system or a library, and not from a mistake in a program."""
+    # A TypeError or a KeyError is a mistake in a program, and hiding it would hide a bug. What is not built in comes
+    # from a library, whose classes of errors are not known here.
     is_a_mistake = type(error).__module__ == "builtins" or isinstance(error, LoopcoreError)
     return isinstance(error, Exception) and (isinstance(error, OSError) or not is_a_mistake)
 

@@ -13,7 +13,7 @@ from loopcore.optional_imports import optional
 
 
 def library(module: str, class_name: str, extra: str) -> ModuleType:
-    """The library that a logger writes by.
+    """Import the library that a logger writes by.
 
     Raises:
         MissingFrameworkError: it is not installed; says how to install it.
@@ -23,26 +23,27 @@ def library(module: str, class_name: str, extra: str) -> ModuleType:
 
 
 def finite(histogram: Histogram) -> NDArray[np.float64]:
-    """The numbers of a histogram that have a place on its axis, float64 ``(n,)``; there may be none."""
+    """Select the numbers of a histogram that have a place on its axis, float64 ``(n,)``; there may be none."""
     values = np.asarray(histogram.values, dtype=np.float64).ravel()
     return values[np.isfinite(values)]
 
 
 def as_bytes(image: Image) -> NDArray[np.uint8]:
-    """The pixels as uint8."""
+    """Convert the pixels of an image to uint8."""
     pixels = np.asarray(image.pixels)
     if pixels.dtype.kind == "f":
+        # NaN has no value in uint8, and NumPy would warn and write whatever the machine makes of it.
         pixels = np.rint(np.clip(np.nan_to_num(pixels), 0.0, 1.0) * 255)
     return pixels.astype(np.uint8)
 
 
 def encodable(text: str) -> str:
-    """A text that UTF-8 can write: what is no character of it becomes an escape."""
+    """Make a text that UTF-8 can write: what is no character of it becomes an escape."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def drawn(figure: object) -> NDArray[np.uint8]:
-    """The pixels of a figure of matplotlib, uint8 ``(height, width, 4)``."""
+    """Draw a figure of matplotlib; return its pixels, uint8 ``(height, width, 4)``."""
     canvas = import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())

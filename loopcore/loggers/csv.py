@@ -38,7 +38,7 @@ class CSVLogger(FileLogger):
 
 
 def _row(*cells: object) -> str:
-    """A line of the file."""
+    """Format a line of the file."""
     text = io.StringIO(newline="")
     csv.writer(text).writerow(cells)
     return text.getvalue()

@@ -36,6 +36,7 @@ class FileLogger(Logger):
                 warnings.warn(f"{self.path.parent} is gone, with what was logged: it is made anew", stacklevel=2)
                 self.path.parent.mkdir(parents=True)
             self._append()
+        # Memory must not grow without end while a disk is full. The oldest go.
         del self._lines[:-_KEPT]
 
     def _append(self) -> None:
@@ -44,6 +45,7 @@ class FileLogger(Logger):
             text = "".join(self._lines if start else (self._header, *self._lines))
             remaining = memoryview(text.encode("utf-8"))
             try:
+                # A write may take a part, as when a disk is nearly full. The rest is tried until the system refuses.
                 while remaining:
                     remaining = remaining[file.write(remaining) :]
             except OSError:
@@ -52,10 +54,11 @@ class FileLogger(Logger):
         self._lines.clear()
 
     def close(self) -> None:
-        """Append the lines that wait to the file."""
+        """Append the lines that wait to the file, which is not kept open."""
         self.flush()
 
 
 def open_file(path: Path) -> io.FileIO:
-    """A file to append to, whose writes are seen by the system at once."""
+    """Open a file to append to, whose writes are seen by the system at once."""
+    # Without a buffer of Python's: what the system refuses has to be known here, where it is taken back.
     return path.open("ab", buffering=0)

@@ -48,7 +48,7 @@ class JSONLinesLogger(FileLogger):
 
 
 def _plain(value: object) -> object:
-    """A number, or lists of numbers, as JSON has them."""
+    """Convert a number, or lists of numbers, to what JSON has."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, float) and not isfinite(value):

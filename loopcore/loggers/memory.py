@@ -47,6 +47,7 @@ class _Column:
         self._values: array[float] | list[Any] = array("d")
 
     def add(self, step: int, value: Any) -> None:
+        # Packed as long as all are floats: as lists they would take five times the memory.
         if isinstance(self._values, array) and not isinstance(value, float):
             self._values = list(self._values)
         if isinstance(self._steps, array) and not -_INT32 <= step < _INT32:

@@ -46,7 +46,7 @@ class Names:
         self._name_by_safe: dict[str, str] = {}
 
     def __call__(self, name: str) -> str:
-        """The safe name of a name."""
+        """Return the safe name of a name."""
         safe = self._safe_names.get(name)
         if safe is None:
             safe = self._safe_names[name] = self._new(name)
@@ -69,7 +69,7 @@ class Names:
 
 
 def run_name(name: str) -> str:
-    """A name that is one part of a path.
+    """Make a name that is one part of a path.
 
     Example:
         >>> from loopcore.loggers.names import run_name
@@ -102,5 +102,6 @@ def run_folder(folder: str | Path, name: str | None = None) -> Path:
 
 
 def _cut(text: str, size: int) -> str:
-    """The first characters, in UTF-8 no more than some bytes."""
+    """Return the first characters, in UTF-8 no more than some bytes."""
+    # By bytes, as file systems count; a character that is cut in the middle goes as a whole.
     return text.encode("utf-8")[:size].decode("utf-8", "ignore")

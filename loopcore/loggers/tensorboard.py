@@ -41,7 +41,7 @@ class TensorBoardLogger(Logger):
         self._writer = writers.SummaryWriter(str(self.path))
 
     def write(self, name: str, value: Value | Text | Histogram | Figure | Image, step: int) -> None:
-        """Write an event."""
+        """Write a value of any of the kinds as an event."""
         writer = self._writer
         if isinstance(value, Value):
             writer.add_scalar(name, value.value, step)

@@ -45,11 +45,12 @@ class TrackioLogger(Logger):
     ) -> None:
         super().__init__(strict=strict)
         self._trackio = library("trackio", "TrackioLogger", "trackio")
+        # A run of the same name must not be gone on with, and nothing is to open in a notebook.
         settings = {"resume": "never", "embed": False, **options}
         self.run = self._trackio.init(project=project, name=None if run is None else run_name(run), **settings)
 
     def safe_name(self, name: str) -> str:
-        """A name that is none of those that Trackio keeps for itself."""
+        """Return a name that is none of those that Trackio keeps for itself."""
         safe = super().safe_name(name)
         return f"metric/{safe}" if safe.startswith("__") or safe in _RESERVED else safe
 

@@ -66,12 +66,13 @@ class WandbLogger(Logger):
         self._rows: dict[int, dict[str, object]] = {}
 
     def safe_name(self, name: str) -> str:
-        """A name that is none of those that W&B uses itself."""
+        """Return a name that is none of those that W&B uses itself."""
         safe = super().safe_name(name)
         return f"metric/{safe}" if safe.startswith("_") or safe == _AXIS else safe
 
     def write(self, name: str, value: Value | Text | Histogram | Figure | Image, step: int) -> None:
         """Keep a value until it is flushed; those of one step become one row."""
+        # A row has one value of a name: a second one for the same step begins a new row.
         if name in self._rows.get(step, ()):
             self.flush()
         self._rows.setdefault(step, {})[name] = self._native(value)

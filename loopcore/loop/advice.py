@@ -21,6 +21,7 @@ def advise(error: BaseException, learner: LearnerParts, phase: Phase) -> None:
         learner: whose step it was.
         phase: of the step.
     """
+    # Those say themselves what to write, and an interrupt is no error of the body.
     if isinstance(error, LoopcoreError) or not isinstance(error, Exception):
         return
     advice = getattr(learner.backend, "advice", None)
@@ -30,6 +31,7 @@ def advise(error: BaseException, learner: LearnerParts, phase: Phase) -> None:
     elif learner.backend.name != "numpy" and "numpy" in str(error).lower():
         holders = ((f"self.{name}", value) for name, value in vars(phase).items())
         shared = ((f"learner.shared.{name}", value) for name, value in vars(learner.shared).items())
+        # Without one the error is about something else, and a note would mislead.
         names = [name for name, value in (*holders, *shared) if isinstance(value, np.ndarray)]
         if names:
             error.add_note(

@@ -15,7 +15,7 @@ from loopcore.protocols import LearnerParts
 
 
 def checked_iterable(key: str, value: Any) -> Any:
-    """Data that can be iterated as batches; an error that says what to pass for anything else."""
+    """Return data that can be iterated as batches; raise an error that says what to pass for anything else."""
     if isinstance(value, (str, bytes)) or not (hasattr(value, "__iter__") or hasattr(value, "__getitem__")):
         raise DataError(f"the {key} data is a {type(value).__name__} and cannot be iterated: pass batches")
     if _is_dataset_of_samples(value):
@@ -28,6 +28,7 @@ def checked_iterable(key: str, value: Any) -> Any:
 
 def _is_dataset_of_samples(value: Any) -> bool:
     """Whether it is one of PyTorch's, which only a DataLoader makes batches of."""
+    # By names: the core imports no framework to ask it.
     kinds = {(cls.__module__.partition(".")[0], cls.__name__) for cls in type(value).__mro__}
     return ("torch", "Dataset") in kinds and not kinds & {("torch", "IterableDataset"), ("torch", "DataLoader")}
 
@@ -58,13 +59,14 @@ class EpochBatches:
         _, batches = self._peeked.pop(id(self._data), (None, None))
         if batches is None:
             batches = walked(self._data)
+        # The first batch is taken here so that data without any is an error, and not an epoch without a loss.
         for first in batches:
             return chain((first,), batches)
         raise nothing_in(self._phase, self._data)
 
 
 def epoch_hooks(data: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """What data wants to have called before and after each of its epochs, as ``keras.utils.PyDataset`` does."""
+    """Return what data wants to have called before and after each of its epochs, as ``keras.utils.PyDataset`` does."""
     names = ("on_epoch_begin", "on_epoch_end")
     begin, end = (hook if callable(hook := getattr(data, name, None)) else _nothing for name in names)
     return begin, end
@@ -75,7 +77,7 @@ def _nothing() -> None:
 
 
 def nothing_in(phase: Phase, data: Any) -> EmptyDataError:
-    """The error for data without a batch."""
+    """Make the error for data without a batch."""
     if is_one_shot(data):
         return DataExhaustedError(
             f"the data of phase {phase.name!r} is a {type(data).__name__} that is used up: it can be read only once. "
@@ -90,7 +92,7 @@ def is_one_shot(data: Any) -> bool:
 
 
 def length_of(data: Any) -> int | None:
-    """Number of batches, where the data tells."""
+    """Return the number of batches, where the data tells it."""
     try:
         return len(data)
     except TypeError:
@@ -98,7 +100,7 @@ def length_of(data: Any) -> int | None:
 
 
 def data_of(learner: LearnerParts, phase: Phase, data: Any = None) -> Any:
-    """The data a phase runs on; None for a phase without data.
+    """Return the data that a phase runs on; None for a phase without data.
 
     Raises:
         NoDataError: there is none.
@@ -134,6 +136,7 @@ def phases_of_fit(learner: LearnerParts, epochs: int) -> list[tuple[Phase, Any]]
     phases: list[tuple[Phase, Any]] = []
     for phase in learner.phases:
         absent = phase.data_key is not None and learner.data.get(phase.data_key) is None
+        # The default phases validate; a learner without validation data is no mistake.
         if absent and isinstance(phase, AbstractValidationPhase):
             continue
         data = data_of(learner, phase)
@@ -142,6 +145,7 @@ def phases_of_fit(learner: LearnerParts, epochs: int) -> list[tuple[Phase, Any]]
                 f"the data of phase {phase.name!r} is a {type(data).__name__}, which can be read once, but "
                 f"fit({epochs}) reads it {epochs} times: pass a list, or an object whose __iter__ starts anew"
             )
+        # Only where the step is known to train all of it: one of the user's own may train nothing, or by other means.
         if isinstance(phase, TrainingPhase) and type(phase).step is TrainingPhase.step and not learner.params.names:
             raise OptimizerError(f"nothing is trained: {_why_nothing(learner)}")
         if type(phase).step in (TrainingPhase.step, ValidationPhase.step) and learner.loss_fn is no_loss:
@@ -163,5 +167,6 @@ def _why_nothing(learner: LearnerParts) -> str:
 
 
 def iterable_batches(data: Any) -> Iterable[Any]:
-    """Data for predictions: one array is one batch."""
+    """Return data for predictions as batches: one array is one batch."""
+    # An array could be iterated, and would be a batch for each row.
     return [data] if hasattr(data, "shape") else data

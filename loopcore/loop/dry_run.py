@@ -31,6 +31,8 @@ def peek(learner: LearnerParts, phase: Phase) -> Any:
     data = data_of(learner, phase)
     if data is None:
         return None
+    # The iterator that was begun is kept, and the next epoch goes on with it: a loader that is opened twice shuffles
+    # twice, and one that can be read once would lose the batch.
     peeked = learner.runs.peeked
     state, batches = peeked.get(id(data)) or (_state_of(data), walked(data))
     for first in batches:
@@ -40,20 +42,22 @@ def peek(learner: LearnerParts, phase: Phase) -> Any:
 
 
 def _state_of(data: Any) -> Any:
-    """Where a loader is, if it says so: a checkpoint before the next epoch keeps what it was before the look."""
+    """Return where a loader is, if it says so: a checkpoint before the next epoch keeps what it was before the look."""
     return deepcopy(data.state_dict()) if hasattr(data, "state_dict") else None
 
 
 def build(learner: LearnerParts, models: Mapping[str, Any]) -> None:
-    """Let a model that makes its weights from the first batch have one; several models have to be built before."""
+    """Give weights to a model that makes them from the first batch; several models have to be built before."""
     build_model = getattr(learner.backend, "build", None)
     if build_model is not None and len(models) == 1:
         (model,) = models.values()
+        # Asked for by the adapter, if the model has no weights yet: a look at the data costs time, and may be
+        # impossible.
         build_model(model, lambda: _first_input(learner))
 
 
 def _first_input(learner: LearnerParts) -> Any:
-    """What the model of a learner is called with: ``xs`` of the next batch, or its first part."""
+    """Return what the model of a learner is called with: ``xs`` of the next batch, or its first part."""
     phase = next((candidate for candidate in learner.phases if candidate.data_key in learner.data), None)
     if phase is None:
         return None
@@ -62,7 +66,7 @@ def _first_input(learner: LearnerParts) -> Any:
 
 
 class _NoUpdates(Callback):
-    """Lets updates pass without effect."""
+    """A callback that withholds the effect of every update."""
 
     writes = ("step.apply",)
 
@@ -108,6 +112,7 @@ def aside(
 def _put_back(learner: LearnerParts, phase: Phase, trains: bool) -> Iterator[None]:
     runs, backend, shared = learner.runs, learner.backend, learner.shared
     paths = [path for kind in ("params", "buffers") for part in backend.paths(kind).values() for path in part]
+    # All weights, not those of this phase: what the user's step touches nobody knows before.
     weights, step = backend.snapshot(paths), runs.step
     settle(shared)
     snapshots = [(values, dict(values)) for values in (vars(shared), runs.attempts, runs.missed, vars(phase))]
@@ -132,6 +137,8 @@ def _heard_by(learner: LearnerParts, phase: Phase, callbacks: Sequence[Callback]
     compiles = compiles and learner.backend.compiles and phase.compile and learner.compile is not False
     plan = make_plan(callbacks, phase, ("step",), compiles=compiles, reason="tried out")
     members = [make_member(learner, callback) for callback in callbacks]
+    # A runner of its own, with programs of its own: the plan depends on who listens, and these callbacks are gone
+    # afterwards.
     before = runners.get(id(phase))
     runners[id(phase)] = Runner(learner, phase, plan, members, isinstance(phase, AbstractTrainingPhase))
     try:

@@ -66,15 +66,19 @@ def fit(learner: LearnerParts, epochs: int) -> FitResult:
     if not is_whole(epochs, least=0):
         raise ValueError(f"fit takes a whole number of epochs, at least 0, not {epochs!r}")
     learner.heed_frozen()
+    # Everything that can be refused is refused before FitBegin, so that no callback has to undo a fit that never was.
     rounds = phases_of_fit(learner, epochs)
     run = _Run()
     error: BaseException | None = None
+    # Whether FitEnd was delivered, or its delivery begun: callbacks hear it once, whatever happens.
     is_told = False
     mark = runs.mark()
     try:
         runs.claim()
         runs.fitting = True
         runs.open()
+        # Errors are values from here on: FitEnd comes first, which tells callbacks of them, and only then do they go
+        # on.
         error = _misused(run.rounds(learner, rounds, epochs))
         event = FitEnd(_outcome(error))
         handlers = runs.fit_handlers(FitEnd)
@@ -106,7 +110,7 @@ class _Run:
         self.epochs = 0
 
     def rounds(self, learner: LearnerParts, rounds: Sequence[tuple[Phase, Any]], epochs: int) -> BaseException | None:
-        """All rounds; returns what ended them early."""
+        """Run all rounds; return what ended them early."""
         try:
             deliver(learner.runs.fit_handlers(FitBegin), None, FitBegin())
             for _ in range(epochs):
@@ -116,12 +120,14 @@ class _Run:
         return None
 
     def round(self, learner: LearnerParts, rounds: Sequence[tuple[Phase, Any]]) -> None:
-        """One epoch of each phase; counts if all were completed, also if the end of the last one stops the fit."""
+        """Run an epoch of each phase; it counts if all were completed, also if the last one's end stops the fit."""
         completed, runs = 0, learner.runs
         runs.begin_round()
         for index, (phase, data) in enumerate(rounds, 1):
             try:
                 learner.run_epoch(phase, data, last=index == len(rounds))
+            # The last epoch of a round may be the one that stops the fit, as with early stopping: the round is complete
+            # then.
             except CancelFittingException:
                 self.epochs += completed + _is_completed(runs.last_epoch) == len(rounds)
                 raise

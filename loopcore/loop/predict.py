@@ -23,6 +23,7 @@ def names_taken(native: Any, batch: Mapping[str, Any]) -> tuple[str, ...]:
     call = getattr(model, "forward", None) or getattr(model, "call", None) or model
     try:
         parameters = list(inspect.signature(call).parameters.values())
+    # Built-in and compiled callables have no signature to ask for.
     except (TypeError, ValueError):
         return ()
     if pair and inspect.isfunction(model):
@@ -34,6 +35,7 @@ def names_taken(native: Any, batch: Mapping[str, Any]) -> tuple[str, ...]:
         for parameter in parameters
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
+    # A parameter that no part fills: the parts are no arguments, so the model gets the mapping as it is.
     if any(parameter.default is parameter.empty and parameter.name not in batch for parameter in by_name):
         return ()
     return tuple(parameter.name for parameter in by_name if parameter.name in batch)
@@ -49,6 +51,7 @@ def joined(outputs: Sequence[Any]) -> Any:
         return None
     if not all(isinstance(output, (np.ndarray, np.generic)) for output in outputs):
         return list(outputs)
+    # One number for each batch, such as a loss in the outputs: concatenate refuses them.
     if not all(np.ndim(output) for output in outputs):
         return np.stack(outputs)
     try:

@@ -103,6 +103,7 @@ def run_step(body: Body, learner: LearnerParts, phase: Phase, /, *, reads: Any =
         >>> float(lc.run_step(body, learner, lc.ValidationPhase(), xs=np.array([3.0, -1.0])).loss)
         4.0
     """
+    # By the signature and not by a try: a TypeError of the body itself would be taken for one of the call.
     count = _parameters(body) if callable(body) else 0
     if count < 2:
         raise TypeError(
@@ -122,7 +123,8 @@ def _with_learner(body: Body) -> Body:
 
 
 def _parameters(body: Body) -> int:
-    """How many arguments it takes; those with a default are its own."""
+    """Count the parameters that a body takes; those with a default are its own."""
+    # A short way for functions, since a loop by hand asks at every step; `inspect.signature` takes some 10 us.
     code: CodeType | None = getattr(body, "__code__", None)
     if code is not None:
         count = code.co_argcount - len(getattr(body, "__defaults__", None) or ()) - int(inspect.ismethod(body))
@@ -229,7 +231,7 @@ def _leave_kept(runner: Runner, state: State, reads: frozenset[str], initial: Ma
 
 
 def _give_up(runs: Any, runner: Runner, phase: Phase, state: State | None, outer: tuple[Any, ...]) -> None:
-    """Close a step that did not close itself; the one with a state has not told that it ended."""
+    """Close a step that did not close itself; with a state, StepEnd is still to be delivered."""
     try:
         if state is not None:
             state.outcome = "failed"
@@ -285,6 +287,7 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         """Fire EpochBegin; returns ``handle``, which fires events of your own."""
         runs, phase = self._learner.runs, self._phase
         self._runner = runner = runs.runner_of(phase)
+        # An epoch within another one of its phase must neither go on from what that one carries, nor take it away.
         self._outer, self._carry = runs.outside_epoch(), runner.carry
         entered = False
         try:
@@ -295,8 +298,10 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
                 self._learner.heed_frozen()
                 self._has_begun = True
             except CancelEpochException as cancel:
+                # A context manager cannot skip its block. `Session.open_step` raises it at the first step in there.
                 self._info.pending = cancel
             except BaseException as error:
+                # Python calls no `__exit__` where `__enter__` raises, so the epoch is closed here.
                 going = self._close(error)
                 if going is error or going is None:
                     raise
@@ -329,6 +334,7 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
 
     def _close(self, error: BaseException | None) -> BaseException | None:
         info, runner = self._info, self._runner
+        # It has left every step, so that nobody is there to absorb it: most likely it was meant for the epoch.
         if isinstance(error, CancelStepException):
             error = no_scope(error, "step")
         if error is None and info.pending is None:
@@ -338,14 +344,17 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         else:
             info.outcome = "failed"
         info.pending = None
+        # Not over is what a stopped fit or an error left: a checkpoint of it goes on within this epoch.
         info.over = error is None or isinstance(error, CancelEpochException)
         if isinstance(error, CancelEpochException):
             error = None
+        # Before EpochEnd: what a handler runs there begins anew.
         runner.carry = self._carry if info.nested else None
         self._ended = True
         error = close_scope(runner.scopes[EpochEnd], self._phase, EpochEnd(info.outcome), error)
         self._learner.runs.last_epoch = info
         self._learner.runs.close_epoch(self._outer)
+        # At the end of an epoch and not after the first step: an objective may reach a parameter in some steps only.
         if error is None and runner.training:
             self._learner.name_unreached()
         if isinstance(error, CancelStepException):
@@ -353,7 +362,7 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
         return None if isinstance(error, CancelEpochException) else error
 
     def abandon(self) -> None:
-        """Close what is open of it still, where an interrupt hit the loop itself."""
+        """Close what of the epoch is still open, where an interrupt hit the loop itself."""
         runs, info = self._learner.runs, getattr(self, "_info", None)
         try:
             if info is not None and not self._ended:
@@ -365,9 +374,10 @@ class run_epoch:  # noqa: N801 - read as a function: with run_epoch(learner, pha
 
 
 def no_scope(cancel: CancelException, scope: str) -> CancelScopeError:
-    """The error for a cancel that left all scopes it could have ended."""
+    """Make the error for a cancel that left all scopes it could have ended."""
     by = f" (raised by {cancel.raised_by})" if cancel.raised_by else ""
     wider = "CancelEpochException or CancelFittingException" if scope == "step" else "CancelFittingException"
+    # A new error in place of the cancel: it is no cancel any more, and whoever catches cancels must not swallow it.
     error = CancelScopeError(f"{type(cancel).__name__}{by}: no {scope} is open here to be cancelled. Raise {wider}")
     error.__cause__ = cancel
     return error

@@ -20,6 +20,8 @@ from loopcore.phases.supervised import PredictionPhase
 from loopcore.protocols import LearnerParts
 from loopcore.state import RESERVED, State, StepRecord, record_of
 
+# Runners keep their phases alive, so that the id of a phase is a safe key. The limit is for loops that make a phase for
+# every step.
 _MAX_RUNNERS = 64
 
 
@@ -66,6 +68,8 @@ class Session:
         self.length: int | None = None
         self._learner = learner
         self.attempt: Any = 0
+        # An attribute and no method, so that a trace can put its own in its place and an eager step pays for no look at
+        # which.
         self.gradient = learner.backend.gradient
         self.drawn: Callable[[int, str, tuple[Any, ...]], Any] | None = None
         self._depth = 0
@@ -80,7 +84,8 @@ class Session:
         self._fit_table: Table | None = None
 
     def place_of(self, loader: Any) -> Any:
-        """The state of a loader that keeps its place; if somebody looked at its next batch, that of before."""
+        """Return the state of a loader that keeps its place; if somebody looked at its next batch, that of before."""
+        # The loader has moved on by one batch, which its next epoch will get all the same.
         begun = self.peeked.get(id(loader))
         return loader.state_dict() if begun is None else begun[0]
 
@@ -105,6 +110,7 @@ class Session:
 
     def open(self) -> None:
         """Enter a scope; the outermost one also enters that of the backend."""
+        # Once for all that is nested: what the adapter restores when it leaves is the state of before the user's call.
         if self._depth == 0:
             scope = self._learner.backend.scope()
             scope.__enter__()
@@ -114,20 +120,22 @@ class Session:
         self._depth += 1
 
     def close(self) -> None:
-        """Leave a scope."""
+        """Leave the innermost scope."""
         self._close_to(self._depth - 1)
 
     def _close_to(self, depth: int) -> None:
-        """Leave all scopes but so many, which may be none."""
+        """Leave scopes until ``depth`` of them are open, which may be none."""
         if depth == 0 and self._scope is not None:
+            # A scope may be closed in another context than it was opened in, where another learner is the running one.
             if running_learner.current() is self._learner:
                 running_learner.enter(self._running)
+            # First taken down, then left: an interrupt while the scope closes must not have it closed twice.
             scope, self._scope = self._scope, None
             scope.__exit__(None, None, None)
         self._depth = depth
 
     def mark(self) -> tuple[Any, ...]:
-        """What is open, for `rewind`."""
+        """Note what is open, for `rewind`."""
         inner = (self.runner, self.training, self.attempt, self.nested_in_step)
         return (self._open_epochs, self._depth, self.fitting, self._owner, *inner)
 
@@ -135,6 +143,7 @@ class Session:
         """Close what was opened since a `mark` and is open still, as an interrupt of the loop itself leaves it."""
         epochs, depth, self.fitting, self._owner, *inner = mark
         try:
+            # The innermost first, each with its EpochEnd, so that a callback hears an end for every begin it heard.
             while self._open_epochs > epochs:
                 self.epochs[-1].abandon()
         finally:
@@ -155,7 +164,7 @@ class Session:
             raise _other_thread()
 
     def present(self) -> tuple[Any, ...]:
-        """What a step that begins puts out of its place, for `close_step`."""
+        """Note what a step that begins puts out of its place, for `close_step`."""
         record, owner, depth = self.record, self._owner, self._depth
         return (self.step, record, self.training, self.runner, self.attempt, self.nested_in_step, owner, depth)
 
@@ -165,11 +174,14 @@ class Session:
             self._owner = get_ident()
         elif self._owner != get_ident():
             raise _other_thread()
+        # An epoch that a handler of its begin cancelled cannot leave the user's ``with`` block by itself. The first
+        # step in the block does it.
         epoch = self.epoch
         if epoch is not None and epoch.outcome is None:
             if epoch.pending is not None:
                 raise epoch.pending
             epoch.attempted += 1
+        # A set operation, not a loop over the parts: this runs at every step.
         if not RESERVED.isdisjoint(initial):
             names = ", ".join(sorted(RESERVED & initial.keys()))
             raise DataError(f"a batch has a part named {names}, which the state of a step uses itself: rename it")
@@ -179,6 +191,7 @@ class Session:
         if runner.feeds:
             record.fed = {}
         state.__dict__.update(batch)
+        # Before the runner of this step takes the place of the one around it.
         self.nested_in_step = self.runner is not None
         if self._depth:
             self._depth += 1
@@ -186,15 +199,18 @@ class Session:
             self.open()
         self.step, self.record, self.training, self.runner = state, record, runner.training, runner
         name, attempts = runner.name, self.attempts
+        # Attempts, not completed steps, name the random draws: a step that is cancelled and tried again draws anew.
         self.attempt = attempts.get(name, 0)
         attempts[name] = self.attempt + 1
         return state
 
     def close_step(self, outer: tuple[Any, ...], state: State | None) -> None:
         """End a step, however much of it was opened. The outermost one stays readable as ``learner.step``."""
+        # The batch is needed for nothing any more, and would stay in memory until the next step has replaced the state.
         if state is not None:
             self.record.batch = None
         step, record, self.training, self.runner, self.attempt, self.nested_in_step, self._owner, depth = outer
+        # Within another step that one comes to the front again. The outermost stays readable.
         if self.runner is not None:
             self.step, self.record = step, record
         if depth:
@@ -213,16 +229,17 @@ class Session:
         return int(self.attempt) + 1 - self.missed.get(self.runner.name, 0)
 
     def begin_round(self) -> None:
-        """The next round of a fit begins."""
+        """Begin the next round, of a fit or of a loop by hand."""
         self._round, self._first, self._by_hand = self.rounds + 1, None, None
 
     def end_round(self) -> None:
-        """It is over, whatever became of its epochs."""
+        """Count the present round, whatever became of its epochs."""
         self.rounds = self._round
 
     def rounds_to_keep(self) -> int:
-        """Rounds for a checkpoint: one whose first epoch was left in the middle goes on with the run."""
+        """Count the rounds for a checkpoint: one whose first epoch was left in the middle goes on with the run."""
         first = self._first
+        # A fit that was stopped in the middle of a round goes on there after a load: its number is not used up yet.
         if first is None or first.round is None:
             return self.rounds
         return first.round if first.over else first.round - 1
@@ -232,13 +249,16 @@ class Session:
         self.rounds, self._round, self._first, self._by_hand = rounds, rounds, None, None
 
     def _round_of(self, phase: Phase, nested: bool) -> int | None:
-        """The round that an epoch belongs to; None for predictions, and for what is measured by hand outside."""
+        """Decide which round an epoch belongs to; None for predictions, and for what is measured by hand outside."""
+        # No metric of predictions belongs to a place on the axis.
         if isinstance(phase, PredictionPhase):
             return None
         if nested:
             return self.epoch.round if self.epoch is not None and self._open_epochs else None
         if self.fitting:
             return self._round
+        # A loop by hand does not say where a round begins. A phase that this round has had begins the next one, and so
+        # does a training phase, unless the epoch before it said that more would follow.
         phases_of_round, trains = self._by_hand, isinstance(phase, AbstractTrainingPhase)
         goes_on = not trains or (self.epoch is not None and not self.epoch.last)
         if phases_of_round is not None and phase.name not in phases_of_round and goes_on:
@@ -251,7 +271,8 @@ class Session:
         return self._round
 
     def _steps_around(self) -> int:
-        """Completed steps of the phase around an epoch that begins within another one, or within a step."""
+        """Count completed steps of the phase around an epoch that begins within another one, or within a step."""
+        # The place of a validation every 100 steps on the axis of the training that it interrupts.
         around = self.epoch if self._open_epochs else None
         if around is not None and around.within is not None:
             return around.within
@@ -260,13 +281,16 @@ class Session:
         return self.attempts.get(name, 0) - self.missed.get(name, 0) - runs
 
     def open_epoch(self, scope: run_epoch, phase: Phase, length: int | None) -> EpochInfo:
-        """Begin an epoch."""
+        """Begin an epoch: its length, its round, and its place on the axis."""
         if self._owner is not None and self._owner != get_ident():
             raise _other_thread()
         nested = self.is_open
+        # The driver knows the length of the data and says it this way, since the scope that is opened here is the
+        # user's too.
         known_length, self.length = self.length if length is None else length, None
         number = self._round_of(phase, nested)
         steps_around = self._steps_around() if nested else None
+        # Before anything else is opened: `rewind` closes what is in this list.
         self.epochs.append(scope)
         self.open()
         self.epoch = info = EpochInfo(
@@ -280,9 +304,11 @@ class Session:
         """End an epoch, however much of it was opened. The outermost one stays readable as ``learner.epoch``."""
         epoch, step, depth, epochs = outer
         ended = self.epoch
+        # An epoch that did nothing, skipped or interrupted before its first step, uses up no round.
         has_steps = ended is not None and (ended.completed > 0 or ended.outcome == "completed")
         if has_steps and ended is not None and not ended.nested and ended.round is not None:
             self.rounds = max(self.rounds, ended.round)  # also where the rest of the round is never run
+        # As with steps: the epoch around comes to the front, the outermost one stays readable.
         if self.epoch is not None and self.epoch.nested:
             self.epoch = epoch
             self.put_step(step)
@@ -290,15 +316,15 @@ class Session:
         self._close_to(depth)
 
     def outside_epoch(self) -> tuple[Any, ...]:
-        """What an epoch that begins puts out of its place, for `close_epoch`."""
+        """Note what an epoch that begins puts out of its place, for `close_epoch`."""
         return (self.epoch, self.step, self._depth, self._open_epochs)
 
     def names_of(self, reads: Sequence[str]) -> frozenset[str]:
-        """The step values that the caller of ``run_step`` wants kept."""
+        """Name the step values that the caller of ``run_step`` wants kept."""
         return frozenset(step_names(checked_reads("run_step", reads)))
 
     def runner_of(self, phase: Phase) -> Runner:
-        """All that a step of a phase needs; made when it is first asked for."""
+        """Return all that a step of a phase needs; it is made when it is first asked for."""
         runner = self.runners.get(id(phase))
         return self._make_runner(phase) if runner is None else runner
 
@@ -314,28 +340,31 @@ class Session:
         trains = isinstance(phase, AbstractTrainingPhase)
         runner = Runner(learner, phase, plan, learner.callbacks.members, trains, self._programs)
         if len(self.runners) >= _MAX_RUNNERS:  # a new phase object every step must not fill the memory
+            # The programs stay: equal phases find them again.
             self.runners.clear()
         self.runners[id(phase)] = runner
         return runner
 
     def epoch_scope(self, phase: Phase) -> run_epoch:
-        """What opens an epoch of a phase, and closes it."""
+        """Make what opens an epoch of a phase, and closes it."""
         return run_epoch(self._learner, phase)
 
     def forget_runners(self) -> None:
-        """The callbacks changed: decide everything anew."""
+        """Drop what was decided for the callbacks of before, since they changed."""
+        # Handlers, plans and the keys of programs all follow from the callbacks.
+        # Handlers, plans and the keys of programs all follow from the callbacks.
         self.runners.clear()
         self._programs.clear()
         self._fit_table = None
 
     def fit_handlers(self, event: type[Event]) -> tuple[Handler, ...]:
-        """Handlers of FitBegin or FitEnd."""
+        """Return the handlers of FitBegin or FitEnd."""
         if self._fit_table is None:
             self._fit_table = Table(self._learner.callbacks.members, None, scopes=True)
         return self._fit_table[event]
 
     def draw_counts(self) -> tuple[str, int, dict[str, int]]:
-        """Phase name, attempt and draw counts by owner, for the next random draw."""
+        """Return phase name, attempt and draw counts by owner, for the next random draw."""
         if self.runner is None:
             return "", 0, self.draws_outside_steps
         record = self.record

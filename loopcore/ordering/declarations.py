@@ -41,7 +41,7 @@ class Declaration:
 
 
 def read_declarations(callbacks: Sequence[Callback], available: Collection[str]) -> list[Declaration]:
-    """The declarations of all callbacks, by rank.
+    """Read the declarations of all callbacks, by rank.
 
     Args:
         callbacks: each one once.
@@ -61,7 +61,7 @@ def read_declarations(callbacks: Sequence[Callback], available: Collection[str])
 
 @lru_cache(maxsize=4096)
 def overlaps(a: str, b: str) -> bool:
-    """Whether one of two dotted paths covers the other.
+    """Tell whether one of two dotted paths covers the other.
 
     Example:
         >>> overlaps("step", "step.loss"), overlaps("step.loss", "step.loss_scale")
@@ -91,6 +91,7 @@ def _misfits(callbacks: Iterable[Any]) -> Iterator[CallbackError]:
                 f"the class {callback.__name__}" if isinstance(callback, type) else f"a {type(callback).__name__}"
             )
             yield CallbackError(f"{description} is no Callback: {_advice(callback)}")
+        # A callback and a wrapper around it are one and the same: its handlers would run twice.
         elif id(callback.identity()) in identities:
             name = name_of(callback.identity())
             yield CallbackError(f"the same {name} is in the list twice: make two of them, or remove one")
@@ -99,7 +100,8 @@ def _misfits(callbacks: Iterable[Any]) -> Iterator[CallbackError]:
 
 
 def _advice(value: Any) -> str:
-    """Advice on what to write instead of an object that is no callback."""
+    """Say what to write instead of an object that is no callback."""
+    # By what it can do, or by the name of its package: nothing of another library is imported to ask.
     kind: Any = value if isinstance(value, type) else type(value)
     roots = {cls.__module__.partition(".")[0] for cls in kind.__mro__}
     if callable(getattr(kind, "get_last_lr", None)) or kind.__name__ == "ReduceLROnPlateau":
@@ -123,7 +125,11 @@ def _advice(value: Any) -> str:
 
 
 def _nodes(callbacks: Sequence[Callback]) -> list[Declaration]:
+    # Ranks follow the names of classes, and everything after this line goes by rank: no order of the list and no hash
+    # seed can show in the result. Python sorts stably, so that callbacks of one class keep the order that they were
+    # given in.
     ranked = sorted(callbacks, key=_class_name)
+    # Each is read once: they may be properties, and give another answer the next time.
     declared = [{attribute: getattr(callback, attribute) for attribute in _PATHS + _CLASSES} for callback in ranked]
     names = [name_of(callback) for callback in ranked]
     raise_first(problem for name, values in zip(names, declared, strict=True) for problem in _malformed(name, values))
@@ -178,7 +184,7 @@ def _is_path(path: str) -> bool:
 
 
 def in_words(value: Any) -> str:
-    """A value without anything that changes from run to run, such as an address."""
+    """Describe a value without anything that changes from run to run, such as an address."""
     if isinstance(value, Declaration):
         return f"{value.name} first"
     if isinstance(value, type):

@@ -82,6 +82,8 @@ def order_callbacks(callbacks: Sequence[Callback], available: Collection[str] = 
     """
     nodes = read_declarations(callbacks, available)
     edges = _explicit_edges(nodes)
+    # With all that follows from explicit order, not with its edges alone: if A runs after B and B after C, then no
+    # question of paths between A and C is open.
     edges.update(_derived_edges(nodes, closure(edges, len(nodes))))
     ranks = topological(edges, len(nodes))
     if len(ranks) < len(nodes):
@@ -116,7 +118,7 @@ def _wishes(node: Declaration) -> Iterator[tuple[str, type]]:
 
 
 def _same_wish(verb: str, cls: type, node: Declaration, other: Declaration) -> bool:
-    """Whether both are of a class and want to run after (or before) its members. So does each with itself."""
+    """Tell whether both are of a class and want to run after (or before) its members. So does each with itself."""
     says = other.run_before if verb == _BEFORE else other.run_after + other.requires
     return cls in says and isinstance(node.inner, cls)
 
@@ -125,14 +127,16 @@ def _same_wish(verb: str, cls: type, node: Declaration, other: Declaration) -> b
 
 
 def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> Edges:
-    """The edges of all pairs that explicit order leaves open."""
+    """Derive the edges of all pairs that explicit order leaves open."""
     edges: Edges = {}
     problems: list[CallbackError] = []
     for a, b in combinations(nodes, 2):
+        # Two that write nothing cannot disturb one another. They are most of the pairs.
         if not (a.writes or b.writes) or b.rank in later[a.rank] or a.rank in later[b.rank]:
             continue
         try:
             edges.update(_settle(a, b))
+        # All pairs are asked before one is reported: which error comes must not depend on which pair was first.
         except CallbackError as problem:
             problems.append(problem)
     raise_first(problems)
@@ -140,11 +144,13 @@ def _derived_edges(nodes: Sequence[Declaration], later: Sequence[set[int]]) -> E
 
 
 def _settle(a: Declaration, b: Declaration) -> Edges:
+    # Both directions: where each reads what the other writes, the circle is named as one, unless they settle it.
     flows = {(x.rank, y.rank): reason for x, y in ((a, b), (b, a)) if (reason := _flow(x, y))}
     clash = _clash(a, b)
     if not (clash or flows):
         return {}
     overlap = clash or min(flows.values())
+    # An answer goes before what the paths say, so that two callbacks that know each other can run against their reads.
     answer, by = _resolve(a, b, overlap)
     if isinstance(answer, Declaration):
         last = b if answer is a else a
@@ -155,13 +161,14 @@ def _settle(a: Declaration, b: Declaration) -> Edges:
 
 
 def _clash(a: Declaration, b: Declaration) -> str:
-    """What both write, in words; empty if nothing."""
+    """Say what both write; empty if nothing."""
+    # The longer of two paths is what both touch: "step.loss", where one writes that and the other all of "step".
     paths = [max(x, y, key=len) for x in a.writes for y in b.writes if overlaps(x, y) and not x == y == COMBINED]
     return f"{' and '.join(sorted((a.name, b.name)))} both write {min(paths)}" if paths else ""
 
 
 def _flow(writer: Declaration, reader: Declaration) -> str:
-    """What one writes and the other reads, in words; empty if nothing."""
+    """Say what one writes and the other reads; empty if nothing."""
     pairs = [(w, r) for w in writer.writes for r in reader.reads if overlaps(w, r)]
     if COMBINED in reader.writes:  # a callback that combines its value into this path does not read those of the others
         pairs = [(w, r) for w, r in pairs if w != COMBINED]
@@ -182,7 +189,7 @@ def _remedy(a: Declaration, b: Declaration) -> str:
 
 
 def _resolve(a: Declaration, b: Declaration, overlap: str) -> tuple[Declaration | Resolution | None, str]:
-    """The answer of a pair, and the name of who gave it. Both sides are asked, once."""
+    """Ask both sides of a pair, once; return the answer, and the name of who gave it."""
     answers = [(node.name, _answer(node, other)) for node, other in ((a, b), (b, a))]
     opinions = [
         (name, answer) for name, answer in sorted(answers, key=lambda opinion: opinion[0]) if answer is not None
@@ -192,6 +199,7 @@ def _resolve(a: Declaration, b: Declaration, overlap: str) -> tuple[Declaration 
             raise ConflictError(f"{overlap}, and {name}.resolve_conflict says UNRESOLVABLE: remove one of them")
     if not opinions:
         return None, ""
+    # Two opinions at most, one from each side.
     if opinions[0][1] is not opinions[-1][1]:
         words = ((name, "NO_CONFLICT" if answer is NO_CONFLICT else in_words(answer)) for name, answer in opinions)
         says = " but ".join(sorted(f"{name}.resolve_conflict says {word}" for name, word in words))
@@ -200,7 +208,7 @@ def _resolve(a: Declaration, b: Declaration, overlap: str) -> tuple[Declaration 
 
 
 def _answer(node: Declaration, other: Declaration) -> Declaration | Resolution | None:
-    """What ``node`` says about ``other``; of RunFirst, the one of the two that is first."""
+    """Ask ``node`` about ``other``; of RunFirst, return the one of the two that is first."""
     answer: Any = node.callback.resolve_conflict(other.inner)
     if answer is None or answer is NO_CONFLICT or answer is UNRESOLVABLE:
         return answer
@@ -219,9 +227,11 @@ def _answer(node: Declaration, other: Declaration) -> Declaration | Resolution |
 
 
 def _cycle_error(nodes: Sequence[Declaration], edges: Edges) -> CycleError:
-    """The error for a shortest cycle: of several the one whose text sorts first, whatever the order of the list."""
+    """Make the error for a shortest cycle: of several the one whose text sorts first, in any order of the list."""
     after = successors(edges, len(nodes))
     far = [distances(after, rank) for rank in range(len(nodes))]
+    # A circle is an edge and a shortest way back. All circles of that length are followed at once below, edge by edge,
+    # each time by the edge whose text sorts first: the message is the same for every order of the list.
     length = min(far[second][first] + 1 for first, second in edges if first in far[second])
     paths = {(rank, rank): [rank] for rank in range(len(nodes))}  # ways along shortest cycles, by first and last rank
     lines: list[str] = []

@@ -83,7 +83,7 @@ class Phase:
         raise TypeError(f"{type(self).__name__} has no step body: define step(self, learner, handle, state)")
 
     def epoch(self, learner: Any, data: Any) -> None:
-        """One pass over the data. Override it for loops that are more than that.
+        """Run one pass over the data. Override it for loops that are more than that.
 
         Args:
             learner: runs the steps.
@@ -94,6 +94,7 @@ class Phase:
                 f"{type(self).__name__} has data_key = None and the default epoch, which walks over data: set "
                 "data_key, call run_epoch(phase, data), or override epoch(self, learner, data)"
             )
+        # The learner says what opens an epoch: a phase knows nothing of the loop that runs it.
         with learner.runs.epoch_scope(self):
             for batch in data:
                 learner.run_step(self, batch)

@@ -38,7 +38,7 @@ class SAMTrainingPhase(TrainingPhase):
         self.rho = float(rho)
 
     def step(self, learner: Any, handle: Fire, state: State) -> None:
-        """A gradient here, one up there, and the update."""
+        """Take a gradient at the parameters, another one up along it, and update with that."""
         tree = learner.tree
 
         def objective(update_state: bool = True) -> Any:
@@ -49,10 +49,12 @@ class SAMTrainingPhase(TrainingPhase):
             return state.loss
 
         uphill = learner.gradient(objective)
-        gradients = state.y_pred, state.loss
+        outputs = state.y_pred, state.loss
+        # Where the gradient is zero there is no way up, and no division by zero.
         scale = self.rho / (tree.global_norm(uphill) + 1e-12)
-        gradients_nearby = tree.add(learner.params.value, tree.scale(uphill, scale))
-        state.grads = learner.gradient(lambda: objective(update_state=False), at=gradients_nearby)
-        state.y_pred, state.loss = gradients
+        params_uphill = tree.add(learner.params.value, tree.scale(uphill, scale))
+        state.grads = learner.gradient(lambda: objective(update_state=False), at=params_uphill)
+        # The second objective wrote its own, of parameters that the model never had.
+        state.y_pred, state.loss = outputs
         handle(BackwardEnd())
         learner.update(state.grads)

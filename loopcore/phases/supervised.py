@@ -25,13 +25,14 @@ class TrainingPhase(AbstractTrainingPhase):
     data_key = "training"
 
     def unpack(self, batch: Any) -> Mapping[str, Any]:
-        """``(xs, ys)`` -> ``{"xs": xs, "ys": ys}``; a mapping is the state as it is."""
+        """Name the parts of a pair, ``(xs, ys)`` -> ``{"xs": xs, "ys": ys}``; a mapping is the state as it is."""
+        # The usual batch, without a call: this runs at every step.
         if type(batch) is tuple and len(batch) == 2:
             return {"xs": batch[0], "ys": batch[1]}
         return _xs_ys(self, batch)
 
     def step(self, learner: Any, handle: Fire, state: State) -> None:
-        """Forward, loss, gradient and update, with an event at every seam."""
+        """Run the model, the loss, the gradient and the update, with an event at every seam."""
 
         def objective() -> Any:
             state.y_pred = learner.model(state.xs)
@@ -57,11 +58,11 @@ class ValidationPhase(AbstractValidationPhase):
     data_key = "validation"
 
     def unpack(self, batch: Any) -> Mapping[str, Any]:
-        """``(xs, ys)`` -> ``{"xs": xs, "ys": ys}``; a mapping is the state as it is."""
+        """Name the parts of a pair, ``(xs, ys)`` -> ``{"xs": xs, "ys": ys}``; a mapping is the state as it is."""
         return _xs_ys(self, batch)
 
     def step(self, learner: Any, handle: Fire, state: State) -> None:
-        """Forward and loss."""
+        """Run the model and the loss, without a gradient."""
         state.y_pred = learner.model(state.xs)
         handle(LossBegin())
         state.loss = learner.loss_fn(state.y_pred, state.ys)
@@ -88,11 +89,11 @@ class PredictionPhase(Phase):
 
     @property
     def name(self) -> str:
-        """``"prediction"``."""
+        """The key of its counters, whatever data it runs on: ``"prediction"``."""
         return "prediction"
 
     def unpack(self, batch: Any) -> Mapping[str, Any]:
-        """``xs``, ``(xs,)`` or ``(xs, ys)`` -> ``{"xs": xs}``; a mapping is the state as it is."""
+        """Name the input: ``xs``, ``(xs,)`` or ``(xs, ys)`` -> ``{"xs": xs}``; a mapping is the state as it is."""
         if isinstance(batch, Mapping):
             return batch
         if not isinstance(batch, (tuple, list)):
@@ -102,7 +103,7 @@ class PredictionPhase(Phase):
         raise UnpackError(_wrong_parts(self, len(batch), "xs, (xs,) or (xs, ys)"))
 
     def step(self, learner: Any, handle: Fire, state: State) -> None:
-        """Forward."""
+        """Run the model on the parts of the batch that it takes."""
         if self.names is None:
             state.y_pred = learner.model(state.xs)
         elif self.names:
