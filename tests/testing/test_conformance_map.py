@@ -39,7 +39,8 @@ def test_every_method_of_the_protocol_is_in_the_table() -> None:
     methods = {
         name
         for protocol in PROTOCOLS
-        for name, value in vars(protocol).items()
+        for base in protocol.__mro__  # the parts that it is the sum of
+        for name, value in vars(base).items()
         if isinstance(value, FunctionType | property | staticmethod) and not name.startswith("_")
     }
     attributes = {"xp", "losses", "random", "transfers"}
