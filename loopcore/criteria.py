@@ -6,8 +6,7 @@ A criterion sees the loss of each epoch, the smaller the better, and says whethe
 from __future__ import annotations
 
 from collections import deque
-from math import inf, isfinite, isnan
-from statistics import fmean
+from math import fsum, inf, isfinite, isnan
 from time import monotonic
 from typing import Any, TypeAlias
 
@@ -324,7 +323,8 @@ class PQ(Criterion):
         if len(self._training) < self.k:
             return False
         # Per mille, as Prechelt has it, while the generalisation loss is in percent.
-        progress = 10 * _over_best(fmean(self._training), min(self._training))
+        mean = fsum(self._training) / len(self._training)
+        progress = 10 * _over_best(mean, min(self._training))
         return progress <= self.tol or _over_best(loss, self._best) > self.alpha * progress
 
 

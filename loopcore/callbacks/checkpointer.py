@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import secrets
 import warnings
+from os import urandom
 from pathlib import Path
 
 from loopcore._utils.validation import is_whole
@@ -84,7 +84,7 @@ class Checkpointer(Callback):
         self.mode: Mode = mode
         self.keep_top_k = keep_top_k
         self.every = every
-        self.run = secrets.token_hex(4)
+        self.run = urandom(4).hex()
         self._present_round = 0  # the present round
         self._round = 0  # the last one in which something was trained or measured
         self._count = 0  # rounds that could be saved
@@ -225,7 +225,7 @@ class Checkpointer(Callback):
         order = _order(self._name(), run)
         # Files that come after this one are of the run as it went on then, and may be somebody's best.
         if any((_order(path.name, run) or ()) > (order or ()) for path in self.paths()):
-            self.run = secrets.token_hex(4)
+            self.run = urandom(4).hex()
 
 
 def _order(name: str, run: str) -> tuple[int, int, int] | None:

@@ -5,10 +5,8 @@ It is written under another name in the same folder, synced, and renamed: under 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -56,7 +54,7 @@ def write(path: str | Path, arrays: Mapping[str, Array], manifest: Mapping[str, 
         metadata["digest"] = _digest(native, metadata)
         # In the same folder, since a rename is atomic within a file system only; with a name of its own, since two
         # processes may write the same file.
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(stored, draft, metadata=metadata)
         # Before the rename: a power cut could otherwise keep the new name and lose the content, and the old file is
@@ -221,6 +219,8 @@ def _sync_name(path: Path) -> None:
 
 
 def _digest(arrays: Arrays, metadata: Mapping[str, str]) -> str:
+    import hashlib  # here: it loads OpenSSL, a fiftieth of the time that importing loopcore takes
+
     digest = hashlib.sha256((metadata["loopcore"] + metadata.get("dtypes", "")).encode())
     # In an order of its own: a reader gives the arrays in that of the file.
     for name in sorted(arrays):

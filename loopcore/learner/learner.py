@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from secrets import randbits
+from os import urandom
 from typing import Any
 
 from loopcore import losses
@@ -106,7 +106,7 @@ class Learner(LoopVerbs, StepVerbs, WeightVerbs):
         self.runs = Session(self)
         dry_run.build(self, models)
         self.backend.bind(models)
-        self.seed = randbits(31) if seed is None else int(seed)
+        self.seed = int.from_bytes(urandom(4)) >> 1 if seed is None else int(seed)
         self.losses = losses
         self.xp = self.backend.xp
         self.tree = TreeMath(self.backend)
