@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -116,6 +117,13 @@ class State:
             )
         names = ", ".join(sorted(map(str, self.__dict__))) or "nothing"
         raise AttributeError(f"the step has no value {name!r} (yet); it has {names}", name=name, obj=self)
+
+    def __copy__(self) -> State:
+        twin = State()
+        twin.__dict__.update(self.__dict__)
+        # With a record of its own: an ``apply`` of the copy would decide on the updates of this step otherwise.
+        twin._record, twin.outcome = copy(self._record), self.outcome
+        return twin
 
     def __repr__(self) -> str:
         return f"State({', '.join(self.__dict__)})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import urandom
+from types import FunctionType
 from typing import Any
 
 from loopcore import losses
@@ -161,3 +162,14 @@ class Learner(LoopVerbs, StepVerbs, WeightVerbs):
         return (
             f"Learner({models}, backend={self.backend.name!r}, callbacks={[type(c).__name__ for c in self.callbacks]})"
         )
+
+
+def _name_verbs() -> None:
+    """Let Python's own errors say ``Learner.fit() missing ...``, and not the name of a base that no user has met."""
+    for base in Learner.__mro__[1:-1]:
+        for name, member in vars(base).items():
+            if isinstance(member, FunctionType):
+                member.__qualname__ = f"Learner.{name}"
+
+
+_name_verbs()

@@ -176,3 +176,9 @@ def test_data_are_assigned_as_they_are_passed() -> None:
     assert learner.shared.history["training"].steps == 3
     with pytest.raises(DataError, match="ambiguous"):
         learner.data = [BATCH]
+
+
+@pytest.mark.parametrize("verb", ["fit", "run_step", "minimize", "save", "import_weights", "gradient"])
+def test_python_names_the_learner_where_a_verb_is_called_wrongly(verb: str) -> None:
+    with pytest.raises(TypeError, match=rf"^Learner\.{verb}\(\) missing"):
+        getattr(toy_learner(), verb)()
