@@ -28,7 +28,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections\.abc|contextlib|numpy|np|optree|pathlib|types|typing|rich)\..*"),
     (r"py:.*", r"(.*\.)?(Array|Tree|Leaves|Kind|Body|Fire|Outcome|Reduction|Method|Mode|Unit|Schedule|C)"),
-    (r"py:.*", r"(.*\.)?(Condition|Native|Result|Scalar|HasHyper|LearnerParts|Running|Seeded)"),
+    (r"py:.*", r"(.*\.)?(Condition|Native|Result|Scalar|HasHyper|LearnerParts|Running|Seeded|\w+Part)"),
 ]
 
 myst_enable_extensions = ["substitution"]

@@ -73,7 +73,8 @@ class Table(dict[type[Event], tuple[Handler, ...]]):
 
 def _is_heard(event: type[Event], by: type[Event]) -> bool:
     """Whether a handler of one event hears another; the one of the update is heard by those alone who name it."""
-    # A callback that hears every event is no reason to ask at each update, which costs a step; see `Runner.guarded`.
+    # A callback that hears every event is no reason to ask at each update, which costs a step. See
+    # `StepHandlers.guarded`.
     return issubclass(event, by) and (by is not Event or not issubclass(event, UpdateBegin))
 
 

@@ -6,6 +6,7 @@ import doctest
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
 import loopcore as lc
@@ -145,3 +146,11 @@ def test_examples_in_the_documentation_run_as_shown() -> None:  # G-15
     learner.fit(1)
     assert heard == ["Recorder", "Later"]
     assert text.index("CountsSteps") < text.index("Later") and "CountsSteps before Later" in text
+
+
+@pytest.mark.parametrize("traced", [0, 1, None, np.False_])
+def test_whatever_stands_for_a_bool_in_traced_the_handler_hears_its_event(traced: Any) -> None:
+    heard: list[str] = []
+    listener = lc.FunctionCallback(lambda learner, phase: heard.append(phase.name), lc.StepEnd, traced=traced)
+    toy_learner(steps=2, callbacks=[listener]).fit(1)
+    assert heard

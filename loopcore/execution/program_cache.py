@@ -224,7 +224,10 @@ class Programs:
         while True:
             try:
                 outputs, end = self._run(segment, call, progress)
-            except (Exception, Undrawable, Undrawn, Unasked) as reason:
+            except Undrawable:
+                self._note_undrawable(progress)
+                raise  # the runner runs the step without programs
+            except (Exception, Undrawn, Unasked) as reason:
                 way = self._another_way(reason, segment, call, progress, (body, key, state, reads, muted))
                 if way is None:
                     return
@@ -242,20 +245,24 @@ class Programs:
                 segment, call, progress, self._host_changes(state, end, outputs, before, call, progress)
             )
 
+    def _note_undrawable(self, progress: _Progress) -> None:
+        """Let the host draw nothing before a step any more.
+
+        Raises:
+            TraceError: part of this step has been run with such draws.
+        """
+        if progress.cuts:
+            raise TraceError(_UNDRAWABLE) from None
+        self.drawable = False
+
     def _another_way(
         self, reason: BaseException, segment: Segment, call: StepCall, progress: _Progress, step: _Step
     ) -> tuple[StepCall, Segment] | None:
         """What a step goes on with whose segment could not be run; None where all of it has been run in another way.
 
         Raises:
-            TraceError: there is no other way.
-            Undrawable: the runner has to run the step without programs.
+            Exception: there is no other way.
         """
-        if isinstance(reason, Undrawable):
-            if progress.cuts:
-                raise TraceError(_UNDRAWABLE) from None
-            self.drawable = False
-            raise reason
         if isinstance(reason, Undrawn):
             self._forget(segment)
             self._draws[str(reason.stream)] = reason.draw

@@ -33,7 +33,7 @@ class StepHandlers:
         kept, deferred: step values that outlive the step, and those that are left for the host.
         keeps_all: whether all of them outlive it.
         traced: callbacks of the phase, each with its traced methods.
-        changes_grads: whether one of them may.
+        changes_grads: whether one of them declares to write the gradients.
         sleepers: those that are asked whether they hear a step.
         stream: of the random draws of the body.
     """
@@ -110,8 +110,8 @@ class StepHandlers:
 
 def _host_and_traced(handlers: Sequence[Handler]) -> tuple[tuple[Handler, ...], tuple[Handler, ...]]:
     """The handlers that run on the host, and those that are part of a compiled step."""
-    host, traced = (tuple(handler for handler in handlers if handler.traced is flag) for flag in (False, True))
-    return host, traced
+    host = tuple(handler for handler in handlers if not handler.traced)
+    return host, tuple(handler for handler in handlers if handler.traced)
 
 
 def _traced_methods(callback: Callback) -> tuple[str, ...]:

@@ -241,7 +241,7 @@ class _TraceRun:
         shared, own_hyper = vars(learner.shared), own_values(learner.hyper)
         # Copies, since what follows writes into these very dicts.
         before = (backend.carried(), dict(backend.hyper_values()), dict(shared), dict(own_hyper))
-        step, outer = runs.step, (runs.attempt, runs.gradient, runs.drawn, self._runner.handle)
+        outer = (runs.step, runs.record, runs.attempt, runs.gradient, runs.drawn, self._runner.handle)
         attributes = dict(vars(phase))
         words = {name: backend.from_words(inputs.words, *slot) for name, slot in self._spec.layout.items()}
         self._attempt = words.pop("attempt")
@@ -255,7 +255,7 @@ class _TraceRun:
         record.hidden, record.noted = self._spec.static, self._spec.state_read
         state.__dict__.update(inputs.state)
         try:
-            runs.put_step(state)
+            runs.step, runs.record = state, record
             runs.attempt, runs.gradient, runs.drawn = self._attempt, self._gradient, self._drawn
             self._runner.handle = self._handle
             self._attributes = self._fitting(inputs.phase, attributes)
@@ -272,10 +272,10 @@ class _TraceRun:
             self._shared_at_begin = dict(shared)
             yield state
         finally:
-            runs.put_step(step)
             # An error or a cut leaves the body anywhere, so all of this has to be undone here. A placeholder that
-            # stayed in the learner would be the value of a parameter for whoever reads it next.
-            runs.attempt, runs.gradient, runs.drawn, self._runner.handle = outer
+            # stayed in the learner would be the value of a parameter for whoever reads it next. In one assignment, with
+            # no call in it, since an interrupt comes between two calls.
+            runs.step, runs.record, runs.attempt, runs.gradient, runs.drawn, self._runner.handle = outer
             self._put_back(attributes)
             backend.put_carried(before[0])
             backend.put_hyper_values(before[1])

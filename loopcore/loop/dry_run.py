@@ -113,7 +113,7 @@ def _put_back(learner: LearnerParts, phase: Phase, trains: bool) -> Iterator[Non
     runs, backend, shared = learner.runs, learner.backend, learner.shared
     paths = [path for kind in ("params", "buffers") for part in backend.paths(kind).values() for path in part]
     # All weights, not those of this phase: what the user's step touches nobody knows before.
-    weights, step = backend.snapshot(paths), runs.step
+    weights, step, record = backend.snapshot(paths), runs.step, runs.record
     settle(shared)
     snapshots = [(values, dict(values)) for values in (vars(shared), runs.attempts, runs.missed, vars(phase))]
     undo = ExitStack()
@@ -126,7 +126,7 @@ def _put_back(learner: LearnerParts, phase: Phase, trains: bool) -> Iterator[Non
         for values, old in snapshots:
             values.clear()
             values.update(old)
-        runs.put_step(step)
+        runs.step, runs.record = step, record
         backend.set(weights)
         undo.close()
 

@@ -211,11 +211,16 @@ def _broken_off(
 def _end_step(
     handlers: tuple[Handler, ...], phase: Phase, outcome: Outcome, error: BaseException | None
 ) -> BaseException | None:
-    """Deliver StepEnd; returns what goes on. The step that a cancel would end now is over."""
+    """Deliver StepEnd; returns what goes on."""
     try:
         deliver(handlers, phase, StepEnd(outcome))
     except BaseException as second:
-        error = merge(error, second)
+        return _beyond_step(merge(error, second))  # no name is bound to it: its traceback has this frame
+    return error
+
+
+def _beyond_step(error: BaseException) -> BaseException | None:
+    """What goes on of an error at the end of a step: the step that a cancel would end is over."""
     return None if isinstance(error, CancelStepException) else error
 
 

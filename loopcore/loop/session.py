@@ -218,10 +218,6 @@ class Session:
         else:
             self._close_to(0)
 
-    def put_step(self, state: State) -> None:
-        """Make a state the present one."""
-        self.step, self.record = state, record_of(state)
-
     @property
     def step_number(self) -> int:
         """Number of the running step among the completed ones of its phase, from 1."""
@@ -302,7 +298,7 @@ class Session:
 
     def close_epoch(self, outer: tuple[Any, ...]) -> None:
         """End an epoch, however much of it was opened. The outermost one stays readable as ``learner.epoch``."""
-        epoch, step, depth, epochs = outer
+        epoch, step, record, depth, epochs = outer
         ended = self.epoch
         # An epoch that did nothing, skipped or interrupted before its first step, uses up no round.
         has_steps = ended is not None and (ended.completed > 0 or ended.outcome == "completed")
@@ -310,14 +306,13 @@ class Session:
             self.rounds = max(self.rounds, ended.round)  # also where the rest of the round is never run
         # As with steps: the epoch around comes to the front, the outermost one stays readable.
         if self.epoch is not None and self.epoch.nested:
-            self.epoch = epoch
-            self.put_step(step)
+            self.epoch, self.step, self.record = epoch, step, record
         del self.epochs[epochs:]
         self._close_to(depth)
 
     def outside_epoch(self) -> tuple[Any, ...]:
         """Note what an epoch that begins puts out of its place, for `close_epoch`."""
-        return (self.epoch, self.step, self._depth, self._open_epochs)
+        return (self.epoch, self.step, self.record, self._depth, self._open_epochs)
 
     def names_of(self, reads: Sequence[str]) -> frozenset[str]:
         """Name the step values that the caller of ``run_step`` wants kept."""
@@ -351,7 +346,6 @@ class Session:
 
     def forget_runners(self) -> None:
         """Drop what was decided for the callbacks of before, since they changed."""
-        # Handlers, plans and the keys of programs all follow from the callbacks.
         # Handlers, plans and the keys of programs all follow from the callbacks.
         self.runners.clear()
         self._programs.clear()

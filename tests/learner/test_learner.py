@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import pickle
 from typing import Any
 
 import numpy as np
@@ -182,3 +184,8 @@ def test_data_are_assigned_as_they_are_passed() -> None:
 def test_python_names_the_learner_where_a_verb_is_called_wrongly(verb: str) -> None:
     with pytest.raises(TypeError, match=rf"^Learner\.{verb}\(\) missing"):
         getattr(toy_learner(), verb)()
+
+
+def test_a_verb_is_documented_and_pickled_as_the_learners() -> None:
+    assert str(inspect.signature(lc.Learner.fit)) == "(self, epochs: 'int') -> 'FitResult'"
+    assert pickle.loads(pickle.dumps(lc.Learner.fit)) is lc.Learner.fit

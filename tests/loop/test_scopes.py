@@ -250,3 +250,22 @@ def test_an_event_class_in_place_of_an_event() -> None:
 
     words = ("StepEnd is fired by the loop itself",)
     refused(errors.EventError, *words, action=lambda: toy_learner(phases=[FiresEnd()]).fit(1))
+
+
+@pytest.mark.parametrize("error", [type("Bad", (ValueError,), {}), type("Over", (lc.CancelEpochException,), {})])
+def test_what_a_handler_raises_when_a_step_ends_waits_for_no_garbage_collector(error: type[Exception]) -> None:
+    def fail(learner: Any, phase: Any) -> None:
+        raise error("bad")
+
+    learner = toy_learner(callbacks=[lc.FunctionCallback(fail, lc.StepEnd)])
+    kept: weakref.ref[Exception] | None = None
+    gc.collect()
+    gc.disable()
+    try:
+        learner.run_step(lc.TrainingPhase(), (np.ones((2, 1)), np.ones((2, 1))))
+    except error as raised:
+        kept = weakref.ref(raised)
+    finally:
+        gc.enable()
+    assert kept is not None
+    assert kept() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from inspect import getmro
 from pathlib import Path
 from types import FunctionType
 
@@ -39,7 +40,7 @@ def test_every_method_of_the_protocol_is_in_the_table() -> None:
     methods = {
         name
         for protocol in PROTOCOLS
-        for base in protocol.__mro__  # the parts that it is the sum of
+        for base in getmro(protocol)  # the parts that it is the sum of
         for name, value in vars(base).items()
         if isinstance(value, FunctionType | property | staticmethod) and not name.startswith("_")
     }
