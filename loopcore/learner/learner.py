@@ -169,7 +169,7 @@ def _name_verbs() -> None:
     for base in Learner.__mro__[1:-1]:
         for name, member in vars(base).items():
             if isinstance(member, FunctionType):
-                member.__module__, member.__qualname__ = __name__, f"Learner.{name}"
+                member.__qualname__ = f"Learner.{name}"  # and not the module, by which doctest finds examples
                 member.__annotations__.pop("self", None)  # the protocol that a base is written for
 
 

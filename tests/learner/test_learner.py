@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import io
-import pickle
+import sys
 from typing import Any
 
 import numpy as np
@@ -186,6 +187,15 @@ def test_python_names_the_learner_where_a_verb_is_called_wrongly(verb: str) -> N
         getattr(toy_learner(), verb)()
 
 
-def test_a_verb_is_documented_and_pickled_as_the_learners() -> None:
+def test_a_verb_is_documented_as_the_learners() -> None:
     assert str(inspect.signature(lc.Learner.fit)) == "(self, epochs: 'int') -> 'FitResult'"
-    assert pickle.loads(pickle.dumps(lc.Learner.fit)) is lc.Learner.fit
+
+
+def test_the_examples_of_all_verbs_are_run() -> None:
+    modules = {sys.modules[base.__module__] for base in inspect.getmro(lc.Learner)[:-1]}
+    examples = [test.name for module in modules for test in doctest.DocTestFinder().find(module) if test.examples]
+    verbs = [
+        name for name, member in inspect.getmembers(lc.Learner) if ">>>" in (getattr(member, "__doc__", None) or "")
+    ]
+    assert len(verbs) > 10
+    assert {name.rpartition(".")[2] for name in examples} >= set(verbs)
