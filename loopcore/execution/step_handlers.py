@@ -16,6 +16,8 @@ from loopcore.protocols import Body, Fire, LearnerParts
 from loopcore.state import State
 
 _BODY_KEY = crc32(b"body")
+_STEP_BEGIN = StepBegin()
+_STEP_END = StepEnd("completed")
 
 
 class StepHandlers:
@@ -124,9 +126,3 @@ def _sleeps(handler: Handler, event: type[Event], asleep: MutedEvents) -> bool:
 
 def _is_inner(event: type[Event]) -> bool:
     return not issubclass(event, SCOPE_EVENTS)
-
-
-_STEP_BEGIN = StepBegin()
-
-
-_STEP_END = StepEnd("completed")

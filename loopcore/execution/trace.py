@@ -491,7 +491,8 @@ class _TraceRun:
 
         Args:
             values: of the step.
-            carried: whether the inputs of ``shared`` are handed back too, since the program used them up.
+            carried: whether what entered of ``shared`` is handed back too; not at a mere look, after which the same
+                program goes on.
         """
         backend, state, shared = self._backend, self._state, vars(self._learner.shared)
         # A Python float that the body wrote was known when it was traced, so it is in the record of the end, not among
